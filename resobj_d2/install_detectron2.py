@@ -124,6 +124,12 @@ REPLACEMENTS = (
         why=NO_COMPILED_CODE + ", so the evaluator's default takes pycocotools'",
     ),
     Replacement(
+        path="detectron2/export/__init__.py",
+        old="from .api import *\n",
+        new="",
+        why=CAFFE2 + "; the module's TorchScript part needs no caffe2",
+    ),
+    Replacement(
         path="setup.py",
         old="import torch\nfrom torch.utils.cpp_extension import CUDA_HOME, CppExtension, "
         'CUDAExtension\n\ntorch_ver = [int(x) for x in torch.__version__.split(".")[:2]]\n'
