@@ -1,0 +1,19 @@
+"""Fused operators for dense detectors; this package needs torch alone.
+
+Each function here is also ``torch.ops.resobj_d2.<name>``, with the same arguments but without the
+argument checks and the conversion of half precision.
+"""
+
+from . import _native
+from ._native import native_status
+from .box_iou import pairwise_box_iou
+from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
+
+__all__ = [
+    "ResidualObjectnessOutput",
+    "native_status",
+    "pairwise_box_iou",
+    "residual_objectness_bce",
+]
+
+_native.load()

@@ -1,0 +1,85 @@
+"""Finds and loads the kernel libraries and remembers why one is not there.
+
+The libraries are plain shared objects beside this file. They register kernels with torch's
+dispatcher when they are loaded and know nothing of Python, so one build serves every Python and
+every torch >= 2.10.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import torch
+
+NATIVE = "native"
+BACKENDS = ("cpu", "cuda")
+_FOLDER = Path(__file__).parent
+_status: dict[str, str] = {}
+
+
+def library_path(backend: str) -> Path:
+    """Where the build puts the kernels of ``"cpu"`` or ``"cuda"``."""
+    return _FOLDER / f"libresobj_{backend}.so"
+
+
+def native_status() -> dict[str, str | dict[str, str]]:
+    """Which kernels are in use.
+
+    Returns:
+        ``{"cpu": ..., "cuda": ..., "build": {...}}``: for each backend ``"native"``, or why its
+        operators run on the pure-torch reference instead; ``build`` says how the libraries were
+        built and is empty when that is not known.
+    """
+    return {**_status, "build": _build_info()}
+
+
+def load() -> None:
+    """Load what was built. Called once, when :mod:`resobj_d2.ops` is imported.
+
+    Raises:
+        ImportError: ``RESOBJ_REQUIRE_NATIVE`` (``cpu``, ``cuda`` or ``cpu,cuda``) names kernels
+            that cannot be loaded.
+    """
+    for backend in BACKENDS:
+        _status[backend] = _load(backend)
+    required = [name.strip() for name in os.environ.get("RESOBJ_REQUIRE_NATIVE", "").split(",")]
+    for backend in filter(None, required):
+        if backend not in BACKENDS:
+            raise ImportError(
+                f"RESOBJ_REQUIRE_NATIVE names {backend!r}; it takes {' and '.join(BACKENDS)}, "
+                "separated by a comma"
+            )
+        if _status[backend] != NATIVE:
+            raise ImportError(
+                f"RESOBJ_REQUIRE_NATIVE asks for the {backend} kernels: {_status[backend]}"
+            )
+
+
+def _load(backend: str) -> str:
+    if backend == "cuda" and torch.version.cuda is None:
+        return "not loaded: this torch has no CUDA"
+    path = library_path(backend)
+    if not path.is_file():
+        return f"not built: {_reason_not_built(backend)}"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        return f"failed to load {path}: {error}"
+    return NATIVE
+
+
+def _reason_not_built(backend: str) -> str:
+    default = "no compiler when installed, or RESOBJ_NO_EXT was set"
+    if backend == "cuda":
+        default = "no nvcc when installed, or RESOBJ_NO_EXT was set"
+    return _build_info().get(f"{backend}_not_built", default)
+
+
+def _build_info() -> dict[str, str]:
+    try:
+        return importlib.import_module("resobj_d2._build_info").build_info()
+    except ImportError:
+        # Built for another Python, or not built; the kernel libraries do not depend on it.
+        return {}

@@ -1,0 +1,161 @@
+"""Every operator written in plain torch: the fallback without kernels and the oracle in tests.
+
+Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins over speed here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pairwise_box_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
+    """See :func:`resobj_d2.ops.pairwise_box_iou`."""
+    area1 = (boxes1[:, 2] - boxes1[:, 0]) * (boxes1[:, 3] - boxes1[:, 1])
+    area2 = (boxes2[:, 2] - boxes2[:, 0]) * (boxes2[:, 3] - boxes2[:, 1])
+    top_left = torch.maximum(boxes1[:, None, :2], boxes2[:, :2])
+    bottom_right = torch.minimum(boxes1[:, None, 2:], boxes2[:, 2:])
+    size = (bottom_right - top_left).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    union = area1[:, None] + area2 - intersection
+    # False for boxes that do not overlap and, as NaN > 0 is false, for boxes with a NaN.
+    overlap = (intersection > 0) & (union > 0)
+    zero = intersection.new_zeros(())
+    if kind == "iof":
+        return torch.where(overlap, intersection / area2, zero)
+    iou = torch.where(overlap, intersection / union, zero)
+    if kind == "iou":
+        return iou
+    hull_size = torch.maximum(boxes1[:, None, 2:], boxes2[:, 2:]) - torch.minimum(
+        boxes1[:, None, :2], boxes2[:, :2]
+    )
+    hull_size = hull_size.clamp(min=0)
+    hull = hull_size[..., 0] * hull_size[..., 1]
+    giou = torch.where((hull <= 0) & ~union.isnan(), iou, iou - (hull - union) / hull)
+    return torch.where(giou.isnan(), -torch.ones_like(zero), giou)
+
+
+def residual_objectness_bce(
+    logits: Tensor,
+    residuals: Tensor,
+    labels: Tensor,
+    detach: str = "all",
+    min_scope: str = "image",
+    unselected: str = "update",
+    level_sizes: list[int] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Algorithm 1 of Residual Objectness, step by step. Autograd of this code gives the gradients.
+
+    See :func:`resobj_d2.ops.residual_objectness_bce`.
+    """
+    valid = labels >= 0
+    foreground = labels > 0
+    losses = [_masked_bce_sum(logits, foreground, valid)]
+    counts = [valid.sum()]
+    thresholds: list[Tensor] = []
+    refined: list[Tensor] = []
+    previous = logits.detach() if detach == "objectness" else logits
+    for residual in residuals:
+        if detach == "all":
+            previous = previous.detach()
+        minima = foreground_minima(previous.detach(), foreground, min_scope, level_sizes)
+        selected = valid & selected_by(previous, minima, min_scope, level_sizes)
+        updated = previous + residual
+        losses.append(_masked_bce_sum(updated, foreground, selected))
+        counts.append(selected.sum())
+        thresholds.append(minima)
+        previous = updated if unselected == "update" else torch.where(selected, updated, previous)
+        refined.append(previous)
+    num_groups = count_groups(logits.shape[0], min_scope, level_sizes)
+    return (
+        torch.stack(losses),
+        torch.stack(counts),
+        torch.stack(thresholds) if thresholds else logits.new_empty(0, num_groups),
+        torch.stack(refined).detach() if refined else torch.empty_like(residuals),
+    )
+
+
+def residual_objectness_bce_backward(
+    grad_losses: Tensor,
+    logits: Tensor,
+    refined: Tensor,
+    labels: Tensor,
+    thresholds: Tensor,
+    detach: str,
+    min_scope: str,
+    unselected: str,
+    level_sizes: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``sum(grad_losses * losses)`` with respect to the logits and the residuals."""
+    valid = labels >= 0
+    foreground = (labels > 0).to(logits.dtype)
+    grads = [_masked(grad_losses[0] * (torch.sigmoid(logits) - foreground), valid)]
+    entered: list[Tensor] = []
+    previous = logits
+    for t in range(refined.shape[0]):
+        selected = valid & selected_by(previous, thresholds[t], min_scope, level_sizes)
+        # Where the step was selected, refined[t] is o_t in both modes of `unselected`.
+        bce_grad = grad_losses[t + 1] * (torch.sigmoid(refined[t]) - foreground)
+        grads.append(_masked(bce_grad, selected))
+        entered.append(selected if unselected == "keep" else torch.ones_like(selected))
+        previous = refined[t]
+    if detach == "all":
+        grad_residuals = grads[1:]
+        grad_logits = grads[0]
+    else:
+        # L_s reaches every residual that entered o_s: sum over s >= t.
+        reaching = list(grads)
+        for t in range(len(grads) - 2, -1, -1):
+            reaching[t] = reaching[t] + reaching[t + 1]
+        grad_residuals = [_masked(g, e) for g, e in zip(reaching[1:], entered, strict=True)]
+        grad_logits = grads[0] if detach == "objectness" else reaching[0]
+    stacked = torch.stack(grad_residuals) if grad_residuals else torch.empty_like(refined)
+    return grad_logits, stacked
+
+
+def foreground_minima(
+    logits: Tensor, foreground: Tensor, min_scope: str, level_sizes: list[int]
+) -> Tensor:
+    """(G,) smallest foreground logit of each group, +inf where there is none, NaN if any is NaN."""
+    if min_scope == "none":
+        return logits.new_full((1,), -torch.inf)
+    values = logits.masked_fill(~foreground, torch.inf)
+    if min_scope == "image":
+        groups = values
+    elif min_scope == "batch":
+        groups = values.reshape(1, -1)
+    else:
+        levels = [level.reshape(-1) for level in values.split(list(level_sizes), dim=1)]
+        # One +inf appended to each: amin refuses an empty level.
+        return torch.stack([F.pad(level, (0, 1), value=torch.inf).amin() for level in levels])
+    return F.pad(groups, (0, 1), value=torch.inf).amin(dim=1)
+
+
+def selected_by(logits: Tensor, minima: Tensor, min_scope: str, level_sizes: list[int]) -> Tensor:
+    """(N, R) mask of ``logits >= minima`` of the anchor's group; nothing where the minimum is +inf.
+
+    Written as "not below", so that a NaN is selected and surfaces in the loss of that step.
+    """
+    if min_scope == "image":
+        minima = minima[:, None]
+    elif min_scope == "level":
+        sizes = torch.tensor(level_sizes, device=minima.device)
+        minima = minima.repeat_interleave(sizes, output_size=logits.shape[1])
+    return ~(logits < minima) & (minima != torch.inf)
+
+
+def count_groups(num_images: int, min_scope: str, level_sizes: list[int]) -> int:
+    """G, the number of minimum scores in one step."""
+    return {"image": num_images, "level": len(level_sizes)}.get(min_scope, 1)
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, values.new_zeros(()))
+
+
+def _masked_bce_sum(logits: Tensor, foreground: Tensor, mask: Tensor) -> Tensor:
+    # Masked before and after: a NaN outside the mask must reach neither the sum nor the gradient.
+    logits = _masked(logits, mask)
+    bce = -F.logsigmoid(torch.where(foreground, logits, -logits))
+    return _masked(bce, mask).sum()

@@ -1,0 +1,219 @@
+"""The loss of Residual Objectness (Chen et al., 2019), Algorithm 1, all steps in one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._library import define_op, mark_outputs_non_differentiable, no_backward
+
+DETACH = ("all", "objectness", "none")
+MIN_SCOPES = ("image", "batch", "level", "none")
+UNSELECTED = ("update", "keep")
+# The kernels keep one value per step (and one offset per level) in registers.
+MAX_STEPS = 8
+MAX_LEVELS = 32
+
+
+class ResidualObjectnessOutput(NamedTuple):
+    """What :func:`residual_objectness_bce` returns; only ``losses`` carries a gradient."""
+
+    losses: Tensor  # (T+1,) sum of the binary cross entropy at step 0..T
+    counts: Tensor  # (T+1,) int64, number of anchors in each sum
+    thresholds: Tensor  # (T, G) minimum foreground logit of the input of step 1..T; +inf if none
+    refined: Tensor  # (T, N, R) logits o_1..o_T
+
+
+def _fake(
+    logits, residuals, labels, detach="all", min_scope="image", unselected="update", level_sizes=()
+):
+    steps = residuals.shape[0]
+    num_groups = reference.count_groups(logits.shape[0], min_scope, level_sizes)
+    return (
+        logits.new_empty(steps + 1),
+        logits.new_empty(steps + 1, dtype=torch.int64),
+        logits.new_empty(steps, num_groups),
+        logits.new_empty(residuals.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    logits, _, labels, ctx.detach, ctx.min_scope, ctx.unselected, ctx.level_sizes = inputs
+    _, counts, thresholds, refined = output
+    ctx.save_for_backward(logits, refined, labels, thresholds)
+    ctx.mark_non_differentiable(counts, thresholds, refined)
+
+
+def _backward(ctx, grad_losses, *unused_grads):
+    logits, refined, labels, thresholds = ctx.saved_tensors
+    grad_logits, grad_residuals = torch.ops.resobj_d2._residual_objectness_bce_backward(
+        grad_losses,
+        logits,
+        refined,
+        labels,
+        thresholds,
+        ctx.detach,
+        ctx.min_scope,
+        ctx.unselected,
+        ctx.level_sizes,
+    )
+    return grad_logits, grad_residuals, None, None, None, None, None
+
+
+def _fake_backward(
+    grad_losses, logits, refined, labels, thresholds, detach, min_scope, unselected, level_sizes
+):
+    return logits.new_empty(logits.shape), logits.new_empty(refined.shape)
+
+
+define_op(
+    "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
+    'str detach="all", str min_scope="image", str unselected="update", int[] level_sizes=[]) '
+    "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor refined)",
+    reference=reference.residual_objectness_bce,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+define_op(
+    "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor refined, "
+    "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
+    "int[] level_sizes) -> (Tensor grad_logits, Tensor grad_residuals)",
+    reference=reference.residual_objectness_bce_backward,
+    fake=_fake_backward,
+    setup_context=mark_outputs_non_differentiable,
+    backward=no_backward("residual_objectness_bce can be differentiated once, not twice"),
+)
+
+
+def residual_objectness_bce(
+    logits: Tensor,  # (N, R)
+    residuals: Tensor,  # (T, N, R)
+    labels: Tensor,  # (N, R) int8
+    *,
+    detach: str = "all",
+    min_scope: str = "image",
+    unselected: str = "update",
+    level_sizes: Sequence[int] = (),
+) -> ResidualObjectnessOutput:
+    """Sums of the objectness loss and of the T residual losses (Algorithm 1).
+
+    With o_0 = ``logits`` and r_t = ``residuals[t-1]``, step 0 sums BCE(o_0, label) over the anchors
+    that are not ignored. Step t takes the smallest o_{t-1} of a foreground anchor as threshold,
+    selects the anchors not ignored with o_{t-1} >= threshold, forms o_t = o_{t-1} + r_t and sums
+    BCE(o_t, label) over the selected. Without a foreground anchor nothing is selected and the sum
+    is exactly 0. Selection and thresholds carry no gradient.
+
+    N images, R anchors per image, T steps (0 to 8), G groups, L pyramid levels (at most 32).
+
+    Args:
+        logits: (N, R) objectness logits o_0, floating point.
+        residuals: (T, N, R) residual logits r_1..r_T.
+        labels: (N, R) int8: 1 foreground, 0 background, -1 ignored. (Any positive value counts as
+            foreground and any negative one as ignored; values are not checked, since that would
+            make the host wait for the device.)
+        detach: ``"all"``: o_{t-1} is a constant in o_t, so L_t reaches r_t alone and ``logits``
+            receives the gradient of L_0 alone. ``"objectness"``: o_0 is a constant in the steps,
+            L_t reaches r_1..r_t. ``"none"``: L_t also reaches ``logits``.
+        min_scope: where the minimum is taken. ``"image"`` (G = N), ``"batch"`` (G = 1),
+            ``"level"``: one for each pyramid level, over all images (G = L; needs ``level_sizes``),
+            ``"none"``: every anchor not ignored is selected (G = 1, thresholds -inf).
+        unselected: ``"update"``: o_t = o_{t-1} + r_t for every anchor and only the loss is gated,
+            as at inference. ``"keep"``: o_t = o_{t-1} for anchors that were not selected; a
+            residual that did not enter gets no gradient.
+        level_sizes: L numbers of anchors that sum to R, in the order of the anchors; for
+            ``min_scope="level"`` only.
+
+    Returns:
+        :class:`ResidualObjectnessOutput`, in float64 if an input is float64, else float32; half
+        precision is computed in float32 and its gradients come back in half precision.
+
+    A NaN logit is never "below the threshold": it is selected and makes the loss of its step NaN,
+    and a NaN foreground logit makes the threshold NaN, which selects every anchor of its group.
+    (In a group without foreground nothing is selected at steps >= 1, NaN or not.)
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, a device or an option is wrong.
+    """
+    level_sizes = list(level_sizes)
+    _check_tensors(logits, residuals, labels)
+    _check_options(detach, min_scope, unselected, level_sizes, logits.shape[1])
+    dtype = torch.promote_types(torch.promote_types(logits.dtype, residuals.dtype), torch.float32)
+    return ResidualObjectnessOutput(
+        *torch.ops.resobj_d2.residual_objectness_bce(
+            logits.to(dtype),
+            residuals.to(dtype),
+            labels,
+            detach,
+            min_scope,
+            unselected,
+            level_sizes,
+        )
+    )
+
+
+def _check_tensors(logits: Tensor, residuals: Tensor, labels: Tensor) -> None:
+    where = "residual_objectness_bce:"
+    for name, value in (("logits", logits), ("residuals", residuals)):
+        if not value.is_floating_point():
+            raise TypeError(f"{where} {name} must be floating point, got {value.dtype}")
+    if labels.dtype != torch.int8:
+        raise TypeError(
+            f"{where} labels must be int8 (-1 ignored, 0 background, 1 foreground), "
+            f"got {labels.dtype}; convert with labels.to(torch.int8)"
+        )
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{where} logits must have shape (images, anchors), got {tuple(logits.shape)}"
+        )
+    if residuals.dim() != 3 or residuals.shape[1:] != logits.shape:
+        raise ValueError(
+            f"{where} residuals must have shape (steps, {logits.shape[0]}, {logits.shape[1]}) "
+            f"to go with logits, got {tuple(residuals.shape)}"
+        )
+    if residuals.shape[0] > MAX_STEPS:
+        raise ValueError(
+            f"{where} residuals must have at most {MAX_STEPS} steps, got {residuals.shape[0]}"
+        )
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"{where} labels must have the shape of logits, {tuple(logits.shape)}, "
+            f"got {tuple(labels.shape)}"
+        )
+    for name, value in (("residuals", residuals), ("labels", labels)):
+        if value.device != logits.device:
+            raise ValueError(
+                f"{where} {name} is on {value.device}, but logits is on {logits.device}"
+            )
+
+
+def _check_options(
+    detach: str, min_scope: str, unselected: str, level_sizes: list[int], num_anchors: int
+) -> None:
+    where = "residual_objectness_bce:"
+    for name, value, choices in (
+        ("detach", detach, DETACH),
+        ("min_scope", min_scope, MIN_SCOPES),
+        ("unselected", unselected, UNSELECTED),
+    ):
+        if value not in choices:
+            raise ValueError(f"{where} {name} must be one of {', '.join(choices)}, got {value!r}")
+    if min_scope != "level":
+        if level_sizes:
+            raise ValueError(f"{where} level_sizes goes with min_scope='level' only")
+        return
+    if not 0 < len(level_sizes) <= MAX_LEVELS or min(level_sizes) < 0:
+        raise ValueError(
+            f"{where} level_sizes must be 1 to {MAX_LEVELS} non-negative sizes for "
+            f"min_scope='level', got {level_sizes}"
+        )
+    if sum(level_sizes) != num_anchors:
+        raise ValueError(
+            f"{where} level_sizes sum to {sum(level_sizes)}, but logits has {num_anchors} anchors"
+        )
