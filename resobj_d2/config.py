@@ -1,0 +1,129 @@
+"""The configuration keys this package adds to Detectron2's.
+
+Every sub-node of ``MODEL.DENSE`` is read by the ``from_config`` of exactly one slot.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+__all__ = ["add_resobj_config"]
+
+
+def add_resobj_config(cfg: CfgNode) -> None:
+    """Add this package's keys, with defaults that make Detectron2's RetinaNet, to ``cfg``."""
+    node_type = type(cfg)  # detectron2.config.CfgNode, without importing Detectron2 here
+    dense = cfg.MODEL.DENSE = node_type()
+    # Names of the feature maps of the backbone, finest first.
+    dense.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    dense.NUM_CLASSES = 80
+    _add_structure(dense, node_type)
+    _add_losses(dense, node_type)
+    _add_objectness(dense, node_type)
+    _add_inference(dense, node_type)
+    _add_run(cfg, node_type)
+
+
+def _add_structure(dense: CfgNode, node_type: type) -> None:
+    dense.TOWER = node_type()
+    dense.TOWER.NAME = "ConvTower"
+    # 3x3 convolutions in front of the predictors, per task, shared by the levels.
+    dense.TOWER.NUM_CONVS = 4
+    dense.TOWER.CHANNELS = 256
+    # "" or a name of detectron2.layers.get_norm, e.g. "GN".
+    dense.TOWER.NORM = ""
+
+    dense.PRIORS = node_type()
+    dense.PRIORS.NAME = "OctaveAnchors"
+    # Side of the smallest square anchor of a level, in strides of that level.
+    dense.PRIORS.SCALE = 4.0
+    dense.PRIORS.SCALES_PER_OCTAVE = 3
+    # height / width
+    dense.PRIORS.ASPECT_RATIOS = [0.5, 1.0, 2.0]
+    # Position of the first cell's centre in strides, in [0, 1).
+    dense.PRIORS.OFFSET = 0.0
+
+    dense.CODER = node_type()
+    dense.CODER.NAME = "DeltaCoder"
+    dense.CODER.WEIGHTS = [1.0, 1.0, 1.0, 1.0]
+
+    dense.ASSIGNER = node_type()
+    dense.ASSIGNER.NAME = "MaxIoUAssigner"
+    dense.ASSIGNER.IOU_THRESHOLDS = [0.4, 0.5]
+    # For the intervals below, between and above the thresholds: 1 foreground, 0 background,
+    # -1 ignored.
+    dense.ASSIGNER.IOU_LABELS = [0, -1, 1]
+    dense.ASSIGNER.ALLOW_LOW_QUALITY = True
+
+    dense.SAMPLER = node_type()
+    dense.SAMPLER.NAME = "KeepAll"
+
+
+def _add_losses(dense: CfgNode, node_type: type) -> None:
+    dense.CLS_LOSS = node_type()
+    dense.CLS_LOSS.NAME = "SigmoidFocalLoss"
+    dense.CLS_LOSS.WEIGHT = 1.0
+    dense.CLS_LOSS.FOCAL_ALPHA = 0.25
+    dense.CLS_LOSS.FOCAL_GAMMA = 2.0
+    # Score the class predictor starts with; 0 stands for 1/NUM_CLASSES, at most .5, which suits
+    # a P(class | object) that is trained on foreground only.
+    dense.CLS_LOSS.PRIOR_PROB = 0.01
+
+    dense.BOX_LOSS = node_type()
+    dense.BOX_LOSS.NAME = "SmoothL1Loss"
+    dense.BOX_LOSS.WEIGHT = 1.0
+    dense.BOX_LOSS.BETA = 0.1
+
+    dense.NORMALIZER = node_type()
+    dense.NORMALIZER.NAME = "ForegroundEMA"
+    dense.NORMALIZER.INITIAL = 100.0
+    dense.NORMALIZER.MOMENTUM = 0.9
+
+
+def _add_objectness(dense: CfgNode, node_type: type) -> None:
+    """Residual Objectness; with it the class loss covers foreground anchors only."""
+    dense.OBJECTNESS = node_type()
+    dense.OBJECTNESS.ENABLED = False
+    # T, the number of residual subnets; 0 is RetinaNet-Obj.
+    dense.OBJECTNESS.STEPS = 2
+    # What the residual subnets read: "objectness" (the objectness subnet's hidden feature),
+    # "class" (the class tower), "chain" (each the hidden feature of the one before it).
+    dense.OBJECTNESS.SOURCE = "objectness"
+    # "all": residual losses train their own subnet alone; "objectness": they also train earlier
+    # residual subnets; "none": they train everything.
+    dense.OBJECTNESS.DETACH = "all"
+    # Where the minimum positive score is taken: "image", "batch", "level", or "none" to train
+    # every labelled anchor at every step.
+    dense.OBJECTNESS.MIN_SCOPE = "image"
+    # Anchors below it at training: "update" adds the residual all the same (as at inference),
+    # "keep" leaves the objectness as it was.
+    dense.OBJECTNESS.UNSELECTED = "update"
+    # Initial objectness score; 0 stands for 1/NUM_CLASSES.
+    dense.OBJECTNESS.PRIOR_PROB = 0.01
+    # Initial bias of the residual predictors.
+    dense.OBJECTNESS.RESIDUAL_BIAS = 0.0
+    # Factors of the base loss and of each step's loss.
+    dense.OBJECTNESS.WEIGHT = 1.0
+    dense.OBJECTNESS.RESIDUAL_WEIGHT = 1.0
+
+
+def _add_inference(dense: CfgNode, node_type: type) -> None:
+    """How probabilities become detections. TEST.DETECTIONS_PER_IMAGE limits their number."""
+    dense.FUSION = node_type()
+    # The score is prod_i p_i^e_i over [name, e_i]; factors not named have exponent 1.
+    dense.FUSION.EXPONENTS = []
+    # Candidates with p_i below the floor of [name, floor] are dropped.
+    dense.FUSION.FLOORS = []
+
+    dense.POSTPROCESS = node_type()
+    dense.POSTPROCESS.SCORE_THRESH = 0.05
+    # Candidates per level in front of NMS.
+    dense.POSTPROCESS.TOPK = 1000
+    dense.POSTPROCESS.NMS_THRESH = 0.5
+
+
+def _add_run(cfg: CfgNode, node_type: type) -> None:
+    # Datasets of your own, a list of dicts; see docs/datasets.md.
+    cfg.DATASETS.REGISTER = []
+    # "auto" is faster-coco-eval where it is installed and pycocotools otherwise.
+    cfg.TEST.COCO_BACKEND = "auto"

@@ -1,0 +1,22 @@
+"""Losses as sums over anchors, and the one normaliser that divides them."""
+
+from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
+from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
+from .normalizer import ForegroundCount, ForegroundEMA
+from .objectness import ResidualObjectnessLoss, objectness_statistics
+from .regression import SmoothL1Loss, smooth_l1_loss
+
+__all__ = [
+    "BOX_LOSS_REGISTRY",
+    "CLS_LOSS_REGISTRY",
+    "NORMALIZER_REGISTRY",
+    "ForegroundCount",
+    "ForegroundEMA",
+    "ResidualObjectnessLoss",
+    "SigmoidCE",
+    "SigmoidFocalLoss",
+    "SmoothL1Loss",
+    "objectness_statistics",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+]

@@ -1,0 +1,86 @@
+"""Classification losses of the dense detectors: sums over the anchors of a mask, in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .build import CLS_LOSS_REGISTRY
+
+__all__ = ["SigmoidCE", "SigmoidFocalLoss", "sigmoid_focal_loss"]
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Two-sided focal loss, ``-a_t (1 - p_t)^gamma log p_t`` (RetinaNet, Eq. 5), summed.
+
+    Args:
+        logits: (..., K), one logit per class.
+        labels: (...) int64; a value outside [0, K) means "no class": every class is negative.
+        mask: (...) bool, the anchors that count.
+        alpha: weight of the positive class, ``1 - alpha`` of the others; negative for no weight.
+        gamma: focusing exponent; 0 gives alpha-weighted cross entropy.
+
+    Returns:
+        Scalar float32 sum; gradients are zero outside ``mask``, whatever the logits there.
+    """
+    num_classes = logits.shape[-1]
+    # Excluded logits are replaced, not multiplied by zero: a NaN there must not leak.
+    logits = torch.where(mask[..., None], logits.float(), 0.0)
+    classes = torch.arange(num_classes, device=logits.device)
+    target = (labels[..., None] == classes).float()
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if gamma != 0:
+        p = torch.sigmoid(logits)
+        p_t = p * target + (1 - p) * (1 - target)
+        loss = loss * (1 - p_t) ** gamma
+    if alpha >= 0:
+        loss = loss * (alpha * target + (1 - alpha) * (1 - target))
+    return (loss * mask[..., None]).sum()
+
+
+@CLS_LOSS_REGISTRY.register()
+class SigmoidFocalLoss:
+    """Focal loss (Lin et al., RetinaNet) as a classification loss slot."""
+
+    activation = "sigmoid"
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        if gamma < 0:
+            raise ValueError(f"FOCAL_GAMMA must be >= 0, got {gamma}")
+        if alpha > 1:
+            raise ValueError(f"FOCAL_ALPHA must be <= 1, got {alpha}")
+        self.alpha = alpha
+        self.gamma = gamma
+
+    @classmethod
+    def from_config(cls, node) -> SigmoidFocalLoss:
+        return cls(alpha=node.FOCAL_ALPHA, gamma=node.FOCAL_GAMMA)
+
+    def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, labels, mask, alpha=self.alpha, gamma=self.gamma)
+
+
+@CLS_LOSS_REGISTRY.register()
+class SigmoidCE:
+    """Binary cross entropy over K sigmoids.
+
+    It is the class loss of RetinaNet-Obj and ResObj (Residual Objectness, Eq. 3: foreground
+    anchors only, which the mask decides).
+    """
+
+    activation = "sigmoid"
+
+    @classmethod
+    def from_config(cls, node) -> SigmoidCE:
+        return cls()
+
+    def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, labels, mask, alpha=-1.0, gamma=0.0)

@@ -1,0 +1,58 @@
+"""What divides the summed losses. Nothing else in the package divides or all-reduces a loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .build import NORMALIZER_REGISTRY
+
+__all__ = ["ForegroundCount", "ForegroundEMA"]
+
+
+def _mean_over_processes(count: Tensor) -> Tensor:
+    """The mean of a scalar over all processes: what DDP's gradient averaging asks for."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return count
+    count = count.clone()
+    dist.all_reduce(count)
+    return count / dist.get_world_size()
+
+
+@NORMALIZER_REGISTRY.register()
+class ForegroundCount(nn.Module):
+    """Foreground anchors of the batch (mean over processes), at least 1 (RetinaNet, section 4)."""
+
+    @classmethod
+    def from_config(cls, node) -> ForegroundCount:
+        return cls()
+
+    def forward(self, num_foreground: Tensor) -> Tensor:
+        return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
+
+
+@NORMALIZER_REGISTRY.register()
+class ForegroundEMA(nn.Module):
+    """Exponential mean of the foreground count, as in Detectron2's RetinaNet.
+
+    Unlike there it is part of ``state_dict`` (a resumed run goes on with the same scale) and
+    equal on all processes. It stays on the device: no host synchronisation. It is updated once
+    per training forward; every loss of the iteration divides by the same value.
+    """
+
+    def __init__(self, *, initial: float = 100.0, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.tensor(float(initial)))
+
+    @classmethod
+    def from_config(cls, node) -> ForegroundEMA:
+        return cls(initial=node.INITIAL, momentum=node.MOMENTUM)
+
+    def forward(self, num_foreground: Tensor) -> Tensor:
+        """num_foreground: scalar count of this batch. Returns the updated mean."""
+        count = _mean_over_processes(num_foreground.float().clamp(min=1.0))
+        # A new tensor, not an in-place update: the loss graph holds the value it divided by.
+        self.mean = self.momentum * self.mean + (1 - self.momentum) * count
+        return self.mean

@@ -1,0 +1,106 @@
+"""Residual Objectness as named losses; dense heads and region proposal networks share it.
+
+Readings of the paper (Chen et al., "Residual Objectness for Imbalance Reduction") where it
+leaves a choice; each is an argument:
+
+- The residual is added in logit space: ``o_t = o_{t-1} + r_t`` (Algorithm 1, lines 6-7).
+- The minimum positive score of step t is taken over ``o_{t-1}`` of the foreground anchors of
+  one image by default (``min_scope``): ranking at inference is per image, and the result then
+  does not depend on how a batch is split over GPUs. Ignored anchors take no part.
+- Without a foreground anchor in the scope nothing is selected and the step's loss is 0, with
+  its graph intact.
+- ``o_t`` is formed for every anchor and only the loss is gated (``unselected="update"``), so
+  that training and inference agree.
+- No gradient runs from step t to earlier steps by default (``detach="all"``; Table 2c).
+- Every sum is divided by the same normaliser; none is divided by the number selected, which
+  would weigh the loss up as the set shrinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resobj_d2 import ops
+
+__all__ = ["ResidualObjectnessLoss", "objectness_statistics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualObjectnessLoss:
+    """BCE on the objectness and on each refined objectness (Algorithm 1), as named losses.
+
+    Attributes:
+        weight: factor of the base objectness loss.
+        residual_weight: factor of each residual step's loss.
+        detach: "all", "objectness" or "none"; see :func:`resobj_d2.ops.residual_objectness_bce`.
+        min_scope: "image", "batch", "level" or "none".
+        unselected: "update" or "keep".
+    """
+
+    weight: float = 1.0
+    residual_weight: float = 1.0
+    detach: str = "all"
+    min_scope: str = "image"
+    unselected: str = "update"
+
+    def __call__(
+        self,
+        logits: Tensor,
+        residuals: Tensor,
+        labels: Tensor,
+        *,
+        level_sizes: list[int],
+        normalizer: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """
+        Args:
+            logits: (N, R) base objectness ``o_0``.
+            residuals: (T, N, R).
+            labels: (N, R) int8, 1 foreground, 0 background, -1 ignored.
+            level_sizes: anchors per level, sums to R.
+            normalizer: scalar that divides every sum.
+
+        Returns:
+            ``{"loss_objectness": ..., "loss_residual_1": ...}`` and the statistics of
+            :func:`objectness_statistics`, with the number of anchors in each sum.
+        """
+        result = ops.residual_objectness_bce(
+            logits,
+            residuals,
+            labels,
+            detach=self.detach,
+            min_scope=self.min_scope,
+            unselected=self.unselected,
+            level_sizes=level_sizes,
+        )
+        losses = {"loss_objectness": result.losses[0] * self.weight / normalizer}
+        for t in range(1, len(result.losses)):
+            losses[f"loss_residual_{t}"] = result.losses[t] * self.residual_weight / normalizer
+        steps = torch.cat([logits.detach()[None], result.refined.detach()])
+        statistics = objectness_statistics(steps, labels)
+        for t, count in enumerate(result.counts):
+            statistics[f"objectness/step{t}/selected"] = count
+        return losses, statistics
+
+
+def objectness_statistics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Mean objectness of positives and negatives at each step (the paper's Figures 2 and 4).
+
+    Args:
+        logits: (T + 1, N, R) ``o_0 .. o_T``.
+        labels: (N, R) as in the loss.
+
+    Returns:
+        ``objectness/step{t}/positive`` and ``.../negative``: scalars on the logits' device,
+        NaN where the batch has no such anchor.
+    """
+    scores = torch.sigmoid(logits.float())
+    statistics = {}
+    for name, mask in (("positive", labels == 1), ("negative", labels == 0)):
+        means = torch.where(mask, scores, 0.0).sum(dim=(1, 2)) / mask.sum()
+        for t, mean in enumerate(means):
+            statistics[f"objectness/step{t}/{name}"] = mean
+    return statistics

@@ -1,0 +1,20 @@
+"""Anchors, box parametrisations, label assignment and sampling; imports no Detectron2."""
+
+from .assigners import MaxIoUAssigner
+from .build import ASSIGNER_REGISTRY, CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
+from .coders import DeltaCoder
+from .priors import AnchorGrid, OctaveAnchors, octave_anchors
+from .samplers import KeepAll
+
+__all__ = [
+    "ASSIGNER_REGISTRY",
+    "CODER_REGISTRY",
+    "PRIORS_REGISTRY",
+    "SAMPLER_REGISTRY",
+    "AnchorGrid",
+    "DeltaCoder",
+    "KeepAll",
+    "MaxIoUAssigner",
+    "OctaveAnchors",
+    "octave_anchors",
+]

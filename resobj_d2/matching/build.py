@@ -1,0 +1,37 @@
+"""Registries of the matching slots. A name is what yaml says, e.g. ``ASSIGNER.NAME: MaxIoUAssigner``."""
+
+from __future__ import annotations
+
+from fvcore.common.registry import Registry
+
+__all__ = ["ASSIGNER_REGISTRY", "CODER_REGISTRY", "PRIORS_REGISTRY", "SAMPLER_REGISTRY"]
+
+PRIORS_REGISTRY = Registry("PRIORS")
+PRIORS_REGISTRY.__doc__ = """
+Prior boxes. An entry is an ``nn.Module`` built as ``Entry.from_config(node, strides)`` from
+``MODEL.DENSE.PRIORS``; ``num_anchors`` lists A_l per level and
+``priors(sizes) -> Priors`` takes the (H_l, W_l) of each level.
+"""
+
+CODER_REGISTRY = Registry("CODER")
+CODER_REGISTRY.__doc__ = """
+Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
+``encode(anchors, boxes) -> deltas`` and ``decode(anchors, deltas) -> boxes``, all (..., 4) and
+broadcast over the leading dimensions.
+"""
+
+ASSIGNER_REGISTRY = Registry("ASSIGNER")
+ASSIGNER_REGISTRY.__doc__ = """
+Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL.DENSE.ASSIGNER``:
+``assigner(priors, anchors, ground_truth, prediction) -> Targets`` with ``anchors`` (R, 4) or
+(N, R, 4). ``needs_predictions`` says whether it reads the (detached) StagePrediction; otherwise
+``prediction`` is None.
+"""
+
+SAMPLER_REGISTRY = Registry("SAMPLER")
+SAMPLER_REGISTRY.__doc__ = """
+Selection of the labelled anchors that are trained, built as ``Entry.from_config(node)`` from
+``MODEL.DENSE.SAMPLER``: ``sampler(targets, difficulty) -> (N, R) bool``, a subset of
+``targets.valid``. ``needs_loss`` says whether it reads ``difficulty``, the detached (N, R)
+classification loss of every anchor; otherwise that is None.
+"""

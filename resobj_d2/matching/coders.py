@@ -1,0 +1,65 @@
+"""Box parametrisations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .build import CODER_REGISTRY
+
+__all__ = ["DeltaCoder"]
+
+
+def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
+
+
+@CODER_REGISTRY.register()
+class DeltaCoder:
+    """R-CNN deltas ``(dx, dy, dw, dh)`` (Girshick et al. 2014, appendix C).
+
+    The arithmetic is that of Detectron2's ``Box2BoxTransform``, without its host
+    synchronisation and for any number of leading dimensions.
+
+    Args:
+        weights: factors of the four deltas.
+        scale_clamp: upper bound of dw and dh at decoding, so that exp cannot overflow.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        scale_clamp: float = math.log(1000.0 / 16),
+    ) -> None:
+        if len(weights) != 4 or any(w <= 0 for w in weights):
+            raise ValueError(f"CODER.WEIGHTS must be four positive numbers, got {tuple(weights)}")
+        self.weights = tuple(weights)
+        self.scale_clamp = scale_clamp
+
+    @classmethod
+    def from_config(cls, node) -> DeltaCoder:
+        return cls(weights=node.WEIGHTS)
+
+    def encode(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size."""
+        anchor_centre, anchor_size = _centre_and_size(anchors)
+        centre, size = _centre_and_size(boxes)
+        weights = anchors.new_tensor(self.weights)
+        shift = weights[:2] * (centre - anchor_centre) / anchor_size
+        scale = weights[2:] * torch.log(size / anchor_size)
+        return torch.cat((shift, scale), dim=-1)
+
+    def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
+        """Boxes (..., 4) in float32, not clipped to the image."""
+        deltas = deltas.float()
+        anchor_centre, anchor_size = _centre_and_size(anchors)
+        weights = deltas.new_tensor(self.weights)
+        centre = deltas[..., :2] / weights[:2] * anchor_size + anchor_centre
+        scale = (deltas[..., 2:] / weights[2:]).clamp(max=self.scale_clamp)
+        half = 0.5 * (torch.exp(scale) * anchor_size)
+        return torch.cat((centre - half, centre + half), dim=-1)

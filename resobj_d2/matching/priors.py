@@ -1,0 +1,106 @@
+"""Anchors on a regular grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resobj_d2.structures import Priors
+
+from .build import PRIORS_REGISTRY
+
+__all__ = ["AnchorGrid", "OctaveAnchors", "octave_anchors"]
+
+
+class AnchorGrid(nn.Module):
+    """The same few anchors at every cell of a level.
+
+    Args:
+        shapes: per level, the (width, height) of each anchor of a cell, in pixels.
+        strides: pixels between neighbouring cells, per level.
+        offset: position of the first cell's centre in units of the stride: 0 as in Detectron2
+            (default), 0.5 for centred cells.
+    """
+
+    def __init__(
+        self,
+        *,
+        shapes: Sequence[Sequence[tuple[float, float]]],
+        strides: Sequence[int],
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(shapes) != len(strides):
+            raise ValueError(f"{len(shapes)} levels of shapes for {len(strides)} strides")
+        if not 0 <= offset < 1:
+            raise ValueError(f"offset must be in [0, 1), got {offset}")
+        if any(w <= 0 or h <= 0 for level in shapes for w, h in level):
+            raise ValueError("anchor widths and heights must be positive")
+        self.strides = list(strides)
+        self.offset = offset
+        self.num_anchors = [len(level) for level in shapes]
+        for i, level in enumerate(shapes):
+            cell = torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in level])
+            self.register_buffer(f"cell_{i}", cell, persistent=False)
+
+    def forward(self, sizes: Sequence[tuple[int, int]]) -> Priors:
+        """
+        Args:
+            sizes: (H_l, W_l) of each level's feature map.
+        """
+        if len(sizes) != len(self.strides):
+            raise ValueError(f"{len(sizes)} feature maps for {len(self.strides)} levels of anchors")
+        boxes = [self._level(i, height, width) for i, (height, width) in enumerate(sizes)]
+        return Priors(
+            boxes=torch.cat(boxes), level_sizes=[len(b) for b in boxes], strides=self.strides
+        )
+
+    def _level(self, level: int, height: int, width: int) -> Tensor:
+        cell = getattr(self, f"cell_{level}")
+        stride = self.strides[level]
+        x = (torch.arange(width, device=cell.device) + self.offset) * stride
+        y = (torch.arange(height, device=cell.device) + self.offset) * stride
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4).to(cell.dtype)
+        return (shifts + cell).reshape(-1, 4)
+
+
+@PRIORS_REGISTRY.register()
+class OctaveAnchors(AnchorGrid):
+    """RetinaNet's anchors: ``scale * stride * 2^(i / octaves)`` at each aspect ratio."""
+
+    @classmethod
+    def from_config(cls, node, strides: Sequence[int]) -> OctaveAnchors:
+        shapes = octave_anchors(
+            strides=strides,
+            scale=node.SCALE,
+            scales_per_octave=node.SCALES_PER_OCTAVE,
+            aspect_ratios=node.ASPECT_RATIOS,
+        )
+        return cls(shapes=shapes, strides=strides, offset=node.OFFSET)
+
+
+def octave_anchors(
+    *,
+    strides: Sequence[int],
+    scale: float,
+    scales_per_octave: int,
+    aspect_ratios: Sequence[float],
+) -> list[list[tuple[float, float]]]:
+    """(width, height) of each anchor, sizes outermost, as Detectron2 orders them.
+
+    ``aspect_ratios`` are height / width; the area of an anchor does not depend on its ratio.
+    """
+    shapes = []
+    for stride in strides:
+        sizes = [scale * stride * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
+        level = []
+        for size in sizes:
+            for ratio in aspect_ratios:
+                width = math.sqrt(size**2 / ratio)
+                level.append((width, ratio * width))
+        shapes.append(level)
+    return shapes

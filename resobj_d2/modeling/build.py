@@ -1,0 +1,21 @@
+"""Registries of the network slots."""
+
+from __future__ import annotations
+
+from fvcore.common.registry import Registry
+
+__all__ = ["BRANCH_REGISTRY", "TOWER_REGISTRY"]
+
+TOWER_REGISTRY = Registry("TOWER")
+TOWER_REGISTRY.__doc__ = """
+Towers: modules built as ``Entry.from_config(node, in_channels)`` from ``MODEL.DENSE.TOWER`` with
+the channels of each level. ``tower(features) -> TowerFeatures``; ``out_channels`` lists the
+channels of each level.
+"""
+
+BRANCH_REGISTRY = Registry("BRANCH")
+BRANCH_REGISTRY.__doc__ = """
+Score branches: modules that predict one more probability per anchor; see
+:class:`resobj_d2.modeling.branches.ScoreBranch`. An entry is built as
+``Entry.from_config(dense_node, in_channels, num_anchors)``, or skipped where that returns None.
+"""

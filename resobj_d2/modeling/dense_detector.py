@@ -1,0 +1,180 @@
+"""The one meta-architecture of the dense detectors. A method is a choice of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from resobj_d2.compat import batch_images
+from resobj_d2.structures import Candidates, GroundTruth, StreamOutput
+
+from .build import TOWER_REGISTRY
+from .postprocess import DensePostprocess
+from .stream import DenseStream
+
+__all__ = ["ResObjDenseDetector"]
+
+
+@META_ARCH_REGISTRY.register()
+class ResObjDenseDetector(nn.Module):
+    """Backbone, tower and dense streams, in Detectron2's input and output formats.
+
+    Args:
+        backbone: a Detectron2 backbone.
+        in_features: names of its feature maps, finest first.
+        tower: see ``TOWER_REGISTRY``.
+        streams: what is predicted on the tower, by name.
+        postprocess: candidates to detections.
+        pixel_mean, pixel_std: per channel, in the order of ``input_format``.
+        input_format: channel order of the input images, for drawing.
+
+    After a training forward ``statistics`` holds detached scalars of that batch, on the device.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        in_features: Sequence[str],
+        tower: nn.Module,
+        streams: dict[str, DenseStream],
+        postprocess: DensePostprocess,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str = "BGR",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.in_features = list(in_features)
+        self.tower = tower
+        self.streams = nn.ModuleDict(streams)
+        self.postprocess = postprocess
+        self.input_format = input_format
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.statistics: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        dense = cfg.MODEL.DENSE
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        missing = [f for f in dense.IN_FEATURES if f not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.DENSE.IN_FEATURES asks for {missing}; {cfg.MODEL.BACKBONE.NAME} "
+                f"gives {sorted(shapes)}"
+            )
+        levels = [shapes[f] for f in dense.IN_FEATURES]
+        tower = TOWER_REGISTRY.get(dense.TOWER.NAME).from_config(
+            dense.TOWER, [level.channels for level in levels]
+        )
+        stream = DenseStream.from_config(
+            dense, in_channels=tower.out_channels, strides=[level.stride for level in levels]
+        )
+        return {
+            "backbone": backbone,
+            "in_features": dense.IN_FEATURES,
+            "tower": tower,
+            "streams": {"anchors": stream},
+            "postprocess": DensePostprocess.from_config(
+                dense.POSTPROCESS, cfg.TEST.DETECTIONS_PER_IMAGE
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def num_steps(self) -> int:
+        """T of the residual objectness; 0 where there is none."""
+        return max(stream.num_steps for stream in self.streams.values())
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: Detectron2's standard input: dicts with ``image`` (C, H, W),
+                ``instances`` (training) and optionally the output ``height`` and ``width``.
+
+        Returns:
+            Training: named scalar losses. Otherwise per image ``{"instances": Instances}``
+            with ``pred_boxes``, ``scores``, ``pred_classes`` in the output resolution.
+        """
+        images = self._preprocess(batched_inputs)
+        outputs = self._predict(images)
+        if self.training:
+            return self._losses(outputs, self._ground_truth(batched_inputs))
+        return self._detect(batched_inputs, images, outputs)
+
+    @torch.no_grad()
+    def detections_per_step(self, batched_inputs: list[dict]) -> list[list[dict]]:
+        """Detections scored with the objectness after t = 0..T residuals, from one forward.
+
+        Returns:
+            T + 1 lists, each as :meth:`forward` returns at inference (ResObj, Figure 5).
+        """
+        images = self._preprocess(batched_inputs)
+        outputs = self._predict(images)
+        return [
+            self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
+        ]
+
+    def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return batch_images(images, self.backbone)
+
+    def _predict(self, images: ImageList) -> dict[str, StreamOutput]:
+        features = self.backbone(images.tensor)
+        tower = self.tower([features[f] for f in self.in_features])
+        return {name: stream(tower) for name, stream in self.streams.items()}
+
+    def _ground_truth(self, batched_inputs: list[dict]) -> GroundTruth:
+        if "instances" not in batched_inputs[0]:
+            raise ValueError("training needs 'instances' in every input dict")
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        return GroundTruth.from_lists(
+            [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
+        )
+
+    def _losses(
+        self, outputs: dict[str, StreamOutput], ground_truth: GroundTruth
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        self.statistics = {}
+        for name, stream in self.streams.items():
+            stream_losses, statistics = stream.losses(outputs[name], ground_truth)
+            losses.update(stream_losses)
+            self.statistics.update(statistics)
+        return losses
+
+    def _detect(
+        self,
+        batched_inputs: list[dict],
+        images: ImageList,
+        outputs: dict[str, StreamOutput],
+        step: int | None = None,
+    ) -> list[dict]:
+        results = []
+        for i, (inputs, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            candidates = Candidates.cat(
+                [
+                    stream.candidates(outputs[name], i, self.postprocess, step)
+                    for name, stream in self.streams.items()
+                ]
+            )
+            found: Instances = self.postprocess.suppress(candidates, size)
+            height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+            results.append({"instances": detector_postprocess(found, height, width)})
+        return results

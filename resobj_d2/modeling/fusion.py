@@ -1,0 +1,64 @@
+"""How the probabilities of an anchor become one score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["ScoreFusion"]
+
+
+class ScoreFusion:
+    """``prod_i p_i^e_i`` over named factors, 0 where some p_i is below its floor.
+
+    Plain class scores, ``P(class) * objectness`` (Residual Objectness, Eq. 2) and
+    ``cls^(1-a) * iou^a`` (RetinaNet-Conf, Eq. 11) are all of this form. The fused score is what
+    thresholds, top-k and NMS see.
+
+    Args:
+        exponents: by factor name; 1 for a factor not named.
+        floors: by factor name; none for a factor not named.
+    """
+
+    def __init__(
+        self,
+        *,
+        exponents: Mapping[str, float] | None = None,
+        floors: Mapping[str, float] | None = None,
+    ) -> None:
+        self.exponents = dict(exponents or {})
+        self.floors = dict(floors or {})
+
+    @classmethod
+    def from_config(cls, node, factors: Sequence[str]) -> ScoreFusion:
+        """``factors`` are the names that exist, to catch a misspelt one."""
+        for key in ("EXPONENTS", "FLOORS"):
+            unknown = sorted({name for name, _ in node[key]} - set(factors))
+            if unknown:
+                raise ValueError(
+                    f"FUSION.{key} names {unknown}, but this model predicts {sorted(factors)}"
+                )
+        return cls(exponents=dict(node.EXPONENTS), floors=dict(node.FLOORS))
+
+    def __call__(self, factors: Mapping[str, Tensor]) -> Tensor:
+        """
+        Args:
+            factors: "cls" (R, K), every other (R,).
+
+        Returns:
+            (R, K) scores.
+        """
+        score = None
+        keep = None
+        for name, probability in factors.items():
+            exponent = self.exponents.get(name, 1.0)
+            power = probability if exponent == 1.0 else probability**exponent
+            power = power if power.dim() == 2 else power[:, None]
+            score = power if score is None else score * power
+            if name in self.floors:
+                above = probability >= self.floors[name]
+                above = above if above.dim() == 2 else above[:, None]
+                keep = above if keep is None else keep & above
+        return score if keep is None else torch.where(keep, score, 0.0)

@@ -1,0 +1,244 @@
+"""A dense prediction stream: anchors, their predictions, their losses, their candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
+from resobj_d2.matching import (
+    ASSIGNER_REGISTRY,
+    CODER_REGISTRY,
+    PRIORS_REGISTRY,
+    SAMPLER_REGISTRY,
+)
+from resobj_d2.structures import (
+    IGNORE,
+    Candidates,
+    GroundTruth,
+    Priors,
+    StagePrediction,
+    StreamOutput,
+    Targets,
+    TowerFeatures,
+)
+
+from .branches import ScoreBranch
+from .build import BRANCH_REGISTRY
+from .fusion import ScoreFusion
+from .postprocess import DensePostprocess
+from .predictors import SharedConv, prior_bias
+from .stages import Stage
+
+__all__ = ["DenseStream"]
+
+
+class DenseStream(nn.Module):
+    """One set of priors with everything that is predicted for and learned from it.
+
+    Two rules couple the slots. A branch that ``owns_background`` takes background away from the
+    class loss, which then covers foreground anchors only. Every stage starts at the decoded,
+    detached boxes of the stage before it.
+
+    Args:
+        priors, coder, sampler: see the registries in ``resobj_d2.matching``.
+        cls_loss, box_loss: see the registries in ``resobj_d2.losses``.
+        cls_weight, box_weight: factors of these losses.
+        stages: at least one.
+        branches: score branches, by their ``name``.
+        fusion: makes one score of the class probability and the branches'.
+    """
+
+    def __init__(
+        self,
+        *,
+        priors: nn.Module,
+        coder,
+        sampler,
+        cls_loss,
+        box_loss,
+        cls_weight: float = 1.0,
+        box_weight: float = 1.0,
+        stages: Sequence[Stage],
+        branches: Sequence[ScoreBranch] = (),
+        fusion: ScoreFusion,
+    ) -> None:
+        super().__init__()
+        self.priors = priors
+        self.coder = coder
+        self.sampler = sampler
+        self.cls_loss = cls_loss
+        self.box_loss = box_loss
+        self.cls_weight = cls_weight
+        self.box_weight = box_weight
+        self.stages = nn.ModuleList(stages)
+        self.branches = nn.ModuleDict({b.name: b for b in branches})
+        self.fusion = fusion
+        owners = [b.name for b in branches if b.owns_background]
+        if len(owners) > 1:
+            raise ValueError(f"only one branch can own the background, not {owners}")
+        self.classify_background = not owners
+
+    @classmethod
+    def from_config(cls, dense, *, in_channels: Sequence[int], strides: Sequence[int]):
+        """Build every slot from its own sub-node of ``MODEL.DENSE``.
+
+        Args:
+            in_channels: channels of the tower, per level.
+            strides: of the feature maps, per level.
+        """
+        priors = PRIORS_REGISTRY.get(dense.PRIORS.NAME).from_config(dense.PRIORS, strides)
+        if len(set(priors.num_anchors)) != 1:
+            raise ValueError(
+                f"shared predictors need equal anchors per level: {priors.num_anchors}"
+            )
+        num_anchors = priors.num_anchors[0]
+        sizes = {"in_channels": in_channels[0], "num_anchors": num_anchors}
+        branches = [
+            branch
+            for _, entry in sorted(BRANCH_REGISTRY)
+            if (branch := entry.from_config(dense, **sizes)) is not None
+        ]
+        stage = Stage(
+            cls=SharedConv(
+                **sizes,
+                channels=dense.NUM_CLASSES,
+                bias_value=prior_bias(dense.CLS_LOSS.PRIOR_PROB, dense.NUM_CLASSES),
+            ),
+            box=SharedConv(**sizes, channels=4),
+            assigner=ASSIGNER_REGISTRY.get(dense.ASSIGNER.NAME).from_config(
+                dense.ASSIGNER, dense.NUM_CLASSES
+            ),
+            normalizer=NORMALIZER_REGISTRY.get(dense.NORMALIZER.NAME).from_config(dense.NORMALIZER),
+        )
+        return cls(
+            priors=priors,
+            coder=CODER_REGISTRY.get(dense.CODER.NAME).from_config(dense.CODER),
+            sampler=SAMPLER_REGISTRY.get(dense.SAMPLER.NAME).from_config(dense.SAMPLER),
+            cls_loss=CLS_LOSS_REGISTRY.get(dense.CLS_LOSS.NAME).from_config(dense.CLS_LOSS),
+            box_loss=BOX_LOSS_REGISTRY.get(dense.BOX_LOSS.NAME).from_config(dense.BOX_LOSS),
+            cls_weight=dense.CLS_LOSS.WEIGHT,
+            box_weight=dense.BOX_LOSS.WEIGHT,
+            stages=[stage],
+            branches=branches,
+            fusion=ScoreFusion.from_config(dense.FUSION, ["cls", *(b.name for b in branches)]),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """How often the most refined branch refines its score."""
+        return max((b.num_steps for b in self.branches.values()), default=0)
+
+    def forward(self, features: TowerFeatures) -> StreamOutput:
+        priors: Priors = self.priors([tuple(x.shape[-2:]) for x in features.box])
+        predictions: list[StagePrediction] = []
+        for stage in self.stages:
+            anchors = self._boxes(predictions[-1]).detach() if predictions else priors.boxes
+            predictions.append(stage(features, anchors))
+        branches = {name: branch.predict(features) for name, branch in self.branches.items()}
+        return StreamOutput(priors=priors, stages=predictions, branches=branches)
+
+    def _boxes(self, prediction: StagePrediction) -> Tensor:
+        return self.coder.decode(prediction.anchors, prediction.deltas)
+
+    def losses(
+        self, output: StreamOutput, ground_truth: GroundTruth
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Named losses, weighted and normalised, and detached statistics to log.
+
+        Nothing here waits for the device: no ``.item()``, no ``nonzero``, no boolean indexing.
+        """
+        losses: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        for i, (stage, prediction) in enumerate(zip(self.stages, output.stages, strict=True)):
+            suffix = f"_stage{i}" if i else ""
+            targets = self._targets(stage, output.priors, prediction, ground_truth)
+            num_foreground = targets.foreground.sum()
+            normalizer = stage.normalizer(num_foreground)
+            cls, box = self._stage_losses(prediction, targets)
+            losses[f"loss_cls{suffix}"] = cls * self.cls_weight / normalizer
+            losses[f"loss_box_reg{suffix}"] = box * self.box_weight / normalizer
+            statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
+            for name, branch in self.branches.items():
+                branch_losses, branch_statistics = branch.loss(
+                    output.branches[name],
+                    targets=targets,
+                    stage=prediction,
+                    level_sizes=output.priors.level_sizes,
+                    normalizer=normalizer,
+                )
+                losses.update({k + suffix: v for k, v in branch_losses.items()})
+                statistics.update({k + suffix: v for k, v in branch_statistics.items()})
+        return losses, statistics
+
+    @torch.no_grad()
+    def _targets(
+        self,
+        stage: Stage,
+        priors: Priors,
+        prediction: StagePrediction,
+        ground_truth: GroundTruth,
+    ) -> Targets:
+        """Assign, sample; anchors that are not sampled become ignored for every loss."""
+        needs = stage.assigner.needs_predictions
+        targets = stage.assigner(
+            priors, prediction.anchors, ground_truth, prediction if needs else None
+        )
+        mask = self.sampler(targets, None)
+        return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
+
+    def _stage_losses(self, prediction: StagePrediction, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Sums of the class and the box loss."""
+        foreground = targets.foreground
+        cls = self.cls_loss(
+            prediction.cls_logits,
+            targets.labels,
+            targets.valid if self.classify_background else foreground,
+        )
+        if self.box_loss.space == "deltas":
+            pred = prediction.deltas
+            target = self.coder.encode(prediction.anchors, targets.matched_boxes)
+        else:
+            pred, target = self._boxes(prediction), targets.matched_boxes
+        return cls, self.box_loss(pred, target, foreground)
+
+    def candidates(
+        self,
+        output: StreamOutput,
+        image: int,
+        postprocess: DensePostprocess,
+        step: int | None = None,
+    ) -> Candidates:
+        """The scored boxes of one image, thresholded and cut to the top-k of each level.
+
+        Args:
+            step: score with an earlier refinement of the branches; None for the last.
+        """
+        last = output.stages[-1]
+        anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[image]
+        factors = {"cls": torch.sigmoid(last.cls_logits[image].float())}
+        for name, branch in self.branches.items():
+            factors[name] = branch.probability(output.branches[name], step)[image]
+        scores = self.fusion(factors)
+        parts = []
+        start = 0
+        for level, size in enumerate(output.priors.level_sizes):
+            index, classes = postprocess.select(scores[start : start + size])
+            index = index + start
+            start += size
+            parts.append(
+                Candidates(
+                    boxes=self.coder.decode(anchors[index], last.deltas[image, index]),
+                    classes=classes,
+                    scores=scores[index, classes],
+                    factors={
+                        name: p[index, classes] if p.dim() == 2 else p[index]
+                        for name, p in factors.items()
+                    },
+                    levels=torch.full_like(classes, level),
+                )
+            )
+        return Candidates.cat(parts)

@@ -1,0 +1,203 @@
+"""The typed records that travel between the steps of a dense detector.
+
+Shorthand used in this package: N images, L pyramid levels, A_l anchors per cell of level l,
+R = sum_l H_l * W_l * A_l anchors per image, K foreground classes, M_i ground-truth boxes of
+image i, T residual steps, S stages, C candidate detections of one image. Boxes are XYXY in
+pixels of the padded network input, float32. Labels are -1 (ignored), 0..K-1 (a class) or K
+(background).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Candidates",
+    "GroundTruth",
+    "Priors",
+    "StagePrediction",
+    "StreamOutput",
+    "Targets",
+    "TowerFeatures",
+]
+
+IGNORE = -1
+
+
+@dataclass
+class Priors:
+    """The anchors (or points) of one image size, shared by every image of the batch.
+
+    Attributes:
+        boxes: (R, 4), level after level; within a level row-major over cells, then over the
+            anchors of a cell.
+        level_sizes: anchors per level, sums to R.
+        strides: pixels between neighbouring cells, per level.
+    """
+
+    boxes: Tensor
+    level_sizes: list[int]
+    strides: list[int]
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (sum(self.level_sizes), 4):
+            raise ValueError(
+                f"boxes must be ({sum(self.level_sizes)}, 4), got {tuple(self.boxes.shape)}"
+            )
+
+
+@dataclass
+class GroundTruth:
+    """The ground truth of a batch, ragged: image i owns rows ``offsets[i]:offsets[i + 1]``.
+
+    Attributes:
+        boxes: (sum M_i, 4) float32.
+        classes: (sum M_i,) int64 in [0, K).
+        sizes: M_i of each image, on the host.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    sizes: list[int]
+
+    def __post_init__(self) -> None:
+        total = sum(self.sizes)
+        if self.boxes.shape != (total, 4) or self.classes.shape != (total,):
+            raise ValueError(
+                f"expected {total} boxes and classes, got {tuple(self.boxes.shape)} "
+                f"and {tuple(self.classes.shape)}"
+            )
+
+    @classmethod
+    def from_lists(cls, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> GroundTruth:
+        """Concatenate per-image (M_i, 4) boxes and (M_i,) classes."""
+        return cls(
+            boxes=torch.cat(list(boxes)).float(),
+            classes=torch.cat(list(classes)).long(),
+            sizes=[len(b) for b in boxes],
+        )
+
+    @property
+    def num_images(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def offsets(self) -> list[int]:
+        """N + 1 row numbers, on the host."""
+        result = [0]
+        for size in self.sizes:
+            result.append(result[-1] + size)
+        return result
+
+
+@dataclass
+class TowerFeatures:
+    """What the predictors read: one (N, C, H_l, W_l) map per level for each task."""
+
+    cls: list[Tensor]
+    box: list[Tensor]
+
+
+@dataclass
+class StagePrediction:
+    """What one stage predicts for its anchors.
+
+    Attributes:
+        anchors: (R, 4) for the first stage, (N, R, 4) for refined anchors; never carries a
+            gradient.
+        cls_logits: (N, R, K).
+        deltas: (N, R, 4), in the coder's parametrisation.
+    """
+
+    anchors: Tensor
+    cls_logits: Tensor
+    deltas: Tensor
+
+
+@dataclass
+class StreamOutput:
+    """Everything a stream predicts for a batch.
+
+    ``branches`` maps the name of a score branch to what its ``predict`` returned.
+    """
+
+    priors: Priors
+    stages: list[StagePrediction]
+    branches: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass
+class Targets:
+    """What the assigner decided for every anchor of the batch.
+
+    Attributes:
+        labels: (N, R) int64 in {-1, 0..K-1, K}.
+        matched_boxes: (N, R, 4) the ground-truth box of a foreground anchor; elsewhere the
+            anchor itself, so that encoding it is always finite.
+        matched_ious: (N, R) best IoU with any ground truth of the image, 0 without one.
+        gt_index: (N, R) row of the best ground truth within its image, -1 without one.
+        num_classes: K.
+    """
+
+    labels: Tensor
+    matched_boxes: Tensor
+    matched_ious: Tensor
+    gt_index: Tensor
+    num_classes: int
+
+    @property
+    def valid(self) -> Tensor:
+        """(N, R) bool: not ignored."""
+        return self.labels != IGNORE
+
+    @property
+    def foreground(self) -> Tensor:
+        """(N, R) bool: carries a class."""
+        return self.valid & (self.labels != self.num_classes)
+
+    @property
+    def background(self) -> Tensor:
+        """(N, R) bool."""
+        return self.labels == self.num_classes
+
+    @property
+    def binary_labels(self) -> Tensor:
+        """(N, R) int8: 1 foreground, 0 background, -1 ignored, as the objectness loss reads."""
+        return self.foreground.to(torch.int8) - (~self.valid).to(torch.int8)
+
+
+@dataclass
+class Candidates:
+    """Scored boxes of one image before suppression.
+
+    Attributes:
+        boxes: (C, 4).
+        classes: (C,) int64.
+        scores: (C,) the fused score that ranks them.
+        factors: the probabilities that were fused, by name, each (C,).
+        levels: (C,) int64, the pyramid level of each.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    factors: dict[str, Tensor]
+    levels: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Concatenate the candidates of several levels or streams."""
+        names = set(parts[0].factors)
+        if any(set(p.factors) != names for p in parts):
+            raise ValueError("candidates with different factors cannot be concatenated")
+        return cls(
+            boxes=torch.cat([p.boxes for p in parts]),
+            classes=torch.cat([p.classes for p in parts]),
+            scores=torch.cat([p.scores for p in parts]),
+            factors={n: torch.cat([p.factors[n] for p in parts]) for n in parts[0].factors},
+            levels=torch.cat([p.levels for p in parts]),
+        )
