@@ -1,0 +1,62 @@
+# `make` alone lists the targets. Every target first makes the environment it needs, see .ci/setup.
+#
+# PYTHON=/path/to/python uses that interpreter's environment instead of .venv. It must have torch
+# and torchvision; a Detectron2 there is used as it is, and only what is missing gets installed.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean distclean
+
+PYTHON ?=
+export PYTHON
+python := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
+clang_format := $(python) -c 'import clang_format; clang_format.clang_format()'
+cpp_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+help:
+	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
+	@echo "make test       run every test, the slow ones too"
+	@echo "make setup      make .venv: pinned dependencies, Detectron2, native operators"
+	@echo "make lint       check style and formatting of Python, C++ and CUDA sources"
+	@echo "make format     apply the formatting that lint checks"
+	@echo "make clean      remove build products and caches; distclean removes .venv too"
+	@echo
+	@echo "Each sets up what it needs and reuses what is there. To use your own environment:"
+	@echo "make test PYTHON=/path/to/python"
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@echo "now: the demo"
+	@$(python) -m resobj_d2.demo
+
+test: setup
+	@echo "now: all tests"
+	@$(python) -m pytest -m "slow or not slow"
+
+lint: setup
+	@echo "now: ruff check"
+	@$(python) -m ruff check .
+	@echo "now: ruff format --check"
+	@$(python) -m ruff format --check .
+	@echo "now: clang-format --dry-run on csrc"
+	@$(clang_format) --dry-run --Werror $(cpp_sources)
+
+format: setup
+	@echo "now: ruff check --fix"
+	@$(python) -m ruff check --fix .
+	@echo "now: ruff format"
+	@$(python) -m ruff format .
+	@echo "now: clang-format on csrc"
+	@$(clang_format) -i $(cpp_sources)
+
+clean:
+	@echo "now: removing build products and caches"
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info resobj_d2/*.so
+	@rm -f .venv/setup-state/package
+	@find resobj_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	@echo "now: removing .venv"
+	@rm -rf .venv
