@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import defaults
+from detectron2.engine import launch as detectron2_launch
+from detectron2.structures import ImageList
+from detectron2.utils import comm
 from torch import Tensor
 
-from detectron2.structures import ImageList
-
-__all__ = ["batch_images"]
+__all__ = ["batch_images", "ddp_on_cpu", "launch"]
 
 
 def batch_images(images: list[Tensor], backbone) -> ImageList:
@@ -20,3 +30,74 @@ def batch_images(images: list[Tensor], backbone) -> ImageList:
             images, backbone.size_divisibility, padding_constraints=constraints
         )
     return ImageList.from_tensors(images, backbone.size_divisibility)
+
+
+def launch(
+    main: Callable,
+    *,
+    num_processes: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str,
+    args: tuple = (),
+) -> None:
+    """Detectron2's ``launch``, and the same on CPUs, which 0.5 refuses.
+
+    Args:
+        num_processes: per machine; with GPUs one for each.
+        dist_url: "auto" or e.g. ``tcp://host:port``.
+    """
+    on_gpu = torch.cuda.is_available()
+    knows_cpu = hasattr(comm, "create_local_process_group")
+    if on_gpu or knows_cpu or num_processes * num_machines == 1:
+        detectron2_launch(main, num_processes, num_machines, machine_rank, dist_url, args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if dist_url == "auto":
+            if num_machines > 1:
+                raise ValueError("--dist-url auto is for one machine; give tcp://<host>:<port>")
+            # A file needs no free port, so two runs on one machine cannot collide.
+            dist_url = f"file://{folder}/rendezvous"
+        mp.spawn(
+            _cpu_worker,
+            nprocs=num_processes,
+            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+        )
+
+
+def _cpu_worker(
+    local_rank: int,
+    main: Callable,
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple,
+) -> None:
+    dist.init_process_group(
+        backend="gloo",
+        init_method=dist_url,
+        world_size=num_processes * num_machines,
+        rank=machine_rank * num_processes + local_rank,
+    )
+    for machine in range(num_machines):
+        ranks = range(machine * num_processes, (machine + 1) * num_processes)
+        group = dist.new_group(list(ranks))
+        if machine == machine_rank:
+            comm._LOCAL_PROCESS_GROUP = group
+    main(*args)
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ddp_on_cpu(device: str) -> Iterator[None]:
+    """Let ``DefaultTrainer`` wrap a CPU model: both versions always name a GPU to DDP."""
+    if torch.device(device).type != "cpu" or comm.get_world_size() == 1:
+        yield
+        return
+    original = defaults.create_ddp_model
+    defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original

@@ -1,4 +1,4 @@
-"""Registries of the loss slots. A name is what yaml says, e.g. ``CLS_LOSS.NAME: SigmoidFocalLoss``."""
+"""Registries of the loss slots; yaml names the class, e.g. ``CLS_LOSS.NAME: SigmoidFocalLoss``."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class ResidualObjectnessLoss:
             detach=self.detach,
             min_scope=self.min_scope,
             unselected=self.unselected,
-            level_sizes=level_sizes,
+            level_sizes=level_sizes if self.min_scope == "level" else [],
         )
         losses = {"loss_objectness": result.losses[0] * self.weight / normalizer}
         for t in range(1, len(result.losses)):

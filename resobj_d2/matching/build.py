@@ -1,4 +1,4 @@
-"""Registries of the matching slots. A name is what yaml says, e.g. ``ASSIGNER.NAME: MaxIoUAssigner``."""
+"""Registries of the matching slots; yaml names the class: ``ASSIGNER.NAME: MaxIoUAssigner``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""Checkpoints: Detectron2's checkpointer with clear errors and a map from its RetinaNet."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+__all__ = ["CheckpointError", "ResObjCheckpointer", "rename_retinanet_weights"]
+
+# Detectron2's RetinaNet -> ResObjDenseDetector. The layers inside are in the same order.
+_RETINANET_NAMES = (
+    (r"^head\.cls_subnet\.", "tower.cls."),
+    (r"^head\.bbox_subnet\.", "tower.box."),
+    (r"^head\.cls_score\.", "streams.anchors.stages.0.cls."),
+    (r"^head\.bbox_pred\.", "streams.anchors.stages.0.box."),
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used, and why."""
+
+
+def rename_retinanet_weights(weights: dict) -> dict:
+    """Detectron2 RetinaNet parameter names to those of ``ResObjDenseDetector``."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in _RETINANET_NAMES:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {rename(name): value for name, value in weights.items()}
+
+
+class ResObjCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also
+
+    - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``;
+    - tells a missing or truncated file from a wrong one;
+    - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
+      shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
+      an evaluation would report the score of a random classifier.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, strict: bool = False, **kwargs):
+        super().__init__(model, save_dir, **kwargs)
+        self.strict = strict
+
+    def _load_file(self, filename: str) -> dict:
+        if not os.path.isfile(filename):
+            raise FileNotFoundError(f"checkpoint not found: {os.path.abspath(filename)}")
+        try:
+            loaded = super()._load_file(filename)
+        except (EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"cannot read checkpoint {os.path.abspath(filename)} "
+                f"({os.path.getsize(filename)} bytes): it is truncated or no checkpoint. "
+                f"The reader said: {error}"
+            ) from error
+        if any(name.startswith("head.cls_subnet.") for name in loaded["model"]):
+            own = self.model.state_dict()
+            if any(name.removeprefix("module.").startswith("streams.") for name in own):
+                loaded["model"] = rename_retinanet_weights(loaded["model"])
+        return loaded
+
+    def _load_model(self, checkpoint: dict):
+        incompatible = super()._load_model(checkpoint)
+        if self.strict:
+            self._refuse_random_layers(incompatible)
+        return incompatible
+
+    def _refuse_random_layers(self, incompatible) -> None:
+        rows = [
+            f"  {name}: checkpoint {tuple(found)}, model {tuple(expected)}"
+            for name, found, expected in incompatible.incorrect_shapes
+        ]
+        parameters = {name for name, _ in self.model.named_parameters()}
+        rows += [
+            f"  {k}: not in the checkpoint" for k in incompatible.missing_keys if k in parameters
+        ]
+        if rows:
+            raise CheckpointError(
+                "the checkpoint was trained with another configuration (number of classes, "
+                "anchors, channels, method?):\n" + "\n".join(rows)
+            )

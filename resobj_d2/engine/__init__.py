@@ -1,0 +1,15 @@
+"""Configuration, training loop and hooks."""
+
+from .hooks import NonFiniteLossError, NonFiniteLossGuard, StatisticsHook
+from .setup import class_counts, load_config
+from .trainer import Trainer, evaluate
+
+__all__ = [
+    "NonFiniteLossError",
+    "NonFiniteLossGuard",
+    "StatisticsHook",
+    "Trainer",
+    "class_counts",
+    "evaluate",
+    "load_config",
+]

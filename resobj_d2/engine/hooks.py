@@ -1,0 +1,99 @@
+"""Hooks of the training loop; they also serve stock Detectron2 models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+__all__ = ["NonFiniteLossError", "NonFiniteLossGuard", "StatisticsHook"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became NaN or infinite."""
+
+
+class NonFiniteLossGuard(HookBase):
+    """Stop at the first non-finite loss, say which, and keep the batch that caused it.
+
+    Works on any model whose training forward returns a dict of losses. The error names the
+    loss terms, the iteration and the images; the batch lies in
+    ``<output_dir>/nonfinite_batch_rank<r>.pth`` for ``torch.load(..., weights_only=False)``.
+    """
+
+    def __init__(self, *, output_dir: str) -> None:
+        self.output_dir = output_dir
+        self._handle = None
+
+    def before_train(self) -> None:
+        self._handle = self.trainer.model.register_forward_hook(self._check)
+
+    def after_train(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _check(self, model: nn.Module, inputs: tuple, losses: object) -> None:
+        if not model.training or not isinstance(losses, dict):
+            return
+        values = torch.stack([v.detach().float() for v in losses.values()])
+        if torch.isfinite(values).all():  # Detectron2 reads the losses every iteration as well
+            return
+        bad = {k: v.item() for k, v in losses.items() if not torch.isfinite(v.detach()).item()}
+        batch = inputs[0]
+        images = [x.get("image_id", x.get("file_name", "?")) for x in batch]
+        path = os.path.join(self.output_dir, f"nonfinite_batch_rank{comm.get_rank()}.pth")
+        torch.save({"iteration": self.trainer.iter, "losses": bad, "batch": batch}, path)
+        raise NonFiniteLossError(
+            f"non-finite loss at iteration {self.trainer.iter}: {bad}; images {images}; "
+            f"the batch is saved in {path}. A lower SOLVER.BASE_LR, a longer warm-up or "
+            f"SOLVER.CLIP_GRADIENTS usually helps; broken boxes in these images are the other "
+            f"usual cause."
+        )
+
+
+class StatisticsHook(HookBase):
+    """Log what the detector measured of its last batch (``model.statistics``).
+
+    The tensors stay on the device until the logging period ends. Write it in front of the
+    writers' hook.
+
+    Args:
+        period: iterations between two readings.
+        on_end: called after training on the main process, e.g. to draw the curves.
+    """
+
+    def __init__(self, *, period: int = 20, on_end: Callable[[], None] | None = None) -> None:
+        self.period = period
+        self.on_end = on_end
+        self._pending: list[dict[str, torch.Tensor]] = []
+
+    def after_step(self) -> None:
+        model = self.trainer.model
+        statistics = getattr(getattr(model, "module", model), "statistics", None)
+        if not statistics:
+            return
+        self._pending.append(statistics)
+        last = self.trainer.iter + 1 == self.trainer.max_iter
+        if len(self._pending) >= self.period or last:
+            self._log()
+
+    def _log(self) -> None:
+        """The mean over the period, leaving out batches without a value (NaN)."""
+        names = list(self._pending[-1])
+        rows = [
+            torch.stack([s[n].float() for n in names]) for s in self._pending if list(s) == names
+        ]
+        means = torch.nanmean(torch.stack(rows), dim=0).tolist()
+        self._pending.clear()
+        storage = self.trainer.storage
+        for name, mean in zip(names, means, strict=True):
+            if mean == mean:
+                storage.put_scalar(name, mean, smoothing_hint=False)
+
+    def after_train(self) -> None:
+        if self.on_end is not None and comm.is_main_process():
+            self.on_end()

@@ -1,0 +1,95 @@
+"""Detectron2's trainer with this package's checkpoints, evaluators and hooks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.compat import ddp_on_cpu
+from resobj_d2.data.mapper import ImageErrorMapper
+from resobj_d2.data.register import check_available, training_records
+from resobj_d2.evaluation import build_evaluator
+
+from .hooks import NonFiniteLossGuard, StatisticsHook
+
+__all__ = ["Trainer", "evaluate"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` for every detector of this package and of Detectron2."""
+
+    def __init__(self, cfg) -> None:
+        with ddp_on_cpu(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+
+    def build_hooks(self) -> list:
+        # DefaultTrainer builds its checkpointer just before its hooks, which keep it.
+        self.checkpointer = ResObjCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        own = [
+            NonFiniteLossGuard(output_dir=self.cfg.OUTPUT_DIR),
+            StatisticsHook(on_end=self._draw_curves),
+        ]
+        stock = super().build_hooks()
+        writer = next((i for i, h in enumerate(stock) if isinstance(h, hooks.PeriodicWriter)), None)
+        if writer is None:  # not the main process
+            return stock + own
+        return [*stock[:writer], *own, *stock[writer:]]
+
+    def _draw_curves(self) -> None:
+        from resobj_d2.analysis.objectness_curves import plot_objectness_curves
+
+        output = os.path.join(self.cfg.OUTPUT_DIR, "objectness_curves.png")
+        if plot_objectness_curves(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), output):
+            logger.info("Objectness curves are in %s", output)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        mapper = ImageErrorMapper(DatasetMapper(cfg, True))
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=training_records(cfg))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        mapper = ImageErrorMapper(DatasetMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+
+def evaluate(cfg, *, resume: bool = False) -> OrderedDict:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``; the weights must fit the model.
+
+    Args:
+        resume: evaluate the last checkpoint of ``OUTPUT_DIR`` instead, where there is one.
+
+    Returns:
+        Detectron2's results, ``{"bbox": {"AP": ...}}``, by dataset where there are several.
+    """
+    check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
+    model = Trainer.build_model(cfg)
+    checkpointer = ResObjCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError("evaluation needs trained weights: give MODEL.WEIGHTS <checkpoint>")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Train and evaluate, as Detectron2's own tools/train_net.py does.
+
+python train_net.py --config-file configs/....yaml [--num-gpus N] [--resume] [KEY VALUE ...]
+python train_net.py --config-file configs/....yaml --eval-only MODEL.WEIGHTS model_final.pth
+"""
+
+from detectron2.engine import default_argument_parser, default_setup
+
+from resobj_d2.compat import launch
+from resobj_d2.engine import Trainer, evaluate, load_config
+
+
+def main(args):
+    cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    if args.eval_only:
+        return evaluate(cfg, resume=args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        num_processes=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url="auto" if args.num_machines == 1 else args.dist_url,
+        args=(args,),
+    )
