@@ -53,8 +53,9 @@ format: setup
 
 clean:
 	@echo "now: removing build products and caches"
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info resobj_d2/*.so
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	@rm -f .venv/setup-state/package
+	@find resobj_d2 -name "*.so" -delete
 	@find resobj_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
