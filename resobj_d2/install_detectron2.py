@@ -212,16 +212,22 @@ except Exception as error:
     found["error"] = repr(error)
 for name in ("detectron2", "detectron2-cdo"):
     try:
-        found["package"] = f"{name} {metadata.version(name)}"
+        package = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        pass
+        continue
+    # An editable installation, or a folder on PYTHONPATH, is not where pip puts packages.
+    if found["origin"] in (None, str(package.locate_file("detectron2/__init__.py"))):
+        found["package"] = f"{name} {package.version}"
 print("\\n" + json.dumps(found))
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundDetectron2:
-    """What ``import detectron2`` gives: where it comes from, or the error it raises."""
+    """What ``import detectron2`` gives: where it comes from, or the error it raises.
+
+    ``package`` is pip's name and version of it, None when it is imported from a source folder.
+    """
 
     version: str | None
     origin: str | None
@@ -358,7 +364,9 @@ def _report(found: FoundDetectron2) -> None:
             f"imported: {found.error}. It was left untouched. Mend it, or take it out "
             "(`pip uninstall detectron2 detectron2-cdo`) and run this again."
         )
-    print(f"Detectron2 {found.version} ({found.package or 'not from pip'}) at {found.origin}")
+    print(
+        f"Detectron2 {found.version} ({found.package or 'from a source folder'}) at {found.origin}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
