@@ -1,0 +1,103 @@
+"""Fixtures shared by the tests: a tiny detector's configuration and random batches."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# Small tensors on few cores: more threads only wait for each other.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+TINY = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
+    "MODEL.WEIGHTS", "",
+    "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT", "0",
+    "MODEL.RESNETS.DEPTH", "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+    "MODEL.RESNETS.NORM", "GN",
+    "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
+    "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
+    "MODEL.FPN.OUT_CHANNELS", "32",
+    "MODEL.DENSE.TOWER.CHANNELS", "32",
+    "MODEL.DENSE.TOWER.NUM_CONVS", "1",
+    "MODEL.DENSE.NUM_CLASSES", "3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository) -> Path:
+    """Real data beside the repository; tests that need it are skipped without."""
+    path = repository.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"needs the data folder {path}")
+    return path
+
+
+@pytest.fixture
+def tiny_cfg():
+    """A function: overrides (KEY, VALUE, ...) to the config of a detector of a few layers."""
+    from detectron2.config import get_cfg
+
+    import resobj_d2.modeling  # noqa: F401
+    from resobj_d2.config import add_resobj_config
+
+    def build(*opts):
+        cfg = get_cfg()
+        add_resobj_config(cfg)
+        cfg.merge_from_list(TINY + [str(x) for x in opts])
+        return cfg
+
+    return build
+
+
+@pytest.fixture
+def tiny_resobj(tiny_cfg):
+    """The same with Residual Objectness, T = 2 unless overridden."""
+
+    def build(*opts):
+        return tiny_cfg(
+            "MODEL.DENSE.CLS_LOSS.NAME", "SigmoidCE",
+            "MODEL.DENSE.CLS_LOSS.PRIOR_PROB", "0.0",
+            "MODEL.DENSE.OBJECTNESS.ENABLED", "True",
+            *opts,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+def make_batch():
+    """A function: [(height, width, number of boxes)] to Detectron2's training input."""
+    from detectron2.structures import Boxes, Instances
+
+    def build(shapes, num_classes=3, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        batch = []
+        for i, (height, width, count) in enumerate(shapes):
+            limit = torch.tensor([width, height])
+            size = 8 + torch.rand(count, 2, generator=g) * (0.6 * limit - 8)
+            corner = torch.rand(count, 2, generator=g) * (limit - size)
+            instances = Instances((height, width))
+            instances.gt_boxes = Boxes(torch.cat((corner, corner + size), dim=1))
+            instances.gt_classes = torch.randint(num_classes, (count,), generator=g)
+            image = torch.rand(3, height, width, generator=g) * 255
+            batch.append(
+                {
+                    "image": image,
+                    "instances": instances,
+                    "height": height,
+                    "width": width,
+                    "image_id": i,
+                }
+            )
+        return batch
+
+    return build

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+from fvcore.nn import sigmoid_focal_loss as fvcore_focal_loss
+
+from resobj_d2.losses import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
+
+
+def test_focal_loss_by_hand():
+    # One anchor of class 0 out of two classes, logits 0 and ln 3: p = 1/2 and 3/4.
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    loss = sigmoid_focal_loss(
+        logits, torch.tensor([0]), torch.tensor([True]), alpha=0.25, gamma=2.0
+    )
+    positive = 0.25 * 0.5**2 * math.log(2)
+    negative = 0.75 * 0.75**2 * math.log(4)
+    assert loss.item() == pytest.approx(positive + negative, rel=1e-6)
+
+
+@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.5, 0.0), (-1.0, 0.0), (0.3, 1.5)])
+def test_equals_fvcore_with_one_hot_targets(alpha, gamma):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 50, 4, requires_grad=True)
+    labels = torch.randint(-1, 5, (2, 50))
+    mask = labels >= 0
+    ours = sigmoid_focal_loss(logits, labels, mask, alpha=alpha, gamma=gamma)
+    (gradient,) = torch.autograd.grad(ours, logits)
+
+    one_hot = torch.nn.functional.one_hot(labels[mask], 5)[:, :4].float()
+    theirs = fvcore_focal_loss(logits[mask], one_hot, alpha, gamma, reduction="sum")
+    (expected,) = torch.autograd.grad(theirs, logits)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_ce_baseline_is_half_of_binary_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 9, 3), torch.randint(0, 4, (1, 9))
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    half = SigmoidFocalLoss(alpha=0.5, gamma=0.0)(logits, labels, mask)
+    torch.testing.assert_close(2 * half, SigmoidCE()(logits, labels, mask))
+
+
+def test_masked_anchors_give_nothing_even_when_not_finite():
+    logits = torch.tensor([[0.3, -0.2], [float("nan"), float("inf")]], requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.tensor([1, 0]), torch.tensor([True, False]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.equal(logits.grad[1], torch.zeros(2))
+    assert (logits.grad[0] != 0).all()
+
+
+def test_arithmetic_is_float32():
+    logits = torch.full((1, 1000, 1), -9.0, dtype=torch.bfloat16)
+    labels = torch.ones(1, 1000, dtype=torch.long)
+    loss = SigmoidCE()(logits, labels, labels == 1)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1000 * math.log1p(math.exp(-9.0)), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"gamma": -1.0}, {"alpha": 1.5}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match="FOCAL_"):
+        SigmoidFocalLoss(**options)
