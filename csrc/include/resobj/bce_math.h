@@ -1,0 +1,84 @@
+// Binary cross entropy with logits, its derivative, and the exponential and logarithm they need.
+//
+// With the signed logit z = o for a foreground and z = -o for a background anchor,
+//   BCE(o) = log(1 + exp(-z)) = max(-z, 0) + log1p(exp(-|z|))   and   dBCE/dz = -sigmoid(-z).
+// Only exp of a non-positive and log1p of a number in [0, 1] occur. In float32 both are polynomials
+// (minimax fits by Remez exchange), which compilers vectorise without a math library.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "resobj/macros.h"
+
+namespace resobj {
+
+template <typename To, typename From>
+RESOBJ_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 below -87.3 and NaN for NaN.
+RESOBJ_HD float exp_nonpositive(float x) {
+  const float lowest = -87.3f;  // exp(lowest) is still a normal number
+  const float clamped = x < lowest ? lowest : x;
+  // Adding 1.5 * 2^23 rounds to an integer n, which then sits in the low bits of the sum.
+  const float shift = 12582912.0f;
+  const float shifted = clamped * 1.44269504f + shift;
+  const float n = shifted - shift;
+  // ln 2 in two parts, the first with few enough bits that n * 0.693359375 is exact.
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 0.001394112413f;
+  p = p * r + 0.008363181235f;
+  p = p * r + 0.04166637513f;
+  p = p * r + 0.1666657697f;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r + 1.0f;
+  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(shift);
+  const float power = bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
+  return x < lowest ? 0.0f : p * power;
+}
+
+RESOBJ_HD double exp_nonpositive(double x) { return exp(x); }
+
+// log(1 + u) for u in [0, 1], relative error below 3e-7.
+RESOBJ_HD float log1p_unit(float u) {
+  float p = 0.005232690027f;
+  p = p * u - 0.02950521992f;
+  p = p * u + 0.07822591751f;
+  p = p * u - 0.136632425f;
+  p = p * u + 0.1910600499f;
+  p = p * u - 0.2484298169f;
+  p = p * u + 0.3331909673f;
+  p = p * u - 0.4999949314f;
+  p = p * u + 1.0f;
+  return p * u;
+}
+
+RESOBJ_HD double log1p_unit(double u) { return log1p(u); }
+
+template <typename T>
+RESOBJ_HD T magnitude(T x) {
+  return x < T(0) ? -x : x;
+}
+
+// BCE as a function of the signed logit z.
+template <typename T>
+RESOBJ_HD T bce(T z) {
+  const T e = exp_nonpositive(-magnitude(z));
+  return (z < T(0) ? -z : T(0)) + log1p_unit(e);
+}
+
+// sigmoid(-z), which is minus the derivative of bce(z).
+template <typename T>
+RESOBJ_HD T sigmoid_of_negative(T z) {
+  const T e = exp_nonpositive(-magnitude(z));
+  const T r = T(1) / (T(1) + e);
+  return z < T(0) ? r : e * r;
+}
+
+}  // namespace resobj

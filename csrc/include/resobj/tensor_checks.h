@@ -1,0 +1,51 @@
+// Checks and dispatch on torch::stable::Tensor. Messages name the operator and the argument, as the
+// Python wrappers do; these serve callers of torch.ops.resobj_d2.* directly.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace resobj {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Argument {
+  const char* name;
+  const Tensor& tensor;
+};
+
+inline void check_devices(const char* op, std::initializer_list<Argument> arguments) {
+  const Tensor& first = arguments.begin()->tensor;
+  for (const Argument& argument : arguments) {
+    STD_TORCH_CHECK(argument.tensor.is_cuda() == first.is_cuda() &&
+                        argument.tensor.get_device_index() == first.get_device_index(),
+                    op, ": ", argument.name, " is not on the device of ", arguments.begin()->name);
+  }
+}
+
+inline void check_dtypes(const char* op, std::initializer_list<Argument> arguments) {
+  const ScalarType first = arguments.begin()->tensor.scalar_type();
+  STD_TORCH_CHECK(first == ScalarType::Float || first == ScalarType::Double, op, ": ",
+                  arguments.begin()->name, " must be float32 or float64");
+  for (const Argument& argument : arguments) {
+    STD_TORCH_CHECK(argument.tensor.scalar_type() == first, op, ": ", argument.name,
+                    " must have the dtype of ", arguments.begin()->name);
+  }
+}
+
+// Calls f(T()) with T the type of a tensor that check_dtypes accepted.
+template <typename F>
+void dispatch_float(const Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == ScalarType::Double) {
+    f(double());
+  } else {
+    f(float());
+  }
+}
+
+}  // namespace resobj
