@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from resobj_d2 import ops
+from resobj_d2.ops.residual_objectness import DETACH, MIN_SCOPES, UNSELECTED
 
 __all__ = ["ResidualObjectnessLoss", "objectness_statistics"]
 
@@ -45,6 +46,15 @@ class ResidualObjectnessLoss:
     detach: str = "all"
     min_scope: str = "image"
     unselected: str = "update"
+
+    def __post_init__(self) -> None:
+        for key, value, choices in (
+            ("DETACH", self.detach, DETACH),
+            ("MIN_SCOPE", self.min_scope, MIN_SCOPES),
+            ("UNSELECTED", self.unselected, UNSELECTED),
+        ):
+            if value not in choices:
+                raise ValueError(f"OBJECTNESS.{key} must be one of {choices}, got {value!r}")
 
     def __call__(
         self,

@@ -1,0 +1,132 @@
+"""What every configuration of the detector must hold."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+METHODS = {
+    "fl": [],
+    "ce": ["MODEL.DENSE.CLS_LOSS.FOCAL_GAMMA", 0.0, "MODEL.DENSE.CLS_LOSS.FOCAL_ALPHA", 0.5],
+    "resobj": ["MODEL.DENSE.OBJECTNESS.ENABLED", True, "MODEL.DENSE.CLS_LOSS.NAME", "SigmoidCE"],
+}
+METHODS["resobj_level_keep"] = METHODS["resobj"] + [
+    "MODEL.DENSE.OBJECTNESS.MIN_SCOPE", "level",
+    "MODEL.DENSE.OBJECTNESS.UNSELECTED", "keep",
+    "MODEL.DENSE.OBJECTNESS.DETACH", "none",
+    "MODEL.DENSE.OBJECTNESS.SOURCE", "chain",
+]  # fmt: skip
+
+
+@pytest.fixture(params=METHODS)
+def model(request, tiny_cfg):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(*METHODS[request.param]))
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 0)])
+def test_losses_are_finite_and_every_parameter_has_a_gradient(model, make_batch, counts):
+    batch = make_batch([(96, 96, n) for n in counts])
+    losses = model(batch)
+    assert all(torch.isfinite(v) and v.requires_grad for v in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_normaliser_moves_once_per_training_forward_and_is_saved(model, make_batch):
+    (name,) = [k for k in model.state_dict() if k.endswith("normalizer.mean")]
+    assert model.state_dict()[name].item() == 100.0
+    batch = make_batch([(96, 96, 3), (96, 96, 1)])
+    model(batch)
+    count = model.statistics["num_foreground"].item() * len(batch)
+    assert count > 0
+    assert model.state_dict()[name].item() == pytest.approx(90.0 + 0.1 * count)
+    model.eval()
+    with torch.no_grad():
+        model(batch)
+    assert model.state_dict()[name].item() == pytest.approx(90.0 + 0.1 * count)
+
+
+class NoHostSynchronisation(TorchDispatchMode):
+    """Refuses what would make a GPU's host wait."""
+
+    forbidden = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else []
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        if name in self.forbidden or by_mask:
+            raise AssertionError(f"{name} on the loss path makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+def test_loss_path_never_waits_for_the_device(model, make_batch):
+    batch = make_batch([(96, 96, 3), (96, 96, 0)])
+    outputs = model._predict(model._preprocess(batch))
+    truth = model._ground_truth(batch)
+    with NoHostSynchronisation():
+        losses = model._losses(outputs, truth)
+        total = sum(losses.values())
+    total.backward()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSynchronisation():
+        total.item()  # the guard works
+
+
+def test_losses_are_float32_under_autocast(model, make_batch):
+    batch = make_batch([(96, 96, 3)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model._predict(model._preprocess(batch))
+        stage = outputs["anchors"].stages[0]
+        assert stage.cls_logits.dtype == torch.bfloat16
+        losses = model._losses(outputs, model._ground_truth(batch))
+    assert all(v.dtype == torch.float32 for v in losses.values())
+    # The same predictions in float32 outside autocast: the arithmetic must not be coarser.
+    model.streams["anchors"].stages[0].normalizer.mean = torch.tensor(100.0)
+    stage.cls_logits, stage.deltas = stage.cls_logits.float(), stage.deltas.float()
+    for prediction in outputs["anchors"].branches.values():
+        prediction.logits = prediction.logits.float()
+        prediction.residuals = prediction.residuals.float()
+    exact = model._losses(outputs, model._ground_truth(batch))
+    for name, value in exact.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_box_outside_every_anchor_changes_nothing(model, make_batch):
+    from detectron2.structures import Boxes
+
+    batch = make_batch([(96, 96, 1)])
+    batch[0]["instances"].gt_boxes = Boxes(torch.tensor([[9000.0, 9000.0, 9001.0, 9001.0]]))
+    losses = model(batch)
+    assert model.statistics["num_foreground"].item() == 0
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+def test_training_without_instances_is_refused(model, make_batch):
+    batch = make_batch([(96, 96, 1)])
+    del batch[0]["instances"]
+    with pytest.raises(ValueError, match="instances"):
+        model(batch)
+
+
+def test_non_finite_predictions_give_no_detections_and_no_crash(model, make_batch):
+    model.eval()
+    with torch.no_grad():
+        model.streams["anchors"].stages[0].box.bias.fill_(float("nan"))
+        model.postprocess.score_thresh = 0.0
+        (result,) = model(make_batch([(96, 96, 0)]))
+    assert len(result["instances"]) == 0
+
+
+def test_unknown_feature_map_is_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="IN_FEATURES.*p9.*p3"):
+        build_model(tiny_cfg("MODEL.DENSE.IN_FEATURES", ["p3", "p9"]))
+
+
+def test_shared_batch_norm_is_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="TOWER.NORM=BN"):
+        build_model(tiny_cfg("MODEL.DENSE.TOWER.NORM", "BN"))

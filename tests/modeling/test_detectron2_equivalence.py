@@ -1,0 +1,73 @@
+"""With every plug-in off the detector is Detectron2's RetinaNet."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+
+SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
+
+
+@pytest.fixture(params=["", "GN"])
+def pair(request, tiny_cfg, tmp_path):
+    """Detectron2's RetinaNet and ours with its weights, read from a file in its layout."""
+    cfg = tiny_cfg("MODEL.DENSE.TOWER.NUM_CONVS", 2, "MODEL.DENSE.TOWER.NORM", repr(request.param))
+    cfg.MODEL.RETINANET.NUM_CONVS = 2
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.DENSE.NUM_CLASSES
+    cfg.MODEL.RETINANET.NORM = request.param
+    sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
+    ours = build_model(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    torch.manual_seed(0)
+    theirs = build_model(cfg)
+    with torch.no_grad():
+        # Enough spread for detections, little enough that no two scores saturate into a tie.
+        for conv in (theirs.head.cls_score, theirs.head.bbox_pred):
+            conv.weight.normal_(std=0.3)
+        theirs.head.cls_score.bias.fill_(-2.0)
+    path = tmp_path / "retinanet.pth"
+    torch.save({"model": theirs.state_dict()}, path)
+    ResObjCheckpointer(ours, strict=True).load(str(path))
+    return ours, theirs
+
+
+def test_losses_are_equal_over_iterations(pair, make_batch):
+    ours, theirs = pair
+    with EventStorage():
+        for seed in range(3):  # the normaliser moves
+            batch = make_batch(SHAPES, seed=seed)
+            a, b = ours(batch), theirs(batch)
+            assert set(a) == set(b) == {"loss_cls", "loss_box_reg"}
+            for name in b:
+                assert a[name].item() == pytest.approx(b[name].item(), rel=1e-5)
+
+
+def test_gradients_are_equal(pair, make_batch):
+    ours, theirs = pair
+    batch = make_batch(SHAPES)
+    with EventStorage():
+        sum(ours(batch).values()).backward()
+        sum(theirs(batch).values()).backward()
+    ours_of = dict(ours.named_parameters())
+    for name, parameter in theirs.backbone.named_parameters():
+        torch.testing.assert_close(
+            ours_of[f"backbone.{name}"].grad, parameter.grad, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_detections_are_equal(pair, make_batch):
+    ours, theirs = (m.eval() for m in pair)
+    batch = make_batch(SHAPES)
+    batch[0]["height"] *= 2  # rescaled to the output size
+    with torch.no_grad():
+        a, b = ours(batch), theirs(batch)
+    for x, y in zip(a, b, strict=True):
+        x, y = x["instances"], y["instances"]
+        assert len(y) > 20
+        assert x.image_size == y.image_size
+        torch.testing.assert_close(x.scores, y.scores)
+        torch.testing.assert_close(x.pred_boxes.tensor, y.pred_boxes.tensor)
+        assert torch.equal(x.pred_classes, y.pred_classes)

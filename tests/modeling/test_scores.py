@@ -1,0 +1,90 @@
+"""Score fusion and the way from candidates to detections."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from resobj_d2.modeling import DensePostprocess, ScoreFusion
+from resobj_d2.structures import Candidates
+
+CLS = torch.tensor([[0.5, 0.2], [0.9, 0.1]])
+OBJ = torch.tensor([0.4, 0.8])
+
+
+def test_fusion_by_hand():
+    factors = {"cls": CLS, "objectness": OBJ}
+    assert torch.equal(ScoreFusion()({"cls": CLS}), CLS)
+    torch.testing.assert_close(ScoreFusion()(factors), torch.tensor([[0.2, 0.08], [0.72, 0.08]]))
+    powers = ScoreFusion(exponents={"cls": 0.6, "objectness": 0.4})(factors)
+    assert powers[1, 0].item() == pytest.approx(0.9**0.6 * 0.8**0.4)
+    floored = ScoreFusion(exponents={"objectness": 0.0}, floors={"objectness": 0.5})(factors)
+    torch.testing.assert_close(floored, torch.tensor([[0.0, 0.0], [0.9, 0.1]]))
+
+
+def test_fusion_refuses_an_unknown_factor(tiny_cfg):
+    with pytest.raises(ValueError, match="FUSION.EXPONENTS.*iou.*cls"):
+        build_model(tiny_cfg("MODEL.DENSE.FUSION.EXPONENTS", "[['iou', 0.5]]"))
+
+
+def postprocess(**options):
+    return DensePostprocess(
+        **{"score_thresh": 0.1, "topk": 3, "nms_thresh": 0.5, "max_detections": 10} | options
+    )
+
+
+def test_select_takes_the_best_above_the_threshold():
+    scores = torch.tensor([[0.1, 0.5], [0.9, 0.05], [0.3, 0.2], [float("nan"), 0.0]])
+    anchors, classes = postprocess().select(scores)
+    assert list(zip(anchors.tolist(), classes.tolist(), strict=True)) == [(1, 0), (0, 1), (2, 0)]
+
+
+def test_suppress_is_per_class_and_keeps_factors():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [1, 0, 10, 10], [20, 20, 30, 30]])
+    candidates = Candidates(
+        boxes=boxes,
+        classes=torch.tensor([0, 0, 1, 0]),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        factors={"cls": torch.ones(4), "objectness": torch.tensor([0.9, 0.8, 0.7, 0.6])},
+        levels=torch.zeros(4, dtype=torch.long),
+    )
+    found = postprocess().suppress(candidates, (40, 40))
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
+    assert found.pred_classes.tolist() == [0, 1, 0]
+    assert torch.equal(found.objectness_score, found.scores)
+    assert len(postprocess(max_detections=2).suppress(candidates, (40, 40))) == 2
+
+
+def test_detections_per_step_end_with_the_detections(tiny_resobj, make_batch):
+    torch.manual_seed(0)
+    model = build_model(tiny_resobj("MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.0)).eval()
+    for subnet in model.streams["anchors"].branches["objectness"].residuals:
+        torch.nn.init.normal_(subnet.predictor.weight, std=1.0)
+    batch = make_batch([(96, 96, 0), (64, 96, 0)])
+    steps = model.detections_per_step(batch)
+    assert len(steps) == 3 and all(len(step) == 2 for step in steps)
+    with torch.no_grad():
+        last = model(batch)
+    for a, b in zip(steps[-1], last, strict=True):
+        assert torch.equal(a["instances"].scores, b["instances"].scores)
+    assert not torch.equal(steps[0][0]["instances"].scores, steps[-1][0]["instances"].scores)
+
+
+def test_two_stages_decode_twice(tiny_cfg, make_batch):
+    """The second stage starts at the first one's decoded boxes and is labelled anew."""
+    import copy
+
+    model = build_model(tiny_cfg("MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.0))
+    stream = model.streams["anchors"]
+    stream.stages.append(copy.deepcopy(stream.stages[0]))
+    stream.stages[1].assigner.iou_thresholds = [0.5, 0.6]
+    batch = make_batch([(96, 96, 3)])
+    output = model._predict(model._preprocess(batch))["anchors"]
+    first, second = output.stages
+    expected = stream.coder.decode(first.anchors, first.deltas)
+    torch.testing.assert_close(second.anchors, expected.detach())
+    assert not second.anchors.requires_grad
+    losses = model(batch)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_cls_stage1", "loss_box_reg_stage1"}
+    candidates = stream.candidates(output, 0, model.postprocess)
+    twice = stream.coder.decode(second.anchors[0], second.deltas[0])
+    assert all((twice == box).all(dim=1).any() for box in candidates.boxes[:20])
