@@ -1,0 +1,189 @@
+"""``python -m resobj_d2.doctor``: what is installed, what is native, and what to do about the rest.
+
+Exits with 0 unless something is broken that the package cannot work without. A missing Detectron2
+is named, but the operators, losses and matching work without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+
+OLDEST_TORCH = (2, 10)
+
+
+@dataclass
+class Report:
+    """What the checks found, in the order of printing."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def fact(self, name: str, value: str) -> None:
+        self.facts.append((name, value))
+
+    def problem(self, what_to_do: str, *, essential: bool = False) -> None:
+        self.advice.append(what_to_do)
+        self.broken = self.broken or essential
+
+
+def diagnose() -> Report:
+    """Run every check. Nothing is changed and no network is used."""
+    report = Report()
+    report.fact("python", f"{platform.python_version()} ({sys.executable})")
+    if _check_torch(report):
+        _check_package(
+            report, "torchvision", "pip install torchvision of the release that fits torch"
+        )
+        _check_kernels(report)
+        _check_gpu(report)
+    _check_package(report, "fvcore", "pip install fvcore")
+    _check_detectron2(report)
+    _check_coco_evaluation(report)
+    return report
+
+
+def main() -> int:
+    """Print the report; return the exit status."""
+    report = diagnose()
+    width = max(len(name) for name, _ in report.facts)
+    for name, value in report.facts:
+        print(f"{name:<{width}}  {value}")
+    print()
+    if not report.advice:
+        print("No problems found.")
+    for line in report.advice:
+        print(f"- {line}")
+    return 1 if report.broken else 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _check_package(report: Report, package: str, what_to_do: str) -> None:
+    """An essential package: its version, or why it cannot be imported."""
+    try:
+        module = importlib.import_module(package)
+    except Exception as error:  # a broken binary raises anything
+        report.fact(package, f"cannot be imported: {error!r}")
+        report.problem(f"{package} cannot be imported: {what_to_do}", essential=True)
+    else:
+        # torch's own version names its build ("+cu130"), pip's does not.
+        found = getattr(module, "__version__", None) or _version(package)
+        report.fact(package, found or "version unknown")
+
+
+def _check_torch(report: Report) -> bool:
+    _check_package(report, "torch", "install torch >= 2.10, see https://pytorch.org/get-started")
+    torch = sys.modules.get("torch")
+    if torch is None or report.broken:
+        return False
+    report.fact("torch's CUDA", torch.version.cuda or "none, this is a CPU build")
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        report.problem(
+            f"torch {torch.__version__} is too old: install torch >= 2.10", essential=True
+        )
+    return True
+
+
+def _check_kernels(report: Report) -> None:
+    try:
+        from . import ops
+    except Exception as error:
+        report.fact("operators", f"cannot be imported: {error}")
+        report.problem(
+            f"The operators cannot be imported ({error}); reinstall resobj_d2 or unset "
+            "RESOBJ_REQUIRE_NATIVE",
+            essential=True,
+        )
+        return
+    status = ops.native_status()
+    for backend in ("cpu", "cuda"):
+        report.fact(f"{backend} kernels", status[backend])
+    for name, value in status["build"].items():
+        report.fact(f"built: {name}", value)
+    if status["cpu"] != "native":
+        report.problem(
+            "The CPU kernels are not in use, operators run on slower pure torch: install a C++ "
+            "compiler (on Debian: apt-get install g++), then pip install --no-build-isolation "
+            "--force-reinstall --no-deps with the folder of resobj_d2"
+        )
+    if status["cuda"] != "native" and _has_gpu():
+        report.problem(
+            f"There is a GPU, but no CUDA kernels ({status['cuda']}); operators run on pure torch "
+            "there: install the CUDA toolkit of torch's version and reinstall with FORCE_CUDA=1, "
+            "which stops with the reason when it cannot be done"
+        )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check_gpu(report: Report) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        report.fact("gpu", "none that torch can use")
+        if torch.version.cuda and torch.cuda.device_count() > 0:
+            report.problem("A GPU is there, but torch cannot use it: update the NVIDIA driver")
+        return
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        report.fact(f"gpu {index}", f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {memory}")
+
+
+def _check_detectron2(report: Report) -> None:
+    from .install_detectron2 import DISTRIBUTION, MENDED_VERSION, InstallError, find_detectron2
+
+    try:
+        found = find_detectron2()
+    except InstallError as error:
+        report.fact("detectron2", str(error))
+        report.problem("Looking for Detectron2 failed, see above", essential=True)
+        return
+    if found.is_absent:
+        report.fact("detectron2", "not installed")
+        report.problem(
+            "Detectron2 is not installed, so training and prediction are not available: "
+            "python -m resobj_d2.install_detectron2, or install upstream main yourself"
+        )
+        return
+    if found.error is not None:
+        report.fact("detectron2", f"{found.package or 'found'}, cannot be imported: {found.error}")
+        report.problem(
+            "Detectron2 is there but broken: pip uninstall detectron2 detectron2-cdo, then "
+            "python -m resobj_d2.install_detectron2",
+            essential=True,
+        )
+        return
+    mended = found.package == f"{DISTRIBUTION} {MENDED_VERSION}"
+    origin = "the mended 0.5" if mended else found.package or "from a source folder"
+    report.fact("detectron2", f"{found.version} ({origin}) at {found.origin}")
+
+
+def _check_coco_evaluation(report: Report) -> None:
+    faster, plain = _version("faster-coco-eval"), _version("pycocotools")
+    report.fact("faster-coco-eval", faster or "not installed")
+    report.fact("pycocotools", plain or "not installed")
+    if plain is None:
+        report.problem(
+            "COCO json files cannot be read, so COCO data cannot be used: pip install pycocotools"
+        )
+    elif faster is None:
+        report.problem("COCO evaluation runs on pycocotools; faster: pip install faster-coco-eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
