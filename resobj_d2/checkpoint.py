@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import zipfile
 
 from detectron2.checkpoint import DetectionCheckpointer
 
@@ -49,12 +48,15 @@ class ResObjCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
 
+    def load(self, path: str, *args, **kwargs) -> dict:
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(f"checkpoint not found: {os.path.abspath(path)}")
+        return super().load(path, *args, **kwargs)
+
     def _load_file(self, filename: str) -> dict:
-        if not os.path.isfile(filename):
-            raise FileNotFoundError(f"checkpoint not found: {os.path.abspath(filename)}")
         try:
             loaded = super()._load_file(filename)
-        except (EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"cannot read checkpoint {os.path.abspath(filename)} "
                 f"({os.path.getsize(filename)} bytes): it is truncated or no checkpoint. "

@@ -11,7 +11,12 @@ __all__ = ["add_resobj_config"]
 
 
 def add_resobj_config(cfg: CfgNode) -> None:
-    """Add this package's keys, with defaults that make Detectron2's RetinaNet, to ``cfg``."""
+    """Add this package's keys, with defaults that make Detectron2's RetinaNet, to ``cfg``.
+
+    Also registers this package's modules with Detectron2, so that ``build_model(cfg)`` works.
+    """
+    import resobj_d2.modeling  # noqa: F401  not at the top: reading this file needs no Detectron2
+
     node_type = type(cfg)  # detectron2.config.CfgNode, without importing Detectron2 here
     dense = cfg.MODEL.DENSE = node_type()
     # Names of the feature maps of the backbone, finest first.

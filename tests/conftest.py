@@ -46,7 +46,6 @@ def tiny_cfg():
     """A function: overrides (KEY, VALUE, ...) to the config of a detector of a few layers."""
     from detectron2.config import get_cfg
 
-    import resobj_d2.modeling  # noqa: F401
     from resobj_d2.config import add_resobj_config
 
     def build(*opts):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-import resobj_d2.modeling  # noqa: F401  registers the detector
 from resobj_d2.config import add_resobj_config
 from resobj_d2.data.register import check_num_classes, register_datasets
 

@@ -1,0 +1,66 @@
+"""Imports point down: ops, losses and matching never reach for Detectron2."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+# What each layer may import of this package, besides itself.
+ALLOWED = {
+    "structures": set(),
+    "ops": set(),
+    "losses": {"structures", "ops"},
+    "matching": {"structures", "ops"},
+    "config": {"modeling"},
+    "compat": set(),
+    "checkpoint": set(),
+    "data": set(),
+    "modeling": {"structures", "ops", "losses", "matching", "compat"},
+    "evaluation": {"data"},
+    "engine": {
+        "modeling", "config", "compat", "checkpoint", "data", "evaluation", "analysis",
+    },
+}  # fmt: skip
+
+
+def modules_of(path):
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def imports(path, package):
+    """Absolute names of everything a file imports, at any depth of nesting."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_layer_imports_only_what_lies_below(repository, layer):
+    root = repository / "resobj_d2"
+    path = root / layer if (root / layer).is_dir() else root / f"{layer}.py"
+    files = modules_of(path)
+    assert files
+    for file in files:
+        package = list(file.relative_to(repository).parent.parts)
+        for name in imports(file, package):
+            parts = name.split(".")
+            if parts[0] == "detectron2":
+                assert layer not in ("structures", "ops", "losses", "matching", "config"), (
+                    f"{file} imports {name}"
+                )
+            if parts[0] == "resobj_d2" and len(parts) > 1 and parts[1] != layer:
+                if (root / parts[1]).is_dir() or (root / f"{parts[1]}.py").is_file():
+                    assert parts[1] in ALLOWED[layer], f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["resobj_d2.ops", "resobj_d2.losses", "resobj_d2.matching"])
+def test_import_without_detectron2(module):
+    code = f"import sys, {module}; assert 'detectron2' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
