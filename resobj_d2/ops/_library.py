@@ -21,8 +21,8 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
-    setup_context: Callable,
     backward: Callable,
+    setup_context: Callable | None = None,
 ) -> None:
     """Define one operator with everything that does not need compiled code.
 
@@ -30,9 +30,9 @@ def define_op(
         schema: ``name(arguments) -> results`` in torch's schema language.
         reference: pure-torch implementation, the fallback and the oracle of the kernels.
         fake: the same signature; returns empty results of the right shape, dtype and device.
-        setup_context: as in ``torch.library.register_autograd``.
         backward: as in ``torch.library.register_autograd``; an operator without a gradient says
             so here by :func:`no_backward`.
+        setup_context: as in ``torch.library.register_autograd``.
 
     Under autocast every operator computes in float32 (float64 inputs stay as they are).
     """

@@ -19,8 +19,8 @@ define_op(
     'pairwise_box_iou(Tensor boxes1, Tensor boxes2, str kind="iou") -> Tensor',
     reference=reference.pairwise_box_iou,
     fake=_fake,
-    setup_context=mark_outputs_non_differentiable,
     backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
+    setup_context=mark_outputs_non_differentiable,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op, no_backward
 
 DETACH = ("all", "objectness", "none")
 MIN_SCOPES = ("image", "batch", "level", "none")
@@ -76,8 +76,8 @@ define_op(
     "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor refined)",
     reference=reference.residual_objectness_bce,
     fake=_fake,
-    setup_context=_setup_context,
     backward=_backward,
+    setup_context=_setup_context,
 )
 
 define_op(
@@ -86,7 +86,6 @@ define_op(
     "int[] level_sizes) -> (Tensor grad_logits, Tensor grad_residuals)",
     reference=reference.residual_objectness_bce_backward,
     fake=_fake_backward,
-    setup_context=mark_outputs_non_differentiable,
     backward=no_backward("residual_objectness_bce can be differentiated once, not twice"),
 )
 

@@ -1,0 +1,54 @@
+"""The implementations every operator test runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from resobj_d2 import ops
+from resobj_d2.ops import reference
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of the operators with the signatures of ``resobj_d2.ops``."""
+
+    name: str
+    device: str
+    pairwise_box_iou: Callable
+    residual_objectness_bce: Callable
+
+
+def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
+                        unselected="update", level_sizes=()):  # fmt: skip
+    return ops.ResidualObjectnessOutput(
+        *reference.residual_objectness_bce(
+            logits, residuals, labels, detach, min_scope, unselected, list(level_sizes)
+        )
+    )
+
+
+def _skip_unless_native(backend: str) -> None:
+    status = ops.native_status()[backend]
+    if status != "native":
+        pytest.skip(f"{backend} kernels: {status}")
+    if backend == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(params=["reference", "native-cpu", "native-cuda"])
+def impl(request) -> Implementation:
+    if request.param == "reference":
+        return Implementation("reference", "cpu", reference.pairwise_box_iou, _reference_residual)
+    backend = request.param.removeprefix("native-")
+    _skip_unless_native(backend)
+    return Implementation(request.param, backend, ops.pairwise_box_iou, ops.residual_objectness_bce)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def native_device(request) -> str:
+    _skip_unless_native(request.param)
+    return request.param
