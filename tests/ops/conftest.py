@@ -31,10 +31,14 @@ def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="i
     )
 
 
-def _skip_unless_native(backend: str) -> None:
+def _skip_unless_built(backend: str) -> None:
     status = ops.native_status()[backend]
     if status != "native":
         pytest.skip(f"{backend} kernels: {status}")
+
+
+def _skip_unless_usable(backend: str) -> None:
+    _skip_unless_built(backend)
     if backend == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
 
@@ -44,11 +48,19 @@ def impl(request) -> Implementation:
     if request.param == "reference":
         return Implementation("reference", "cpu", reference.pairwise_box_iou, _reference_residual)
     backend = request.param.removeprefix("native-")
-    _skip_unless_native(backend)
+    _skip_unless_usable(backend)
     return Implementation(request.param, backend, ops.pairwise_box_iou, ops.residual_objectness_bce)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
+def native_backend(request) -> str:
+    """A backend whose library was built; it may have no device here."""
+    _skip_unless_built(request.param)
+    return request.param
+
+
+@pytest.fixture(params=["cpu", "cuda"])
 def native_device(request) -> str:
-    _skip_unless_native(request.param)
+    """A device whose kernels can run here."""
+    _skip_unless_usable(request.param)
     return request.param

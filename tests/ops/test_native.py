@@ -1,0 +1,90 @@
+"""Loading of the kernel libraries: what they may depend on, and what happens without them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from resobj_d2 import ops
+from resobj_d2.ops._native import library_path
+
+# Each program runs in a fresh process, because operators are registered once per process.
+LOADING_FAILS = """
+import torch
+def fail(path):
+    raise OSError("no such symbol")
+torch.ops.load_library = fail
+"""
+GRADIENT_ON_THE_FALLBACK = """
+import torch
+from resobj_d2 import ops
+print(ops.native_status()["cpu"])
+logits = torch.tensor([[2.0, -1.0, 0.0]], requires_grad=True)
+labels = torch.tensor([[1, 1, 0]], dtype=torch.int8)
+output = ops.residual_objectness_bce(logits, torch.zeros(1, 1, 3), labels)
+output.losses[0].backward()
+print([round(value, 4) for value in logits.grad[0].tolist()], output.counts.tolist())
+"""
+
+
+def run(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RESOBJ_REQUIRE_NATIVE": "", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_status_names_both_backends():
+    status = ops.native_status()
+    assert set(status) == {"cpu", "cuda", "build"}
+    for backend in ("cpu", "cuda"):
+        reasons = ("native", "not built: ", "not loaded: ", "failed to load ")
+        assert status[backend].startswith(reasons)
+
+
+def test_a_library_that_does_not_load_leaves_the_reference():
+    if not library_path("cpu").is_file():
+        pytest.skip("the cpu kernels are not built")
+    result = run(LOADING_FAILS + GRADIENT_ON_THE_FALLBACK)
+    assert result.returncode == 0, result.stderr
+    status, values = result.stdout.splitlines()
+    assert status.startswith("failed to load ") and status.endswith("no such symbol")
+    assert values == "[-0.1192, -0.7311, 0.5] [3, 3]"
+
+
+@pytest.mark.parametrize(
+    "required, message",
+    [
+        ("cpu", "asks for the cpu kernels: "),
+        pytest.param("gpu", "names 'gpu'; it takes cpu and cuda", marks=pytest.mark.slow),
+    ],
+)
+def test_required_kernels_that_are_missing_are_an_import_error(required, message):
+    result = run(LOADING_FAILS + "\nimport resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=required)
+    assert result.returncode == 1
+    assert "ImportError: RESOBJ_REQUIRE_NATIVE " in result.stderr and message in result.stderr
+
+
+@pytest.mark.slow
+def test_required_kernels_that_are_there_are_accepted(native_backend):
+    result = run("import resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=native_backend)
+    assert result.returncode == 0, result.stderr
+
+
+def test_libraries_use_the_stable_abi_and_no_python(native_backend):
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library_path(native_backend)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "torch_library_impl" in symbols
+    # Python's C API, and C++ symbols of at::, c10:: and torch::, which change with every release.
+    unstable = ("Py", "_Py", "_ZN2at", "_ZNK2at", "_ZN3c10", "_ZNK3c10", "_ZN5torch", "_ZNK5torch")
+    assert [symbol for symbol in symbols if symbol.startswith(unstable)] == []

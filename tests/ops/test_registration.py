@@ -1,0 +1,112 @@
+"""Every registered operator has a reference, a fake, autograd and autocast, and passes opcheck.
+
+An operator added without samples here fails the first test.
+"""
+
+import pytest
+import torch
+
+from resobj_d2 import ops
+from resobj_d2.ops._library import NAMESPACE
+
+
+def _residual_tensors(requires_grad=False):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 40, generator=generator)
+    residuals = torch.randn(2, 2, 40, generator=generator)
+    labels = torch.randint(-1, 2, (2, 40), generator=generator, dtype=torch.int8)
+    if requires_grad:
+        logits.requires_grad_(), residuals.requires_grad_()
+    return logits, residuals, labels
+
+
+def box_samples():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [4, 4, 4, 4]])
+    yield boxes, boxes[:2]
+    yield boxes[:0], boxes, "giou"
+    yield boxes.double().requires_grad_(), boxes.double(), "iof"
+
+
+def residual_samples():
+    yield _residual_tensors(requires_grad=True)
+    yield *_residual_tensors(requires_grad=True), "none", "level", "keep", [30, 0, 10]
+    logits, residuals, labels = _residual_tensors()
+    yield logits, residuals[:0], labels, "objectness", "batch", "update"
+    yield logits[:, :0], residuals[:, :, :0], labels[:, :0]
+
+
+def residual_backward_samples():
+    logits, residuals, labels = _residual_tensors()
+    for detach, scope, unselected in (("all", "image", "update"), ("none", "none", "keep")):
+        losses, _, thresholds, refined = torch.ops.resobj_d2.residual_objectness_bce(
+            logits, residuals, labels, detach, scope, unselected
+        )
+        gradient = torch.ones_like(losses)
+        yield gradient, logits, refined, labels, thresholds, detach, scope, unselected, []
+
+
+SAMPLES = {
+    "pairwise_box_iou": box_samples,
+    "residual_objectness_bce": residual_samples,
+    "_residual_objectness_bce_backward": residual_backward_samples,
+}
+
+
+def registered():
+    prefix = f"{NAMESPACE}::"
+    return sorted(
+        name.removeprefix(prefix)
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith(prefix)
+    )
+
+
+def test_every_operator_has_samples_for_opcheck():
+    assert registered() == sorted(SAMPLES)
+
+
+def test_every_public_operator_has_a_wrapper():
+    public = {name for name in registered() if not name.startswith("_")}
+    assert public <= set(ops.__all__)
+
+
+@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize(
+    "key",
+    ["CompositeExplicitAutograd", "Meta", "Autograd", "AutocastCPU", "AutocastCUDA"],
+)
+def test_every_operator_is_registered_for(name, key):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+
+
+@pytest.mark.parametrize("name", registered())
+def test_native_libraries_have_a_kernel_for_every_operator(native_backend, name):
+    key = native_backend.upper()
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [(name, arguments) for name, samples in SAMPLES.items() for arguments in samples()],
+)
+def test_opcheck(name, arguments):
+    torch.library.opcheck(getattr(torch.ops.resobj_d2, name).default, arguments)
+
+
+def test_wrappers_compile_without_a_graph_break():
+    logits, residuals, labels = _residual_tensors(requires_grad=True)
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]])
+
+    def loss(logits, residuals, boxes):
+        output = ops.residual_objectness_bce(logits, residuals, labels, unselected="keep")
+        return output.losses.sum() * ops.pairwise_box_iou(boxes, boxes, "giou").sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    eager, result = loss(logits, residuals, boxes), compiled(logits, residuals, boxes)
+    assert torch.equal(eager, result)
+    for a, b in zip(
+        torch.autograd.grad(eager, (logits, residuals)),
+        torch.autograd.grad(result, (logits, residuals)),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
