@@ -41,6 +41,12 @@ def shared_data(repository) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_options() -> list[str]:
+    """KEY VALUE overrides that make a detector of a few layers."""
+    return list(TINY)
+
+
 @pytest.fixture
 def tiny_cfg():
     """A function: overrides (KEY, VALUE, ...) to the config of a detector of a few layers."""

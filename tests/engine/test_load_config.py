@@ -1,0 +1,61 @@
+import logging
+
+import pytest
+import torch
+
+from resobj_d2.engine import class_counts, load_config
+
+SCENES = "configs/small/scenes_retinanet_fl.yaml"
+
+
+@pytest.fixture
+def scenes_options(tmp_path):
+    """Registers a few small generated scenes under a name of this test's own."""
+    name = f"scenes_{tmp_path.name}"
+    entries = [
+        {"name": f"{name}_{split}", "format": "scenes", "split": split, "root": str(tmp_path),
+         "image_size": 64, "num_train": 4, "num_val": 2}
+        for split in ("train", "val")
+    ]  # fmt: skip
+    return [
+        "DATASETS.REGISTER", str(entries),
+        "DATASETS.TRAIN", f"('{name}_train',)",
+        "DATASETS.TEST", f"('{name}_val',)",
+    ]  # fmt: skip
+
+
+def test_missing_config_file():
+    with pytest.raises(FileNotFoundError, match="config file not found: /.*nothing.yaml"):
+        load_config("nothing.yaml")
+
+
+def test_odd_number_of_overrides():
+    with pytest.raises(ValueError, match="pairs of KEY VALUE"):
+        load_config("", ["MODEL.DEVICE"])
+
+
+def test_class_count_is_checked_against_the_dataset(repository, scenes_options):
+    config = str(repository / SCENES)
+    assert load_config(config, scenes_options).MODEL.DENSE.NUM_CLASSES == 8
+    with pytest.raises(ValueError, match="MODEL.DENSE.NUM_CLASSES is 5.*8 classes.*disc"):
+        load_config(config, [*scenes_options, "MODEL.DENSE.NUM_CLASSES", "5"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
+def test_without_a_gpu_the_cpu_is_used(repository, scenes_options, caplog):
+    with caplog.at_level(logging.WARNING):
+        cfg = load_config(str(repository / SCENES), scenes_options)
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert "no GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "architecture, key",
+    [
+        ("ResObjDenseDetector", "MODEL.DENSE.NUM_CLASSES"),
+        ("RetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
+        ("GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
+    ],
+)
+def test_every_head_knows_its_key(tiny_cfg, architecture, key):
+    assert list(class_counts(tiny_cfg("MODEL.META_ARCHITECTURE", architecture))) == [key]

@@ -1,0 +1,126 @@
+"""train_net.py as users run it: train, kill, resume, evaluate, two processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    """A function that starts train_net.py on 64 px scenes, writing to ``tmp_path / "out"``."""
+
+    def start(*opts, flags=(), wait=True):
+        entries = [
+            {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(tmp_path),
+             "image_size": 64, "num_train": 16, "num_val": 6}
+            for split in ("train", "val")
+        ]  # fmt: skip
+        command = [
+            sys.executable, "-W", "ignore", str(repository / "train_net.py"),
+            "--config-file", str(repository / "configs/small/scenes_retinanet_resobj_t2.yaml"),
+            *flags,
+            "DATASETS.REGISTER", str(entries),
+            "DATASETS.TRAIN", "('tiny_train',)",
+            "DATASETS.TEST", "('tiny_val',)",
+            "INPUT.MIN_SIZE_TRAIN", "(64,)",
+            "INPUT.MIN_SIZE_TEST", "64",
+            "MODEL.FPN.OUT_CHANNELS", "64",
+            "MODEL.DENSE.TOWER.CHANNELS", "64",  # two per group: P7 has one cell
+            "SOLVER.IMS_PER_BATCH", "4",
+            "SOLVER.MAX_ITER", "8",
+            "SOLVER.STEPS", "()",
+            "SOLVER.CHECKPOINT_PERIOD", "2",
+            "DATALOADER.NUM_WORKERS", "0",
+            "OUTPUT_DIR", str(tmp_path / "out"),
+            *map(str, opts),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command, cwd=repository, env=environment, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        if not wait:
+            return process
+        output, _ = process.communicate(timeout=400)
+        return process.returncode, output
+
+    return start
+
+
+def test_train_evaluate_and_refuse(run, tmp_path):
+    code, output = run()
+    assert code == 0, output
+    out = tmp_path / "out"
+    logged = {}
+    for line in (out / "metrics.json").read_text().splitlines():
+        logged.update(json.loads(line))
+    assert {"loss_objectness", "loss_residual_1", "loss_residual_2", "bbox/AP"} <= set(logged)
+    assert 0 < logged["objectness/step2/positive"] < 1
+    assert (out / "objectness_curves.png").stat().st_size > 0
+    assert list(out.glob("events.out.tfevents.*"))
+
+    code, evaluated = run("MODEL.WEIGHTS", out / "model_final.pth", flags=["--eval-only"])
+    assert code == 0, evaluated
+    scores = [re.findall(r"copypaste: (.*)$", text, re.M)[-1] for text in (output, evaluated)]
+    assert scores[0] == scores[1]
+
+    code, refused = run("MODEL.WEIGHTS", "", flags=["--eval-only"])
+    assert code != 0 and "give MODEL.WEIGHTS" in refused
+
+
+def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):
+    out = tmp_path / "out"
+    process = run("SOLVER.MAX_ITER", 2000, "SOLVER.CHECKPOINT_PERIOD", 3, wait=False)
+    deadline = time.monotonic() + 200
+    while not (out / "last_checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = (out / "last_checkpoint").read_text()
+    iteration = int(re.search(r"\d+", last).group())
+    state = torch.load(out / last, weights_only=True)
+    saved = state["model"]["streams.anchors.stages.0.normalizer.mean"]
+    assert saved.item() != 100.0
+
+    code, output = run("SOLVER.MAX_ITER", iteration + 3, flags=["--resume"])
+    assert code == 0, output
+    assert f"Loading from {out / last}" in output
+    assert f"Starting training from iteration {iteration + 1}" in output
+    final = torch.load(out / "model_final.pth", weights_only=True)
+    assert final["iteration"] == iteration + 2
+
+
+def test_two_processes_agree(run, tmp_path):
+    """Gloo on the CPU, through the launcher."""
+    code, output = run(flags=["--num-gpus", "2"])
+    assert code == 0, output
+    assert "Rank of current process: 0. World size: 2" in output
+    assert "bbox/AP" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_diverging_run_says_why(run, tmp_path):
+    code, output = run("SOLVER.BASE_LR", 1e12, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+    assert code != 0
+    assert re.search(r"NonFiniteLossError: non-finite loss at iteration \d+: \{'loss_", output)
+    assert (tmp_path / "out" / "nonfinite_batch_rank0.pth").exists()
+
+
+def test_missing_image_is_named(run, tmp_path):
+    code, output = run("SOLVER.MAX_ITER", 1)
+    assert code == 0, output
+    images = sorted(tmp_path.glob("scenes/train/*.png"))[4:]  # the first few are checked at start
+    assert images
+    for image in images:
+        image.unlink()
+    code, output = run("SOLVER.MAX_ITER", 8)
+    assert code != 0
+    assert re.search(r"image \d+, \S*scenes/train/\S+.png, does not exist", output)

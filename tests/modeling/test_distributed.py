@@ -1,0 +1,66 @@
+"""Two processes, one of which sees no object: same normaliser, averaged gradients, no hang."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+WORKER = """
+    import sys
+
+    import torch
+    import torch.distributed as dist
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+
+    from resobj_d2.config import add_resobj_config
+
+    rank, folder, options = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    cfg = get_cfg()
+    add_resobj_config(cfg)
+    cfg.merge_from_list(options)
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
+    instances = Instances((64, 64))
+    count = 2 if rank == 0 else 0
+    corners = torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 20.0, 60.0, 60.0]])
+    instances.gt_boxes = Boxes(corners[:count])
+    instances.gt_classes = torch.arange(2)[:count]
+    torch.manual_seed(rank)
+    batch = [{"image": torch.rand(3, 64, 64) * 255, "instances": instances}]
+    sum(model(batch).values()).backward()
+    stage = model.module.streams["anchors"].stages[0]
+    torch.save(
+        {
+            "mean": stage.normalizer.mean,
+            "foreground": model.module.statistics["num_foreground"],
+            "gradients": {n: p.grad for n, p in model.module.named_parameters()},
+        },
+        f"{folder}/rank{rank}.pth",
+    )
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("objectness", [False, True])
+def test_empty_process_keeps_step(tiny_options, tmp_path, objectness):
+    options = [*tiny_options, "MODEL.DENSE.OBJECTNESS.ENABLED", str(objectness)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WORKER), str(rank), str(tmp_path), *options]
+        )
+        for rank in (0, 1)
+    ]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
+    assert first["foreground"] > 0 and second["foreground"] == 0
+    mean_count = (first["foreground"] + 1) / 2  # an empty process counts as one
+    assert first["mean"].item() == pytest.approx(90 + 0.1 * mean_count.item())
+    assert torch.equal(first["mean"], second["mean"])
+    for name, gradient in first["gradients"].items():
+        assert torch.equal(gradient, second["gradients"][name]), name
