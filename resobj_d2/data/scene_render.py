@@ -31,7 +31,23 @@ MIN_DIAMETER = 8.0  # pixels
 MAX_DIAMETER = 0.66  # of the picture's side; most outlines span about nine tenths of it
 EMPTY_SHARE = 0.05
 CROWDED_SHARE = 0.1
-LOW_CONTRAST_SHARE = 0.2
+LOW_CONTRAST_SHARE = 0.08
+TYPICAL_SHARE = 0.75  # of objects in the typical colour of their class
+
+# Typical colours, as ripe tomatoes are mostly red: a hint and no more, since distractors wear them too.
+_TYPICAL_COLOURS = np.array(
+    [
+        (225, 110, 30),  # disc
+        (240, 215, 60),  # ring
+        (60, 110, 220),  # square
+        (70, 175, 75),  # triangle
+        (245, 240, 225),  # star
+        (60, 45, 60),  # cross
+        (150, 75, 190),  # crescent
+        (215, 40, 75),  # heart
+    ],
+    dtype=np.float32,
+)
 
 
 @dataclass(frozen=True)
@@ -96,10 +112,21 @@ def _random_colour(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(15.0, 240.0, size=3).astype(np.float32)
 
 
+def _muted_colour(rng: np.random.Generator) -> np.ndarray:
+    """A greyish colour, for backgrounds."""
+    colour = _random_colour(rng)
+    return colour.mean() + np.float32(rng.uniform(0.2, 0.6)) * (colour - colour.mean())
+
+
+def _typical_colour(category: int, rng: np.random.Generator) -> np.ndarray:
+    colour = _TYPICAL_COLOURS[category] + rng.normal(0.0, 14.0, size=3)
+    return np.clip(colour, 0.0, 255.0).astype(np.float32)
+
+
 def _second_colour(first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A partner for a texture: sometimes a shade of the first colour, sometimes another colour."""
-    if rng.random() < 0.6:
-        return np.clip(first * np.float32(rng.uniform(0.5, 1.5)), 0.0, 255.0)
+    """A partner for a texture: mostly a shade of the first colour, sometimes another colour."""
+    if rng.random() < 0.8:
+        return np.clip(first * np.float32(rng.uniform(0.55, 1.5)), 0.0, 255.0)
     return _random_colour(rng)
 
 
@@ -147,25 +174,29 @@ def _draw_lines(background: np.ndarray, count: int, rng: np.random.Generator) ->
 
 def _render_background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Texture, patches, lines and distractors that belong to no class: float32 (size, size, 3)."""
-    background = _patch((size, size), _random_colour(rng), rng)
-    for _ in range(int(rng.integers(0, 5))):
+    background = _patch((size, size), _muted_colour(rng), rng)
+    for _ in range(int(rng.integers(0, 4))):
         mask = draw_mask(panel_outline(rng), _random_transform(size * rng.uniform(0.5, 1.3), rng))
-        _paint(background, mask, rng.uniform(0, size, size=2), _random_colour(rng), rng)
-    background = _draw_lines(background, int(rng.integers(0, 6)), rng)
-    for _ in range(int(rng.integers(2, 14))):
+        _paint(background, mask, rng.uniform(0, size, size=2), _muted_colour(rng), rng)
+    background = _draw_lines(background, int(rng.integers(0, 4)), rng)
+    for _ in range(int(rng.integers(0, 9))):
         outline = DISTRACTOR_OUTLINES[int(rng.integers(len(DISTRACTOR_OUTLINES)))](rng)
         diameter = MIN_DIAMETER * (0.35 * size / MIN_DIAMETER) ** rng.random()
         mask = draw_mask(outline, _random_transform(diameter, rng))
-        _paint(background, mask, rng.uniform(0, size, size=2), _random_colour(rng), rng)
+        colour = _typical_colour(int(rng.integers(len(CLASS_NAMES))), rng)
+        _paint(background, mask, rng.uniform(0, size, size=2), colour, rng)
     return background
 
 
 def _object_colour(
-    background: np.ndarray, overlap: _Overlap, rng: np.random.Generator
+    category: int, background: np.ndarray, overlap: _Overlap, rng: np.random.Generator
 ) -> np.ndarray:
-    """Main colour of an object: mostly unlike what is behind it, sometimes hardly different."""
+    """Main colour: that of the class, or unlike what is behind, or hardly different from it."""
     behind = background[overlap.on_canvas].mean(axis=(0, 1))
-    if rng.random() < LOW_CONTRAST_SHARE:
+    kind = rng.random()
+    if kind < TYPICAL_SHARE:
+        return _typical_colour(category, rng)
+    if kind < TYPICAL_SHARE + LOW_CONTRAST_SHARE:
         direction = rng.standard_normal(3)
         direction /= max(float(np.linalg.norm(direction)), 1e-6)
         return np.clip(behind + rng.uniform(40.0, 70.0) * direction, 0, 255).astype(np.float32)
@@ -194,7 +225,7 @@ def _place_object(
     width, height = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
     if min(width, height) < MIN_SIDE:
         return None
-    colour = _object_colour(background, overlap, rng)
+    colour = _object_colour(category, background, overlap, rng)
     foreground.add_behind(overlap.on_canvas, shown, _patch(shown.shape, colour, rng))
     box = (overlap.left + int(columns[0]), overlap.top + int(rows[0]), width, height)
     return SceneObject(category=category, box=box, area=area)
@@ -209,14 +240,14 @@ def _place_objects(
     if kind < EMPTY_SHARE:
         return []
     crowded = kind < EMPTY_SHARE + CROWDED_SHARE
-    wanted = int(rng.integers(32, 46)) if crowded else 1 + min(int(rng.geometric(0.16)), 19)
-    largest = (0.18 if crowded else MAX_DIAMETER) * size
-    # Half of the pictures gather their objects around a point, so that they hide each other.
-    gathered = rng.random() < 0.5
+    wanted = int(rng.integers(32, 46)) if crowded else 1 + min(int(rng.geometric(0.2)), 14)
+    largest = (0.22 if crowded else MAX_DIAMETER) * size
+    # A third of the pictures gathers their objects around a point, so that they hide each other.
+    gathered = rng.random() < 0.35
     focus = rng.uniform(0.25 * size, 0.75 * size, size=2)
     objects = []
     for _ in range(4 * wanted):  # attempts; some fail because the place is taken
-        diameter = MIN_DIAMETER * (largest / MIN_DIAMETER) ** (rng.random() ** 0.8)
+        diameter = MIN_DIAMETER * (largest / MIN_DIAMETER) ** (rng.random() ** 0.45)
         centre = rng.uniform(0.0, size, size=2)
         if gathered:
             centre = np.clip(rng.normal(focus, 0.22 * size), 0.0, size)
@@ -231,13 +262,13 @@ def _place_objects(
 def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The camera: uneven light, faded colours, at times a little blur, sensor noise; uint8."""
     size = picture.shape[0]
-    light = rng.uniform(0.75, 1.15, size=4).astype(np.float32)
+    light = rng.uniform(0.8, 1.1, size=4).astype(np.float32)
     ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)
     upper = light[0] + (light[1] - light[0]) * ramp
     lower = light[2] + (light[3] - light[2]) * ramp
     picture = picture * (upper + ramp[:, None] * (lower - upper))[..., None]
     grey = picture.mean(axis=2, keepdims=True)
-    picture = grey + np.float32(rng.uniform(0.3, 1.0)) * (picture - grey)
+    picture = grey + np.float32(rng.uniform(0.6, 1.1)) * (picture - grey)
     noise_level = rng.uniform(0.0, 7.0)
     if rng.random() < 0.25:
         blurred = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))

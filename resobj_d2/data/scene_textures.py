@@ -67,16 +67,17 @@ def noise(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(fine, dtype=np.float32) / 255.0
 
 
-PATTERNS = (flat, stripes, waves, checks, dots, gradient, noise)
+PATTERNS = (stripes, waves, checks, dots, gradient, noise)
 
 
 def random_texture(
     height: int, width: int, first: np.ndarray, second: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """A randomly chosen pattern from colour ``first`` (3,) to ``second`` (3,), RGB in 0..255.
+    """Plain or patterned, from colour ``first`` (3,) to ``second`` (3,), RGB in 0..255.
 
     Returns:
         float32 (height, width, 3).
     """
-    pattern = PATTERNS[int(rng.integers(len(PATTERNS)))](height, width, rng)
+    plain = rng.random() < 0.35
+    pattern = (flat if plain else PATTERNS[int(rng.integers(len(PATTERNS)))])(height, width, rng)
     return first + pattern[..., None].astype(np.float32) * (second - first)

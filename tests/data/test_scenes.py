@@ -182,8 +182,8 @@ def test_distributions(statistics_set):
     shares = np.array(list(per_class.values())) / counts.sum()
     assert shares.min() > 0.6 / len(CLASS_NAMES) and shares.max() < 1.5 / len(CLASS_NAMES)
     longest = np.array([max(annotation["bbox"][2:]) for annotation in content["annotations"]])
-    assert longest.min() <= 8 and longest.max() >= 0.5 * 160
-    assert 0.2 < (longest < 16).mean() < 0.7 and (longest >= 48).mean() > 0.1
+    assert longest.min() <= 9 and longest.max() >= 0.5 * 160
+    assert 0.08 < (longest < 16).mean() < 0.5 and (longest >= 48).mean() > 0.1
 
 
 def test_objects_hide_each_other(statistics_set):
