@@ -1,0 +1,1 @@
+"""Looking into trained models and training runs. Each module is a command as well."""
