@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from PIL.Image import Image
 
 from .checkpoint import CheckpointError
 from .engine.setup import load_config
@@ -123,29 +125,28 @@ def predict_images(
     pictures: list[Path] = []
     failed: dict[Path, str] = {}
     images, results = [], []
-    drawing = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
     for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        progress = f"{number}/{len(paths)} {path}"
         try:
             image, steps = predictor.detect(path)
         except ImageError as error:
             failed[path] = str(error)
-            logger.warning("%d/%d %s is left out: %s", number, len(paths), path, error)
+            logger.warning("%s is left out: %s", progress, error)
             continue
         height, width = image.shape[:2]
         images.append({"id": number, "file_name": str(path), "width": width, "height": height})
         results += _coco_results(predictor, steps[-1], number)
-        pictures.append(output / f"{name}.png")
-        draw_detections(image, steps[-1], predictor.class_names, **drawing).save(pictures[-1])
-        if predictor.num_steps:
-            pictures.append(output / f"{name}_steps.png")
-            row = _draw_steps(image, steps, predictor.class_names, **drawing)
-            titles = [step_title(t) for t in range(len(steps))]
-            grid([row], titles).save(pictures[-1])
+        limits = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
+        pictures += _save_pictures(image, steps, predictor.class_names, output / name, **limits)
         shown = int((steps[-1].scores >= confidence_threshold).sum())
-        logger.info(
-            "%d/%d %s: %d detections of at least %g", number, len(paths), path, shown,
+        logger.info("%s: %d detections of at least %g", progress, shown, confidence_threshold)
+    best = max((item["score"] for item in results), default=0.0)
+    if images and best < confidence_threshold:
+        logger.warning(
+            "nothing is drawn: the best score is %.3g, the confidence threshold %g",
+            best,
             confidence_threshold,
-        )  # fmt: skip
+        )
     files = PredictionFiles(pictures, output / "results.json", output / "images.json", failed)
     _write_json(files.results, results)
     dataset = {"images": images, "annotations": [], "categories": predictor.categories()}
@@ -177,11 +178,12 @@ def draw_samples(
     Raises:
         ImageError: an image cannot be read.
     """
+    steps = steps and predictor.num_steps > 0
+    names = predictor.class_names
     samples = []
     for record in records:
         image, found = predictor.detect(record["file_name"])
         found = found if steps else found[-1:]
-        names = predictor.class_names
         truth = draw_annotations(image, record.get("annotations", []), names, side=side)
         drawn = _draw_steps(
             image, found, names, confidence_threshold=confidence_threshold, side=side
@@ -198,8 +200,28 @@ def draw_samples(
     return path
 
 
-def _draw_steps(image, steps, class_names, *, side: int = PANEL_SIDE, **drawing) -> list:
-    return [draw_detections(image, found, class_names, side=side, **drawing) for found in steps]
+def _save_pictures(
+    image: np.ndarray, steps: list[Instances], names: Sequence[str], path: Path, **limits
+) -> list[Path]:
+    """Write ``<path>.png`` and, with several steps, ``<path>_steps.png``."""
+    pictures = [path.with_name(f"{path.name}.png")]
+    draw_detections(image, steps[-1], names, **limits).save(pictures[0])
+    if len(steps) > 1:
+        pictures.append(path.with_name(f"{path.name}_steps.png"))
+        titles = [step_title(t) for t in range(len(steps))]
+        grid([_draw_steps(image, steps, names, **limits)], titles).save(pictures[1])
+    return pictures
+
+
+def _draw_steps(
+    image: np.ndarray,
+    steps: list[Instances],
+    names: Sequence[str],
+    *,
+    side: int = PANEL_SIDE,
+    **limits,
+) -> list[Image]:
+    return [draw_detections(image, found, names, side=side, **limits) for found in steps]
 
 
 def _coco_results(predictor: Predictor, detections: Instances, image_id: int) -> list[dict]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
@@ -37,8 +38,8 @@ def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Seri
     """The objectness scalars of a run.
 
     Where a run was resumed from an earlier checkpoint, iterations occur twice; the later lines
-    replace the earlier ones from that point on. Lines that are no json object, such as the last one
-    of a run that was killed, are left out.
+    replace the earlier ones from that point on. What is no json object, such as the last line of a
+    run that was killed, is left out.
 
     Args:
         metrics_file: what Detectron2's ``JSONWriter`` wrote, or the run's folder.
@@ -74,6 +75,8 @@ def plot_objectness_curves(
 ) -> bool:
     """Draw the objectness at each step over the iterations, one row of panels for each run.
 
+    Long runs are drawn as means of consecutive values.
+
     Args:
         metrics_files: ``metrics.json`` of one run or of several, or their folders.
         output_file: picture to write; the suffix chooses the format (png, pdf, svg).
@@ -101,6 +104,7 @@ def plot_objectness_curves(
         row[0].legend(loc="best")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
+    axes[0, 0].set_ylim(bottom=0)  # shared by the column
     if title:
         figure.suptitle(title)
     Path(output_file).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def plot_objectness_curves(
 
 def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
     for step, series in steps.items():
-        iterations, values = zip(*series, strict=True)
+        iterations, values = zip(*_thin(series), strict=True)
         axis.plot(
             iterations,
             values,
@@ -120,19 +124,29 @@ def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
             marker="." if len(series) == 1 else None,
         )
     axis.set_yscale(scale)
-    if scale == "linear":
-        axis.set_ylim(0, 1)
+    if scale == "log":
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _thin(series: Series, most: int = 300) -> Series:
+    """At most ``most`` points: means of consecutive ones, for long runs."""
+    size = -(-len(series) // most)
+    blocks = (series[i : i + size] for i in range(0, len(series), size))
+    return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
+
+
 def _parse(line: str) -> dict | None:
     try:
-        scalars = json.loads(line)
+        # Scalars are not nested. After a kill the resumed run writes behind the broken line.
+        scalars = json.loads(line[line.rfind("{") :])
     except ValueError:
         return None
-    return scalars if isinstance(scalars, dict) and "iteration" in scalars else None
+    return scalars if "iteration" in scalars else None
 
 
 def _collect(lines: Iterable[dict]) -> dict[tuple[str, int], Series]:
