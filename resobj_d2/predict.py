@@ -48,6 +48,10 @@ logger = logging.getLogger("resobj_d2.predict")  # also when run as __main__
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+_WITHOUT_DATASETS = (
+    "DATASETS.TEST gives the names of the classes. Where the datasets are not at hand, append "
+    "DATASETS.REGISTER '[]' DATASETS.TEST '()'; classes are then shown by number."
+)
 PANEL_SIDE = 448  # longer side of each picture of a row of pictures
 
 
@@ -286,8 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m resobj_d2.predict",
         description="Detect objects on image files; writes pictures and COCO results.",
-        epilog="Where the datasets of the config are not at hand, append DATASETS.REGISTER '[]' "
-        "DATASETS.TRAIN '()' DATASETS.TEST '()'; classes are then shown by number.",
+        epilog=_WITHOUT_DATASETS,
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML", help="config of the trained model")
@@ -302,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _complain(message: object) -> int:
+def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
 
@@ -313,10 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         paths = find_images(options.input)
-        predictor = Predictor(load_config(options.config_file, options.opts))
+        # Nothing is trained, so the training data need not be there.
+        cfg = load_config(options.config_file, [*options.opts, "DATASETS.TRAIN", "()"])
+        predictor = Predictor(cfg)
     # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
     except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:
-        return _complain(error.args[0] if isinstance(error, KeyError) else error)
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        return _complain(f"{message}\n{_WITHOUT_DATASETS}" if "ataset" in message else message)
     try:
         files = predict_images(
             predictor,
@@ -326,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw_limit=options.draw_limit,
         )
     except OSError as error:
-        return _complain(error)
+        return _complain(str(error))
     folder = os.path.abspath(options.output)
     print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
     if files.failed:
