@@ -32,8 +32,9 @@ MAX_DIAMETER = 0.66  # of the picture's side; most outlines span about nine tent
 EMPTY_SHARE = 0.05
 CROWDED_SHARE = 0.1
 LOW_CONTRAST_SHARE = 0.08
+BACKGROUND_CONTRAST, OBJECT_CONTRAST = 0.3, 0.5  # of the two colours of a texture
 TYPICAL_SHARE = 0.75  # of objects in the typical colour of their class
-
+# Typical colours, as ripe tomatoes are mostly red: only a hint, since distractors wear them too.
 # Typical colours, as ripe tomatoes are mostly red: a hint and no more, since distractors wear them too.
 _TYPICAL_COLOURS = np.array(
     [
@@ -115,7 +116,7 @@ def _random_colour(rng: np.random.Generator) -> np.ndarray:
 def _muted_colour(rng: np.random.Generator) -> np.ndarray:
     """A greyish colour, for backgrounds."""
     colour = _random_colour(rng)
-    return colour.mean() + np.float32(rng.uniform(0.2, 0.6)) * (colour - colour.mean())
+    return colour.mean() + np.float32(rng.uniform(0.1, 0.4)) * (colour - colour.mean())
 
 
 def _typical_colour(category: int, rng: np.random.Generator) -> np.ndarray:
@@ -123,11 +124,10 @@ def _typical_colour(category: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(colour, 0.0, 255.0).astype(np.float32)
 
 
-def _second_colour(first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A partner for a texture: mostly a shade of the first colour, sometimes another colour."""
-    if rng.random() < 0.8:
-        return np.clip(first * np.float32(rng.uniform(0.55, 1.5)), 0.0, 255.0)
-    return _random_colour(rng)
+def _second_colour(first: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
+    """A partner for a texture: a shade of the first colour, up to ``contrast`` darker or lighter."""
+    shade = rng.uniform(0.4, 1.0) * contrast * rng.choice((-1.0, 1.0))
+    return np.clip(first * np.float32(1.0 + shade), 0.0, 255.0)
 
 
 def _random_transform(diameter: float, rng: np.random.Generator) -> np.ndarray:
@@ -139,10 +139,12 @@ def _random_transform(diameter: float, rng: np.random.Generator) -> np.ndarray:
     return rotation @ np.diag([diameter / 2.0 * stretch, diameter / 2.0 / stretch])
 
 
-def _patch(shape: tuple[int, int], colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _patch(
+    shape: tuple[int, int], colour: np.ndarray, contrast: float, rng: np.random.Generator
+) -> np.ndarray:
     """A textured, slightly shaded piece of surface (h, w, 3) around a main colour."""
     height, width = shape
-    patch = random_texture(height, width, colour, _second_colour(colour, rng), rng)
+    patch = random_texture(height, width, colour, _second_colour(colour, contrast, rng), rng)
     slope_x, slope_y = rng.uniform(-0.2, 0.2, size=2)
     light_x = np.linspace(1.0 - slope_x, 1.0 + slope_x, width, dtype=np.float32)
     light_y = np.linspace(1.0 - slope_y, 1.0 + slope_y, height, dtype=np.float32)
@@ -156,7 +158,7 @@ def _paint(background: np.ndarray, mask: np.ndarray, centre, colour, rng) -> Non
         return
     opacity = mask[overlap.on_mask][..., None]
     below = background[overlap.on_canvas]
-    below += opacity * (_patch(opacity.shape[:2], colour, rng) - below)
+    below += opacity * (_patch(opacity.shape[:2], colour, BACKGROUND_CONTRAST, rng) - below)
 
 
 def _draw_lines(background: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -166,7 +168,7 @@ def _draw_lines(background: np.ndarray, count: int, rng: np.random.Generator) ->
     draw = ImageDraw.Draw(picture)
     for _ in range(count):
         corners = rng.uniform(-0.1 * size, 1.1 * size, size=(int(rng.integers(2, 5)), 2))
-        colour = tuple(int(value) for value in _random_colour(rng))
+        colour = tuple(int(value) for value in _muted_colour(rng))
         points = [tuple(corner) for corner in corners.tolist()]
         draw.line(points, fill=colour, width=int(rng.integers(1, 4)), joint="curve")
     return np.asarray(picture, dtype=np.float32)
@@ -174,7 +176,7 @@ def _draw_lines(background: np.ndarray, count: int, rng: np.random.Generator) ->
 
 def _render_background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Texture, patches, lines and distractors that belong to no class: float32 (size, size, 3)."""
-    background = _patch((size, size), _muted_colour(rng), rng)
+    background = _patch((size, size), _muted_colour(rng), BACKGROUND_CONTRAST, rng)
     for _ in range(int(rng.integers(0, 4))):
         mask = draw_mask(panel_outline(rng), _random_transform(size * rng.uniform(0.5, 1.3), rng))
         _paint(background, mask, rng.uniform(0, size, size=2), _muted_colour(rng), rng)
@@ -183,7 +185,9 @@ def _render_background(size: int, rng: np.random.Generator) -> np.ndarray:
         outline = DISTRACTOR_OUTLINES[int(rng.integers(len(DISTRACTOR_OUTLINES)))](rng)
         diameter = MIN_DIAMETER * (0.35 * size / MIN_DIAMETER) ** rng.random()
         mask = draw_mask(outline, _random_transform(diameter, rng))
-        colour = _typical_colour(int(rng.integers(len(CLASS_NAMES))), rng)
+        alike = rng.random() < 0.5
+        category = int(rng.integers(len(CLASS_NAMES)))
+        colour = _typical_colour(category, rng) if alike else _muted_colour(rng)
         _paint(background, mask, rng.uniform(0, size, size=2), colour, rng)
     return background
 
@@ -226,7 +230,9 @@ def _place_object(
     if min(width, height) < MIN_SIDE:
         return None
     colour = _object_colour(category, background, overlap, rng)
-    foreground.add_behind(overlap.on_canvas, shown, _patch(shown.shape, colour, rng))
+    foreground.add_behind(
+        overlap.on_canvas, shown, _patch(shown.shape, colour, OBJECT_CONTRAST, rng)
+    )
     box = (overlap.left + int(columns[0]), overlap.top + int(rows[0]), width, height)
     return SceneObject(category=category, box=box, area=area)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
 from resobj_d2.structures import Candidates
 
 __all__ = ["DensePostprocess"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from detectron2.layers import get_norm
 from resobj_d2.structures import TowerFeatures
 
 from .build import TOWER_REGISTRY
