@@ -137,7 +137,13 @@ def training_records(cfg) -> list[dict]:
     """
     names = list(cfg.DATASETS.TRAIN)
     check_available(names, "DATASETS.TRAIN")
-    records = get_detection_dataset_dicts(names, filter_empty=False)
+    model = cfg.MODEL
+    records = get_detection_dataset_dicts(
+        names,
+        filter_empty=False,
+        min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
+    )
     boxes = (a for record in records for a in record.get("annotations", []))
     if not any(box.get("iscrowd", 0) == 0 for box in boxes):
         raise ValueError(
