@@ -34,8 +34,7 @@ CROWDED_SHARE = 0.1
 LOW_CONTRAST_SHARE = 0.08
 BACKGROUND_CONTRAST, OBJECT_CONTRAST = 0.3, 0.5  # of the two colours of a texture
 TYPICAL_SHARE = 0.75  # of objects in the typical colour of their class
-# Typical colours, as ripe tomatoes are mostly red: only a hint, since distractors wear them too.
-# Typical colours, as ripe tomatoes are mostly red: a hint and no more, since distractors wear them too.
+# As tomatoes are mostly red. A hint and no more, since distractors wear these colours too.
 _TYPICAL_COLOURS = np.array(
     [
         (225, 110, 30),  # disc
@@ -125,7 +124,7 @@ def _typical_colour(category: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _second_colour(first: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
-    """A partner for a texture: a shade of the first colour, up to ``contrast`` darker or lighter."""
+    """A shade of the first colour, darker or lighter by up to ``contrast`` times itself."""
     shade = rng.uniform(0.4, 1.0) * contrast * rng.choice((-1.0, 1.0))
     return np.clip(first * np.float32(1.0 + shade), 0.0, 255.0)
 
