@@ -34,7 +34,7 @@ class Budget:
 
 
 FULL = Budget(iterations=900, floor=15.0)
-QUICK = Budget(iterations=200, floor=1.0)
+QUICK = Budget(iterations=200, floor=3.0)
 CONFIG = "configs/small/scenes_retinanet_resobj_t2.yaml"
 PICTURES = 6
 

@@ -51,6 +51,14 @@ class Trainer(DefaultTrainer):
             return stock + own
         return [*stock[:writer], *own, *stock[writer:]]
 
+    def train(self) -> OrderedDict | None:
+        """Run the loop; the results of the last evaluation, None without ``DATASETS.TEST``.
+
+        Detectron2 returns them only where ``TEST.EXPECTED_RESULTS`` is set.
+        """
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
     def _draw_curves(self) -> None:
         from resobj_d2.analysis.objectness_curves import plot_objectness_curves
 
