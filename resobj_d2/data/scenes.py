@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from .scene_render import Scene, render_scene
 from .scene_shapes import CLASS_NAMES
 
-VERSION = 2  # raise it whenever the same seed would draw another picture
+VERSION = 3  # raise it whenever the same seed would draw another picture
 SPLITS = ("train", "val")
 META_NAME = "meta.json"
 
