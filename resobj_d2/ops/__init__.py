@@ -6,14 +6,19 @@ argument checks and the conversion of half precision.
 
 from . import _native
 from ._native import native_status
+from .anchor_matching import AnchorMatches, match_anchors
 from .box_iou import pairwise_box_iou
+from .focal_loss import sigmoid_focal_loss
 from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
 
 __all__ = [
+    "AnchorMatches",
     "ResidualObjectnessOutput",
+    "match_anchors",
     "native_status",
     "pairwise_box_iou",
     "residual_objectness_bce",
+    "sigmoid_focal_loss",
 ]
 
 _native.load()

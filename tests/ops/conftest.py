@@ -20,6 +20,7 @@ class Implementation:
     device: str
     pairwise_box_iou: Callable
     residual_objectness_bce: Callable
+    match_anchors: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -28,6 +29,12 @@ def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="i
         *reference.residual_objectness_bce(
             logits, residuals, labels, detach, min_scope, unselected, list(level_sizes)
         )
+    )
+
+
+def _reference_match(anchors, gt_boxes, gt_sizes, *, thresholds, labels, **options):
+    return ops.AnchorMatches(
+        *reference.match_anchors(anchors, gt_boxes, gt_sizes, thresholds, labels, **options)
     )
 
 
@@ -46,10 +53,18 @@ def _skip_unless_usable(backend: str) -> None:
 @pytest.fixture(params=["reference", "native-cpu", "native-cuda"])
 def impl(request) -> Implementation:
     if request.param == "reference":
-        return Implementation("reference", "cpu", reference.pairwise_box_iou, _reference_residual)
+        return Implementation(
+            "reference", "cpu", reference.pairwise_box_iou, _reference_residual, _reference_match
+        )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
-    return Implementation(request.param, backend, ops.pairwise_box_iou, ops.residual_objectness_bce)
+    return Implementation(
+        request.param,
+        backend,
+        ops.pairwise_box_iou,
+        ops.residual_objectness_bce,
+        ops.match_anchors,
+    )
 
 
 @pytest.fixture(params=["cpu", "cuda"])

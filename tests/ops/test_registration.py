@@ -45,7 +45,17 @@ def residual_backward_samples():
         yield gradient, logits, refined, labels, thresholds, detach, scope, unselected, []
 
 
+def match_samples():
+    anchors = torch.tensor([[0.0, 0, 4, 4], [1, 1, 3, 3], [5, 5, 9, 9]])
+    rule = [0.4, 0.5], [0, -1, 1]
+    yield anchors, anchors[:2], [0, 2], *rule
+    yield anchors.double().requires_grad_(), anchors[:0].double(), [0], *rule, False, True
+    refined = torch.stack((anchors, anchors + 1))
+    yield refined, anchors, [1, 2], *rule, True, False, anchors[:1], [1, 0], 0.3
+
+
 SAMPLES = {
+    "match_anchors": match_samples,
     "pairwise_box_iou": box_samples,
     "residual_objectness_bce": residual_samples,
     "_residual_objectness_bce_backward": residual_backward_samples,

@@ -1,0 +1,164 @@
+"""Which ground-truth box each anchor is matched to, without the matrix of all IoUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._library import define_op, mark_outputs_non_differentiable, no_backward
+
+# The CUDA kernels take the thresholds by value.
+MAX_THRESHOLDS = 16
+
+
+class AnchorMatches(NamedTuple):
+    """What :func:`match_anchors` returns; nothing carries a gradient."""
+
+    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
+    ious: Tensor  # (N, R) IoU with that box; 0 without boxes
+    kind: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
+
+
+def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=True,
+          d2_compat=False, ignore_boxes=None, ignore_sizes=(), ignore_iof=0.5):  # fmt: skip
+    shape = (len(gt_sizes), anchors.shape[-2])
+    return (
+        anchors.new_empty(shape, dtype=torch.int64),
+        anchors.new_empty(shape),
+        anchors.new_empty(shape, dtype=torch.int8),
+    )
+
+
+define_op(
+    "match_anchors(Tensor anchors, Tensor gt_boxes, int[] gt_sizes, float[] thresholds, "
+    "int[] labels, bool allow_low_quality=True, bool d2_compat=False, "
+    "Tensor? ignore_boxes=None, int[] ignore_sizes=[], float ignore_iof=0.5) "
+    "-> (Tensor gt_index, Tensor ious, Tensor kind)",
+    reference=reference.match_anchors,
+    fake=_fake,
+    backward=no_backward("match_anchors has no gradient"),
+    setup_context=mark_outputs_non_differentiable,
+)
+
+
+def match_anchors(
+    anchors: Tensor,  # (R, 4) or (N, R, 4)
+    gt_boxes: Tensor,  # (sum M_i, 4)
+    gt_sizes: Sequence[int],  # M_i
+    *,
+    thresholds: Sequence[float],
+    labels: Sequence[int],
+    allow_low_quality: bool = True,
+    d2_compat: bool = False,
+    ignore_boxes: Tensor | None = None,  # (sum of ignore_sizes, 4)
+    ignore_sizes: Sequence[int] = (),
+    ignore_iof: float = 0.5,
+) -> AnchorMatches:
+    """Best ground-truth box of every anchor of a batch, and its label by IoU thresholds.
+
+    In float32 the result has the bits of Detectron2's ``pairwise_iou`` and ``Matcher``, ties
+    included, for finite boxes. The kernels need memory for the result and O(R + M) more, never
+    the M x R matrix. N images, R anchors, M_i boxes of image i; boxes are XYXY in any one unit.
+
+    Args:
+        anchors: (R, 4) shared by the images, or (N, R, 4), for example refined anchors.
+        gt_boxes: (sum M_i, 4), the boxes of image 0, then those of image 1, and so on.
+        gt_sizes: the N numbers M_i; any may be 0.
+        thresholds: positive, ascending bounds of half-open IoU intervals (at most 16), for example
+            ``[0.4, 0.5]``: below .4, from .4 to below .5, and .5 or more.
+        labels: of each interval 1 (foreground), 0 (background) or -1 (ignored), one more than
+            there are thresholds; the first, which anchors get that overlap nothing, is not 1.
+        allow_low_quality: also make foreground every anchor whose IoU with some box is the best any
+            anchor has with it (ties included). It keeps its own best box, as in Detectron2.
+        d2_compat: a box that overlaps no anchor has a best IoU of 0; Detectron2 then makes every
+            anchor of its image foreground. True repeats that; by default it gets no anchor.
+        ignore_boxes: crowd regions, ragged like ``gt_boxes``. An anchor that is not foreground
+            and lies in one of them by ``ignore_iof`` of its area or more becomes ignored.
+        ignore_sizes: N numbers of ignore regions; goes with ``ignore_boxes``.
+        ignore_iof: the share of the anchor's area, above 0.
+
+    Returns:
+        :class:`AnchorMatches`. Of several boxes with the same IoU the first is taken, so an anchor
+        that overlaps none has row 0. Without boxes an image has row -1, IoU 0 and ``labels[0]``.
+        IoUs are float64 if an input is float64, else float32 (half precision is computed in
+        float32). A box with a NaN coordinate, or without area, overlaps nothing.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: a shape, a device, a size or an option is wrong.
+    """
+    _check_boxes("anchors", anchors, anchors, (2, 3))
+    _check_rule(list(thresholds), list(labels), ignore_iof)
+    _check_ragged("gt", gt_boxes, gt_sizes, anchors)
+    if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
+        raise ValueError(
+            f"match_anchors: anchors are of {anchors.shape[0]} images, gt_sizes of {len(gt_sizes)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(anchors.dtype, gt_boxes.dtype), torch.float32)
+    if ignore_boxes is not None:
+        _check_ragged("ignore", ignore_boxes, ignore_sizes, anchors)
+        dtype = torch.promote_types(dtype, ignore_boxes.dtype)
+        ignore_boxes = ignore_boxes.to(dtype)
+    if len(ignore_sizes) != (0 if ignore_boxes is None else len(gt_sizes)):
+        raise ValueError(
+            "match_anchors: ignore_sizes must have one size per image with ignore_boxes and none "
+            f"without, got {len(ignore_sizes)} for {len(gt_sizes)} images"
+        )
+    return AnchorMatches(
+        *torch.ops.resobj_d2.match_anchors(
+            anchors.to(dtype),
+            gt_boxes.to(dtype),
+            gt_sizes,
+            thresholds,
+            labels,
+            allow_low_quality,
+            d2_compat,
+            ignore_boxes,
+            ignore_sizes,
+            ignore_iof,
+        )
+    )
+
+
+def _check_boxes(name: str, boxes: Tensor, anchors: Tensor, dims: tuple[int, ...]) -> None:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise TypeError(f"match_anchors: {name} must be a floating-point tensor, got {found}")
+    if boxes.dim() not in dims or boxes.shape[-1] != 4:
+        shapes = " or ".join({2: "(number, 4)", 3: "(images, number, 4)"}[d] for d in dims)
+        raise ValueError(
+            f"match_anchors: {name} must have shape {shapes}, got {tuple(boxes.shape)}"
+        )
+    if boxes.device != anchors.device:
+        raise ValueError(
+            f"match_anchors: {name} is on {boxes.device}, but anchors is on {anchors.device}"
+        )
+
+
+def _check_ragged(prefix: str, boxes: Tensor, sizes: Sequence[int], anchors: Tensor) -> None:
+    _check_boxes(f"{prefix}_boxes", boxes, anchors, (2,))
+    if any(size < 0 for size in sizes) or sum(sizes) != boxes.shape[0]:
+        raise ValueError(
+            f"match_anchors: {prefix}_sizes must be sizes that sum to the {boxes.shape[0]} rows "
+            f"of {prefix}_boxes, got {list(sizes)}"
+        )
+
+
+def _check_rule(thresholds: list[float], labels: list[int], ignore_iof: float) -> None:
+    ascending = thresholds == sorted(thresholds) and all(t > 0 for t in thresholds)
+    if not 0 < len(thresholds) <= MAX_THRESHOLDS or not ascending:
+        raise ValueError(
+            f"match_anchors: thresholds must be 1 to {MAX_THRESHOLDS} positive numbers in "
+            f"ascending order, got {thresholds}"
+        )
+    if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1} or labels[0] == 1:
+        raise ValueError(
+            f"match_anchors: labels must be {len(thresholds) + 1} values of -1, 0, 1, the first "
+            f"not 1, got {labels}"
+        )
+    if not ignore_iof > 0:
+        raise ValueError(f"match_anchors: ignore_iof must be above 0, got {ignore_iof}")

@@ -1,0 +1,333 @@
+"""match_anchors against literals and Detectron2's pairwise_iou + Matcher."""
+
+import math
+
+import pytest
+import torch
+
+from resobj_d2 import ops
+from resobj_d2.ops import reference
+
+NAN = math.nan
+RULE = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1]}
+
+
+def grid_anchors(height, width, stride=8, sizes=(20, 32, 50), dtype=torch.float32):
+    """Anchors of a few sizes and shapes at every cell, as one pyramid level has them."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centre = torch.stack((x, y), dim=-1).reshape(-1, 1, 2).to(dtype) * stride
+    half = [torch.tensor([s * r, s / r]) / 2 for s in sizes for r in (0.75, 1.0, 1.5)]
+    half = torch.stack(half).to(dtype)
+    return torch.cat((centre - half, centre + half), dim=-1).reshape(-1, 4)
+
+
+def random_boxes(count, seed, extent=200.0, whole=False, dtype=torch.float32):
+    """Boxes of very different sizes; whole numbers make ties common."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator, dtype=dtype) * extent
+    size = torch.exp(torch.rand(count, 2, generator=generator, dtype=dtype) * 4 + 1)
+    if whole:
+        corner, size = corner.round(), size.round()
+    return torch.cat((corner, corner + size), dim=1)
+
+
+def random_batch(seed, sizes=(7, 0, 30, 1, 3), whole=True, dtype=torch.float32):
+    boxes = random_boxes(sum(sizes), seed, whole=whole, dtype=dtype)
+    if whole and len(boxes) > 20:
+        boxes[20:23] = boxes[10]  # the same box several times in one image
+    return boxes, list(sizes)
+
+
+def to_cpu(matches):
+    return ops.AnchorMatches(*(value.cpu() for value in matches))
+
+
+def assert_same(result, expected):
+    for name, a, b in zip(result._fields, result, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()), name
+
+
+# IoU with the first box 1, .6/1.4, .5/1.5, 0; the second box overlaps the last anchor by 2/102.
+ANCHORS = [[0, 0, 10, 10], [4, 0, 14, 10], [5, 0, 15, 10], [50, 50, 60, 60]]
+BOXES = [[0, 0, 10, 10], [59, 50, 61, 52]]
+IOUS = [1, 0.6 / 1.4, 0.5 / 1.5, 2 / 102]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_by_hand(impl, dtype):
+    anchors = torch.tensor(ANCHORS, dtype=dtype, device=impl.device)
+    boxes = torch.tensor(BOXES, dtype=dtype, device=impl.device)
+    plain = impl.match_anchors(anchors, boxes, [2], **RULE, allow_low_quality=False)
+    assert plain.gt_index.tolist() == [[0, 0, 0, 1]]
+    assert plain.kind.tolist() == [[1, -1, 0, 0]]
+    torch.testing.assert_close(plain.ious.cpu(), torch.tensor([IOUS], dtype=dtype))
+    assert [value.dtype for value in plain] == [torch.int64, dtype, torch.int8]
+    assert impl.match_anchors(anchors, boxes, [2], **RULE).kind.tolist() == [[1, -1, 0, 1]]
+
+
+def test_images_have_their_own_boxes(impl):
+    anchors = torch.tensor(ANCHORS[:2], dtype=torch.float32, device=impl.device)
+    boxes = torch.tensor([[0, 0, 4, 4], [4, 0, 14, 10], [0, 0, 10, 10]]).to(anchors)
+    result = impl.match_anchors(anchors, boxes, [0, 2, 0, 1], **RULE)
+    assert result.gt_index.tolist() == [[-1, -1], [1, 1], [-1, -1], [0, 0]]
+    assert result.kind.tolist() == [[0, 0], [1, 1], [0, 0], [1, -1]]
+    assert (result.ious[::2] == 0).all()
+
+
+def test_thresholds_are_half_open_and_in_the_precision_of_the_ious(impl):
+    # IoU exactly 1/2 and 4/10; in float32 both .4 and 4/10 round to the same number.
+    anchors = torch.tensor([[0.0, 0, 1, 2], [0, 0, 4, 1]], device=impl.device)
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 10, 1]], device=impl.device)
+    options = {"thresholds": [0.4, 0.5, 0.6], "labels": [0, -1, 1, 0], "allow_low_quality": False}
+    result = impl.match_anchors(anchors, boxes, [2], **options)
+    assert result.ious.tolist() == [[0.5, torch.tensor(0.4).item()]]
+    assert result.kind.tolist() == [[1, -1]]
+
+
+def test_low_quality_match_takes_every_tie_and_keeps_the_own_box(impl):
+    # The box between the first two anchors: IoU .25 with both. The second box is the best of
+    # anchor 1, so that is its row, yet it is foreground because of the first box.
+    anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [15, 0, 25, 10]], device=impl.device)
+    boxes = torch.tensor([[6.0, 0, 14, 10], [13, 0, 23, 10]], device=impl.device)
+    result = impl.match_anchors(anchors, boxes, [2], thresholds=[0.9], labels=[0, 1])
+    assert result.gt_index.tolist() == [[0, 1, 1]]
+    assert result.kind.tolist() == [[1, 1, 1]]
+
+
+def test_box_that_overlaps_nothing(impl):
+    anchors = torch.tensor(ANCHORS[:3], dtype=torch.float32, device=impl.device)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [90, 90, 95, 95]], device=impl.device)
+    assert impl.match_anchors(anchors, boxes, [2], **RULE).kind.tolist() == [[1, -1, 0]]
+    flooded = impl.match_anchors(anchors, boxes, [2], **RULE, d2_compat=True)
+    # Detectron2 floods the anchors whose IoU with that box is 0: all of them.
+    assert flooded.kind.tolist() == [[1, 1, 1]]
+    assert flooded.gt_index.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "odd", [[NAN, 0, 10, 10], [0, 0, NAN, 10], [0, 3, 10, 3], [5, 5, 5, 5], [10, 10, 0, 0]]
+)
+def test_odd_boxes_overlap_nothing(impl, odd):
+    good = torch.tensor(ANCHORS, dtype=torch.float32, device=impl.device)
+    odd = torch.tensor([odd], dtype=torch.float32, device=impl.device)
+    as_box = impl.match_anchors(good, torch.cat((odd, good[:1])), [2], **RULE)
+    assert as_box.gt_index.tolist() == [[1, 1, 1, 0]]
+    assert as_box.kind.tolist() == [[1, -1, 0, 0]]
+    as_anchor = impl.match_anchors(torch.cat((odd, good)), good[:1], [1], **RULE)
+    assert as_anchor.kind.tolist() == [[0, 1, -1, 0, 0]]
+    assert as_anchor.ious[0, 0] == 0
+
+
+def test_ignore_regions(impl):
+    # Shares of the anchors inside the region: 1, .6, .5, 0; the first is foreground and stays.
+    anchors = torch.tensor(ANCHORS, dtype=torch.float32, device=impl.device)
+    boxes = anchors[:1].repeat(2, 1)
+    regions = torch.tensor([[90.0, 0, 99, 9], [-5, -5, 10, 20]], device=impl.device)
+    options = {"ignore_boxes": regions, "ignore_sizes": [0, 2], "thresholds": [0.5]}
+    result = impl.match_anchors(anchors, boxes, [1, 1], labels=[0, 1], **options)
+    assert result.kind.tolist() == [[1, 0, 0, 0], [1, -1, -1, 0]]
+    result = impl.match_anchors(anchors, boxes, [1, 1], labels=[0, 1], **options, ignore_iof=0.55)
+    assert result.kind.tolist() == [[1, 0, 0, 0], [1, -1, 0, 0]]
+    # Also where there is no ground truth and without low-quality matches.
+    result = impl.match_anchors(
+        anchors, boxes[:0], [0, 0], labels=[0, 1], **options, allow_low_quality=False
+    )
+    assert result.kind.tolist() == [[0, 0, 0, 0], [-1, -1, -1, 0]]
+
+
+def detectron2_matches(anchors, boxes, low_quality):
+    from detectron2.modeling.matcher import Matcher
+    from detectron2.structures import Boxes, pairwise_iou
+
+    ious = pairwise_iou(Boxes(boxes), Boxes(anchors))
+    matcher = Matcher(**RULE, allow_low_quality_matches=low_quality)
+    return *matcher(ious), ious.max(dim=0).values
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("low_quality", [True, False])
+@pytest.mark.parametrize("refined", [True, False])
+def test_has_the_bits_of_detectron2(impl, refined, low_quality, whole):
+    pytest.importorskip("detectron2")
+    # More anchors than one task of the kernel takes, in rows that do not fill its blocks.
+    anchors = grid_anchors(25, 41)
+    boxes, sizes = random_batch(seed=4, sizes=(40, 1, 12, 3, 70), whole=whole)
+    boxes[0] = torch.tensor([500.0, 500, 510, 510])  # overlaps nothing
+    if refined:
+        shift = torch.randn(5, len(anchors), 4, generator=torch.Generator().manual_seed(1))
+        anchors = anchors + (shift.round() if whole else shift)
+    result = to_cpu(
+        impl.match_anchors(
+            anchors.to(impl.device),
+            boxes.to(impl.device),
+            sizes,
+            **RULE,
+            allow_low_quality=low_quality,
+            d2_compat=True,
+        )
+    )
+    for i, own in enumerate(boxes.split(sizes)):
+        own_anchors = anchors[i] if refined else anchors
+        index, kind, ious = detectron2_matches(own_anchors, own, low_quality)
+        assert torch.equal(result.gt_index[i], index)
+        assert torch.equal(result.kind[i], kind)
+        assert torch.equal(result.ious[i], ious)
+    assert result.kind.unique().tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_ties_between_many_equal_anchors(impl, whole):
+    pytest.importorskip("detectron2")
+    few = random_boxes(40, seed=8, extent=60, whole=whole)
+    anchors = few.repeat(300, 1)  # every IoU occurs 300 times, in every task of the kernel
+    boxes = torch.cat((few[:5] + 1, few[:5] + 1))
+    expected = detectron2_matches(anchors, boxes, low_quality=True)
+    result = to_cpu(
+        impl.match_anchors(anchors.to(impl.device), boxes.to(impl.device), [10], **RULE)
+    )
+    for value, peer in zip((result.gt_index, result.kind, result.ious), expected, strict=True):
+        assert torch.equal(value[0], peer)
+    assert (result.kind == 1).sum() >= 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 5, 127, 129, 4096, 4097, 9000])
+def test_kernel_gives_the_bits_of_the_reference(native_device, count, dtype):
+    generator = torch.Generator().manual_seed(count)
+    anchors = grid_anchors(25, 41, dtype=dtype)[:count]
+    anchors = anchors + torch.randn(5, *anchors.shape, generator=generator).round()
+    anchors[0, 0, 1], anchors[2, -1] = NAN, 7
+    boxes, sizes = random_batch(seed=count, dtype=dtype)
+    boxes[1, 0], boxes[9, 2:] = NAN, boxes[9, :2]
+    regions = random_boxes(6, seed=3, dtype=dtype)
+    regions[5, 3] = NAN
+    options = (sizes, [0.1, 0.4, 0.5], [-1, 0, -1, 1])
+    for low_quality, compat in ((True, False), (True, True), (False, False)):
+        ignore = (regions, [1, 3, 0, 2, 0], 0.6)
+        for extra in ((), ignore):
+            arguments = (*options, low_quality, compat, *extra)
+            expected = reference.match_anchors(anchors, boxes, *arguments)
+            arguments = [
+                value.to(native_device) if isinstance(value, torch.Tensor) else value
+                for value in (anchors, boxes, *arguments)
+            ]
+            result = torch.ops.resobj_d2.match_anchors(*arguments)
+            assert_same(ops.AnchorMatches(*result), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4), (6, 4)])
+def test_empty(impl, shape):
+    anchors, boxes = torch.zeros(shape, device=impl.device), torch.ones(2, 4, device=impl.device)
+    for number, sizes in ((2, [0, 2, 0]), (0, [0, 0, 0])):
+        result = impl.match_anchors(anchors, boxes[:number], sizes, **RULE)
+        assert [value.shape for value in result] == [(3, shape[-2])] * 3
+        assert (result.kind == 0).all()
+    if len(shape) == 2:
+        assert impl.match_anchors(anchors, boxes[:0], [], **RULE).kind.shape == (0, shape[0])
+
+
+def test_more_images_than_one_launch_takes(impl):
+    anchors = torch.tensor(ANCHORS, dtype=torch.float32, device=impl.device)
+    boxes = anchors[[0, 3]].repeat(75, 1)
+    ignore = {"ignore_boxes": boxes, "ignore_sizes": [1, 0, 0] * 150, "ignore_iof": 0.7}
+    result = impl.match_anchors(anchors, boxes, [0, 1, 0] * 150, **RULE, **ignore)
+    rows = [[-1, 0, 0, 0], [1, -1, 0, 0], [0] * 4, [0, 0, 0, -1], [0, 0, 0, 1], [0] * 4]
+    assert result.kind.tolist() == rows * 75
+
+
+def test_not_contiguous(impl):
+    anchors = grid_anchors(6, 7).to(impl.device)
+    boxes, sizes = random_batch(seed=2)
+    boxes = boxes.to(impl.device)
+    expected = impl.match_anchors(anchors[::2].clone(), boxes, sizes, **RULE)
+    padded = torch.cat((anchors, anchors), dim=1)[::2, :4]
+    assert_same(impl.match_anchors(padded, boxes.t().contiguous().t(), sizes, **RULE), expected)
+    shared = anchors[::2].expand(len(sizes), -1, -1)
+    assert_same(impl.match_anchors(shared, boxes, sizes, **RULE), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    anchors, (boxes, sizes) = grid_anchors(4, 4).to(dtype), random_batch(seed=5)
+    boxes = boxes.to(dtype)
+    result = ops.match_anchors(anchors, boxes, sizes, **RULE)
+    assert_same(result, ops.match_anchors(anchors.float(), boxes.float(), sizes, **RULE))
+    assert ops.match_anchors(anchors, boxes.double(), sizes, **RULE).ious.dtype == torch.float64
+
+
+def test_autocast_computes_in_float32():
+    anchors, (boxes, sizes) = grid_anchors(4, 4).bfloat16(), random_batch(seed=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = torch.ops.resobj_d2.match_anchors(anchors, boxes, sizes, [0.5], [0, 1])
+    expected = ops.match_anchors(anchors.float(), boxes, sizes, thresholds=[0.5], labels=[0, 1])
+    assert_same(ops.AnchorMatches(*result), expected)
+
+
+def test_carries_no_gradient():
+    anchors = grid_anchors(2, 2).requires_grad_()
+    assert not ops.match_anchors(anchors, anchors[:2], [2], **RULE).ious.requires_grad
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_any_number_of_threads_gives_the_same_bits(threads):
+    anchors, (boxes, sizes) = grid_anchors(40, 60), random_batch(seed=6)
+    expected = ops.match_anchors(anchors, boxes, sizes, **RULE)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert_same(ops.match_anchors(anchors, boxes, sizes, **RULE), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+GOOD = torch.zeros(3, 4)
+BAD_ARGUMENTS = [
+    ({"anchors": GOOD.long()}, TypeError, "anchors must be a floating-point tensor, got torch.i"),
+    ({"anchors": torch.zeros(4)}, ValueError, r"anchors must have shape \(number, 4\) or \(imag"),
+    ({"anchors": torch.zeros(3, 9, 4)}, ValueError, "anchors are of 3 images, gt_sizes of 2"),
+    ({"gt_boxes": [[0, 0, 1, 1]]}, TypeError, "gt_boxes must be a floating-point .* got list"),
+    ({"gt_boxes": torch.zeros(3, 5)}, ValueError, r"gt_boxes must have shape .* got \(3, 5\)"),
+    ({"gt_boxes": GOOD.to("meta")}, ValueError, "gt_boxes is on meta, but anchors is on cpu"),
+    ({"gt_sizes": [1, 1]}, ValueError, r"gt_sizes must be sizes that sum to the 3 rows of gt_box"),
+    ({"gt_sizes": [4, -1]}, ValueError, r"gt_sizes must be sizes .* got \[4, -1\]"),
+    ({"thresholds": [0.5, 0.4]}, ValueError, r"thresholds must be .* ascending order"),
+    ({"thresholds": []}, ValueError, "thresholds must be 1 to 16 positive numbers"),
+    ({"thresholds": [0.0, 0.5]}, ValueError, "thresholds must be 1 to 16 positive numbers"),
+    ({"labels": [0, 1]}, ValueError, "labels must be 3 values of -1, 0, 1"),
+    ({"labels": [0, 2, 1]}, ValueError, "labels must be 3 values of -1, 0, 1"),
+    ({"labels": [1, 0, 1]}, ValueError, "the first not 1"),
+    ({"ignore_boxes": GOOD}, ValueError, "ignore_sizes must be sizes that sum to the 3 rows"),
+    ({"ignore_boxes": GOOD, "ignore_sizes": [3]}, ValueError, "one size per image .* 1 for 2 imag"),
+    ({"ignore_sizes": [0, 0]}, ValueError, "none without, got 2 for 2 images"),
+    ({"ignore_iof": 0.0}, ValueError, "ignore_iof must be above 0"),
+]
+
+
+@pytest.mark.parametrize("change, error, message", BAD_ARGUMENTS)
+def test_errors_name_the_argument(change, error, message):
+    arguments = {"anchors": GOOD, "gt_boxes": GOOD, "gt_sizes": [1, 2], **RULE, **change}
+    with pytest.raises(error, match=message):
+        ops.match_anchors(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"anchors": GOOD.half(), "gt_boxes": GOOD.half()}, "anchors must be float32 or float64"),
+        ({"gt_boxes": GOOD.double()}, "gt_boxes must have the dtype of anchors"),
+        ({"gt_boxes": torch.zeros(3, 3)}, "gt_boxes must have shape"),
+        ({"anchors": torch.zeros(3, 9, 4)}, "anchors must have shape"),
+        ({"gt_sizes": [1, 1]}, "gt_sizes do not sum to the rows of gt_boxes"),
+        ({"gt_sizes": [4, -1]}, "gt_sizes has a negative size"),
+        ({"labels": [0, 1]}, "labels must be one more than thresholds"),
+        ({"thresholds": [0.1] * 17, "labels": [0] * 18}, "at most 16 thresholds"),
+        ({"ignore_boxes": GOOD, "ignore_sizes": [3]}, "ignore_sizes must have one size per image"),
+    ],
+)
+def test_kernels_refuse_what_the_wrapper_would(native_device, change, message):
+    arguments = {"anchors": GOOD, "gt_boxes": GOOD, "gt_sizes": [1, 2], **RULE, **change}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            arguments[name] = value.to(native_device)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.resobj_d2.match_anchors(**arguments)
