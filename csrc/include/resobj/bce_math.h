@@ -8,19 +8,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "resobj/bits.h"
 #include "resobj/macros.h"
 
 namespace resobj {
-
-template <typename To, typename From>
-RESOBJ_HD To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 // exp(x) for x <= 0, relative error below 2e-7; 0 below -87.3 and NaN for NaN.
 RESOBJ_HD float exp_nonpositive(float x) {
