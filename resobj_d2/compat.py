@@ -16,7 +16,10 @@ from detectron2.structures import ImageList
 from detectron2.utils import comm
 from torch import Tensor
 
-__all__ = ["batch_images", "ddp_on_cpu", "launch"]
+__all__ = ["TRAINER_SAVES_OPTIMIZER", "batch_images", "ddp_on_cpu", "launch"]
+
+# Detectron2 0.5 leaves the optimiser out of its checkpoints: a resumed run starts with momentum 0.
+TRAINER_SAVES_OPTIMIZER = "state_dict" in vars(defaults.DefaultTrainer)
 
 
 def batch_images(images: list[Tensor], backbone) -> ImageList:
@@ -49,7 +52,7 @@ def launch(
     """
     on_gpu = torch.cuda.is_available()
     knows_cpu = hasattr(comm, "create_local_process_group")
-    if on_gpu or knows_cpu or num_processes * num_machines == 1:
+    if on_gpu or knows_cpu or num_processes * num_machines <= 1:
         detectron2_launch(main, num_processes, num_machines, machine_rank, dist_url, args)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -95,6 +98,11 @@ def ddp_on_cpu(device: str) -> Iterator[None]:
     if torch.device(device).type != "cpu" or comm.get_world_size() == 1:
         yield
         return
+    if dist.get_backend() != "gloo":
+        raise ValueError(
+            "several processes on CPUs need gloo, but with a GPU in sight the launcher chose "
+            f"{dist.get_backend()}: hide the GPUs with CUDA_VISIBLE_DEVICES=''"
+        )
     original = defaults.create_ddp_model
     defaults.create_ddp_model = functools.partial(original, device_ids=None)
     try:

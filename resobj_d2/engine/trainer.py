@@ -17,7 +17,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import ddp_on_cpu
+from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
 from resobj_d2.data.mapper import ImageErrorMapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator
@@ -50,6 +50,17 @@ class Trainer(DefaultTrainer):
         if writer is None:  # not the main process
             return stock + own
         return [*stock[:writer], *own, *stock[writer:]]
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        if not TRAINER_SAVES_OPTIMIZER:
+            state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if not TRAINER_SAVES_OPTIMIZER and "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
     def train(self) -> OrderedDict | None:
         """Run the loop; the results of the last evaluation, None without ``DATASETS.TEST``.

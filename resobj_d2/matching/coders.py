@@ -49,17 +49,24 @@ class DeltaCoder:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size."""
         anchor_centre, anchor_size = _centre_and_size(anchors)
         centre, size = _centre_and_size(boxes)
-        weights = anchors.new_tensor(self.weights)
-        shift = weights[:2] * (centre - anchor_centre) / anchor_size
-        scale = weights[2:] * torch.log(size / anchor_size)
-        return torch.cat((shift, scale), dim=-1)
+        shift = (centre - anchor_centre) / anchor_size
+        scale = torch.log(size / anchor_size)
+        return self._scaled(torch.cat((shift, scale), dim=-1), self.weights)
 
     def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
         """Boxes (..., 4) in float32, not clipped to the image."""
         deltas = deltas.float()
         anchor_centre, anchor_size = _centre_and_size(anchors)
-        weights = deltas.new_tensor(self.weights)
-        centre = deltas[..., :2] / weights[:2] * anchor_size + anchor_centre
-        scale = (deltas[..., 2:] / weights[2:]).clamp(max=self.scale_clamp)
+        deltas = self._scaled(deltas, [1 / w for w in self.weights])
+        centre = deltas[..., :2] * anchor_size + anchor_centre
+        scale = deltas[..., 2:].clamp(max=self.scale_clamp)
         half = 0.5 * (torch.exp(scale) * anchor_size)
         return torch.cat((centre - half, centre + half), dim=-1)
+
+    @staticmethod
+    def _scaled(deltas: Tensor, factors: Sequence[float]) -> Tensor:
+        # Python numbers, not a tensor made from them: that copy would make a GPU's host wait.
+        if all(factor == 1 for factor in factors):
+            return deltas
+        scaled = [x * factor for x, factor in zip(deltas.unbind(-1), factors, strict=True)]
+        return torch.stack(scaled, dim=-1)
