@@ -21,6 +21,7 @@ class Implementation:
     pairwise_box_iou: Callable
     residual_objectness_bce: Callable
     match_anchors: Callable
+    sigmoid_focal_loss: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -36,6 +37,10 @@ def _reference_match(anchors, gt_boxes, gt_sizes, *, thresholds, labels, **optio
     return ops.AnchorMatches(
         *reference.match_anchors(anchors, gt_boxes, gt_sizes, thresholds, labels, **options)
     )
+
+
+def _reference_focal(logits, labels, *, alpha=0.25, gamma=2.0, mask=None):
+    return reference.sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
 
 
 def _skip_unless_built(backend: str) -> None:
@@ -54,7 +59,12 @@ def _skip_unless_usable(backend: str) -> None:
 def impl(request) -> Implementation:
     if request.param == "reference":
         return Implementation(
-            "reference", "cpu", reference.pairwise_box_iou, _reference_residual, _reference_match
+            "reference",
+            "cpu",
+            reference.pairwise_box_iou,
+            _reference_residual,
+            _reference_match,
+            _reference_focal,
         )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
@@ -64,6 +74,7 @@ def impl(request) -> Implementation:
         ops.pairwise_box_iou,
         ops.residual_objectness_bce,
         ops.match_anchors,
+        ops.sigmoid_focal_loss,
     )
 
 

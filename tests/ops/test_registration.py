@@ -54,9 +54,31 @@ def match_samples():
     yield refined, anchors, [1, 2], *rule, True, False, anchors[:1], [1, 0], 0.3
 
 
+def _focal_tensors():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, 5, generator=generator)
+    labels = torch.randint(-1, 6, (3, 7), generator=generator)
+    return logits, labels, torch.rand(3, 7, generator=generator) < 0.7
+
+
+def focal_samples():
+    logits, labels, mask = _focal_tensors()
+    yield logits.requires_grad_(), labels
+    yield logits.detach().double().requires_grad_(), labels, mask, -1.0, 0.0
+    yield logits.detach()[:0], labels[:0], None, 0.25, 1.5
+
+
+def focal_backward_samples():
+    logits, labels, mask = _focal_tensors()
+    yield torch.tensor(2.0), logits, labels, mask, 0.25, 2.0
+    yield torch.tensor(2.0), logits, labels, None, -1.0, 1.5
+
+
 SAMPLES = {
     "match_anchors": match_samples,
     "pairwise_box_iou": box_samples,
+    "sigmoid_focal_loss": focal_samples,
+    "_sigmoid_focal_loss_backward": focal_backward_samples,
     "residual_objectness_bce": residual_samples,
     "_residual_objectness_bce_backward": residual_backward_samples,
 }

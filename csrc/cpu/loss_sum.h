@@ -1,0 +1,57 @@
+// Sums of loss terms on the CPU in an order that does not depend on the number of threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "instruction_sets.h"
+#include "resobj/macros.h"
+
+namespace resobj {
+
+constexpr int64_t kChunk = 2048;       // loss terms that are computed and added together
+constexpr int64_t kChunksPerTask = 4;  // below that a second thread costs more than it brings
+
+// Adds up to kChunk values, in as many partial sums as two of the widest vectors hold floats.
+template <typename T>
+double chunk_sum(const T* values, int64_t count) {
+  constexpr int kLanes = 32;
+  T lanes[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    for (int k = 0; k < kLanes; ++k) lanes[k] += values[j + k];
+  }
+  for (int k = 0; j < count; ++j, ++k) lanes[k] += values[j];
+  double sum = 0;
+  for (int k = 0; k < kLanes; ++k) sum += lanes[k];
+  return sum;
+}
+
+// Calls f(begin, end) for each chunk of [0, count).
+template <typename F>
+void for_each_chunk(int64_t count, const F& f) {
+  const int64_t chunks = ceil_div(count, kChunk);
+  torch::stable::parallel_for(0, chunks, kChunksPerTask, [&](int64_t first, int64_t last) {
+    run_vectorized([&] {
+      for (int64_t c = first; c < last; ++c) f(c * kChunk, std::min(count, (c + 1) * kChunk));
+    });
+  });
+}
+
+// The sum over [0, count) of loss terms; fill(begin, end, terms) writes those of one chunk.
+template <typename T, typename F>
+double sum_terms(int64_t count, const F& fill) {
+  std::vector<double> partial(ceil_div(count, kChunk));
+  for_each_chunk(count, [&](int64_t begin, int64_t end) {
+    T terms[kChunk];
+    fill(begin, end, terms);
+    partial[begin / kChunk] = chunk_sum(terms, end - begin);
+  });
+  double sum = 0;
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+}  // namespace resobj

@@ -1,0 +1,98 @@
+// sigmoid_focal_loss on the CPU. A chunk of the flattened logits is first computed as if every
+// class were absent, one vector loop without a branch; then the few logits of a present class are
+// put right and the anchors that do not count are set to zero.
+
+#include <algorithm>
+
+#include "loss_sum.h"
+#include "resobj/focal_checks.h"
+#include "resobj/focal_math.h"
+
+namespace resobj {
+namespace {
+
+template <typename T, typename Absent, typename Present>
+void fill_chunk(const FocalInputs<T>& in, int64_t begin, int64_t end, T* __restrict__ out,
+                const Absent& absent, const Present& present) {
+  const int64_t count = end - begin;
+  const int64_t first = begin / in.num_classes;
+  const int64_t last = (end - 1) / in.num_classes;
+  int64_t anchor = first;
+  while (anchor <= last && !in.counts(anchor)) ++anchor;
+  if (anchor > last) {
+    std::fill(out, out + count, T(0));
+    return;
+  }
+  const T* logits = in.logits + begin;
+  for (int64_t j = 0; j < count; ++j) out[j] = absent(logits[j]);
+  for (anchor = first; anchor <= last; ++anchor) {
+    const int64_t row = anchor * in.num_classes - begin;
+    if (!in.counts(anchor)) {
+      const int64_t from = std::max<int64_t>(row, 0);
+      std::fill(out + from, out + std::min(row + in.num_classes, count), T(0));
+    } else if (in.labels[anchor] < in.num_classes) {
+      const int64_t j = row + in.labels[anchor];
+      if (j >= 0 && j < count) out[j] = present(logits[j]);
+    }
+  }
+}
+
+template <Focus focus, typename T>
+double forward(const FocalInputs<T>& in, int64_t count) {
+  const T gamma = in.gamma;
+  const T negative = in.negative_weight;
+  const T positive = in.positive_weight;
+  return sum_terms<T>(count, [&](int64_t begin, int64_t end, T* terms) {
+    fill_chunk(
+        in, begin, end, terms, [=](T x) { return negative * focal_loss<focus>(x, gamma); },
+        [=](T x) { return positive * focal_loss<focus>(-x, gamma); });
+  });
+}
+
+template <Focus focus, typename T>
+void backward(const FocalInputs<T>& in, int64_t count, T grad_loss, T* grad_logits) {
+  const T gamma = in.gamma;
+  const T negative = in.negative_weight * grad_loss;
+  const T positive = -in.positive_weight * grad_loss;
+  for_each_chunk(count, [&](int64_t begin, int64_t end) {
+    fill_chunk(
+        in, begin, end, grad_logits + begin,
+        [=](T x) { return negative * focal_slope<focus>(x, gamma); },
+        [=](T x) { return positive * focal_slope<focus>(-x, gamma); });
+  });
+}
+
+Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
+                          double alpha, double gamma) {
+  check_focal(logits, labels, mask, gamma);
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
+  Tensor loss = torch::stable::new_empty(logits, {});
+  dispatch_focal(arguments, [&](const auto& in, auto focus) {
+    using T = std::decay_t<decltype(in.gamma)>;
+    *loss.mutable_data_ptr<T>() = static_cast<T>(forward<focus()>(in, logits.numel()));
+  });
+  return loss;
+}
+
+Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
+                                   const Tensor& labels, std::optional<Tensor> mask, double alpha,
+                                   double gamma) {
+  check_focal(logits, labels, mask, gamma);
+  check_focal_gradient(grad_loss, logits);
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
+  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  dispatch_focal(arguments, [&](const auto& in, auto focus) {
+    using T = std::decay_t<decltype(in.gamma)>;
+    backward<focus()>(in, logits.numel(), *grad_loss.const_data_ptr<T>(),
+                      grad_logits.mutable_data_ptr<T>());
+  });
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace resobj
+
+STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
+  m.impl("sigmoid_focal_loss", TORCH_BOX(&resobj::sigmoid_focal_loss));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&resobj::sigmoid_focal_loss_backward));
+}

@@ -1,0 +1,38 @@
+"""Argument checks of the wrappers; messages name the operator and the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require_floating(op: str, **tensors: Tensor) -> None:
+    """Raises TypeError unless each argument is a floating-point tensor."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {found}")
+
+
+def require_dtype(op: str, dtype: torch.dtype, **tensors: Tensor) -> None:
+    """Raises TypeError unless each argument is a tensor of ``dtype``."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or value.dtype != dtype:
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{op}: {name} must be a tensor of {dtype}, got {found}")
+
+
+def require_same_device(op: str, **tensors: Tensor) -> None:
+    """Raises ValueError unless all arguments are on the device of the first."""
+    (first_name, first), *others = tensors.items()
+    for name, value in others:
+        if value.device != first.device:
+            raise ValueError(
+                f"{op}: {name} is on {value.device}, but {first_name} is on {first.device}"
+            )
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is float64, else float32."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32

@@ -1,0 +1,104 @@
+"""Focal loss over independent sigmoids, from integer labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import compute_dtype, require_dtype, require_floating, require_same_device
+from ._library import define_op, no_backward
+
+
+def _fake(logits, labels, mask=None, alpha=0.25, gamma=2.0):
+    return logits.new_empty(())
+
+
+def _setup_context(ctx, inputs, output):
+    logits, labels, mask, ctx.alpha, ctx.gamma = inputs
+    ctx.save_for_backward(logits, labels, mask)
+
+
+def _backward(ctx, grad_loss):
+    # The slopes are computed again instead of saved: the forward then keeps no second tensor of
+    # the size of the logits alive, and costs less memory traffic than scaling what was saved.
+    grad_logits = torch.ops.resobj_d2._sigmoid_focal_loss_backward(
+        grad_loss, *ctx.saved_tensors, ctx.alpha, ctx.gamma
+    )
+    return grad_logits, None, None, None, None
+
+
+def _fake_backward(grad_loss, logits, labels, mask, alpha, gamma):
+    return logits.new_empty(logits.shape)
+
+
+define_op(
+    "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask=None, "
+    "float alpha=0.25, float gamma=2.0) -> Tensor",
+    reference=reference.sigmoid_focal_loss,
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
+define_op(
+    "_sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? mask, "
+    "float alpha, float gamma) -> Tensor",
+    reference=reference.sigmoid_focal_loss_backward,
+    fake=_fake_backward,
+    backward=no_backward("sigmoid_focal_loss can be differentiated once, not twice"),
+)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,  # (..., K)
+    labels: Tensor,  # (...) int64
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    mask: Tensor | None = None,  # (...) bool
+) -> Tensor:  # ()
+    """Sum of the focal loss, ``-a_t (1 - p_t)^gamma log p_t`` (Lin et al., RetinaNet, Eq. 5).
+
+    No one-hot target is formed; the largest thing that is allocated is the gradient.
+
+    Args:
+        logits: (..., K), one logit for each of K classes.
+        labels: (...) int64. A value in [0, K) is the class of the anchor; K or more is background,
+            every class is negative; a negative value means ignored.
+        alpha: weight of the positive class, ``1 - alpha`` of the others; at most 1. A negative
+            value gives every class the weight 1.
+        gamma: focusing exponent, at least 0; 0 gives (weighted) binary cross entropy.
+        mask: (...) bool, the anchors that count; all by default. An anchor that does not count
+            gives neither loss nor gradient, even if its logits are not finite.
+
+    Returns:
+        Scalar in float64 if ``logits`` is float64, else float32; half precision is computed in
+        float32 and its gradient comes back in half precision. It can be differentiated once.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape, a device, ``alpha`` or ``gamma`` is wrong.
+    """
+    op = "sigmoid_focal_loss"
+    require_floating(op, logits=logits)
+    require_dtype(op, torch.int64, labels=labels)
+    of_anchors = {"labels": labels}
+    if mask is not None:
+        require_dtype(op, torch.bool, mask=mask)
+        of_anchors["mask"] = mask
+    if logits.dim() == 0:
+        raise ValueError(f"{op}: logits must have shape (..., classes), got a scalar")
+    for name, value in of_anchors.items():
+        if value.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"{op}: {name} must have the shape of logits without the classes, "
+                f"{tuple(logits.shape[:-1])}, got {tuple(value.shape)}"
+            )
+    require_same_device(op, logits=logits, **of_anchors)
+    if not alpha <= 1:
+        raise ValueError(f"{op}: alpha must be at most 1 (negative for no weighting), got {alpha}")
+    if not gamma >= 0:
+        raise ValueError(f"{op}: gamma must be at least 0, got {gamma}")
+    logits = logits.to(compute_dtype(logits))
+    return torch.ops.resobj_d2.sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
