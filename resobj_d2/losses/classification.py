@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from resobj_d2 import ops
 
 from .build import CLS_LOSS_REGISTRY
 
@@ -23,7 +23,8 @@ def sigmoid_focal_loss(
 
     Args:
         logits: (..., K), one logit per class.
-        labels: (...) int64; a value outside [0, K) means "no class": every class is negative.
+        labels: (...) int64; K or more means "no class": every class is negative. An anchor with a
+            negative label is ignored, whatever ``mask`` says.
         mask: (...) bool, the anchors that count.
         alpha: weight of the positive class, ``1 - alpha`` of the others; negative for no weight.
         gamma: focusing exponent; 0 gives alpha-weighted cross entropy.
@@ -31,20 +32,7 @@ def sigmoid_focal_loss(
     Returns:
         Scalar float32 sum; gradients are zero outside ``mask``, whatever the logits there.
     """
-    num_classes = logits.shape[-1]
-    # Excluded logits are replaced, not multiplied by zero: a NaN there must not leak.
-    logits = torch.where(mask[..., None], logits.float(), 0.0)
-    classes = torch.arange(num_classes, device=logits.device)
-    is_class = labels[..., None] == classes
-    wrong = torch.where(is_class, -logits, logits)  # the logit of the wrong answer
-    # -log(1 - sigmoid(wrong)). binary_cross_entropy_with_logits cancels for easy negatives: at
-    # a logit of -9 it is off by 0.3 %, and there are a hundred thousand of these.
-    loss = F.softplus(wrong)
-    if gamma != 0:
-        loss = loss * torch.sigmoid(wrong) ** gamma
-    if alpha >= 0:
-        loss = loss * torch.where(is_class, alpha, 1 - alpha)
-    return (loss * mask[..., None]).sum()
+    return ops.sigmoid_focal_loss(logits.float(), labels, alpha=alpha, gamma=gamma, mask=mask)
 
 
 @CLS_LOSS_REGISTRY.register()
