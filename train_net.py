@@ -12,7 +12,7 @@ from resobj_d2.engine import Trainer, evaluate, load_config
 
 
 def main(args):
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, training=not args.eval_only)
     default_setup(cfg, args)
     if args.eval_only:
         return evaluate(cfg, resume=args.resume)
@@ -22,12 +22,15 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    # Detectron2's default is one port per user, which two runs on a machine would share.
+    chosen = args.num_machines > 1 or args.dist_url != parser.get_default("dist_url")
     launch(
         main,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
-        dist_url="auto" if args.num_machines == 1 else args.dist_url,
+        dist_url=args.dist_url if chosen else "auto",
         args=(args,),
     )

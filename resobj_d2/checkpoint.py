@@ -27,6 +27,7 @@ def rename_retinanet_weights(weights: dict) -> dict:
     """Detectron2 RetinaNet parameter names to those of ``ResObjDenseDetector``."""
 
     def rename(name: str) -> str:
+        name = name.removeprefix("module.")  # of a model saved inside DistributedDataParallel
         for pattern, replacement in _RETINANET_NAMES:
             name = re.sub(pattern, replacement, name)
         return name
@@ -49,7 +50,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
         self.strict = strict
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        if path and "://" not in path and not os.path.isfile(path):
+        # Detectron2 main understands "?matching_heuristics=True" behind a name.
+        if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
             raise FileNotFoundError(f"checkpoint not found: {os.path.abspath(path)}")
         return super().load(path, *args, **kwargs)
 
@@ -57,15 +59,26 @@ class ResObjCheckpointer(DetectionCheckpointer):
         try:
             loaded = super()._load_file(filename)
         except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = "it is truncated or no checkpoint"
+            if "weights_only" in str(error) and "Unsupported" in str(error):
+                reason = (
+                    "it holds Python objects besides tensors, which torch.load refuses; if you "
+                    "trust the file, load it with weights_only=False and save its tensors"
+                )
             raise CheckpointError(
                 f"cannot read checkpoint {os.path.abspath(filename)} "
-                f"({os.path.getsize(filename)} bytes): it is truncated or no checkpoint. "
-                f"The reader said: {error}"
+                f"({os.path.getsize(filename)} bytes): {reason}. The reader said: {error}"
             ) from error
-        if any(name.startswith("head.cls_subnet.") for name in loaded["model"]):
-            own = self.model.state_dict()
-            if any(name.removeprefix("module.").startswith("streams.") for name in own):
-                loaded["model"] = rename_retinanet_weights(loaded["model"])
+        if not isinstance(loaded["model"], dict):
+            raise CheckpointError(
+                f"{os.path.abspath(filename)} is no checkpoint: it holds a "
+                f"{type(loaded['model']).__name__}, not a dict of weights"
+            )
+        names = [name.removeprefix("module.") for name in loaded["model"]]
+        if any(name.startswith("head.cls_subnet.") for name in names) and any(
+            name.startswith("streams.") for name in self.model.state_dict()
+        ):
+            loaded["model"] = rename_retinanet_weights(loaded["model"])
         return loaded
 
     def _load_model(self, checkpoint: dict):

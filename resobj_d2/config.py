@@ -1,6 +1,7 @@
 """The configuration keys this package adds to Detectron2's.
 
-Every sub-node of ``MODEL.DENSE`` is read by the ``from_config`` of exactly one slot.
+A sub-node of ``MODEL.DENSE`` belongs to one slot: its class's ``from_config`` reads it, and
+``DenseStream.from_config`` the weights and initial scores of the losses.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ FULL = Budget(iterations=900, floor=15.0)
 QUICK = Budget(iterations=200, floor=3.0)
 CONFIG = "configs/small/scenes_retinanet_resobj_t2.yaml"
 PICTURES = 6
+MARKER = ".resobj_d2_demo"  # in a folder that a demo may clear
 
 
 def main() -> int:
@@ -68,7 +69,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--config-file",
-        default="configs/small/scenes_retinanet_resobj_t2.yaml",
+        default=CONFIG,
         help="what to train",
     )
     parser.add_argument("--output", default="output/demo", help="folder for everything it writes")
@@ -77,7 +78,18 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _remove_former_run(output: Path) -> None:
-    """Logs and checkpoints are appended to and resumed from; a demo starts anew."""
+    """Logs and checkpoints are appended to and resumed from; a demo starts anew.
+
+    Raises:
+        FileExistsError: the folder holds something else than a demo.
+    """
+    marker = output / MARKER
+    if output.exists() and any(output.iterdir()) and not marker.exists():
+        raise FileExistsError(
+            f"{output.absolute()} holds files that no demo wrote; name another --output"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    marker.touch()
     for name in ("metrics.json", "last_checkpoint", "log.txt"):
         (output / name).unlink(missing_ok=True)
     for checkpoint in output.glob("model_*.pth"):

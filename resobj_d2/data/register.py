@@ -94,6 +94,22 @@ def register_datasets(entries: Iterable[Mapping]) -> None:
             MetadataCatalog.get(entry.name).registered_from = entry
 
 
+def check_names(dataset_names: Iterable[str], config_key: str) -> None:
+    """Check that data sets are registered.
+
+    Raises:
+        ValueError: a name is not registered; the message names ``config_key`` and similar names.
+    """
+    for name in dataset_names:
+        if name not in DatasetCatalog:
+            similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
+            raise ValueError(
+                f"{config_key} names '{name}', which is not registered. "
+                + (f"Did you mean {' or '.join(map(repr, similar))}? " if similar else "")
+                + "Your own data are registered with DATASETS.REGISTER, see docs/datasets.md."
+            )
+
+
 def check_available(dataset_names: Iterable[str], config_key: str) -> None:
     """Check that data sets are registered and that their annotations are on disk.
 
@@ -108,14 +124,8 @@ def check_available(dataset_names: Iterable[str], config_key: str) -> None:
     names = list(dataset_names)
     if not names:
         raise ValueError(f"{config_key} is empty: it must name at least one registered dataset")
+    check_names(names, config_key)
     for name in names:
-        if name not in DatasetCatalog:
-            similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
-            raise ValueError(
-                f"{config_key} names '{name}', which is not registered. "
-                + (f"Did you mean {' or '.join(map(repr, similar))}? " if similar else "")
-                + "Your own data are registered with DATASETS.REGISTER, see docs/datasets.md."
-            )
         metadata = MetadataCatalog.get(name)
         needed = metadata.get("json_file") or metadata.get("dirname")
         if needed and "://" not in needed and not os.path.exists(needed):

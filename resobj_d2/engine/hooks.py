@@ -63,7 +63,7 @@ class StatisticsHook(HookBase):
 
     Args:
         period: iterations between two readings.
-        on_end: called after training on the main process, e.g. to draw the curves.
+        on_end: called on the main process when training has reached its end, e.g. to draw.
     """
 
     def __init__(self, *, period: int = 20, on_end: Callable[[], None] | None = None) -> None:
@@ -95,5 +95,7 @@ class StatisticsHook(HookBase):
                 storage.put_scalar(name, mean, smoothing_hint=False)
 
     def after_train(self) -> None:
-        if self.on_end is not None and comm.is_main_process():
+        # after_train also runs when training failed; drawing then could hide the reason.
+        finished = self.trainer.iter >= self.trainer.max_iter
+        if self.on_end is not None and finished and comm.is_main_process():
             self.on_end()

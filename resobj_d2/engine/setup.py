@@ -10,19 +10,20 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from resobj_d2.config import add_resobj_config
-from resobj_d2.data.register import check_num_classes, register_datasets
+from resobj_d2.data.register import check_names, check_num_classes, register_datasets
 
 __all__ = ["class_counts", "load_config"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_config(config_file: str, opts: Sequence[str] = (), *, training: bool = True) -> CfgNode:
     """Read a yaml, apply ``KEY VALUE`` overrides, register and check the datasets.
 
     Args:
         config_file: path of a yaml; "" for the defaults.
         opts: alternating keys and values, as on Detectron2's command line.
+        training: False where the training data are not needed; ``DATASETS.TRAIN`` is emptied.
 
     Returns:
         The frozen configuration. ``MODEL.DEVICE`` is "cpu" where "cuda" was asked for and no
@@ -30,7 +31,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: no such yaml, or a registered dataset's files are missing.
-        ValueError: the number of classes differs from a dataset's.
+        ValueError: a dataset is not registered, or the number of classes differs from its.
     """
     cfg = get_cfg()
     add_resobj_config(cfg)
@@ -44,7 +45,11 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    if not training:
+        cfg.DATASETS.TRAIN = ()
     register_datasets(cfg.DATASETS.REGISTER)
+    for key in ("TRAIN", "TEST"):
+        check_names(cfg.DATASETS[key], f"DATASETS.{key}")
     check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     cfg.freeze()
     return cfg

@@ -20,7 +20,7 @@ from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
 from resobj_d2.data.mapper import ImageErrorMapper
 from resobj_d2.data.register import check_available, training_records
-from resobj_d2.evaluation import build_evaluator
+from resobj_d2.evaluation import build_evaluator, check_evaluators
 
 from .hooks import NonFiniteLossGuard, StatisticsHook
 
@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` for every detector of this package and of Detectron2."""
+    """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data."""
 
     def __init__(self, cfg) -> None:
+        check_evaluators(cfg)
         with ddp_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
 

@@ -1,6 +1,6 @@
 """Evaluators: COCO's metrics with a choice of implementation, and Pascal VOC's."""
 
-from .build import build_evaluator
+from .build import build_evaluator, check_evaluators
 from .coco import CocoEvaluator, build_coco_evaluator
 
-__all__ = ["CocoEvaluator", "build_coco_evaluator", "build_evaluator"]
+__all__ = ["CocoEvaluator", "build_coco_evaluator", "build_evaluator", "check_evaluators"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
+    COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     PascalVOCDetectionEvaluator,
@@ -14,6 +15,8 @@ from detectron2.evaluation import (
 
 from ..data.voc_xml import voc_metric_obstacle
 from .coco import build_coco_evaluator
+
+__all__ = ["VocEvaluator", "build_evaluator", "check_evaluators"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,28 @@ class VocEvaluator(PascalVOCDetectionEvaluator):
         return None if results is None else {"voc": results["bbox"]}
 
 
+def check_evaluators(cfg) -> None:
+    """Refuse, in front of a training, data sets of ``DATASETS.TEST`` that cannot be evaluated.
+
+    Raises:
+        ValueError: as :func:`build_evaluator`.
+    """
+    for name in cfg.DATASETS.TEST:
+        _evaluator_type(name)
+
+
+def _evaluator_type(dataset_name: str) -> str:
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in ("coco", "pascal_voc"):
+        raise ValueError(
+            f"dataset '{dataset_name}' has evaluator_type {kind!r}; known are 'coco' and "
+            "'pascal_voc'. Override Trainer.build_evaluator for another metric, take it out of "
+            "DATASETS.TEST, or, where COCO's metric suits it, set "
+            "MetadataCatalog.get(name).evaluator_type = 'coco'"
+        )
+    return kind
+
+
 def build_evaluator(cfg, dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
     """Make the evaluator that a data set's ``evaluator_type`` asks for.
 
@@ -36,13 +61,10 @@ def build_evaluator(cfg, dataset_name: str, output_folder: str | None) -> Datase
     Raises:
         ValueError: the type is another one.
     """
+    kind = _evaluator_type(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind not in ("coco", "pascal_voc"):
-        raise ValueError(
-            f"dataset '{dataset_name}' has evaluator_type {kind!r}; known are 'coco' and "
-            "'pascal_voc'. Set it with MetadataCatalog.get(name).evaluator_type = 'coco'"
-        )
+    if cfg.MODEL.KEYPOINT_ON:  # whose metric is Detectron2's own
+        return COCOEvaluator(dataset_name, output_dir=output_folder, use_fast_impl=False)
     coco = build_coco_evaluator(cfg, dataset_name, output_folder)
     if kind == "coco":
         return coco

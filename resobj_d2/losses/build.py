@@ -9,9 +9,9 @@ __all__ = ["BOX_LOSS_REGISTRY", "CLS_LOSS_REGISTRY", "NORMALIZER_REGISTRY"]
 CLS_LOSS_REGISTRY = Registry("CLS_LOSS")
 CLS_LOSS_REGISTRY.__doc__ = """
 Classification losses. An entry is built as ``Entry.from_config(node)`` from
-``MODEL.DENSE.CLS_LOSS``, declares ``activation`` ("sigmoid" or "softmax") and is called as
+``MODEL.DENSE.CLS_LOSS`` and called as
 ``loss(logits (N, R, K), labels (N, R) in {-1, 0..K}, mask (N, R) bool) -> scalar``: the float32
-SUM over the anchors in ``mask``. It never averages.
+SUM over the anchors in ``mask``. It never averages. Scores are sigmoids of the logits.
 """
 
 BOX_LOSS_REGISTRY = Registry("BOX_LOSS")

@@ -39,8 +39,6 @@ def sigmoid_focal_loss(
 class SigmoidFocalLoss:
     """Focal loss (Lin et al., RetinaNet) as a classification loss slot."""
 
-    activation = "sigmoid"
-
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
         if gamma < 0:
             raise ValueError(f"FOCAL_GAMMA must be >= 0, got {gamma}")
@@ -64,8 +62,6 @@ class SigmoidCE:
     It is the class loss of RetinaNet-Obj and ResObj (Residual Objectness, Eq. 3: foreground
     anchors only, which the mask decides).
     """
-
-    activation = "sigmoid"
 
     @classmethod
     def from_config(cls, node) -> SigmoidCE:

@@ -43,6 +43,11 @@ class ForegroundEMA(nn.Module):
 
     def __init__(self, *, initial: float = 100.0, momentum: float = 0.9) -> None:
         super().__init__()
+        if initial <= 0 or not 0 <= momentum < 1:
+            raise ValueError(
+                "NORMALIZER.INITIAL must be positive and MOMENTUM in [0, 1), "
+                f"got {initial} and {momentum}"
+            )
         self.momentum = momentum
         self.register_buffer("mean", torch.tensor(float(initial)))
 

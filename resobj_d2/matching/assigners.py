@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resobj_d2 import ops
-from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
+from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
 from .build import ASSIGNER_REGISTRY
 
@@ -25,9 +26,10 @@ class MaxIoUAssigner:
 
     Args:
         num_classes: K.
-        iou_thresholds: ascending bounds of half-open IoU intervals, e.g. ``[0.4, 0.5]``.
+        iou_thresholds: positive, ascending bounds of half-open IoU intervals, e.g. ``[0.4, 0.5]``.
         iou_labels: for each interval 1 (foreground), 0 (background) or -1 (ignored);
-            one more than there are thresholds.
+            one more than there are thresholds. The first, of anchors that overlap nothing and of
+            images without ground truth, is not 1.
         allow_low_quality: also make foreground every anchor whose IoU with some ground truth
             is the best any anchor has with it.
     """
@@ -42,12 +44,16 @@ class MaxIoUAssigner:
         iou_labels: Sequence[int] = (0, -1, 1),
         allow_low_quality: bool = True,
     ) -> None:
-        if sorted(iou_thresholds) != list(iou_thresholds) or not iou_thresholds:
-            raise ValueError(f"IOU_THRESHOLDS must ascend, got {list(iou_thresholds)}")
-        if len(iou_labels) != len(iou_thresholds) + 1 or not set(iou_labels) <= {-1, 0, 1}:
+        ascending = sorted(iou_thresholds) == list(iou_thresholds)
+        if not iou_thresholds or not ascending or iou_thresholds[0] <= 0:
             raise ValueError(
-                f"IOU_LABELS must be {len(iou_thresholds) + 1} values of -1, 0, 1, "
-                f"got {list(iou_labels)}"
+                f"IOU_THRESHOLDS must be positive and ascend, got {list(iou_thresholds)}"
+            )
+        known = set(iou_labels) <= {-1, 0, 1}
+        if len(iou_labels) != len(iou_thresholds) + 1 or not known or iou_labels[0] == 1:
+            raise ValueError(
+                f"IOU_LABELS must be {len(iou_thresholds) + 1} values of -1, 0, 1, the first "
+                f"not 1, got {list(iou_labels)}"
             )
         self.num_classes = num_classes
         self.iou_thresholds = list(iou_thresholds)
@@ -75,44 +81,24 @@ class MaxIoUAssigner:
         Args:
             anchors: (R, 4) shared by the batch, or (N, R, 4).
         """
-        offsets = ground_truth.offsets
-        rows = []
-        for i in range(ground_truth.num_images):
-            own = slice(offsets[i], offsets[i + 1])
-            image_anchors = anchors if anchors.dim() == 2 else anchors[i]
-            rows.append(
-                self._assign_image(
-                    image_anchors, ground_truth.boxes[own], ground_truth.classes[own]
-                )
-            )
-        labels, boxes, ious, index = (torch.stack(x) for x in zip(*rows, strict=True))
+        match = ops.match_anchors(
+            anchors,
+            ground_truth.boxes,
+            ground_truth.sizes,
+            thresholds=self.iou_thresholds,
+            labels=self.iou_labels,
+            allow_low_quality=self.allow_low_quality,
+        )
+        # One more row of class K stands for all anchors that are not foreground.
+        foreground = match.kind == 1
+        first_rows = torch.tensor(ground_truth.offsets[:-1], device=anchors.device)[:, None]
+        rows = torch.where(foreground, match.gt_index + first_rows, len(ground_truth.boxes))
+        classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
+        boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return Targets(
-            labels=labels,
-            matched_boxes=boxes,
-            matched_ious=ious,
-            gt_index=index,
+            labels=torch.where(match.kind == -1, IGNORE, classes[rows]),
+            matched_boxes=torch.where(foreground[..., None], boxes[rows], anchors),
+            matched_ious=match.ious,
+            gt_index=match.gt_index,
             num_classes=self.num_classes,
         )
-
-    def _assign_image(
-        self, anchors: Tensor, boxes: Tensor, classes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Labels (R,), matched boxes (R, 4), IoUs (R,) and ground-truth rows (R,) of one image."""
-        if len(boxes) == 0:
-            no_match = anchors.new_full((len(anchors),), -1, dtype=torch.long)
-            background = torch.full_like(no_match, self.num_classes)
-            return background, anchors, anchors.new_zeros(len(anchors)), no_match
-        ious = ops.pairwise_box_iou(boxes, anchors)
-        best, index = ious.max(dim=0)
-        kind = torch.full_like(index, self.iou_labels[0])
-        for threshold, label in zip(self.iou_thresholds, self.iou_labels[1:], strict=True):
-            kind = torch.where(best >= threshold, label, kind)
-        if self.allow_low_quality:
-            best_of_gt = ious.amax(dim=1, keepdim=True)
-            is_best = ((ious == best_of_gt) & (best_of_gt > 0)).any(dim=0)
-            kind = torch.where(is_best, 1, kind)
-        foreground = kind == 1
-        labels = torch.where(foreground, classes[index], self.num_classes)
-        labels = torch.where(kind == -1, -1, labels)
-        matched = torch.where(foreground[:, None], boxes[index], anchors)
-        return labels, matched, best, index

@@ -31,7 +31,6 @@ Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL
 SAMPLER_REGISTRY = Registry("SAMPLER")
 SAMPLER_REGISTRY.__doc__ = """
 Selection of the labelled anchors that are trained, built as ``Entry.from_config(node)`` from
-``MODEL.DENSE.SAMPLER``: ``sampler(targets, difficulty) -> (N, R) bool``, a subset of
-``targets.valid``. ``needs_loss`` says whether it reads ``difficulty``, the detached (N, R)
-classification loss of every anchor; otherwise that is None.
+``MODEL.DENSE.SAMPLER``: ``sampler(targets) -> (N, R) bool``, a subset of ``targets.valid``. Anchors
+outside it become ignored for every loss.
 """

@@ -35,6 +35,8 @@ class AnchorGrid(nn.Module):
         super().__init__()
         if len(shapes) != len(strides):
             raise ValueError(f"{len(shapes)} levels of shapes for {len(strides)} strides")
+        if sorted(set(strides)) != list(strides):
+            raise ValueError(f"strides must ascend from the finest level, got {list(strides)}")
         if not 0 <= offset < 1:
             raise ValueError(f"offset must be in [0, 1), got {offset}")
         if any(w <= 0 or h <= 0 for level in shapes for w, h in level):
@@ -94,6 +96,16 @@ def octave_anchors(
 
     ``aspect_ratios`` are height / width; the area of an anchor does not depend on its ratio.
     """
+    flat = all(isinstance(ratio, (int, float)) and ratio > 0 for ratio in aspect_ratios)
+    if not aspect_ratios or not flat:
+        raise ValueError(
+            f"ASPECT_RATIOS must be a flat list of positive numbers, got {aspect_ratios}"
+        )
+    if scale <= 0 or scales_per_octave < 1:
+        raise ValueError(
+            f"SCALE must be positive and SCALES_PER_OCTAVE at least 1, got {scale} "
+            f"and {scales_per_octave}"
+        )
     shapes = []
     for stride in strides:
         sizes = [scale * stride * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]

@@ -15,11 +15,9 @@ __all__ = ["KeepAll"]
 class KeepAll:
     """Every labelled anchor, as in RetinaNet and Residual Objectness ("sampling-free")."""
 
-    needs_loss = False
-
     @classmethod
     def from_config(cls, node) -> KeepAll:
         return cls()
 
-    def __call__(self, targets: Targets, difficulty: Tensor | None = None) -> Tensor:
+    def __call__(self, targets: Targets) -> Tensor:
         return targets.valid

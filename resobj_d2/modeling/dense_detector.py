@@ -28,11 +28,11 @@ class ResObjDenseDetector(nn.Module):
     Args:
         backbone: a Detectron2 backbone.
         in_features: names of its feature maps, finest first.
+        num_classes: K.
         tower: see ``TOWER_REGISTRY``.
         streams: what is predicted on the tower, by name.
         postprocess: candidates to detections.
-        pixel_mean, pixel_std: per channel, in the order of ``input_format``.
-        input_format: channel order of the input images, for drawing.
+        pixel_mean, pixel_std: per channel, in the order of the input images.
 
     After a training forward ``statistics`` holds detached scalars of that batch, on the device.
     """
@@ -43,20 +43,20 @@ class ResObjDenseDetector(nn.Module):
         *,
         backbone: nn.Module,
         in_features: Sequence[str],
+        num_classes: int,
         tower: nn.Module,
         streams: dict[str, DenseStream],
         postprocess: DensePostprocess,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        input_format: str = "BGR",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.in_features = list(in_features)
+        self.num_classes = num_classes
         self.tower = tower
         self.streams = nn.ModuleDict(streams)
         self.postprocess = postprocess
-        self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.statistics: dict[str, Tensor] = {}
@@ -64,6 +64,8 @@ class ResObjDenseDetector(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         dense = cfg.MODEL.DENSE
+        if dense.NUM_CLASSES < 1:
+            raise ValueError(f"MODEL.DENSE.NUM_CLASSES must be at least 1, got {dense.NUM_CLASSES}")
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         missing = [f for f in dense.IN_FEATURES if f not in shapes]
@@ -82,6 +84,7 @@ class ResObjDenseDetector(nn.Module):
         return {
             "backbone": backbone,
             "in_features": dense.IN_FEATURES,
+            "num_classes": dense.NUM_CLASSES,
             "tower": tower,
             "streams": {"anchors": stream},
             "postprocess": DensePostprocess.from_config(
@@ -89,7 +92,6 @@ class ResObjDenseDetector(nn.Module):
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "input_format": cfg.INPUT.FORMAT,
         }
 
     @property
@@ -143,10 +145,24 @@ class ResObjDenseDetector(nn.Module):
     def _ground_truth(self, batched_inputs: list[dict]) -> GroundTruth:
         if "instances" not in batched_inputs[0]:
             raise ValueError("training needs 'instances' in every input dict")
+        for x in batched_inputs:
+            self._check_classes(x)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         return GroundTruth.from_lists(
             [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances]
         )
+
+    def _check_classes(self, inputs: dict) -> None:
+        """Refuse class numbers the model does not have, while they are on the host."""
+        classes = inputs["instances"].gt_classes
+        if classes.device.type == "cpu" and len(classes):
+            low, high = classes.aminmax()
+            if low < 0 or high >= self.num_classes:
+                name = inputs.get("file_name", inputs.get("image_id", "?"))
+                raise ValueError(
+                    f"image {name} has class numbers {int(low)}..{int(high)}, but "
+                    f"MODEL.DENSE.NUM_CLASSES is {self.num_classes}"
+                )
 
     def _losses(
         self, outputs: dict[str, StreamOutput], ground_truth: GroundTruth

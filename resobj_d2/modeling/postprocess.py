@@ -25,6 +25,11 @@ class DensePostprocess:
     def __init__(
         self, *, score_thresh: float, topk: int, nms_thresh: float, max_detections: int
     ) -> None:
+        if topk < 1 or max_detections < 1:
+            raise ValueError(
+                "POSTPROCESS.TOPK and TEST.DETECTIONS_PER_IMAGE must be at least 1, "
+                f"got {topk} and {max_detections}"
+            )
         self.score_thresh = score_thresh
         self.topk = topk
         self.nms_thresh = nms_thresh

@@ -187,7 +187,7 @@ class DenseStream(nn.Module):
         targets = stage.assigner(
             priors, prediction.anchors, ground_truth, prediction if needs else None
         )
-        mask = self.sampler(targets, None)
+        mask = self.sampler(targets)
         return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
 
     def _stage_losses(self, prediction: StagePrediction, targets: Targets) -> tuple[Tensor, Tensor]:
