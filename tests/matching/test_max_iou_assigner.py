@@ -104,13 +104,30 @@ def test_refined_anchors_differ_per_image():
     assert targets.labels.tolist() == [[1], [K]]
 
 
+def test_batch_of_refined_anchors_is_its_images_one_by_one():
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(3, 40, 2, generator=g) * 50
+    anchors = torch.cat((corner, corner + 5 + torch.rand(3, 40, 2, generator=g) * 30), dim=-1)
+    images = [(anchors[i, : 4 * i] + 1, torch.arange(4 * i) % K) for i in (2, 0, 1)]
+    truth = GroundTruth.from_lists([b for b, _ in images], [c for _, c in images])
+    assigner = MaxIoUAssigner(num_classes=K)
+    batch = assigner(as_priors(anchors[0]), anchors, truth)
+    assert batch.foreground.any(dim=1).tolist() == [True, False, True]
+    for i, image in enumerate(images):
+        alone = assign(assigner, anchors[i], image)
+        for name in ("labels", "matched_boxes", "matched_ious", "gt_index"):
+            assert torch.equal(getattr(batch, name)[i], getattr(alone, name)[0]), name
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"iou_thresholds": [0.5, 0.4]},
         {"iou_thresholds": []},
+        {"iou_thresholds": [0.0, 0.5]},
         {"iou_labels": [0, 1]},
         {"iou_labels": [0, 2, 1]},
+        {"iou_labels": [1, 0, 1]},
     ],
 )
 def test_impossible_thresholds_are_refused(options):
