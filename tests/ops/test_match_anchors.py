@@ -1,6 +1,7 @@
 """match_anchors against literals and Detectron2's pairwise_iou + Matcher."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,6 +279,41 @@ def test_any_number_of_threads_gives_the_same_bits(threads):
         assert_same(ops.match_anchors(anchors, boxes, sizes, **RULE), expected)
     finally:
         torch.set_num_threads(before)
+
+
+def peak_memory(function):
+    """Bytes by which the resident memory of this process rose at most during the call."""
+
+    def status(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    except OSError as error:
+        pytest.skip(f"the peak memory cannot be reset here: {error}")
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+
+def test_no_memory_for_the_matrix_of_ious():
+    if ops.native_status()["cpu"] != "native":
+        pytest.skip("cpu kernels are not built; the reference needs part of the matrix")
+    anchors, boxes = grid_anchors(80, 80), random_boxes(1000, seed=7, extent=640)
+    matrix = len(anchors) * len(boxes) * 4
+    peak = peak_memory(lambda: ops.match_anchors(anchors, boxes, [1000], **RULE))
+    assert peak < matrix / 20
+
+
+def test_compiles_without_a_graph_break():
+    anchors, (boxes, sizes) = grid_anchors(3, 3), random_batch(seed=1)
+
+    def match(anchors, boxes):
+        return ops.match_anchors(anchors + 1, boxes, sizes, **RULE)
+
+    compiled = torch.compile(match, fullgraph=True, backend="aot_eager")
+    assert_same(ops.AnchorMatches(*compiled(anchors, boxes)), match(anchors, boxes))
 
 
 GOOD = torch.zeros(3, 4)
