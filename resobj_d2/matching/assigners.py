@@ -91,8 +91,9 @@ class MaxIoUAssigner:
         )
         # One more row of class K stands for all anchors that are not foreground.
         foreground = match.kind == 1
-        first_rows = torch.tensor(ground_truth.offsets[:-1], device=anchors.device)[:, None]
-        rows = torch.where(foreground, match.gt_index + first_rows, len(ground_truth.boxes))
+        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
+        rows = [x + first for x, first in zip(match.gt_index, ground_truth.offsets, strict=False)]
+        rows = torch.where(foreground, torch.stack(rows), len(ground_truth.boxes))
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return Targets(

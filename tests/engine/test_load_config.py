@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from resobj_d2.engine import class_counts, load_config
+from resobj_d2.engine import load_config
 
 SCENES = "configs/small/scenes_retinanet_fl.yaml"
 
@@ -51,11 +51,17 @@ def test_without_a_gpu_the_cpu_is_used(repository, scenes_options, caplog):
 
 @pytest.mark.parametrize(
     "architecture, key",
-    [
-        ("ResObjDenseDetector", "MODEL.DENSE.NUM_CLASSES"),
-        ("RetinaNet", "MODEL.RETINANET.NUM_CLASSES"),
-        ("GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES"),
-    ],
+    [("RetinaNet", "MODEL.RETINANET"), ("GeneralizedRCNN", "MODEL.ROI_HEADS")],
 )
-def test_every_head_knows_its_key(tiny_cfg, architecture, key):
-    assert list(class_counts(tiny_cfg("MODEL.META_ARCHITECTURE", architecture))) == [key]
+def test_class_count_of_stock_heads_is_checked(scenes_options, architecture, key):
+    options = [*scenes_options, "MODEL.META_ARCHITECTURE", architecture]
+    load_config("", [*options, f"{key}.NUM_CLASSES", "8"])
+    with pytest.raises(ValueError, match=f"{key}.NUM_CLASSES is 20"):
+        load_config("", [*options, f"{key}.NUM_CLASSES", "20"])
+
+
+def test_mistyped_dataset_is_explained(repository, scenes_options):
+    options = [*scenes_options, *(x.replace("_train", "_trian") for x in scenes_options[2:4])]
+    with pytest.raises(ValueError, match="DATASETS.TRAIN names '.*_trian'.*Did you mean"):
+        load_config(str(repository / SCENES), options)
+    assert load_config(str(repository / SCENES), options, training=False).DATASETS.TRAIN == ()

@@ -91,6 +91,9 @@ def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):
     saved = state["model"]["streams.anchors.stages.0.normalizer.mean"]
     assert saved.item() != 100.0
 
+    momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
+    assert len(momentum) > 50 and all("momentum_buffer" in x for x in momentum.values())
+
     code, output = run("SOLVER.MAX_ITER", iteration + 3, flags=["--resume"])
     assert code == 0, output
     assert f"Loading from {out / last}" in output
@@ -99,12 +102,36 @@ def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):
     assert final["iteration"] == iteration + 2
 
 
-def test_two_processes_agree(run, tmp_path):
-    """Gloo on the CPU, through the launcher."""
+def test_two_processes_train_and_evaluate(run, tmp_path):
+    """Gloo on the CPU, through the launcher; tests/modeling/test_distributed.py compares them."""
     code, output = run(flags=["--num-gpus", "2"])
     assert code == 0, output
     assert "Rank of current process: 0. World size: 2" in output
     assert "bbox/AP" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_no_gpus_means_one_process_on_the_cpu(run, tmp_path):
+    code, output = run("SOLVER.MAX_ITER", 1, flags=["--num-gpus", "0"])
+    assert code == 0, output
+    assert (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_stock_faster_rcnn_trains_through_the_same_script(run, tmp_path):
+    code, output = run(
+        "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+        "MODEL.PROPOSAL_GENERATOR.NAME", "RPN",
+        "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
+        "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4', 'p5']",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 8,
+        "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.NUM_FC", 1,
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]",
+        "SOLVER.MAX_ITER", 2,
+    )  # fmt: skip
+    assert code == 0, output
+    logged = (tmp_path / "out" / "metrics.json").read_text()
+    assert "loss_rpn_cls" in logged and "bbox/AP" in logged
 
 
 def test_diverging_run_says_why(run, tmp_path):

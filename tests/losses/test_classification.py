@@ -51,6 +51,15 @@ def test_masked_anchors_give_nothing_even_when_not_finite():
     assert (logits.grad[0] != 0).all()
 
 
+@pytest.mark.parametrize("gamma", [0.2, 0.5, 1.0, 2.0])
+def test_gradient_is_finite_at_saturated_logits(gamma):
+    logits = torch.tensor([[-200.0, 200.0, 0.3]], requires_grad=True)
+    for label in (0, 1, 3):
+        loss = sigmoid_focal_loss(logits, torch.tensor([label]), torch.tensor([True]), gamma=gamma)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all()
+
+
 def test_arithmetic_is_float32():
     logits = torch.full((1, 1000, 1), -9.0, dtype=torch.bfloat16)
     labels = torch.ones(1, 1000, dtype=torch.long)

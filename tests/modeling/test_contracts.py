@@ -1,8 +1,11 @@
 """What every configuration of the detector must hold."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 METHODS = {
@@ -70,9 +73,71 @@ def test_loss_path_never_waits_for_the_device(model, make_batch):
     with NoHostSynchronisation():
         losses = model._losses(outputs, truth)
         total = sum(losses.values())
-    total.backward()
+        heads = [p for n, p in model.named_parameters() if n.startswith("streams")]
+        torch.autograd.grad(total, heads, allow_unused=True)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSynchronisation():
         total.item()  # the guard works
+
+
+class NoHostCopy(TorchDispatchMode):
+    """Refuses copies from the host to the device, which CPU tensors cannot show."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = [a for a in args if isinstance(a, torch.Tensor) and a.dim() > 0]
+        if isinstance(result, torch.Tensor) and result.device.type == "cuda":
+            moved = [a for a in inputs if a.device.type == "cpu"]
+            if moved and func.overloadpacket.__name__ in ("_to_copy", "copy_", "copy"):
+                raise AssertionError(f"{func} copies from the host")
+        return result
+
+
+def test_loss_path_copies_nothing_from_the_host(model, make_batch):
+    """On fake CUDA tensors, which need no GPU: the same code, devices and all (no backward)."""
+    from resobj_d2.structures import GroundTruth
+
+    outputs = model._predict(model._preprocess(make_batch([(96, 96, 3), (96, 96, 0)])))
+    truth = model._ground_truth(make_batch([(96, 96, 3), (96, 96, 0)]))
+    stream = copy.deepcopy(model.streams["anchors"])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def on_gpu(x):
+            fake = mode.from_tensor(x.detach()).to("cuda")
+            return fake.requires_grad_(x.requires_grad)
+
+        output = outputs["anchors"]
+        output.priors.boxes = on_gpu(output.priors.boxes)
+        stage = output.stages[0]
+        stage.anchors = output.priors.boxes
+        stage.cls_logits, stage.deltas = on_gpu(stage.cls_logits), on_gpu(stage.deltas)
+        for branch in output.branches.values():
+            branch.logits, branch.residuals = on_gpu(branch.logits), on_gpu(branch.residuals)
+        stream.stages[0].normalizer.mean = on_gpu(stream.stages[0].normalizer.mean)
+        truth = GroundTruth(on_gpu(truth.boxes), on_gpu(truth.classes), truth.sizes)
+        with NoHostCopy():
+            losses, _ = stream.losses(output, truth)
+            assert all(v.device.type == "cuda" for v in losses.values())
+            with pytest.raises(AssertionError, match="copies from the host"):
+                torch.ones(3).to("cuda")  # the guard works
+
+
+def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
+    class Nothing:
+        def __call__(self, targets):
+            return torch.zeros_like(targets.valid)
+
+    stream = model.streams["anchors"]
+    stream.sampler = Nothing()
+    losses = model(make_batch([(96, 96, 3)]))
+    assert all(v.item() == 0 for v in losses.values())
+
+
+def test_class_number_that_the_model_lacks_is_refused(model, make_batch):
+    batch = make_batch([(96, 96, 2)], num_classes=3)
+    batch[0]["instances"].gt_classes[1] = 3
+    batch[0]["file_name"] = "cell.png"
+    with pytest.raises(ValueError, match="cell.png.*NUM_CLASSES is 3"):
+        model(batch)
 
 
 def test_losses_are_float32_under_autocast(model, make_batch):

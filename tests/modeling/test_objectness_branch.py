@@ -32,7 +32,7 @@ def branch(steps=2, source="objectness", detach="all", **loss_options):
 def features():
     torch.manual_seed(1)
     x = torch.randn(1, CHANNELS, 2, 2, requires_grad=True)
-    return x, TowerFeatures(cls=[x], box=[x])
+    return x, TowerFeatures(cls=[x], box=[torch.randn_like(x)])
 
 
 def gradients(module, inputs, loss):

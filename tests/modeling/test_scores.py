@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from resobj_d2 import ops
 from resobj_d2.modeling import DensePostprocess, ScoreFusion
 from resobj_d2.structures import Candidates
 
@@ -83,6 +84,14 @@ def test_two_stages_decode_twice(tiny_cfg, make_batch):
     expected = stream.coder.decode(first.anchors, first.deltas)
     torch.testing.assert_close(second.anchors, expected.detach())
     assert not second.anchors.requires_grad
+    truth = model._ground_truth(batch)
+    thresholds = stream.stages[1].assigner.iou_thresholds
+    targets = stream._targets(stream.stages[1], output.priors, second, truth)
+    overlaps = ops.pairwise_box_iou(truth.boxes, second.anchors[0]).amax(dim=0)
+    torch.testing.assert_close(targets.matched_ious[0], overlaps)
+    low, high = thresholds
+    assert not targets.foreground[0][overlaps < low].all()
+    assert targets.foreground[0][overlaps >= high].all()
     losses = model(batch)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_cls_stage1", "loss_box_reg_stage1"}
     candidates = stream.candidates(output, 0, model.postprocess)

@@ -1,0 +1,87 @@
+"""Every key of MODEL.DENSE reaches the object it configures."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+
+def get(model, path):
+    value = model.streams["anchors"]
+    for name in path.split("."):
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
+    return value
+
+
+OBJECTNESS = ["MODEL.DENSE.OBJECTNESS.ENABLED", "True"]
+LOSS = "branches.objectness.residual_loss"
+
+
+@pytest.mark.parametrize(
+    "key, value, path, expected",
+    [
+        ("CLS_LOSS.FOCAL_ALPHA", "0.4", "cls_loss.alpha", 0.4),
+        ("CLS_LOSS.FOCAL_GAMMA", "1.5", "cls_loss.gamma", 1.5),
+        ("CLS_LOSS.WEIGHT", "0.1", "cls_weight", 0.1),
+        ("BOX_LOSS.WEIGHT", "2.0", "box_weight", 2.0),
+        ("BOX_LOSS.BETA", "0.5", "box_loss.beta", 0.5),
+        ("CODER.WEIGHTS", "[10., 10., 5., 5.]", "coder.weights", (10.0, 10.0, 5.0, 5.0)),
+        ("ASSIGNER.IOU_THRESHOLDS", "[0.3, 0.6]", "stages.0.assigner.iou_thresholds", [0.3, 0.6]),
+        ("ASSIGNER.IOU_LABELS", "[0, 0, 1]", "stages.0.assigner.iou_labels", [0, 0, 1]),
+        ("ASSIGNER.ALLOW_LOW_QUALITY", "False", "stages.0.assigner.allow_low_quality", False),
+        ("NORMALIZER.INITIAL", "50.0", "stages.0.normalizer.mean", torch.tensor(50.0)),
+        ("NORMALIZER.MOMENTUM", "0.5", "stages.0.normalizer.momentum", 0.5),
+        ("PRIORS.OFFSET", "0.5", "priors.offset", 0.5),
+        ("PRIORS.SCALES_PER_OCTAVE", "2", "priors.num_anchors", [6] * 5),
+        ("PRIORS.ASPECT_RATIOS", "[1.0]", "priors.num_anchors", [3] * 5),
+        ("OBJECTNESS.STEPS", "3", "num_steps", 3),
+        ("OBJECTNESS.SOURCE", "chain", "branches.objectness.source", "chain"),
+        ("OBJECTNESS.DETACH", "none", f"{LOSS}.detach", "none"),
+        ("OBJECTNESS.MIN_SCOPE", "level", f"{LOSS}.min_scope", "level"),
+        ("OBJECTNESS.UNSELECTED", "keep", f"{LOSS}.unselected", "keep"),
+        ("OBJECTNESS.WEIGHT", "0.5", f"{LOSS}.weight", 0.5),
+        ("OBJECTNESS.RESIDUAL_WEIGHT", "0.05", f"{LOSS}.residual_weight", 0.05),
+        ("FUSION.EXPONENTS", "[['cls', 0.6]]", "fusion.exponents", {"cls": 0.6}),
+        ("FUSION.FLOORS", "[['objectness', 0.5]]", "fusion.floors", {"objectness": 0.5}),
+    ],
+)
+def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
+    before = get(build_model(tiny_cfg(*OBJECTNESS)), path)
+    after = get(build_model(tiny_cfg(*OBJECTNESS, f"MODEL.DENSE.{key}", value)), path)
+    assert after == expected
+    assert before != expected  # the default is another one
+
+
+@pytest.mark.parametrize("name, loss", [("CLS_LOSS", "loss_cls"), ("BOX_LOSS", "loss_box_reg")])
+def test_weight_scales_its_loss(tiny_cfg, make_batch, name, loss):
+    batch = make_batch([(96, 96, 3)])
+    losses = []
+    for weight in ("1.0", "3.0"):
+        torch.manual_seed(0)
+        losses.append(build_model(tiny_cfg(f"MODEL.DENSE.{name}.WEIGHT", weight))(batch))
+    for key in losses[0]:
+        factor = 3 if key == loss else 1
+        assert losses[1][key].item() == pytest.approx(factor * losses[0][key].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("FUSION.EXPONENTS", "['cls', 0.5]"),
+        ("PRIORS.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]"),
+        ("PRIORS.ASPECT_RATIOS", "[0.0, 1.0]"),
+        ("PRIORS.ASPECT_RATIOS", "[]"),
+        ("PRIORS.SCALES_PER_OCTAVE", "0"),
+        ("NORMALIZER.MOMENTUM", "1.5"),
+        ("NORMALIZER.INITIAL", "0.0"),
+        ("POSTPROCESS.TOPK", "0"),
+        ("NUM_CLASSES", "0"),
+    ],
+)
+def test_bad_value_is_refused_by_name(tiny_cfg, key, value):
+    with pytest.raises(ValueError, match=key.split(".")[-1]):
+        build_model(tiny_cfg(f"MODEL.DENSE.{key}", value))
+
+
+def test_levels_must_ascend(tiny_cfg):
+    with pytest.raises(ValueError, match="ascend"):
+        build_model(tiny_cfg("MODEL.DENSE.IN_FEATURES", "['p7', 'p3']"))
