@@ -78,7 +78,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits
                                    const Tensor& labels, std::optional<Tensor> mask, double alpha,
                                    double gamma) {
   check_focal(logits, labels, mask, gamma);
-  check_focal_gradient(grad_loss, logits);
+  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
   const FocalArguments arguments(logits, labels, mask, alpha, gamma);
   Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
   dispatch_focal(arguments, [&](const auto& in, auto focus) {

@@ -55,19 +55,19 @@ void sum_terms(int64_t count, const Term& term, Tensor& total) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// `gradient(begin, offset)` writes the gradient of term begin + offset.
-template <typename Gradient>
-__global__ void gradients_kernel(int64_t count, Gradient gradient) {
+// Calls write(begin, offset) for each index begin + offset in [0, count).
+template <typename Write>
+__global__ void for_each_kernel(int64_t count, Write write) {
   const int64_t begin = blockIdx.x * kTermsPerBlock;
   const int terms = block_terms(count - begin);
-  for (int offset = threadIdx.x; offset < terms; offset += kBlock) gradient(begin, offset);
+  for (int offset = threadIdx.x; offset < terms; offset += kBlock) write(begin, offset);
 }
 
-template <typename Gradient>
-void write_gradients(int64_t count, const Gradient& gradient, const Tensor& like) {
+template <typename Write>
+void for_each(int64_t count, const Write& write, const Tensor& like) {
   if (count == 0) return;
   const unsigned blocks = static_cast<unsigned>(ceil_div(count, kTermsPerBlock));
-  gradients_kernel<<<blocks, kBlock, 0, current_stream(like)>>>(count, gradient);
+  for_each_kernel<<<blocks, kBlock, 0, current_stream(like)>>>(count, write);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

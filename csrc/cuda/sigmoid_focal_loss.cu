@@ -72,7 +72,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits
                                    const Tensor& labels, std::optional<Tensor> mask, double alpha,
                                    double gamma) {
   check_focal(logits, labels, mask, gamma);
-  check_focal_gradient(grad_loss, logits);
+  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const FocalArguments arguments(logits, labels, mask, alpha, gamma);
   Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
@@ -80,7 +80,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits
     using T = std::decay_t<decltype(in.gamma)>;
     const Gradient<focus(), T> gradient{in, grad_loss.const_data_ptr<T>(),
                                         grad_logits.mutable_data_ptr<T>()};
-    write_gradients(logits.numel(), gradient, grad_logits);
+    for_each(logits.numel(), gradient, grad_logits);
   });
   return grad_logits;
 }

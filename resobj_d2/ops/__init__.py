@@ -7,13 +7,16 @@ argument checks and the conversion of half precision.
 from . import _native
 from ._native import native_status
 from .anchor_matching import AnchorMatches, match_anchors
-from .box_iou import pairwise_box_iou
+from .box_iou import box_iou_aligned, pairwise_box_iou
+from .box_loss import giou_loss
 from .focal_loss import sigmoid_focal_loss
 from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
 
 __all__ = [
     "AnchorMatches",
     "ResidualObjectnessOutput",
+    "box_iou_aligned",
+    "giou_loss",
     "match_anchors",
     "native_status",
     "pairwise_box_iou",

@@ -22,6 +22,8 @@ class Implementation:
     residual_objectness_bce: Callable
     match_anchors: Callable
     sigmoid_focal_loss: Callable
+    box_iou_aligned: Callable
+    giou_loss: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -65,6 +67,8 @@ def impl(request) -> Implementation:
             _reference_residual,
             _reference_match,
             _reference_focal,
+            reference.box_iou_aligned,
+            reference.giou_loss,
         )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
@@ -75,6 +79,8 @@ def impl(request) -> Implementation:
         ops.residual_objectness_bce,
         ops.match_anchors,
         ops.sigmoid_focal_loss,
+        ops.box_iou_aligned,
+        ops.giou_loss,
     )
 
 

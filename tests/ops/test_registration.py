@@ -27,6 +27,37 @@ def box_samples():
     yield boxes.double().requires_grad_(), boxes.double(), "iof"
 
 
+def _pair_tensors(requires_grad=False):
+    pred = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [4, 4, 4, 4], [9, 9, 5, 7]])
+    target = torch.tensor([[1.0, 1, 3, 4], [1, 1, 3, 3], [0, 0, 1, 1], [4, 4, 8, 8]])
+    return (pred.requires_grad_(), target.requires_grad_()) if requires_grad else (pred, target)
+
+
+def aligned_samples():
+    yield _pair_tensors(requires_grad=True)
+    pred, target = _pair_tensors()
+    yield pred.double().requires_grad_(), target.double(), "giou"
+    yield pred[:0], target[:0], "iou"
+
+
+def aligned_backward_samples():
+    for kind in ("iou", "giou"):
+        yield torch.tensor([1.0, -2, 3, 0]), *_pair_tensors(), kind
+
+
+def giou_samples():
+    pred, target = _pair_tensors()
+    yield pred.clone().requires_grad_(), target
+    yield pred.double().requires_grad_(), target.double(), target[:, 0] > 0
+    yield pred[:0], target[:0], None
+
+
+def giou_backward_samples():
+    pred, target = _pair_tensors()
+    yield torch.tensor(2.0), pred, target, None
+    yield torch.tensor(2.0), pred, target, target[:, 0] > 0
+
+
 def residual_samples():
     yield _residual_tensors(requires_grad=True)
     yield *_residual_tensors(requires_grad=True), "none", "level", "keep", [30, 0, 10]
@@ -77,6 +108,10 @@ def focal_backward_samples():
 SAMPLES = {
     "match_anchors": match_samples,
     "pairwise_box_iou": box_samples,
+    "box_iou_aligned": aligned_samples,
+    "_box_iou_aligned_backward": aligned_backward_samples,
+    "giou_loss": giou_samples,
+    "_giou_loss_backward": giou_backward_samples,
     "sigmoid_focal_loss": focal_samples,
     "_sigmoid_focal_loss_backward": focal_backward_samples,
     "residual_objectness_bce": residual_samples,

@@ -18,11 +18,38 @@ inline void check_boxes(const char* op, std::initializer_list<Argument> argument
   }
 }
 
+// Box i of the first set goes with box i of the second.
+inline void check_pairs(const char* op, const Argument& pred, const Argument& target) {
+  check_devices(op, {pred, target});
+  check_dtypes(op, {pred, target});
+  const int64_t dim = pred.tensor.dim();
+  STD_TORCH_CHECK(dim >= 1 && pred.tensor.size(dim - 1) == 4, op, ": ", pred.name,
+                  " must have shape (..., 4)");
+  bool same = target.tensor.dim() == dim;
+  for (int64_t d = 0; same && d < dim; ++d) same = pred.tensor.size(d) == target.tensor.size(d);
+  STD_TORCH_CHECK(same, op, ": ", target.name, " must have the shape of ", pred.name);
+}
+
 inline Overlap parse_overlap(const char* op, const std::string& kind) {
   if (kind == "iou") return Overlap::kIou;
   if (kind == "giou") return Overlap::kGiou;
   STD_TORCH_CHECK(kind == "iof", op, ": unknown kind ", kind);
   return Overlap::kIof;
+}
+
+// Checks the arguments of box_iou_aligned. True for GIoU, false for IoU.
+inline bool check_aligned(const char* op, const Tensor& pred, const Tensor& target,
+                          const std::string& kind) {
+  check_boxes(op, {{"pred", pred}, {"target", target}});
+  check_pairs(op, {"pred", pred}, {"target", target});
+  STD_TORCH_CHECK(kind == "iou" || kind == "giou", op, ": unknown kind ", kind);
+  return kind == "giou";
+}
+
+inline void check_aligned_gradient(const char* op, const Tensor& grad, const Tensor& pred) {
+  check_devices(op, {{"pred", pred}, {"grad", grad}});
+  check_dtypes(op, {{"pred", pred}, {"grad", grad}});
+  check_one_per_row(op, {"grad", grad}, {"pred", pred});
 }
 
 }  // namespace resobj

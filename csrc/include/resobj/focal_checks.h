@@ -11,31 +11,19 @@ namespace resobj {
 
 constexpr const char* kFocalOp = "sigmoid_focal_loss";
 
-inline void check_anchor_tensor(const char* name, const Tensor& tensor, const Tensor& logits) {
-  bool fits = tensor.dim() == logits.dim() - 1;
-  for (int64_t d = 0; fits && d < tensor.dim(); ++d) fits = tensor.size(d) == logits.size(d);
-  STD_TORCH_CHECK(fits, kFocalOp, ": ", name, " must have the shape of logits without the classes");
-}
-
 inline void check_focal(const Tensor& logits, const Tensor& labels,
                         const std::optional<Tensor>& mask, double gamma) {
   check_devices(kFocalOp, {{"logits", logits}, {"labels", labels}});
   check_dtypes(kFocalOp, {{"logits", logits}});
   STD_TORCH_CHECK(logits.dim() >= 1, kFocalOp, ": logits must have shape (..., K)");
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, kFocalOp, ": labels must be int64");
-  check_anchor_tensor("labels", labels, logits);
+  check_one_per_row(kFocalOp, {"labels", labels}, {"logits", logits});
   if (mask.has_value()) {
     check_devices(kFocalOp, {{"logits", logits}, {"mask", *mask}});
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, kFocalOp, ": mask must be bool");
-    check_anchor_tensor("mask", *mask, logits);
+    check_one_per_row(kFocalOp, {"mask", *mask}, {"logits", logits});
   }
   STD_TORCH_CHECK(gamma >= 0, kFocalOp, ": gamma must not be negative");
-}
-
-inline void check_focal_gradient(const Tensor& grad_loss, const Tensor& logits) {
-  check_devices(kFocalOp, {{"logits", logits}, {"grad_loss", grad_loss}});
-  check_dtypes(kFocalOp, {{"logits", logits}, {"grad_loss", grad_loss}});
-  STD_TORCH_CHECK(grad_loss.numel() == 1, kFocalOp, ": grad_loss must be a scalar");
 }
 
 // The arguments of sigmoid_focal_loss, contiguous. Keeps alive what the inputs point to.

@@ -38,6 +38,22 @@ inline void check_dtypes(const char* op, std::initializer_list<Argument> argumen
   }
 }
 
+// `tensor` has one element for each row of `rows`: its shape without the last dimension.
+inline void check_one_per_row(const char* op, const Argument& argument, const Argument& rows) {
+  const Tensor& tensor = argument.tensor;
+  bool fits = tensor.dim() == rows.tensor.dim() - 1;
+  for (int64_t d = 0; fits && d < tensor.dim(); ++d) fits = tensor.size(d) == rows.tensor.size(d);
+  STD_TORCH_CHECK(fits, op, ": ", argument.name, " must have the shape of ", rows.name,
+                  " without the last dimension");
+}
+
+// The gradient that comes in for an operator whose result is one number.
+inline void check_grad_loss(const char* op, const Tensor& grad_loss, const Argument& input) {
+  check_devices(op, {input, {"grad_loss", grad_loss}});
+  check_dtypes(op, {input, {"grad_loss", grad_loss}});
+  STD_TORCH_CHECK(grad_loss.numel() == 1, op, ": grad_loss must be a scalar");
+}
+
 // Calls f(T()) with T the type of a tensor that check_dtypes accepted.
 template <typename F>
 void dispatch_float(const Tensor& tensor, const F& f) {

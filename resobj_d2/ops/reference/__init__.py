@@ -4,7 +4,8 @@ Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins ov
 """
 
 from .anchor_matching import match_anchors
-from .box_iou import pairwise_box_iou
+from .box_iou import box_iou_aligned, box_iou_aligned_backward, pairwise_box_iou
+from .box_loss import giou_loss, giou_loss_backward
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
 from .residual_objectness import (
     count_groups,
@@ -15,8 +16,12 @@ from .residual_objectness import (
 )
 
 __all__ = [
+    "box_iou_aligned",
+    "box_iou_aligned_backward",
     "count_groups",
     "foreground_minima",
+    "giou_loss",
+    "giou_loss_backward",
     "match_anchors",
     "pairwise_box_iou",
     "residual_objectness_bce",
