@@ -8,13 +8,14 @@ from . import _native
 from ._native import native_status
 from .anchor_matching import AnchorMatches, match_anchors
 from .box_iou import box_iou_aligned, pairwise_box_iou
-from .box_loss import giou_loss
+from .box_loss import balanced_l1_loss, giou_loss
 from .focal_loss import sigmoid_focal_loss
 from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
 
 __all__ = [
     "AnchorMatches",
     "ResidualObjectnessOutput",
+    "balanced_l1_loss",
     "box_iou_aligned",
     "giou_loss",
     "match_anchors",

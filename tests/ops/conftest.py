@@ -24,6 +24,7 @@ class Implementation:
     sigmoid_focal_loss: Callable
     box_iou_aligned: Callable
     giou_loss: Callable
+    balanced_l1_loss: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -69,6 +70,7 @@ def impl(request) -> Implementation:
             _reference_focal,
             reference.box_iou_aligned,
             reference.giou_loss,
+            reference.balanced_l1_loss,
         )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
@@ -81,6 +83,7 @@ def impl(request) -> Implementation:
         ops.sigmoid_focal_loss,
         ops.box_iou_aligned,
         ops.giou_loss,
+        ops.balanced_l1_loss,
     )
 
 

@@ -58,6 +58,17 @@ def giou_backward_samples():
     yield torch.tensor(2.0), pred, target, target[:, 0] > 0
 
 
+def balanced_samples():
+    pred, target = _pair_tensors()
+    yield pred.clone().requires_grad_(), target
+    yield pred.double().requires_grad_(), target.double(), 0.3, 1.0, 0.11
+    yield pred[:0], target[:0]
+
+
+def balanced_backward_samples():
+    yield torch.tensor(2.0), *_pair_tensors(), 0.5, 1.5, 1.0
+
+
 def residual_samples():
     yield _residual_tensors(requires_grad=True)
     yield *_residual_tensors(requires_grad=True), "none", "level", "keep", [30, 0, 10]
@@ -112,6 +123,8 @@ SAMPLES = {
     "_box_iou_aligned_backward": aligned_backward_samples,
     "giou_loss": giou_samples,
     "_giou_loss_backward": giou_backward_samples,
+    "balanced_l1_loss": balanced_samples,
+    "_balanced_l1_loss_backward": balanced_backward_samples,
     "sigmoid_focal_loss": focal_samples,
     "_sigmoid_focal_loss_backward": focal_backward_samples,
     "residual_objectness_bce": residual_samples,

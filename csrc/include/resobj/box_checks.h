@@ -25,9 +25,7 @@ inline void check_pairs(const char* op, const Argument& pred, const Argument& ta
   const int64_t dim = pred.tensor.dim();
   STD_TORCH_CHECK(dim >= 1 && pred.tensor.size(dim - 1) == 4, op, ": ", pred.name,
                   " must have shape (..., 4)");
-  bool same = target.tensor.dim() == dim;
-  for (int64_t d = 0; same && d < dim; ++d) same = pred.tensor.size(d) == target.tensor.size(d);
-  STD_TORCH_CHECK(same, op, ": ", target.name, " must have the shape of ", pred.name);
+  check_same_shape(op, target, pred);
 }
 
 inline Overlap parse_overlap(const char* op, const std::string& kind) {

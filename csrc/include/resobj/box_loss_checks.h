@@ -37,4 +37,15 @@ struct GiouArguments {
   }
 };
 
+constexpr const char* kBalancedOp = "balanced_l1_loss";
+
+inline void check_balanced_l1(const Tensor& pred, const Tensor& target, double alpha, double gamma,
+                              double beta) {
+  check_devices(kBalancedOp, {{"pred", pred}, {"target", target}});
+  check_dtypes(kBalancedOp, {{"pred", pred}, {"target", target}});
+  check_same_shape(kBalancedOp, {"target", target}, {"pred", pred});
+  STD_TORCH_CHECK(alpha > 0 && gamma > 0 && beta > 0, kBalancedOp,
+                  ": alpha, gamma and beta must be positive");
+}
+
 }  // namespace resobj

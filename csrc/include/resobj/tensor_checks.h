@@ -47,6 +47,13 @@ inline void check_one_per_row(const char* op, const Argument& argument, const Ar
                   " without the last dimension");
 }
 
+inline void check_same_shape(const char* op, const Argument& argument, const Argument& like) {
+  const int64_t dim = like.tensor.dim();
+  bool same = argument.tensor.dim() == dim;
+  for (int64_t d = 0; same && d < dim; ++d) same = argument.tensor.size(d) == like.tensor.size(d);
+  STD_TORCH_CHECK(same, op, ": ", argument.name, " must have the shape of ", like.name);
+}
+
 // The gradient that comes in for an operator whose result is one number.
 inline void check_grad_loss(const char* op, const Tensor& grad_loss, const Argument& input) {
   check_devices(op, {input, {"grad_loss", grad_loss}});

@@ -5,7 +5,12 @@ Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins ov
 
 from .anchor_matching import match_anchors
 from .box_iou import box_iou_aligned, box_iou_aligned_backward, pairwise_box_iou
-from .box_loss import giou_loss, giou_loss_backward
+from .box_loss import (
+    balanced_l1_loss,
+    balanced_l1_loss_backward,
+    giou_loss,
+    giou_loss_backward,
+)
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
 from .residual_objectness import (
     count_groups,
@@ -16,6 +21,8 @@ from .residual_objectness import (
 )
 
 __all__ = [
+    "balanced_l1_loss",
+    "balanced_l1_loss_backward",
     "box_iou_aligned",
     "box_iou_aligned_backward",
     "count_groups",

@@ -1,0 +1,77 @@
+// Balanced L1 of one difference d, and its slope, with u = |d| / beta:
+//   beta * (alpha / b * (b u + 1) ln(b u + 1) - alpha u)   and   alpha ln(b u + 1)   for u < 1,
+//   beta * (gamma u + gamma / b - alpha)                   and   gamma               beyond.
+// b = exp(gamma / alpha) - 1 makes the slope continuous.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "resobj/bce_math.h"
+#include "resobj/bits.h"
+
+namespace resobj {
+
+// The constants of the loss; computed in double on the host.
+template <typename T>
+struct BalancedL1 {
+  T alpha, gamma, beta, b;
+  T alpha_over_b;
+  T offset;  // gamma / b - alpha
+
+  BalancedL1(double alpha, double gamma, double beta)
+      : alpha(static_cast<T>(alpha)), gamma(static_cast<T>(gamma)), beta(static_cast<T>(beta)) {
+    const double exact_b = std::expm1(gamma / alpha);
+    b = static_cast<T>(exact_b);
+    alpha_over_b = static_cast<T>(alpha / exact_b);
+    offset = static_cast<T>(gamma / exact_b - alpha);
+  }
+};
+
+// log(1 + y) for y >= 0, relative error below 4e-7; of no meaning for infinity and NaN.
+RESOBJ_HD float log1p_positive(float y) {
+  const float v = 1.0f + y;
+  const int32_t bits = bit_cast<int32_t>(v);
+  const int32_t exponent = (bits >> 23) - 127;
+  const float mantissa = bit_cast<float>((bits & 0x007fffff) | 0x3f800000);
+  // Below 2 nothing is taken away, and y is more exact than 1 + y - 1.
+  const float rest = exponent == 0 ? y : mantissa - 1.0f;
+  return static_cast<float>(exponent) * 0.69314718f + log1p_unit(rest);
+}
+
+RESOBJ_HD double log1p_positive(double y) { return log1p(y); }
+
+// (1 + y) log(1 + y) - y for y >= 0, where `log1p_y` is log(1 + y).
+RESOBJ_HD float entropy_excess(float y, float log1p_y) {
+  // The sum over n >= 2 of (-y)^n / (n (n - 1)): the difference below would cancel.
+  float series = 1.0f / 30.0f;
+  series = series * y - 1.0f / 20.0f;
+  series = series * y + 1.0f / 12.0f;
+  series = series * y - 1.0f / 6.0f;
+  series = series * y + 0.5f;
+  const float difference = (1.0f + y) * log1p_y - y;
+  return y < 0.0625f ? series * y * y : difference;
+}
+
+RESOBJ_HD double entropy_excess(double y, double log1p_y) { return (1.0 + y) * log1p_y - y; }
+
+template <typename T>
+RESOBJ_HD T balanced_l1(T difference, const BalancedL1<T>& loss) {
+  const T u = magnitude(difference) / loss.beta;
+  const T y = loss.b * u;
+  const T curved = loss.alpha_over_b * entropy_excess(y, log1p_positive(y));
+  const T straight = loss.gamma * u + loss.offset;
+  return loss.beta * (u < T(1) ? curved : straight);
+}
+
+template <typename T>
+RESOBJ_HD T balanced_l1_slope(T difference, const BalancedL1<T>& loss) {
+  const T u = magnitude(difference) / loss.beta;
+  const T curved = loss.alpha * log1p_positive(loss.b * u);
+  const T slope = u < T(1) ? curved : loss.gamma;
+  // Neither sign: 0 stays 0, NaN stays NaN.
+  const T neither = difference * slope;
+  return difference > T(0) ? slope : (difference < T(0) ? -slope : neither);
+}
+
+}  // namespace resobj
