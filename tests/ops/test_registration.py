@@ -190,3 +190,22 @@ def test_wrappers_compile_without_a_graph_break():
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+def test_losses_compile_without_a_graph_break():
+    logits, labels, mask = _focal_tensors()
+    pred, target = _pair_tensors()
+
+    def loss(logits, pred):
+        focal = ops.sigmoid_focal_loss(logits, labels, mask=mask)
+        boxes = ops.giou_loss(pred, target, target[:, 0] > 0) + ops.balanced_l1_loss(pred, target)
+        return focal + boxes + ops.box_iou_aligned(pred, target, "giou").sum()
+
+    inputs = logits.requires_grad_(), pred.clone().requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    eager, result = loss(*inputs), compiled(*inputs)
+    assert torch.equal(eager, result)
+    expected = torch.autograd.grad(eager, inputs)
+    for a, b in zip(expected, torch.autograd.grad(result, inputs), strict=True):
+        # The gradients of two losses may be added in another order.
+        torch.testing.assert_close(a, b)
