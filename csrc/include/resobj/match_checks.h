@@ -59,9 +59,9 @@ inline MatchArguments parse_match(const Tensor& anchors, const Tensor& gt_boxes,
   check_dtypes(kMatchOp, {{"anchors", anchors}, {"gt_boxes", gt_boxes}});
   check_boxes(kMatchOp, {{"gt_boxes", gt_boxes}});
   const int64_t dim = anchors.dim();
-  STD_TORCH_CHECK((dim == 2 || (dim == 3 && anchors.size(0) == images)) &&
-                      anchors.size(dim - 1) == 4,
-                  kMatchOp, ": anchors must have shape (number, 4) or (", images, ", number, 4)");
+  STD_TORCH_CHECK(
+      (dim == 2 || (dim == 3 && anchors.size(0) == images)) && anchors.size(dim - 1) == 4, kMatchOp,
+      ": anchors must have shape (number, 4) or (", images, ", number, 4)");
   MatchArguments parsed;
   parsed.anchors = torch::stable::contiguous(anchors);
   parsed.num_images = images;
