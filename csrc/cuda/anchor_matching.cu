@@ -68,7 +68,7 @@ template <typename T>
 struct WarpAnchor {
   bool exists;
   int lane;
-  int64_t image;  // in this launch
+  int64_t image;   // in this launch
   int64_t output;  // position in the (N, R) results
   Box<T> box;
   T area;
@@ -166,12 +166,12 @@ __global__ void finish_kernel(const __grid_constant__ MatchInput<T> input, Match
     }
     foreground |= __any_sync(kAllLanes, flooded);
   }
-  anchor.for_each_near(input.regions, offsets.regions[anchor.image],
-                       offsets.regions[anchor.image + 1],
-                       [&](int64_t, const Box<T>& region, T region_area) {
-                         covered |= overlap<Overlap::kIof>(region, region_area, anchor.box,
-                                                           anchor.area) >= ignore_iof;
-                       });
+  anchor.for_each_near(
+      input.regions, offsets.regions[anchor.image], offsets.regions[anchor.image + 1],
+      [&](int64_t, const Box<T>& region, T region_area) {
+        covered |=
+            overlap<Overlap::kIof>(region, region_area, anchor.box, anchor.area) >= ignore_iof;
+      });
   if (!anchor.exists) return;
   if (foreground) {
     output.kind[anchor.output] = 1;
