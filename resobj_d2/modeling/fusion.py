@@ -36,9 +36,7 @@ class ScoreFusion:
         """``factors`` are the names that exist, to catch a misspelt one."""
         for key in ("EXPONENTS", "FLOORS"):
             if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in node[key]):
-                raise ValueError(
-                    f"FUSION.{key} must be like [['cls', 0.6]], got {node[key]}"
-                )
+                raise ValueError(f"FUSION.{key} must be like [['cls', 0.6]], got {node[key]}")
             unknown = sorted({name for name, _ in node[key]} - set(factors))
             if unknown:
                 raise ValueError(
