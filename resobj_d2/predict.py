@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         paths = find_images(options.input)
         # Nothing is trained, so the training data need not be there.
-        cfg = load_config(options.config_file, [*options.opts, "DATASETS.TRAIN", "()"])
+        cfg = load_config(options.config_file, options.opts, training=False)
         predictor = Predictor(cfg)
     # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
     except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:

@@ -57,3 +57,21 @@ def test_last_checkpoint_is_resumed(tiny_cfg, saved):
     model = build_model(tiny_cfg())
     extra = ResObjCheckpointer(model, str(saved.parent)).resume_or_load("", resume=True)
     assert extra["iteration"] == 7
+
+
+def test_file_with_python_objects_says_so(tiny_cfg, tmp_path):
+    torch.save({"model": {"tower.cls.0.weight": range(3)}, "when": range(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="Python objects besides tensors"):
+        ResObjCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "a.pth"))
+
+
+def test_file_without_weights_is_refused(tiny_cfg, tmp_path):
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="list.pth.*holds a list"):
+        ResObjCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "list.pth"))
+
+
+def test_retinanet_saved_inside_ddp_is_renamed():
+    assert list(rename_retinanet_weights({"module.head.cls_score.bias": 0})) == [
+        "streams.anchors.stages.0.cls.bias"
+    ]
