@@ -27,6 +27,7 @@ def add_resobj_config(cfg: CfgNode) -> None:
     _add_losses(dense, node_type)
     _add_objectness(dense, node_type)
     _add_inference(dense, node_type)
+    _add_necks(cfg, node_type)
     _add_run(cfg, node_type)
 
 
@@ -126,6 +127,17 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
     # Candidates per level in front of NMS.
     dense.POSTPROCESS.TOPK = 1000
     dense.POSTPROCESS.NMS_THRESH = 0.5
+
+
+def _add_necks(cfg: CfgNode, node_type: type) -> None:
+    """Used where MODEL.BACKBONE.NAME is build_balanced_fpn_backbone (Libra R-CNN)."""
+    bfp = cfg.MODEL.BFP = node_type()
+    # The registered backbone whose pyramid is balanced.
+    bfp.PYRAMID = "build_retinanet_resnet_fpn_backbone"
+    # The level at which all meet, counted from the finest: 1 for P3-P7, 2 for P2-P6.
+    bfp.REFINE_LEVEL = 1
+    # "non_local" or "none".
+    bfp.REFINE = "non_local"
 
 
 def _add_run(cfg: CfgNode, node_type: type) -> None:

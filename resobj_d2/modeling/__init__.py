@@ -4,6 +4,7 @@ from .branches import ObjectnessBranch, ScoreBranch
 from .build import BRANCH_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
+from .necks import BalancedFeaturePyramid
 from .postprocess import DensePostprocess
 from .predictors import SharedConv
 from .stages import Stage
@@ -13,6 +14,7 @@ from .towers import ConvTower
 __all__ = [
     "BRANCH_REGISTRY",
     "TOWER_REGISTRY",
+    "BalancedFeaturePyramid",
     "ConvTower",
     "DensePostprocess",
     "DenseStream",
