@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "Candidates",
     "GroundTruth",
+    "LevelMaps",
     "Priors",
     "StagePrediction",
     "StreamOutput",
@@ -103,19 +105,53 @@ class TowerFeatures:
 
 
 @dataclass
+class LevelMaps:
+    """What a convolution predicts on every level, as it came out.
+
+    Attributes:
+        levels: L maps (N, A_l * channels, H_l, W_l); the channels of an anchor are neighbours.
+        channels: numbers predicted per anchor.
+    """
+
+    levels: list[Tensor]
+    channels: int
+
+    def flatten(self) -> Tensor:
+        """(N, R, channels), a copy, in the order of :class:`Priors`."""
+        parts = []
+        for x in self.levels:
+            n, _, h, w = x.shape
+            cells = x.view(n, -1, self.channels, h, w).permute(0, 3, 4, 1, 2)
+            parts.append(cells.reshape(n, -1, self.channels))
+        return torch.cat(parts, dim=1)
+
+
+@dataclass
 class StagePrediction:
     """What one stage predicts for its anchors.
 
     Attributes:
         anchors: (R, 4) for the first stage, (N, R, 4) for refined anchors; never carries a
             gradient.
-        cls_logits: (N, R, K).
-        deltas: (N, R, 4), in the coder's parametrisation.
+        cls: K logits per anchor.
+        box: 4 deltas per anchor, in the coder's parametrisation.
     """
 
     anchors: Tensor
-    cls_logits: Tensor
-    deltas: Tensor
+    cls: LevelMaps
+    box: LevelMaps
+
+    # The copies are made when asked for: losses need them, inference reads the maps.
+
+    @cached_property
+    def cls_logits(self) -> Tensor:
+        """(N, R, K)."""
+        return self.cls.flatten()
+
+    @cached_property
+    def deltas(self) -> Tensor:
+        """(N, R, 4)."""
+        return self.box.flatten()
 
 
 @dataclass

@@ -32,7 +32,7 @@ class ScoreBranch(nn.Module):
     num_steps = 0
 
     def predict(self, features: TowerFeatures) -> object:
-        """Whatever ``loss`` and ``probability`` need."""
+        """Whatever ``loss`` and ``score_logits`` need."""
         raise TypeError(f"{type(self).__name__} must define predict")
 
     def loss(
@@ -47,9 +47,17 @@ class ScoreBranch(nn.Module):
         """Losses (names start with ``loss_``) and detached statistics to log."""
         raise TypeError(f"{type(self).__name__} must define loss")
 
+    def score_logits(self, prediction: object, step: int | None = None) -> Tensor:
+        """(N, R) float32 logits of the probability.
+
+        Args:
+            step: asks for an earlier refinement, None for the last.
+        """
+        raise TypeError(f"{type(self).__name__} must define score_logits")
+
     def probability(self, prediction: object, step: int | None = None) -> Tensor:
-        """(N, R) in [0, 1]; ``step`` asks for an earlier refinement, None for the last."""
-        raise TypeError(f"{type(self).__name__} must define probability")
+        """(N, R) in [0, 1]."""
+        return torch.sigmoid(self.score_logits(prediction, step))
 
 
 @dataclass
@@ -176,8 +184,7 @@ class ObjectnessBranch(ScoreBranch):
             normalizer=normalizer,
         )
 
-    def probability(self, prediction: ObjectnessPrediction, step: int | None = None) -> Tensor:
-        """sigma(o_step). Every residual applies to every anchor: no labels, no selection."""
+    def score_logits(self, prediction: ObjectnessPrediction, step: int | None = None) -> Tensor:
+        """o_step. Every residual applies to every anchor: no labels, no selection."""
         steps = self.num_steps if step is None else step
-        logits = prediction.logits.float() + prediction.residuals[:steps].float().sum(dim=0)
-        return torch.sigmoid(logits)
+        return prediction.logits.float() + prediction.residuals[:steps].float().sum(dim=0)

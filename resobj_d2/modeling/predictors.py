@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["SharedConv", "flatten_level", "init_conv", "prior_bias"]
+from resobj_d2.structures import LevelMaps
+
+__all__ = ["SharedConv", "init_conv", "prior_bias"]
 
 
 def init_conv(module: nn.Module, *, bias: float = 0.0) -> None:
@@ -31,14 +32,8 @@ def prior_bias(prior_prob: float, num_classes: int) -> float:
     return -math.log((1 - prob) / prob)
 
 
-def flatten_level(prediction: Tensor, channels: int) -> Tensor:
-    """(N, A * channels, H, W) to (N, H * W * A, channels)."""
-    n, _, h, w = prediction.shape
-    return prediction.view(n, -1, channels, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, channels)
-
-
 class SharedConv(nn.Conv2d):
-    """One 3x3 convolution for all levels, its output flattened over levels and anchors.
+    """One 3x3 convolution for all levels.
 
     Args:
         num_anchors: A, the same on every level.
@@ -54,8 +49,9 @@ class SharedConv(nn.Conv2d):
         init_conv(self, bias=bias_value)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (N, C, H_l, W_l) to (N, R, channels)."""
-        levels = [
-            flatten_level(super(SharedConv, self).forward(x), self.channels) for x in features
-        ]
-        return torch.cat(levels, dim=1)
+        """List of (N, C, H_l, W_l) to (N, R, channels), flattened over levels and anchors."""
+        return self.maps(features).flatten()
+
+    def maps(self, features: list[Tensor]) -> LevelMaps:
+        """List of (N, C, H_l, W_l) to (N, A * channels, H_l, W_l) of each."""
+        return LevelMaps([super(SharedConv, self).forward(x) for x in features], self.channels)

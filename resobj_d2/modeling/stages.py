@@ -13,8 +13,8 @@ class Stage(nn.Module):
     """The predictors of one set of anchors, the rule that labels these, and their normaliser.
 
     Args:
-        cls: maps the class tower's levels to (N, R, K) logits.
-        box: maps the box tower's levels to (N, R, 4) deltas.
+        cls: its ``maps`` makes K logits per anchor of the class tower's levels.
+        box: its ``maps`` makes 4 deltas per anchor of the box tower's levels.
         assigner: see ``ASSIGNER_REGISTRY``.
         normalizer: see ``NORMALIZER_REGISTRY``.
     """
@@ -29,5 +29,5 @@ class Stage(nn.Module):
     def forward(self, features: TowerFeatures, anchors: Tensor) -> StagePrediction:
         """anchors: (R, 4) or (N, R, 4), without gradient."""
         return StagePrediction(
-            anchors=anchors, cls_logits=self.cls(features.cls), deltas=self.box(features.box)
+            anchors=anchors, cls=self.cls.maps(features.cls), box=self.box.maps(features.box)
         )
