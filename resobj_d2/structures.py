@@ -135,11 +135,13 @@ class StagePrediction:
             gradient.
         cls: K logits per anchor.
         box: 4 deltas per anchor, in the coder's parametrisation.
+        boxes: (N, R, 4) decoded, without gradient, for an assigner that reads predictions.
     """
 
     anchors: Tensor
     cls: LevelMaps
     box: LevelMaps
+    boxes: Tensor | None = None
 
     # The copies are made when asked for: losses need them, inference reads the maps.
 
@@ -177,6 +179,8 @@ class Targets:
         matched_ious: (N, R) best IoU with any ground truth of the image, 0 without one.
         gt_index: (N, R) row of the best ground truth within its image, -1 without one.
         num_classes: K.
+        excluded_class: (N, R) int64, a class that an anchor is not trained against, -1 for none;
+            None where the assigner excludes nothing.
     """
 
     labels: Tensor
@@ -184,6 +188,7 @@ class Targets:
     matched_ious: Tensor
     gt_index: Tensor
     num_classes: int
+    excluded_class: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 from .assigners import MaxIoUAssigner
 from .build import ASSIGNER_REGISTRY, CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
-from .coders import DeltaCoder
+from .coders import DeltaCoder, LTRBCoder
+from .level_selection import FSAFAssigner
 from .priors import AnchorGrid, OctaveAnchors, octave_anchors
 from .samplers import KeepAll
 
@@ -13,7 +14,9 @@ __all__ = [
     "SAMPLER_REGISTRY",
     "AnchorGrid",
     "DeltaCoder",
+    "FSAFAssigner",
     "KeepAll",
+    "LTRBCoder",
     "MaxIoUAssigner",
     "OctaveAnchors",
     "octave_anchors",

@@ -17,7 +17,7 @@ CODER_REGISTRY = Registry("CODER")
 CODER_REGISTRY.__doc__ = """
 Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
 ``encode(anchors, boxes) -> deltas`` and ``decode(anchors, deltas) -> boxes``, all (..., 4) and
-broadcast over the leading dimensions.
+broadcast over the leading dimensions. ``initial_delta`` is where the box predictor's bias starts.
 """
 
 ASSIGNER_REGISTRY = Registry("ASSIGNER")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .build import CODER_REGISTRY
 
-__all__ = ["DeltaCoder"]
+__all__ = ["DeltaCoder", "LTRBCoder"]
 
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,6 +30,8 @@ class DeltaCoder:
         weights: factors of the four deltas.
         scale_clamp: upper bound of dw and dh at decoding, so that exp cannot overflow.
     """
+
+    initial_delta = 0.0
 
     def __init__(
         self,
@@ -70,3 +73,35 @@ class DeltaCoder:
             return deltas
         scaled = [x * factor for x, factor in zip(deltas.unbind(-1), factors, strict=True)]
         return torch.stack(scaled, dim=-1)
+
+
+@CODER_REGISTRY.register()
+class LTRBCoder:
+    """Distances from a point to the left, top, right and bottom side of the box.
+
+    The point is the anchor's centre and the unit the anchor's side, so a square anchor of S
+    strides gives FSAF's offsets in units of ``S * stride`` (Zhu et al. 2019, section 3.1, S = 4).
+    The last layer of FSAF's box predictor is a ReLU; it is part of ``decode``.
+    """
+
+    # The ReLU passes no gradient below zero, so predictions start above it.
+    initial_delta = 0.1
+
+    @classmethod
+    def from_config(cls, node) -> LTRBCoder:
+        return cls()
+
+    def encode(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """Distances (..., 4); negative where the point lies outside the box."""
+        centre, size = _centre_and_size(anchors)
+        return torch.cat(
+            ((centre - boxes[..., :2]) / size, (boxes[..., 2:] - centre) / size), dim=-1
+        )
+
+    def decode(self, anchors: Tensor, deltas: Tensor) -> Tensor:
+        """Boxes (..., 4) in float32, not clipped to the image."""
+        centre, size = _centre_and_size(anchors)
+        distances = F.relu(deltas.float())
+        return torch.cat(
+            (centre - distances[..., :2] * size, centre + distances[..., 2:] * size), dim=-1
+        )

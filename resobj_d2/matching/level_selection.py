@@ -1,0 +1,242 @@
+"""Feature selective label assignment (Zhu et al. 2019, "FSAF", sections 3.1-3.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resobj_d2 import ops
+from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
+
+from .build import ASSIGNER_REGISTRY
+
+__all__ = ["FSAFAssigner"]
+
+# No level, nor next to one.
+NOWHERE = -9
+UNSELECTED = ("other_classes", "background", "ignore")
+
+
+@dataclass
+class _Regions:
+    """Points of all levels against the M boxes of one image.
+
+    ``owner`` (R,) is the smallest box whose effective region has the point, M without one;
+    ``ring`` (R, M) tells whether the point is in a box's ignoring but not its effective region;
+    ``levels`` (R,) is the level of each point.
+    """
+
+    owner: Tensor
+    ring: Tensor
+    levels: Tensor
+
+
+@ASSIGNER_REGISTRY.register()
+class FSAFAssigner:
+    """Each ground truth is learned on the one level that fits it best.
+
+    On every level the points in the middle of a box (effective region) could learn it, a ring
+    around them (ignoring region) is left out on the chosen and the neighbouring levels, and all
+    other points are background. Where boxes overlap, the smaller one has the point.
+
+    Args:
+        num_classes: K.
+        selection: "online": the level where the mean of focal loss plus ``-ln IoU`` over the
+            effective region is smallest (Eq. 2, 3); "heuristic": by size (Eq. 4).
+        effective_scale, ignore_scale: sides of the two regions relative to the box.
+        canonical_level: "heuristic": the level log2(stride) of a box of 224 pixels.
+        unselected: what a box's effective points on the other levels are: "other_classes"
+            (negatives, but not for the box's own class), "background" or "ignore".
+        focal_alpha, focal_gamma: of the focal loss that "online" compares.
+
+    A box so small that no point of a level lies in its effective region has the nearest point
+    there. A box whose points all belong to smaller boxes is learned nowhere.
+    """
+
+    needs_predictions = True
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        selection: str = "online",
+        effective_scale: float = 0.2,
+        ignore_scale: float = 0.5,
+        canonical_level: int = 5,
+        unselected: str = "other_classes",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        if selection not in ("online", "heuristic"):
+            raise ValueError(
+                f"ASSIGNER.SELECTION must be 'online' or 'heuristic', got {selection!r}"
+            )
+        if not 0 < effective_scale <= ignore_scale:
+            raise ValueError(
+                "ASSIGNER.EFFECTIVE_SCALE must be positive and at most IGNORE_SCALE, "
+                f"got {effective_scale} and {ignore_scale}"
+            )
+        if unselected not in UNSELECTED:
+            raise ValueError(f"ASSIGNER.UNSELECTED must be one of {UNSELECTED}, got {unselected!r}")
+        self.num_classes = num_classes
+        self.selection = selection
+        self.effective_scale = effective_scale
+        self.ignore_scale = ignore_scale
+        self.canonical_level = canonical_level
+        self.unselected = unselected
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    @classmethod
+    def from_config(cls, node, num_classes: int) -> FSAFAssigner:
+        return cls(
+            num_classes=num_classes,
+            selection=node.SELECTION,
+            effective_scale=node.EFFECTIVE_SCALE,
+            ignore_scale=node.IGNORE_SCALE,
+            canonical_level=node.CANONICAL_LEVEL,
+            unselected=node.UNSELECTED,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        priors: Priors,
+        anchors: Tensor,
+        ground_truth: GroundTruth,
+        prediction: StagePrediction | None = None,
+    ) -> Targets:
+        """
+        Args:
+            anchors: (R, 4) squares around the points.
+            prediction: ``cls_logits`` and ``boxes`` decide the level ("online").
+        """
+        offsets = ground_truth.offsets
+        parts = []
+        for i, size in enumerate(ground_truth.sizes):
+            rows = slice(offsets[i], offsets[i] + size)
+            boxes, classes = ground_truth.boxes[rows], ground_truth.classes[rows]
+            parts.append(self._one_image(priors, anchors, boxes, classes, prediction, i))
+        labels, matched, gt_index, excluded = (torch.stack(x) for x in zip(*parts, strict=True))
+        # A point overlaps nothing; the square around it stands in where it learns a box.
+        ious = ops.box_iou_aligned(matched.flatten(0, 1), anchors.repeat(len(parts), 1))
+        foreground = (labels >= 0) & (labels < self.num_classes)
+        return Targets(
+            labels=labels,
+            matched_boxes=matched,
+            matched_ious=torch.where(foreground, ious.view(labels.shape), 0.0),
+            gt_index=gt_index,
+            num_classes=self.num_classes,
+            excluded_class=excluded,
+        )
+
+    def _one_image(
+        self,
+        priors: Priors,
+        anchors: Tensor,
+        boxes: Tensor,
+        classes: Tensor,
+        prediction: StagePrediction | None,
+        image: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Labels (R,), matched boxes (R, 4), gt index (R,) and the class left out (R,)."""
+        num_points, num_boxes = len(anchors), len(boxes)
+        regions = self._regions(priors, anchors, boxes)
+        if self.selection == "heuristic":
+            chosen = self._level_by_size(priors, boxes)
+        else:
+            loss = self._point_losses(regions.owner, boxes, classes, prediction, image)
+            chosen = self._level_by_loss(regions, loss, len(priors.level_sizes), num_boxes)
+        # One more row stands for "no box" in every lookup below.
+        owner = regions.owner
+        chosen = F.pad(chosen, (0, 1), value=NOWHERE)
+        classes = F.pad(classes, (0, 1), value=self.num_classes)
+        owned = owner < num_boxes
+        foreground = owned & (chosen[owner] == regions.levels)
+        unselected = owned & ~foreground
+        near = (chosen[:-1] - regions.levels[:, None]).abs() <= 1
+        ignored = (regions.ring & near).any(dim=1) & ~foreground
+        if self.unselected == "ignore":
+            ignored = ignored | unselected
+        labels = torch.where(foreground, classes[owner], self.num_classes)
+        labels = torch.where(ignored, IGNORE, labels)
+        matched = torch.where(foreground[:, None], F.pad(boxes, (0, 0, 0, 1))[owner], anchors)
+        excluded = torch.full((num_points,), -1, device=labels.device)
+        if self.unselected == "other_classes":
+            excluded = torch.where(unselected, classes[owner], excluded)
+        return labels, matched, torch.where(owned, owner, -1), excluded
+
+    def _regions(self, priors: Priors, anchors: Tensor, boxes: Tensor) -> _Regions:
+        points = (anchors[:, :2] + anchors[:, 2:]) / 2
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        size = boxes[:, 2:] - boxes[:, :2]
+        distance = (points[:, None] - centre).abs()
+        effective = (distance <= size * (self.effective_scale / 2)).all(dim=-1)
+        inside = (distance <= size * (self.ignore_scale / 2)).all(dim=-1)
+        parts = [
+            part | (_nearest(d) & ~part.any(dim=0))
+            for part, d in zip(
+                effective.split(priors.level_sizes),
+                distance.square().sum(dim=-1).split(priors.level_sizes),
+                strict=True,
+            )
+        ]
+        effective = torch.cat(parts)
+        area = torch.where(effective, size.prod(dim=-1), math.inf)
+        # The extra column wins where no box has the point.
+        owner = F.pad(area, (0, 1), value=torch.finfo(area.dtype).max).argmin(dim=1)
+        levels = torch.cat(
+            [torch.full((n,), i, device=boxes.device) for i, n in enumerate(priors.level_sizes)]
+        )
+        return _Regions(owner=owner, ring=inside & ~effective, levels=levels)
+
+    def _point_losses(
+        self,
+        owner: Tensor,
+        boxes: Tensor,
+        classes: Tensor,
+        prediction: StagePrediction,
+        image: int,
+    ) -> Tensor:
+        """(R,) focal loss over K plus ``-ln IoU`` of each point with its owner, 0 without one."""
+        if not len(boxes):
+            return prediction.boxes.new_zeros(owner.shape)
+        row = owner.clamp(max=len(boxes) - 1)
+        logits = prediction.cls_logits[image].float()
+        is_class = classes[row][:, None] == torch.arange(self.num_classes, device=row.device)
+        wrong = torch.where(is_class, -logits, logits)
+        weight = torch.where(is_class, self.focal_alpha, 1 - self.focal_alpha)
+        focal = (weight * torch.sigmoid(wrong) ** self.focal_gamma * F.softplus(wrong)).sum(dim=1)
+        iou = ops.box_iou_aligned(prediction.boxes[image], boxes[row])
+        return torch.where(owner < len(boxes), focal - iou.clamp(min=1e-6).log(), 0.0)
+
+    @staticmethod
+    def _level_by_loss(regions: _Regions, loss: Tensor, num_levels: int, num_boxes: int) -> Tensor:
+        """(M,) level of the smallest mean loss; NOWHERE for a box that owns no point."""
+        cell = regions.levels * (num_boxes + 1) + regions.owner
+        shape = (num_levels * (num_boxes + 1),)
+        total = loss.new_zeros(shape).index_add(0, cell, loss)
+        count = loss.new_zeros(shape).index_add(0, cell, torch.ones_like(loss))
+        mean = torch.where(count > 0, total / count, math.inf)
+        mean = mean.view(num_levels, num_boxes + 1)[:, :num_boxes]
+        best, level = mean.min(dim=0)
+        # A NaN prediction has no best level; "level" is then the first with a NaN, which is fine:
+        # the loss itself is NaN and says so.
+        return torch.where(best == math.inf, NOWHERE, level)
+
+    def _level_by_size(self, priors: Priors, boxes: Tensor) -> Tensor:
+        """(M,) levels by Eq. 4, cut to those that exist."""
+        first = int(math.log2(priors.strides[0]))
+        size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
+        level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))
+        return level.long().clamp(first, first + len(priors.level_sizes) - 1) - first
+
+
+def _nearest(distance: Tensor) -> Tensor:
+    """(R, M) bool: for each column its smallest entry, the first of equal ones."""
+    index = distance.argmin(dim=0)
+    return torch.arange(len(distance), device=distance.device)[:, None] == index

@@ -1,0 +1,210 @@
+"""FSAF's regions and level selection on pyramids small enough to work out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from resobj_d2.matching import FSAFAssigner, LTRBCoder, OctaveAnchors
+from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction
+
+K = 3
+# 64x64 pixels: points at 0, 8, .. 56 on level 0 (rows 0..63), 0, 16, .. 48 on level 1 (64..79),
+# 0, 32 on level 2 (80..83) and 0 on level 3 (84).
+STRIDES = [8, 16, 32, 64]
+GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1)]
+START = [0, 64, 80, 84]
+# Centre (24, 24): effective within 3.2 pixels of it, ignoring within 8.
+BOX = [8.0, 8.0, 40.0, 40.0]
+
+
+class Node:
+    SCALE = 4.0
+    SCALES_PER_OCTAVE = 1
+    ASPECT_RATIOS = [1.0]
+    OFFSET = 0.0
+
+
+def point(level, x, y):
+    """Row of the point at pixel (x, y)."""
+    return START[level] + y // STRIDES[level] * GRIDS[level][1] + x // STRIDES[level]
+
+
+def level_maps(values):
+    """(N, R, channels) as the maps that a predictor would have given."""
+    parts = values.split([h * w for h, w in GRIDS], dim=1)
+    maps = [x.transpose(1, 2).unflatten(2, grid) for x, grid in zip(parts, GRIDS, strict=True)]
+    return LevelMaps(levels=maps, channels=values.shape[-1])
+
+
+def make(images, *, logits=None, boxes=None):
+    """Priors, ground truth and predictions for lists of (box, class) per image."""
+    priors = OctaveAnchors.from_config(Node, STRIDES)(GRIDS)
+    truth = GroundTruth.from_lists(
+        [torch.tensor([b for b, _ in image]).reshape(-1, 4) for image in images],
+        [torch.tensor([c for _, c in image], dtype=torch.int64) for image in images],
+    )
+    shape = (len(images), len(priors.boxes))
+    prediction = StagePrediction(
+        anchors=priors.boxes,
+        cls=level_maps(torch.zeros(*shape, K) if logits is None else logits),
+        box=level_maps(torch.zeros(*shape, 4)),
+        boxes=priors.boxes.expand(*shape, 4).clone() if boxes is None else boxes,
+    )
+    return priors, truth, prediction
+
+
+def assign(images, assigner, **kwargs):
+    priors, truth, prediction = make(images, **kwargs)
+    return assigner(priors, priors.boxes, truth, prediction)
+
+
+def boxes_fitting_on(level_row, box, others):
+    """Predicted boxes (1, R, 4): ``box`` itself at one point, ``others`` everywhere else."""
+    priors = OctaveAnchors.from_config(Node, STRIDES)(GRIDS)
+    boxes = torch.tensor(others).expand(1, len(priors.boxes), 4).clone()
+    boxes[0, level_row] = torch.tensor(box)
+    return boxes
+
+
+def rows(mask):
+    return sorted(torch.nonzero(mask).flatten().tolist())
+
+
+RING0 = sorted(point(0, x, y) for x in (16, 24, 32) for y in (16, 24, 32) if (x, y) != (24, 24))
+# No point of level 1 is within 3.2 of the centre; the nearest, first of four, stands in.
+RING1 = sorted(point(1, x, y) for x, y in [(32, 16), (16, 32), (32, 32)])
+
+
+def test_online_selection_takes_the_level_with_the_smaller_loss():
+    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])  # the others: IoU .5
+    targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits)
+    labels = targets.labels[0]
+    assert rows(labels == 1) == [point(1, 16, 16)]
+    assert rows(labels == -1) == RING0 + RING1
+    assert rows(labels == K) == sorted(set(range(85)) - {point(1, 16, 16), *RING0, *RING1})
+    assert targets.matched_boxes[0, point(1, 16, 16)].tolist() == BOX
+    # The square around (16, 16) is [-16, -16, 48, 48]: 32^2 / 64^2.
+    assert targets.matched_ious[0, point(1, 16, 16)].item() == 0.25
+    assert targets.matched_ious[0].count_nonzero() == 1
+    # On the levels that lost, the box's points learn that they are none of the other classes.
+    assert rows(targets.excluded_class[0] == 1) == [
+        point(0, 24, 24), point(2, 32, 32), point(3, 0, 0)
+    ]  # fmt: skip
+    assert (targets.excluded_class[0] == -1).sum() == 85 - 3
+
+
+def test_class_loss_takes_part_in_the_selection():
+    logits = torch.zeros(1, 85, K)
+    logits[0, point(0, 24, 24)] = torch.tensor([-6.0, 6.0, -6.0])
+    boxes = torch.tensor([8.0, 8.0, 24.0, 40.0]).expand(1, 85, 4)
+    targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), logits=logits, boxes=boxes)
+    assert rows(targets.foreground[0]) == [point(0, 24, 24)]
+
+
+def test_selection_compares_means_not_sums():
+    """Level 0 has many effective points, level 2 one; a slightly better mean wins."""
+    big = [0.0, 0.0, 62.0, 62.0]  # effective within 18.6 of 31
+    assigner = FSAFAssigner(num_classes=K, effective_scale=0.6, ignore_scale=0.6)
+    boxes = torch.tensor([0.0, 0.0, 31.0, 62.0]).expand(1, 85, 4).clone()  # IoU .5
+    inside = [point(0, x, y) for x in range(16, 56, 8) for y in range(16, 56, 8)]
+    boxes[0, inside] = torch.tensor([0.0, 0.0, 40.0, 62.0])  # IoU .645 at each of 25 points
+    targets = assign([[(big, 0)]], assigner, boxes=boxes)
+    assert rows(targets.foreground[0]) == sorted(inside)
+
+
+def test_rings_far_from_the_chosen_level_are_background():
+    fits = boxes_fitting_on(point(3, 0, 0), BOX, [8.0, 8.0, 24.0, 40.0])
+    labels = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits).labels[0]
+    assert rows(labels == 1) == [point(3, 0, 0)]
+    # Level 2's only point within 8 pixels of the centre is the effective one, (32, 32).
+    assert rows(labels == -1) == []
+
+
+@pytest.mark.parametrize("unselected, label, excluded", [("background", K, -1), ("ignore", -1, -1)])
+def test_choices_for_unselected_levels(unselected, label, excluded):
+    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])
+    assigner = FSAFAssigner(num_classes=K, unselected=unselected)
+    targets = assign([[(BOX, 1)]], assigner, boxes=fits)
+    for row in (point(0, 24, 24), point(2, 32, 32), point(3, 0, 0)):
+        assert targets.labels[0, row] == label
+        assert targets.excluded_class[0, row] == excluded
+
+
+def test_smaller_box_has_the_points_of_both():
+    small = [16.0, 16.0, 32.0, 32.0]  # the same centre
+    targets = assign([[(BOX, 1), (small, 2)]], FSAFAssigner(num_classes=K, selection="heuristic"))
+    # Both sizes belong on the finest level, where both own point (24, 24): the small one has it.
+    assert rows(targets.foreground[0]) == [point(0, 24, 24)]
+    assert targets.labels[0, point(0, 24, 24)] == 2
+    assert targets.gt_index[0, point(0, 24, 24)] == 1
+
+
+@pytest.mark.parametrize(
+    "side, level", [(10.0, 0), (27.9, 0), (55.9, 0), (56.1, 0), (112.1, 1), (224.1, 2), (9e3, 3)]
+)
+def test_heuristic_level_by_size(side, level):
+    """floor(5 + log2(side / 224)) is 3 from 56, 4 from 112, 5 from 224; strides 8..64 are 3..6."""
+    box = [24 - side / 2, 24 - side / 2, 24 + side / 2, 24 + side / 2]
+    assigner = FSAFAssigner(
+        num_classes=K, selection="heuristic", effective_scale=1e-9, ignore_scale=1e-9
+    )
+    targets = assign([[(box, 0)]], assigner)
+    (row,) = rows(targets.foreground[0])
+    assert sum(row >= s for s in START) - 1 == level
+
+
+def test_images_do_not_see_each_others_boxes():
+    a = assign([[(BOX, 1)], []], FSAFAssigner(num_classes=K))
+    b = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K))
+    assert torch.equal(a.labels[0], b.labels[0])
+    assert (a.labels[1] == K).all() and (a.gt_index[1] == -1).all()
+    assert torch.equal(a.matched_boxes[1], make([[]])[0].boxes)
+
+
+def test_box_without_area_and_bad_predictions_stay_finite():
+    boxes = torch.full((1, 85, 4), 5.0)  # degenerate predictions overlap nothing
+    targets = assign(
+        [[([20.0, 20.0, 20.0, 20.0], 0), (BOX, 1)]], FSAFAssigner(num_classes=K), boxes=boxes
+    )
+    assert targets.foreground.sum() >= 1
+    assert torch.isfinite(targets.matched_ious).all()
+
+
+def test_box_owning_no_point_is_learned_nowhere():
+    """Four small boxes at one place own what the big one could have, on every level."""
+    small = [20.0, 20.0, 28.0, 28.0]
+    targets = assign(
+        [[(BOX, 1), (small, 2)]],
+        FSAFAssigner(num_classes=K, effective_scale=0.2, ignore_scale=0.2),
+    )
+    assert (targets.labels[0] != 1).all()
+    assert (targets.labels[0] == 2).sum() >= 1
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"selection": "best"}, "SELECTION"),
+        ({"unselected": "keep"}, "UNSELECTED"),
+        ({"effective_scale": 0.6}, "EFFECTIVE_SCALE"),
+        ({"effective_scale": 0.0}, "EFFECTIVE_SCALE"),
+    ],
+)
+def test_bad_options_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        FSAFAssigner(num_classes=K, **kwargs)
+
+
+def test_ltrb_coder_by_hand():
+    anchors = torch.tensor([[8.0, 8.0, 40.0, 40.0]])  # centre 24, side 32 = 4 * stride 8
+    boxes = torch.tensor([[16.0, 20.0, 56.0, 24.0]])
+    deltas = torch.tensor([[8 / 32, 4 / 32, 32 / 32, 0.0]])
+    torch.testing.assert_close(LTRBCoder().encode(anchors, boxes), deltas)
+    torch.testing.assert_close(LTRBCoder().decode(anchors, deltas), boxes)
+    # A negative output is cut by the ReLU: that side passes through the point.
+    negative = torch.tensor([[-1.0, 4 / 32, 1.0, 0.0]])
+    torch.testing.assert_close(
+        LTRBCoder().decode(anchors, negative), torch.tensor([[24.0, 20.0, 56.0, 24.0]])
+    )
+    assert math.isclose(LTRBCoder.initial_delta, 0.1)
