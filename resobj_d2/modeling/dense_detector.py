@@ -114,7 +114,7 @@ class ResObjDenseDetector(nn.Module):
             with ``pred_boxes``, ``scores``, ``pred_classes`` in the output resolution.
         """
         images = self._preprocess(batched_inputs)
-        outputs = self._predict(images)
+        outputs = self.predict(images)
         if self.training:
             return self._losses(outputs, self._ground_truth(batched_inputs))
         return self._detect(batched_inputs, images, outputs)
@@ -127,7 +127,7 @@ class ResObjDenseDetector(nn.Module):
             T + 1 lists, each as :meth:`forward` returns at inference (ResObj, Figure 5).
         """
         images = self._preprocess(batched_inputs)
-        outputs = self._predict(images)
+        outputs = self.predict(images)
         return [
             self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
         ]
@@ -137,7 +137,8 @@ class ResObjDenseDetector(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return batch_images(images, self.backbone)
 
-    def _predict(self, images: ImageList) -> dict[str, StreamOutput]:
+    def predict(self, images: ImageList) -> dict[str, StreamOutput]:
+        """Everything the network predicts for normalised images, by stream."""
         features = self.backbone(images.tensor)
         tower = self.tower([features[f] for f in self.in_features])
         return {name: stream(tower) for name, stream in self.streams.items()}

@@ -1,0 +1,205 @@
+"""Parameters, FLOPs and forward time of configurations, side by side.
+
+::
+
+    python -m resobj_d2.analysis.cost configs/COCO-Detection/retinanet_fl_R_50_FPN_600_1x.yaml \\
+        configs/COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml --size 512 512
+
+The network alone is measured: backbone, towers and predictors on one image of random numbers,
+without padding, loss and post-processing. Times are of one process in which the models take turns
+in random order; the ratio is the median over the rounds of a model's time by the first model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from resobj_d2.engine import load_config
+from resobj_d2.modeling import ResObjDenseDetector
+
+__all__ = ["Cost", "count", "main", "table", "time_forward"]
+
+
+@dataclass
+class Cost:
+    """What one configuration costs at one image size.
+
+    Attributes:
+        name: of the configuration.
+        parameters: all of them, frozen ones too; no buffers.
+        flops: multiply-adds of one image, as fvcore counts them (convolutions, matrix products,
+            normalisation, interpolation).
+        milliseconds: of the forward pass in each round; empty where it was not timed.
+    """
+
+    name: str
+    parameters: int
+    flops: float
+    milliseconds: list[float] = field(default_factory=list)
+
+
+class _Network(nn.Module):
+    """The model from a normalised image tensor to its raw predictions, which can be traced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        images = ImageList(image, [tuple(image.shape[-2:])] * len(image))
+        if isinstance(self.model, ResObjDenseDetector):
+            return _tensors(self.model.predict(images))
+        features = self.model.backbone(image)
+        if hasattr(self.model, "proposal_generator"):  # GeneralizedRCNN: without its RoIs
+            maps = [features[name] for name in self.model.proposal_generator.in_features]
+            return _tensors(self.model.proposal_generator.rpn_head(maps))
+        if hasattr(self.model, "head"):  # Detectron2's RetinaNet
+            names = getattr(self.model, "head_in_features", None) or self.model.in_features
+            return _tensors(self.model.head([features[name] for name in names]))
+        raise ValueError(f"do not know the network inside a {type(self.model).__name__}")
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """All tensors in nested dataclasses, lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _attention_flops(inputs: list, outputs: list) -> float:
+    """Multiply-adds of softmax(Q K^T) V; fvcore does not know the fused operator."""
+    query, key, value = (x.type().sizes() for x in inputs[:3])
+    *batch, length, channels = query
+    pairs = length * key[-2]
+    for size in batch:
+        pairs *= size
+    return float(pairs * (channels + value[-1]))
+
+
+@torch.no_grad()
+def count(name: str, model: nn.Module, size: tuple[int, int]) -> Cost:
+    """Parameters and FLOPs of ``model`` on one image of ``size`` (height, width).
+
+    Raises:
+        ValueError: the model is of a kind whose network cannot be told from the rest.
+    """
+    network = _Network(model).eval()
+    device = next(model.parameters()).device
+    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, *size, device=device))
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.tracer_warnings("none")
+    return Cost(
+        name=name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=float(analysis.total()),
+    )
+
+
+@torch.no_grad()
+def time_forward(
+    models: Sequence[nn.Module],
+    size: tuple[int, int],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Milliseconds of each model's forward pass, ``rounds`` of each, in random order.
+
+    The first round warms up and is not counted.
+    """
+    networks = [_Network(model).eval() for model in models]
+    device = next(models[0].parameters()).device
+    image = torch.randn(1, 3, *size, device=device)
+    order = list(range(len(models)))
+    shuffle = random.Random(0)
+    times: list[list[float]] = [[] for _ in models]
+    for i in range(rounds + 1):
+        shuffle.shuffle(order)
+        for k in order:
+            start = clock()
+            networks[k](image)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if i:
+                times[k].append((clock() - start) * 1e3)
+    return times
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """Markdown; FLOPs and time also relative to the first row."""
+    timed = bool(costs[0].milliseconds)
+    lines = ["| configuration | parameters (M) | GFLOPs | of the first |"]
+    if timed:
+        lines[0] += " ms | time ratio (p10..p90) |"
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    first = costs[0]
+    for cost in costs:
+        line = f"| {cost.name} | {cost.parameters / 1e6:.2f} | {cost.flops / 1e9:.2f} "
+        line += f"| {cost.flops / first.flops:.3f} |"
+        if timed:
+            pairs = zip(cost.milliseconds, first.milliseconds, strict=True)
+            ratios = sorted(a / b for a, b in pairs)
+            low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+            line += f" {statistics.median(cost.milliseconds):.1f} |"
+            line += f" {statistics.median(ratios):.3f} ({low:.3f}..{high:.3f}) |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m resobj_d2.analysis.cost", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("configs", nargs="+", metavar="YAML", help="the first is the reference")
+    parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--rounds", type=int, default=0, help="time so many forward passes of each")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's default otherwise")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides for all of them"
+    )
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    models, costs = [], []
+    for path in args.configs:
+        # Datasets play no part, so they need not be registered.
+        opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
+        cfg = load_config(path, opts, training=False)
+        model = build_model(cfg).eval()
+        models.append(model)
+        costs.append(count(Path(path).stem, model, tuple(args.size)))
+    if args.rounds:
+        times = time_forward(models, tuple(args.size), rounds=args.rounds)
+        for cost, milliseconds in zip(costs, times, strict=True):
+            cost.milliseconds = milliseconds
+    print(f"one image of {args.size[0]}x{args.size[1]}, {torch.get_num_threads()} threads\n")
+    print(table(costs))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The cost table: counts by hand on networks of a few layers."""
+
+import itertools
+import json
+
+import pytest
+from detectron2.modeling import build_model
+from torch import nn
+
+from resobj_d2.analysis.cost import Cost, count, main, table, time_forward
+from resobj_d2.modeling.necks import NonLocalRefine
+
+
+class TwoConvs(nn.Module):
+    """The attributes of a Detectron2 RetinaNet that the count goes through."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+        self.head = Head()
+        self.head_in_features = ["p3"]
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image):
+        return {"p3": self.conv(image)}
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 2, 1, bias=False)
+
+    def forward(self, features):
+        return [self.conv(x) for x in features], []
+
+
+def test_counts_by_hand():
+    cost = count("two", TwoConvs(), (8, 10))
+    assert cost.parameters == 3 * 4 * 9 + 4 + 4 * 2
+    assert cost.flops == (3 * 4 * 9 + 4 * 2) * 80
+
+
+def test_attention_is_counted():
+    model = TwoConvs()
+    model.head.conv = NonLocalRefine(channels=4)
+    cost = count("attention", model, (4, 5))
+    convolutions = (3 * 4 * 9 + 4 * 4 * 4) * 20
+    assert cost.flops == convolutions + 2 * 20 * 20 * 4
+
+
+def test_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="do not know the network inside a Sequential"):
+        model = nn.Sequential(nn.Conv2d(3, 1, 1))
+        model.backbone = nn.Identity()
+        count("x", model, (8, 8))
+
+
+def test_each_residual_step_costs_two_convolutions(tiny_resobj):
+    costs = [
+        count("t", build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.STEPS", t)), (64, 64))
+        for t in (1, 2)
+    ]
+    per_cell = 32 * 32 * 9 + 32 * 9 * 9
+    assert costs[1].parameters - costs[0].parameters == per_cell + 32 + 9
+    cells = 64 + 16 + 4 + 1 + 1
+    # fvcore charges nothing for a bias or a ReLU.
+    assert costs[1].flops - costs[0].flops == per_cell * cells
+
+
+def test_table_by_hand():
+    first = Cost("a", 1_500_000, 2e9, [10.0, 20.0, 30.0])
+    second = Cost("b", 2_000_000, 3e9, [11.0, 24.0, 27.0])
+    rows = table([first, second]).splitlines()
+    assert rows[2] == "| a | 1.50 | 2.00 | 1.000 | 20.0 | 1.000 (1.000..1.000) |"
+    assert rows[3] == "| b | 2.00 | 3.00 | 1.500 | 24.0 | 1.100 (0.900..1.200) |"
+    untimed = table([Cost("a", 1_500_000, 2e9)]).splitlines()
+    assert untimed[2] == "| a | 1.50 | 2.00 | 1.000 |"
+    assert {row.count("|") for row in rows} == {7} and {row.count("|") for row in untimed} == {5}
+
+
+def test_first_round_is_not_counted():
+    ticks = itertools.count()
+    times = time_forward([TwoConvs(), TwoConvs()], (8, 8), rounds=3, clock=lambda: next(ticks))
+    assert times == [[1000.0] * 3] * 2
+
+
+def test_command(tiny_options, tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text('DATASETS:\n  TRAIN: ("nobody_registered_this",)\n')
+    output = tmp_path / "cost.json"
+    options = ["--size", "64", "64", "--rounds", "1", "--json", str(output)]
+    assert main([str(config), str(config), *options, "--opts", *tiny_options]) == 0
+    assert capsys.readouterr().out.count("| tiny |") == 2
+    first, second = json.loads(output.read_text())
+    assert first["flops"] == second["flops"] > 0
+    assert len(first["milliseconds"]) == 1
