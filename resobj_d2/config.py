@@ -27,6 +27,7 @@ def add_resobj_config(cfg: CfgNode) -> None:
     _add_losses(dense, node_type)
     _add_objectness(dense, node_type)
     _add_inference(dense, node_type)
+    _add_backbones(cfg, node_type)
     _add_necks(cfg, node_type)
     _add_run(cfg, node_type)
 
@@ -127,6 +128,17 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
     # Candidates per level in front of NMS.
     dense.POSTPROCESS.TOPK = 1000
     dense.POSTPROCESS.NMS_THRESH = 0.5
+
+
+def _add_backbones(cfg: CfgNode, node_type: type) -> None:
+    """Used where MODEL.BACKBONE.NAME is build_darknet_backbone."""
+    darknet = cfg.MODEL.DARKNET = node_type()
+    # Width of the first convolution; each of the five stages doubles it.
+    darknet.STEM_CHANNELS = 32
+    # Residual blocks per stage.
+    darknet.BLOCKS = [1, 2, 8, 8, 4]
+    # Some of dark1 .. dark5, at strides 2 .. 32.
+    darknet.OUT_FEATURES = ["dark3", "dark4", "dark5"]
 
 
 def _add_necks(cfg: CfgNode, node_type: type) -> None:

@@ -1,5 +1,6 @@
 """The detector and its slots. Importing this package registers them with Detectron2."""
 
+from .backbones import DarkNet
 from .branches import ObjectnessBranch, ScoreBranch
 from .build import BRANCH_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
@@ -16,6 +17,7 @@ __all__ = [
     "TOWER_REGISTRY",
     "BalancedFeaturePyramid",
     "ConvTower",
+    "DarkNet",
     "DensePostprocess",
     "DenseStream",
     "ObjectnessBranch",
