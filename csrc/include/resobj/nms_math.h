@@ -1,0 +1,39 @@
+// What non-maximum suppression on the CPU and on CUDA share (no torch).
+#pragma once
+
+#include <cmath>
+
+#include "resobj/box_math.h"
+
+namespace resobj {
+
+// The largest T that is not above `threshold`. For any T value, `value > round_down(threshold)`
+// says the same as `value > threshold` in float64, which is how torchvision compares.
+template <typename T>
+T round_down(double threshold) {
+  const T rounded = static_cast<T>(threshold);
+  return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, -T(INFINITY)) : rounded;
+}
+
+// Boxes with a NaN coordinate, without area or with corners in the wrong order overlap nothing, so
+// for a threshold of 0 or more they neither suppress nor are suppressed.
+template <typename T>
+RESOBJ_HD bool suppresses(const Box<T>& kept, T kept_area, const Box<T>& box, T box_area,
+                          T threshold) {
+  return overlap<Overlap::kIou>(kept, kept_area, box, box_area) > threshold;
+}
+
+// False only where `suppresses` is, without its division. Rounding keeps order, so a rounded
+// quotient above the threshold has a true quotient above it too, and then the intersection is
+// above the true product, and not below the rounded one.
+template <typename T>
+RESOBJ_HD bool may_suppress(const Box<T>& kept, T kept_area, const Box<T>& box, T box_area,
+                            T threshold) {
+  const T width = larger(smaller(kept.x2, box.x2) - larger(kept.x1, box.x1), T(0));
+  const T height = larger(smaller(kept.y2, box.y2) - larger(kept.y1, box.y1), T(0));
+  const T intersection = width * height;
+  const T union_area = kept_area + box_area - intersection;
+  return (intersection > T(0)) & (intersection >= threshold * union_area);
+}
+
+}  // namespace resobj
