@@ -157,3 +157,10 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     cfg.DATASETS.REGISTER = []
     # "auto" is faster-coco-eval where it is installed and pycocotools otherwise.
     cfg.TEST.COCO_BACKEND = "auto"
+    # SSD's training augmentations, in front of resizing and flipping.
+    # Random brightness, contrast, saturation, hue and order of channels.
+    cfg.INPUT.PHOTOMETRIC = False
+    # Put the image on a canvas of up to so many times its size, half the time; 1 for never.
+    cfg.INPUT.EXPAND = 1.0
+    # Crop so that some box keeps a random minimum IoU with the crop.
+    cfg.INPUT.IOU_CROP = False

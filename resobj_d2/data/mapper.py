@@ -1,9 +1,82 @@
-"""A dataset mapper that says which data set an unreadable image belongs to."""
+"""Dataset mappers: one whose augmentations see the boxes, one that explains unreadable images."""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+
+from .augmentation import build_box_augmentations
+
+__all__ = ["BoxMapper", "ImageErrorMapper", "build_train_mapper"]
+
+
+class BoxMapper:
+    """Reads, augments and boxes training images; its augmentations see the boxes.
+
+    Detectron2's ``DatasetMapper`` shows them the image alone. Masks and keypoints are left out.
+
+    Args:
+        augmentations: in the order in which they act.
+        image_format: "BGR" or "RGB", as ``cfg.INPUT.FORMAT``.
+    """
+
+    def __init__(self, *, augmentations: Sequence[T.Augmentation], image_format: str) -> None:
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+
+    def __call__(self, record: dict) -> dict:
+        """A record of Detectron2's standard form to the input of a detector."""
+        record = copy.deepcopy(record)
+        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        detection_utils.check_image_size(record, image)
+        annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+        aug_input = T.AugInput(image, boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        kept = ("bbox", "bbox_mode", "category_id")
+        moved = [
+            detection_utils.transform_instance_annotations(
+                {key: annotation[key] for key in kept}, transforms, image.shape[:2]
+            )
+            for annotation in annotations
+        ]
+        instances = detection_utils.annotations_to_instances(moved, image.shape[:2])
+        record["instances"] = detection_utils.filter_empty_instances(instances)
+        return record
+
+
+def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
+    """Detectron2's mapper, or :class:`BoxMapper` where ``cfg.INPUT`` asks for what that lacks.
+
+    Raises:
+        ValueError: such augmentations together with masks, keypoints, proposals or INPUT.CROP.
+    """
+    own = build_box_augmentations(cfg)
+    if not own:
+        return DatasetMapper(cfg, True)
+    clashes = {
+        "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
+        "MODEL.KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
+        "INPUT.CROP.ENABLED": cfg.INPUT.CROP.ENABLED,
+    }
+    found = [key for key, value in clashes.items() if value]
+    if found:
+        raise ValueError(
+            "INPUT.PHOTOMETRIC, EXPAND and IOU_CROP are for box detectors and cannot be combined "
+            f"with {found}"
+        )
+    stock = detection_utils.build_augmentation(cfg, True)
+    return BoxMapper(augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)
 
 
 class ImageErrorMapper:

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
-from resobj_d2.data.mapper import ImageErrorMapper
+from resobj_d2.data.mapper import ImageErrorMapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 
@@ -80,7 +80,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = ImageErrorMapper(DatasetMapper(cfg, True))
+        mapper = ImageErrorMapper(build_train_mapper(cfg))
         return build_detection_train_loader(cfg, mapper=mapper, dataset=training_records(cfg))
 
     @classmethod
