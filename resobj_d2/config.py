@@ -131,7 +131,7 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
 
 
 def _add_backbones(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_darknet_backbone."""
+    """Used where MODEL.BACKBONE.NAME is build_darknet_backbone or build_timm_backbone."""
     darknet = cfg.MODEL.DARKNET = node_type()
     # Width of the first convolution; each of the five stages doubles it.
     darknet.STEM_CHANNELS = 32
@@ -140,9 +140,18 @@ def _add_backbones(cfg: CfgNode, node_type: type) -> None:
     # Some of dark1 .. dark5, at strides 2 .. 32.
     darknet.OUT_FEATURES = ["dark3", "dark4", "dark5"]
 
+    timm = cfg.MODEL.TIMM = node_type()
+    # A model of timm.list_models(); needs the package timm.
+    timm.NAME = "tf_efficientnet_b0"
+    # Strides of the maps, called c3 (stride 8), c4, ...
+    timm.STRIDES = [8, 16, 32]
+    timm.DROP_PATH_RATE = 0.0
+    # Let timm download ImageNet weights; checkpoints of this package replace them.
+    timm.PRETRAINED = False
+
 
 def _add_necks(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_balanced_fpn_backbone (Libra R-CNN)."""
+    """Used where MODEL.BACKBONE.NAME is build_balanced_fpn_backbone or build_bifpn_backbone."""
     bfp = cfg.MODEL.BFP = node_type()
     # The registered backbone whose pyramid is balanced.
     bfp.PYRAMID = "build_retinanet_resnet_fpn_backbone"
@@ -150,6 +159,15 @@ def _add_necks(cfg: CfgNode, node_type: type) -> None:
     bfp.REFINE_LEVEL = 1
     # "non_local" or "none".
     bfp.REFINE = "non_local"
+
+    bifpn = cfg.MODEL.BIFPN = node_type()
+    # The registered backbone below, and its three maps, finest first.
+    bifpn.BOTTOM_UP = "build_timm_backbone"
+    bifpn.IN_FEATURES = ["c3", "c4", "c5"]
+    bifpn.CHANNELS = 64
+    bifpn.NUM_LAYERS = 3
+    # "fast" (normalised by the sum), "softmax" or "sum" (no weights).
+    bifpn.FUSION = "fast"
 
 
 def _add_run(cfg: CfgNode, node_type: type) -> None:

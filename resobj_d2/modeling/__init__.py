@@ -1,11 +1,11 @@
 """The detector and its slots. Importing this package registers them with Detectron2."""
 
-from .backbones import DarkNet
+from .backbones import DarkNet, TimmBackbone
 from .branches import ObjectnessBranch, ScoreBranch
 from .build import BRANCH_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
-from .necks import BalancedFeaturePyramid
+from .necks import BalancedFeaturePyramid, BiFPN
 from .postprocess import DensePostprocess
 from .predictors import SharedConv
 from .stages import Stage
@@ -16,6 +16,7 @@ __all__ = [
     "BRANCH_REGISTRY",
     "TOWER_REGISTRY",
     "BalancedFeaturePyramid",
+    "BiFPN",
     "ConvTower",
     "DarkNet",
     "DensePostprocess",
@@ -26,4 +27,5 @@ __all__ = [
     "ScoreFusion",
     "SharedConv",
     "Stage",
+    "TimmBackbone",
 ]

@@ -1,0 +1,85 @@
+"""Any convolutional network of ``timm`` as a Detectron2 backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor
+
+__all__ = ["TimmBackbone", "build_timm_backbone"]
+
+
+class TimmBackbone(Backbone):
+    """The feature maps of a timm model, named ``c1``, ``c2``, ... by log2 of their stride.
+
+    Args:
+        name: a model of ``timm.list_models()`` that supports ``features_only``.
+        strides: of the maps to return, ascending.
+        drop_path_rate: stochastic depth.
+        pretrained: let timm download its ImageNet weights.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm has no such model, or the model has no map of such a stride.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        strides: Sequence[int] = (8, 16, 32),
+        drop_path_rate: float = 0.0,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(
+                "this backbone needs timm: pip install timm (the extra 'efficientdet' names it)"
+            ) from error
+        if not timm.is_model(name):
+            raise ValueError(f"timm {timm.__version__} has no model {name!r} (MODEL.TIMM.NAME)")
+        available = timm.create_model(name, features_only=True).feature_info.reduction()
+        missing = [stride for stride in strides if stride not in available]
+        if missing or not strides:
+            raise ValueError(
+                f"MODEL.TIMM.STRIDES must be some of {available} for {name}, got {list(strides)}"
+            )
+        # Deeper stages than the last one asked for are not made.
+        self.model = timm.create_model(
+            name,
+            features_only=True,
+            out_indices=[available.index(stride) for stride in strides],
+            drop_path_rate=drop_path_rate,
+            pretrained=pretrained,
+        )
+        self._shapes = {
+            f"c{stride.bit_length() - 1}": ShapeSpec(channels=channels, stride=stride)
+            for stride, channels in zip(strides, self.model.feature_info.channels(), strict=True)
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(spec.stride for spec in self._shapes.values())
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(self._shapes)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: (N, 3, H, W)."""
+        return dict(zip(self._shapes, self.model(image), strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+    """``MODEL.TIMM`` names the model."""
+    node = cfg.MODEL.TIMM
+    return TimmBackbone(
+        name=node.NAME,
+        strides=node.STRIDES,
+        drop_path_rate=node.DROP_PATH_RATE,
+        pretrained=node.PRETRAINED,
+    )

@@ -1,0 +1,218 @@
+"""Bi-directional feature pyramid (Tan, Pang, Le, "EfficientDet", section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+__all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
+
+# EfficientDet's batch normalisation; TensorFlow's momentum 0.99 is torch's 0.01.
+_NORM = {"eps": 1e-3, "momentum": 0.01}
+
+
+class WeightedFusion(nn.Module):
+    """A weighted mean of maps of equal shape with one learned weight per map.
+
+    Args:
+        inputs: number of maps.
+        method: "fast": ``sum relu(w_i) x_i / (eps + sum relu(w_i))`` (section 3.3);
+            "softmax": weights ``softmax(w)``; "sum": no weights.
+    """
+
+    def __init__(self, *, inputs: int, method: str, eps: float = 1e-4) -> None:
+        super().__init__()
+        if method not in ("fast", "softmax", "sum"):
+            raise ValueError(f"BIFPN.FUSION must be 'fast', 'softmax' or 'sum', got {method!r}")
+        self.method = method
+        self.eps = eps
+        if method != "sum":
+            self.weight = nn.Parameter(torch.ones(inputs))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """List of (N, C, H, W) to (N, C, H, W)."""
+        if self.method == "sum":
+            return torch.stack(list(maps)).sum(dim=0)
+        if self.method == "softmax":
+            weights = torch.softmax(self.weight, dim=0)
+        else:
+            positive = F.relu(self.weight)
+            weights = positive / (positive.sum() + self.eps)
+        return sum(w * x for w, x in zip(weights.unbind(), maps, strict=True))
+
+
+class _Node(nn.Module):
+    """Fuses its inputs, then SiLU, a depthwise-separable 3x3 convolution and normalisation."""
+
+    def __init__(self, *, channels: int, inputs: int, fusion: str) -> None:
+        super().__init__()
+        self.fusion = WeightedFusion(inputs=inputs, method=fusion)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels, **_NORM)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        x = F.silu(self.fusion(maps))
+        return self.norm(self.pointwise(self.depthwise(x)))
+
+
+class _Lateral(nn.Sequential):
+    """1x1 convolution and normalisation: a map of the backbone to the pyramid's width."""
+
+    def __init__(self, *, in_channels: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 1), nn.BatchNorm2d(channels, **_NORM))
+
+
+class _Layer(nn.Module):
+    """Top-down, then bottom-up, over L levels (Figure 2d).
+
+    Args:
+        channels: W.
+        levels: L.
+        fusion: see :class:`WeightedFusion`.
+        in_channels: of the finest maps where they still come from the backbone. Every edge that
+            starts there has a 1x1 convolution of its own; all other maps are W wide.
+    """
+
+    def __init__(
+        self, *, channels: int, levels: int, fusion: str, in_channels: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        inner = range(1, levels - 1)
+        self.down = nn.ModuleList(_Node(channels=channels, inputs=2, fusion=fusion) for _ in inner)
+        self.up = nn.ModuleList(
+            _Node(channels=channels, inputs=2 if i in (0, levels - 1) else 3, fusion=fusion)
+            for i in range(levels)
+        )
+
+        def laterals(skip: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Identity() if c == channels else _Lateral(in_channels=c, channels=channels)
+                for c in in_channels[skip:]
+            )
+
+        # The finest level has no top-down node: its only edge goes into its bottom-up node.
+        self.down_laterals = laterals(1)
+        self.up_laterals = laterals(0)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """L maps, finest first, to as many of the pyramid's width."""
+        last = len(maps) - 1
+        to_down = list(maps)
+        for i, lateral in enumerate(self.down_laterals, start=1):
+            to_down[i] = lateral(maps[i])
+        to_up = list(maps)
+        for i, lateral in enumerate(self.up_laterals):
+            to_up[i] = lateral(maps[i])
+        middle = {}
+        coarser = maps[last]
+        for i in range(last - 1, 0, -1):
+            x = to_down[i]
+            coarser = self.down[i - 1](x, _grow(coarser, x))
+            middle[i] = coarser
+        out = [self.up[0](to_up[0], _grow(coarser, to_up[0]))]
+        for i in range(1, last):
+            out.append(self.up[i](to_up[i], middle[i], _shrink(out[-1])))
+        out.append(self.up[last](maps[last], _shrink(out[-1])))
+        return out
+
+
+def _grow(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def _shrink(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class BiFPN(Backbone):
+    """A backbone's strides 8, 16, 32 to P3-P7, refined by BiFPN layers.
+
+    P6 is a 1x1 convolution with normalisation of the coarsest map, max-pooled; P7 is P6 pooled.
+
+    Args:
+        bottom_up: the backbone.
+        in_features: its three maps, finest first, each half the size of the one before.
+        channels: W.
+        num_layers: BiFPN layers.
+        fusion: see :class:`WeightedFusion`.
+    """
+
+    def __init__(
+        self,
+        *,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        channels: int,
+        num_layers: int,
+        fusion: str = "fast",
+    ) -> None:
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        unknown = sorted(set(in_features) - set(shapes))
+        if unknown or len(in_features) != 3:
+            raise ValueError(
+                f"BIFPN.IN_FEATURES must be three of {sorted(shapes)}, got {list(in_features)}"
+            )
+        strides = [shapes[name].stride for name in in_features]
+        if strides != [strides[0], 2 * strides[0], 4 * strides[0]]:
+            raise ValueError(f"BIFPN.IN_FEATURES must double their stride, got {strides}")
+        if num_layers < 1:
+            raise ValueError(f"BIFPN.NUM_LAYERS must be at least 1, got {num_layers}")
+        self.bottom_up = bottom_up
+        self.in_features = list(in_features)
+        widths = [shapes[name].channels for name in in_features]
+        self.coarse = _Lateral(in_channels=widths[-1], channels=channels)
+        self.layers = nn.ModuleList(
+            _Layer(
+                channels=channels,
+                levels=5,
+                fusion=fusion,
+                in_channels=[] if i else widths,
+            )
+            for i in range(num_layers)
+        )
+        first = strides[0].bit_length() - 1
+        self._shapes = {
+            f"p{first + i}": ShapeSpec(channels=channels, stride=strides[0] * 2**i)
+            for i in range(5)
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(spec.stride for spec in self._shapes.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(self._shapes)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: (N, 3, H, W), H and W multiples of ``size_divisibility``."""
+        features = self.bottom_up(image)
+        maps = [features[name] for name in self.in_features]
+        maps.append(_shrink(self.coarse(maps[-1])))
+        maps.append(_shrink(maps[-1]))
+        for layer in self.layers:
+            maps = layer(maps)
+        return dict(zip(self._shapes, maps, strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_bifpn_backbone(cfg, input_shape: ShapeSpec) -> BiFPN:
+    """BiFPN on the backbone that ``MODEL.BIFPN.BOTTOM_UP`` names."""
+    node = cfg.MODEL.BIFPN
+    return BiFPN(
+        bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape),
+        in_features=node.IN_FEATURES,
+        channels=node.CHANNELS,
+        num_layers=node.NUM_LAYERS,
+        fusion=node.FUSION,
+    )
