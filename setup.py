@@ -257,6 +257,7 @@ class BuildNative(build_ext):
     def build_cpu(self, plan: Plan, extension: Extension, output: Path) -> None:
         objects = self.compile_all([*plan.cxx, *cxx_flags(), *torch_includes()], extension)
         link = [*plan.cxx, "-shared", *objects, "-o", str(output), "-Wl,-z,defs"]
+        link += [f"-Wl,-soname={soname(output)}"]
         run_compiler([*link, *torch_libraries("torch_cpu")])
 
     def build_cuda(self, plan: Plan, extension: Extension, output: Path) -> None:
@@ -268,6 +269,7 @@ class BuildNative(build_ext):
             objects = self.compile_all([*nvcc, *flags], extension)
             # nvcc links the CUDA runtime statically, so the library is not tied to torch's.
             link = [*nvcc, "-shared", *objects, "-o", str(output), "-Xlinker=-z,defs"]
+            link += [f"-Xlinker=-soname={soname(output)}"]
             run_compiler([*link, *torch_libraries("torch_cpu", "torch_cuda")])
         except CompileError as error:
             if is_set("FORCE_CUDA"):
@@ -323,6 +325,13 @@ class PlainWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
         return "py3", "none", platform
+
+
+def soname(library: Path) -> str:
+    """What ``resobj_d2.ops._native`` looks for in a library before it loads it."""
+    source = Path("resobj_d2/ops/_native.py").read_text()
+    interface = re.search(r"^INTERFACE = (\d+)$", source, re.MULTILINE)[1]
+    return f"{library.stem}-interface{interface}.so"
 
 
 def torch_folder() -> Path:

@@ -8,12 +8,16 @@ every torch >= 2.10.
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 from pathlib import Path
 
 import torch
 
 NATIVE = "native"
+# Raised whenever the schema or the meaning of an existing operator changes. The build writes it
+# into the libraries: kernels of an older one take and return other things.
+INTERFACE = 2
 BACKENDS = ("cpu", "cuda")
 _FOLDER = Path(__file__).parent
 _status: dict[str, str] = {}
@@ -63,11 +67,20 @@ def _load(backend: str) -> str:
     path = library_path(backend)
     if not path.is_file():
         return f"not built: {_reason_not_built(backend)}"
+    if not _has_interface(path):
+        return f"not loaded: {path} was built from other sources; build it again"
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         return f"failed to load {path}: {error}"
     return NATIVE
+
+
+def _has_interface(path: Path) -> bool:
+    """Whether the library's soname says :data:`INTERFACE`. Loading would register its kernels."""
+    soname = f"{path.stem}-interface{INTERFACE}.so\0".encode()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(soname) >= 0
 
 
 def _reason_not_built(backend: str) -> str:

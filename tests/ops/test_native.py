@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from resobj_d2 import ops
+from resobj_d2.ops import _native
 from resobj_d2.ops._native import library_path
 
 # Each program runs in a fresh process, because operators are registered once per process.
@@ -54,6 +55,12 @@ def test_a_library_that_does_not_load_leaves_the_reference():
     status, values = result.stdout.splitlines()
     assert status.startswith("failed to load ") and status.endswith("no such symbol")
     assert values == "[-0.1192, -0.7311, 0.5] [3, 3]"
+
+
+def test_a_library_of_another_interface_is_not_loaded(native_backend, monkeypatch):
+    monkeypatch.setattr(_native, "INTERFACE", 0)
+    status = _native._load(native_backend)
+    assert status.startswith("not loaded: ") and status.endswith("build it again")
 
 
 @pytest.mark.parametrize(
