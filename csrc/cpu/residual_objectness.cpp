@@ -1,5 +1,6 @@
 // residual_objectness_bce on the CPU: one scan of the labels for the thresholds, one pass over the
-// anchors for all T+1 losses.
+// anchors for all T+1 losses, one for the gradients. The first leaves nothing to the second but the
+// thresholds: forming o_t again is cheaper than reading it.
 //
 // The thresholds need no pass per step: a foreground anchor is never below its own minimum, so it
 // is selected at every step, and its o_t is a prefix sum of residuals whatever `unselected` says.
@@ -9,17 +10,18 @@
 #include <limits>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
+#include "loss_sum.h"
 #include "resobj/bce_math.h"
 #include "resobj/residual_checks.h"
 
 namespace resobj {
 namespace {
 
-constexpr int64_t kChunk = 1024;
-constexpr int64_t kChunksPerTask = 8;
-constexpr int kLanes = 8;  // a sum keeps this many partial sums, in a fixed order
+constexpr int64_t kAnchors = 1024;  // in one chunk
+constexpr int64_t kAnchorChunksPerTask = 8;
 
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -32,166 +34,180 @@ bool any_positive(const int8_t* labels) {
   return (((bytes & low) + low) & ~bytes & ~low) != 0;
 }
 
-// Per step t, the smallest o_t (t = 0..steps-1) of the foreground anchors of one chunk.
+// Per step t, the smallest o_t (t = 0..T-1) of the foreground anchors of one chunk.
 template <typename T>
-void chunk_minima(const T* logits, const T* residuals, const int8_t* labels, const Chunk& chunk,
-                  int64_t step_stride, int64_t steps, T* minima) {
-  std::fill(minima, minima + steps, kInfinity<T>);
+void chunk_minima(const ResidualInputs<T>& in, const Chunk& chunk, T* minima) {
+  std::fill(minima, minima + in.steps, kInfinity<T>);
   for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-    if (i + 8 <= chunk.end && !any_positive(labels + i)) {
+    if (i + 8 <= chunk.end && !any_positive(in.labels + i)) {
       i += 7;
       continue;
     }
-    if (labels[i] <= 0) continue;
-    T logit = logits[i];
-    for (int64_t t = 0; t < steps; ++t) {
+    if (in.labels[i] <= 0) continue;
+    T logit = in.logits[i];
+    for (int64_t t = 0; t < in.steps; ++t) {
       minima[t] = nan_min(minima[t], logit);
-      logit += residuals[t * step_stride + i];
+      logit += in.residuals[t * in.step_stride() + i];
     }
   }
 }
 
-// Fills thresholds (steps, G).
+// Fills thresholds (T, G).
 template <typename T>
-void find_thresholds(const T* logits, const T* residuals, const int8_t* labels,
-                     const ResidualLayout& layout, int64_t steps, T* thresholds) {
-  const int64_t groups = layout.num_groups();
-  if (layout.scope == Scope::kNone) {
-    std::fill(thresholds, thresholds + steps * groups, -kInfinity<T>);
+void find_thresholds(const ResidualInputs<T>& in, T* thresholds) {
+  const int64_t groups = in.layout.num_groups();
+  if (in.layout.scope == Scope::kNone) {
+    std::fill(thresholds, thresholds + in.steps * groups, -kInfinity<T>);
     return;
   }
-  std::fill(thresholds, thresholds + steps * groups, kInfinity<T>);
-  if (steps == 0) return;
-  const int64_t chunks = layout.num_chunks();
-  const int64_t step_stride = layout.num_images * layout.num_anchors;
-  std::vector<T> minima(chunks * steps);
-  const int64_t grain = 8 * kChunksPerTask;  // a label scan is cheap
+  std::fill(thresholds, thresholds + in.steps * groups, kInfinity<T>);
+  if (in.steps == 0) return;
+  const int64_t chunks = in.layout.num_chunks();
+  std::vector<T> minima(chunks * in.steps);
+  const int64_t grain = 8 * kAnchorChunksPerTask;  // a label scan is cheap
   torch::stable::parallel_for(0, chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
-      chunk_minima(logits, residuals, labels, layout.chunk(c), step_stride, steps,
-                   minima.data() + c * steps);
+      chunk_minima(in, in.layout.chunk(c), minima.data() + c * in.steps);
     }
   });
   for (int64_t c = 0; c < chunks; ++c) {
-    const int64_t group = layout.chunk(c).group;
-    for (int64_t t = 0; t < steps; ++t) {
+    const int64_t group = in.layout.chunk(c).group;
+    for (int64_t t = 0; t < in.steps; ++t) {
       T& threshold = thresholds[t * groups + group];
-      threshold = nan_min(threshold, minima[c * steps + t]);
+      threshold = nan_min(threshold, minima[c * in.steps + t]);
     }
   }
 }
 
-// Labels of one chunk as the arithmetic wants them, in the width of T so that loops vectorise.
-template <typename T>
-struct ChunkLabels {
-  T sign[kChunk];   // 1 foreground, -1 otherwise
-  T valid[kChunk];  // 0 ignored, 1 otherwise
-
-  void load(const int8_t* labels, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) {
-      sign[j] = labels[j] > 0 ? T(1) : T(-1);
-      valid[j] = labels[j] >= 0 ? T(1) : T(0);
-    }
-  }
-};
-
-template <typename T>
-double lane_sum(const T* values, int64_t count) {
-  T lanes[kLanes] = {};
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    for (int k = 0; k < kLanes; ++k) lanes[k] += values[j + k];
-  }
-  for (int k = 0; j < count; ++j, ++k) lanes[k] += values[j];
-  double sum = 0;
-  for (int k = 0; k < kLanes; ++k) sum += lanes[k];
-  return sum;
-}
-
-// One step of one chunk: o_t into `refined`, BCE terms of the selected into `terms`, 1 or 0 into
-// `selected`.
-template <bool keep, typename T>
-void step_terms(const T* previous, const T* residuals, const ChunkLabels<T>& labels, T threshold,
-                int64_t count, T* __restrict__ refined, T* __restrict__ terms,
-                T* __restrict__ selected) {
-  for (int64_t j = 0; j < count; ++j) {
-    const T logit = previous[j];
-    const T updated = logit + residuals[j];
-    const bool in = (labels.valid[j] > T(0)) & passes(logit, threshold, kInfinity<T>);
-    const T term = bce(labels.sign[j] * updated);
-    terms[j] = in ? term : T(0);
-    selected[j] = in ? T(1) : T(0);
-    refined[j] = (!keep || in) ? updated : logit;
-  }
-}
-
-template <typename T>
-struct Buffers {
-  ChunkLabels<T> labels;
-  T terms[kChunk];
-  T selected[kChunk];
-};
-
-template <typename T>
-void chunk_losses(const T* logits, const T* residuals, const int8_t* labels, const T* thresholds,
-                  const ResidualOptions& options, const Chunk& chunk, int64_t steps, T* refined,
-                  double* sums, double* counts, Buffers<T>& buffers) {
-  const int64_t count = chunk.end - chunk.begin;
-  const int64_t groups = options.layout.num_groups();
-  const int64_t step_stride = options.layout.num_images * options.layout.num_anchors;
-  buffers.labels.load(labels + chunk.begin, count);
-  const T* previous = logits + chunk.begin;
-  for (int64_t j = 0; j < count; ++j) {
-    const T term = bce(buffers.labels.sign[j] * previous[j]);
-    buffers.terms[j] = buffers.labels.valid[j] > T(0) ? term : T(0);
-  }
-  sums[0] = lane_sum(buffers.terms, count);
-  counts[0] = lane_sum(buffers.labels.valid, count);
-  for (int64_t t = 0; t < steps; ++t) {
-    const int64_t offset = t * step_stride + chunk.begin;
-    const T threshold = thresholds[t * groups + chunk.group];
-    const auto run = options.keep ? step_terms<true, T> : step_terms<false, T>;
-    run(previous, residuals + offset, buffers.labels, threshold, count, refined + offset,
-        buffers.terms, buffers.selected);
-    sums[t + 1] = lane_sum(buffers.terms, count);
-    counts[t + 1] = lane_sum(buffers.selected, count);
-    previous = refined + offset;
-  }
-}
-
-template <typename T>
-void forward(const Tensor& logits, const Tensor& residuals, const Tensor& labels,
-             const ResidualOptions& options, Tensor& losses, Tensor& counts, Tensor& thresholds,
-             Tensor& refined) {
-  const int64_t steps = residuals.size(0);
-  const int64_t terms = steps + 1;
-  const int64_t chunks = options.layout.num_chunks();
-  const T* logits_data = logits.const_data_ptr<T>();
-  const T* residuals_data = residuals.const_data_ptr<T>();
-  const int8_t* labels_data = labels.const_data_ptr<int8_t>();
-  T* thresholds_data = thresholds.mutable_data_ptr<T>();
-  T* refined_data = refined.mutable_data_ptr<T>();
-  find_thresholds(logits_data, residuals_data, labels_data, options.layout, steps, thresholds_data);
-
-  std::vector<double> partial_sums(chunks * terms);
-  std::vector<double> partial_counts(chunks * terms);
-  torch::stable::parallel_for(0, chunks, kChunksPerTask, [&](int64_t begin, int64_t end) {
-    Buffers<T> buffers;
-    for (int64_t c = begin; c < end; ++c) {
-      chunk_losses(logits_data, residuals_data, labels_data, thresholds_data, options,
-                   options.layout.chunk(c), steps, refined_data, partial_sums.data() + c * terms,
-                   partial_counts.data() + c * terms, buffers);
-    }
+// Calls f(chunk) for each chunk, on the best instructions there are.
+template <typename F>
+void for_each_anchor_chunk(int64_t chunks, const F& f) {
+  torch::stable::parallel_for(0, chunks, kAnchorChunksPerTask, [&](int64_t begin, int64_t end) {
+    run_vectorized([&] {
+      for (int64_t c = begin; c < end; ++c) f(c);
+    });
   });
-  for (int64_t s = 0; s < terms; ++s) {
-    double sum = 0;
-    double count = 0;
-    for (int64_t c = 0; c < chunks; ++c) {
-      sum += partial_sums[c * terms + s];
-      count += partial_counts[c * terms + s];
+}
+
+// Calls f(constant), where constant() is `value` and can be a template argument.
+template <typename F>
+void dispatch_bool(bool value, const F& f) {
+  if (value) {
+    f(std::true_type());
+  } else {
+    f(std::false_type());
+  }
+}
+
+// The labels of one chunk as the arithmetic wants them, in the width of T so that loops vectorise.
+template <typename T>
+struct Signs {
+  T sign[kAnchors];  // 1 foreground, -1 background, 0 ignored
+  int64_t count;
+  int32_t foreground = 0;
+  int32_t background = 0;
+
+  Signs(const int8_t* labels, const Chunk& chunk) : count(chunk.end - chunk.begin) {
+    for (int64_t j = 0; j < count; ++j) {
+      const int8_t label = labels[chunk.begin + j];
+      sign[j] = label > 0 ? T(1) : (label < 0 ? T(0) : T(-1));
+      foreground += label > 0;
+      background += label == 0;
     }
-    losses.mutable_data_ptr<T>()[s] = static_cast<T>(sum);
-    counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(count);
+  }
+};
+
+template <typename T>
+struct Terms {
+  T loss[kAnchors];
+  T background[kAnchors];  // scores of these anchors, 0 for the others
+  T foreground[kAnchors];
+};
+
+// Sums of one step of one chunk. `logits` go from o_{t-1} to o_t; step 0 has no residuals.
+template <bool first, bool keep, typename T>
+void step_sums(const T* residuals, const Signs<T>& signs, T threshold, T* __restrict__ logits,
+               Terms<T>& terms, double* sums) {
+  int32_t selected = 0;
+  for (int64_t j = 0; j < signs.count; ++j) {
+    const T before = logits[j];
+    const T sign = signs.sign[j];
+    const bool in = (sign != T(0)) & passes(before, threshold, kInfinity<T>);
+    const T updated = first ? before : before + residuals[j];
+    const T after = (!keep || in) ? updated : before;
+    const BceAndScore<T> value = bce_and_score(after, sign);
+    logits[j] = after;
+    terms.loss[j] = in ? value.bce : T(0);
+    terms.background[j] = sign < T(0) ? value.score : T(0);
+    terms.foreground[j] = sign > T(0) ? value.score : T(0);
+    selected += in;
+  }
+  sums[kLoss] = chunk_sum(terms.loss, signs.count);
+  sums[kSelected] = selected;
+  sums[kScores] = chunk_sum(terms.background, signs.count);
+  sums[kScores + 1] = signs.foreground > 0 ? chunk_sum(terms.foreground, signs.count) : 0;
+  sums[kNumbers] = signs.background;
+  sums[kNumbers + 1] = signs.foreground;
+}
+
+// Fills sums (T+1, kStepSums) of one chunk.
+template <bool keep, typename T>
+void chunk_losses(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
+                  double* sums) {
+  const Signs<T> signs(in.labels, chunk);
+  Terms<T> terms;
+  T logits[kAnchors];
+  std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits);
+  step_sums<true, keep, T>(nullptr, signs, -kInfinity<T>, logits, terms, sums);
+  const int64_t groups = in.layout.num_groups();
+  for (int64_t t = 0; t < in.steps; ++t) {
+    step_sums<false, keep>(in.residuals + t * in.step_stride() + chunk.begin, signs,
+                           thresholds[t * groups + chunk.group], logits, terms,
+                           sums + (t + 1) * kStepSums);
+  }
+}
+
+template <typename T>
+void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
+  T* thresholds = out.thresholds.mutable_data_ptr<T>();
+  find_thresholds(in, thresholds);
+  const int64_t chunks = in.layout.num_chunks();
+  const int64_t values = (in.steps + 1) * kStepSums;
+  std::vector<double> partial(chunks * values);
+  dispatch_bool(in.keep, [&](auto keep) {
+    for_each_anchor_chunk(chunks, [&](int64_t c) {
+      chunk_losses<keep()>(in, thresholds, in.layout.chunk(c), partial.data() + c * values);
+    });
+  });
+  for (int64_t s = 0; s <= in.steps; ++s) {
+    double total[kStepSums] = {};
+    for (int64_t c = 0; c < chunks; ++c) {
+      for (int k = 0; k < kStepSums; ++k) total[k] += partial[c * values + s * kStepSums + k];
+    }
+    out.losses.mutable_data_ptr<T>()[s] = static_cast<T>(total[kLoss]);
+    out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
+    for (int k = 0; k < 2; ++k) {
+      out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
+      out.numbers.mutable_data_ptr<int64_t>()[k] = static_cast<int64_t>(total[kNumbers + k]);
+    }
+  }
+}
+
+// o_0..o_T of one chunk.
+template <bool keep, typename T>
+void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
+                 const Signs<T>& signs, T (*logits)[kAnchors]) {
+  std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits[0]);
+  const int64_t groups = in.layout.num_groups();
+  for (int64_t t = 0; t < in.steps; ++t) {
+    const T* residuals = in.residuals + t * in.step_stride() + chunk.begin;
+    const T threshold = thresholds[t * groups + chunk.group];
+    for (int64_t j = 0; j < signs.count; ++j) {
+      const T before = logits[t][j];
+      const bool in_step = (signs.sign[j] != T(0)) & passes(before, threshold, kInfinity<T>);
+      const T updated = before + residuals[j];
+      logits[t + 1][j] = (!keep || in_step) ? updated : before;
+    }
   }
 }
 
@@ -199,104 +215,76 @@ void forward(const Tensor& logits, const Tensor& residuals, const Tensor& labels
 // where those reach this one (`accumulate`: detach is not "all"). With `keep`, only the residuals
 // of selected anchors entered o_t.
 template <bool accumulate, bool keep, typename T>
-void step_gradient(const T* previous, const T* refined, const ChunkLabels<T>& labels, T threshold,
-                   T scale, int64_t count, T* __restrict__ later, T* __restrict__ grad_residuals) {
-  for (int64_t j = 0; j < count; ++j) {
-    const bool in = (labels.valid[j] > T(0)) & passes(previous[j], threshold, kInfinity<T>);
-    const T sign = labels.sign[j];
-    const T own = -scale * sign * sigmoid_of_negative(sign * refined[j]);
+void step_gradient(const T* before, const T* after, const Signs<T>& signs, T threshold, T scale,
+                   T* __restrict__ later, T* __restrict__ gradient) {
+  for (int64_t j = 0; j < signs.count; ++j) {
+    const T sign = signs.sign[j];
+    const bool in = (sign != T(0)) & passes(before[j], threshold, kInfinity<T>);
+    const T own = -scale * sign * sigmoid_of_negative(sign * after[j]);
     const T masked = in ? own : T(0);
     const T total = accumulate ? masked + later[j] : masked;
     if (accumulate) later[j] = total;
-    grad_residuals[j] = (!keep || in) ? total : T(0);
+    gradient[j] = (!keep || in) ? total : T(0);
   }
 }
 
-template <bool from_steps, typename T>
-void objectness_gradient(const T* logits, const ChunkLabels<T>& labels, T scale, int64_t count,
-                         const T* later, T* __restrict__ grad_logits) {
-  for (int64_t j = 0; j < count; ++j) {
-    const T sign = labels.sign[j];
-    const T own = -scale * sign * sigmoid_of_negative(sign * logits[j]);
-    const T masked = labels.valid[j] > T(0) ? own : T(0);
-    grad_logits[j] = from_steps ? masked + later[j] : masked;
+template <bool accumulate, bool keep, typename T>
+void chunk_gradients(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
+                     const Chunk& chunk, T* grad_logits, T* grad_residuals) {
+  const Signs<T> signs(in.labels, chunk);
+  T logits[kMaxSteps + 1][kAnchors];
+  T later[kAnchors];
+  form_logits<keep>(in, thresholds, chunk, signs, logits);
+  std::fill(later, later + signs.count, T(0));
+  const int64_t groups = in.layout.num_groups();
+  for (int64_t t = in.steps - 1; t >= 0; --t) {
+    step_gradient<accumulate, keep>(logits[t], logits[t + 1], signs,
+                                    thresholds[t * groups + chunk.group], grad_losses[t + 1], later,
+                                    grad_residuals + t * in.step_stride() + chunk.begin);
   }
+  if (in.detach == Detach::kObjectness) std::fill(later, later + signs.count, T(0));
+  step_gradient<accumulate, false>(logits[0], logits[0], signs, -kInfinity<T>, grad_losses[0],
+                                   later, grad_logits + chunk.begin);
 }
 
 template <typename T>
-void chunk_gradients(const T* grad_losses, const T* logits, const T* refined, const int8_t* labels,
-                     const T* thresholds, const ResidualOptions& options, const Chunk& chunk,
-                     int64_t steps, T* grad_logits, T* grad_residuals, ChunkLabels<T>& chunk_labels,
-                     T* later) {
-  const int64_t count = chunk.end - chunk.begin;
-  const int64_t groups = options.layout.num_groups();
-  const int64_t step_stride = options.layout.num_images * options.layout.num_anchors;
-  auto step = options.keep ? step_gradient<true, true, T> : step_gradient<true, false, T>;
-  // A step that only its own loss reaches has no gradient outside the selected anchors anyway.
-  if (options.detach == Detach::kAll) step = step_gradient<false, false, T>;
-  chunk_labels.load(labels + chunk.begin, count);
-  std::fill(later, later + count, T(0));
-  for (int64_t t = steps - 1; t >= 0; --t) {
-    const int64_t offset = t * step_stride + chunk.begin;
-    const T* previous = t == 0 ? logits + chunk.begin : refined + offset - step_stride;
-    step(previous, refined + offset, chunk_labels, thresholds[t * groups + chunk.group],
-         grad_losses[t + 1], count, later, grad_residuals + offset);
-  }
-  const auto objectness = options.detach == Detach::kNone ? objectness_gradient<true, T>
-                                                          : objectness_gradient<false, T>;
-  objectness(logits + chunk.begin, chunk_labels, grad_losses[0], count, later,
-             grad_logits + chunk.begin);
+void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
+              T* grad_logits, T* grad_residuals) {
+  dispatch_bool(in.keep, [&](auto keep) {
+    dispatch_bool(in.detach != Detach::kAll, [&](auto accumulate) {
+      for_each_anchor_chunk(in.layout.num_chunks(), [&](int64_t c) {
+        chunk_gradients<accumulate(), keep()>(in, grad_losses, thresholds, in.layout.chunk(c),
+                                              grad_logits, grad_residuals);
+      });
+    });
+  });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
     const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
     std::string min_scope, std::string unselected, std::vector<int64_t> level_sizes) {
-  check_forward(logits, residuals, labels);
-  const ResidualOptions options =
-      parse_options(logits, detach, min_scope, unselected, level_sizes, kChunk);
-  const Tensor o = torch::stable::contiguous(logits);
-  const Tensor r = torch::stable::contiguous(residuals);
-  const Tensor y = torch::stable::contiguous(labels);
-  const int64_t steps = r.size(0);
-  Tensor losses = torch::stable::new_empty(o, {steps + 1});
-  Tensor counts = torch::stable::new_empty(o, {steps + 1}, ScalarType::Long);
-  Tensor thresholds = torch::stable::new_empty(o, {steps, options.layout.num_groups()});
-  Tensor refined = torch::stable::new_empty(o, r.sizes());
-  dispatch_float(o, [&](auto scalar) {
-    forward<decltype(scalar)>(o, r, y, options, losses, counts, thresholds, refined);
-  });
-  return {losses, counts, thresholds, refined};
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    level_sizes, kAnchors);
+  ResidualOutputs out = arguments.new_outputs();
+  dispatch_float(logits, [&](auto scalar) { forward(arguments.inputs<decltype(scalar)>(), out); });
+  return out.as_tuple();
 }
 
 std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
-    const Tensor& grad_losses, const Tensor& logits, const Tensor& refined, const Tensor& labels,
+    const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
     const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
     std::vector<int64_t> level_sizes) {
-  check_forward(logits, refined, labels);
-  const ResidualOptions options =
-      parse_options(logits, detach, min_scope, unselected, level_sizes, kChunk);
-  check_backward(grad_losses, logits, refined, thresholds, options.layout.num_groups());
-  const Tensor g = torch::stable::contiguous(grad_losses);
-  const Tensor o = torch::stable::contiguous(logits);
-  const Tensor refined_c = torch::stable::contiguous(refined);
-  const Tensor y = torch::stable::contiguous(labels);
-  const Tensor thr = torch::stable::contiguous(thresholds);
-  Tensor grad_logits = torch::stable::new_empty(o, o.sizes());
-  Tensor grad_residuals = torch::stable::new_empty(o, refined_c.sizes());
-  dispatch_float(o, [&](auto scalar) {
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    level_sizes, kAnchors);
+  check_residual_backward(grad_losses, thresholds, arguments);
+  const Tensor g = as_contiguous(grad_losses);
+  const Tensor thr = as_contiguous(thresholds);
+  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor grad_residuals = torch::stable::new_empty(logits, residuals.sizes());
+  dispatch_float(logits, [&](auto scalar) {
     using T = decltype(scalar);
-    torch::stable::parallel_for(
-        0, options.layout.num_chunks(), kChunksPerTask, [&](int64_t begin, int64_t end) {
-          ChunkLabels<T> chunk_labels;
-          T later[kChunk];
-          for (int64_t c = begin; c < end; ++c) {
-            chunk_gradients(g.const_data_ptr<T>(), o.const_data_ptr<T>(),
-                            refined_c.const_data_ptr<T>(), y.const_data_ptr<int8_t>(),
-                            thr.const_data_ptr<T>(), options, options.layout.chunk(c),
-                            refined_c.size(0), grad_logits.mutable_data_ptr<T>(),
-                            grad_residuals.mutable_data_ptr<T>(), chunk_labels, later);
-          }
-        });
+    backward(arguments.inputs<T>(), g.const_data_ptr<T>(), thr.const_data_ptr<T>(),
+             grad_logits.mutable_data_ptr<T>(), grad_residuals.mutable_data_ptr<T>());
   });
   return {grad_logits, grad_residuals};
 }

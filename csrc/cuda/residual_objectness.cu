@@ -14,7 +14,8 @@
 namespace resobj {
 namespace {
 
-constexpr int64_t kChunk = 1024;
+constexpr int kPerThread = 4;                      // anchors
+constexpr int64_t kAnchors = kPerThread * kBlock;  // in one chunk
 
 template <typename T>
 __device__ T infinity() {
@@ -31,21 +32,9 @@ struct Sum {
   __device__ T operator()(T a, T b) const { return a + b; }
 };
 
-// What the kernels read, all contiguous. In the backward, `refined` takes the place of `residuals`.
-template <typename T>
-struct Inputs {
-  const T* logits;
-  const T* residuals;
-  const int8_t* labels;
-  int steps;
-  ResidualLayout layout;
-
-  __device__ int64_t step_stride() const { return layout.num_images * layout.num_anchors; }
-};
-
 // minima (steps, chunks): see chunk_minima in cpu/residual_objectness.cpp.
 template <typename T>
-__global__ void minima_kernel(Inputs<T> in, T* __restrict__ minima) {
+__global__ void minima_kernel(ResidualInputs<T> in, T* __restrict__ minima) {
   __shared__ T scratch[kBlock / kWarp];
   const Chunk chunk = in.layout.chunk(blockIdx.x);
   T smallest[kMaxSteps];
@@ -85,104 +74,111 @@ __global__ void thresholds_kernel(ResidualLayout layout, const T* __restrict__ m
   if (threadIdx.x == 0) thresholds[t * gridDim.x + group] = minimum;
 }
 
-// Adds up one term per step over the block, in double, and stores it for the chunk.
-__device__ void store_sums(double sum, int64_t count, int64_t index, double* sums,
-                           int64_t* counts) {
-  __shared__ double sum_scratch[kBlock / kWarp];
-  __shared__ int64_t count_scratch[kBlock / kWarp];
-  const double total = block_reduce(sum, sum_scratch, 0.0, Sum<double>());
-  const int64_t number = block_reduce(count, count_scratch, int64_t(0), Sum<int64_t>());
-  if (threadIdx.x == 0) {
-    sums[index] = total;
-    counts[index] = number;
-  }
-}
-
-// refined (steps, N, R); sums and counts (steps + 1, chunks).
+// sums (T+1, kStepSums, chunks).
 template <typename T>
-__global__ void losses_kernel(Inputs<T> in, const T* __restrict__ thresholds, bool keep,
-                              T* __restrict__ refined, double* __restrict__ sums,
-                              int64_t* __restrict__ counts) {
+__global__ void losses_kernel(ResidualInputs<T> in, const T* __restrict__ thresholds,
+                              double* __restrict__ sums) {
+  __shared__ double scratch[kBlock / kWarp];
   const Chunk chunk = in.layout.chunk(blockIdx.x);
   const int64_t groups = in.layout.num_groups();
+  T logits[kPerThread];  // o_t of the anchors of this thread
+  T signs[kPerThread];   // 1 foreground, -1 background, 0 ignored or past the end
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const int64_t i = chunk.begin + threadIdx.x + k * kBlock;
+    const int8_t label = i < chunk.end ? in.labels[i] : int8_t(-1);
+    signs[k] = label > 0 ? T(1) : (label < 0 ? T(0) : T(-1));
+    logits[k] = i < chunk.end ? in.logits[i] : T(0);
+  }
   for (int s = 0; s <= in.steps; ++s) {
-    const int64_t offset = (s - 1) * in.step_stride();
-    const T* previous = s <= 1 ? in.logits : refined + offset - in.step_stride();
-    const T threshold = s == 0 ? T(0) : thresholds[(s - 1) * groups + chunk.group];
-    double sum = 0;
-    int64_t count = 0;
-    // A thread meets the same anchors at every step, so it may read what it wrote.
-    for (int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += kBlock) {
-      const bool foreground = in.labels[i] > 0;
-      bool selected = in.labels[i] >= 0;
-      T logit = previous[i];
-      if (s > 0) {
-        selected = selected & passes(logit, threshold, infinity<T>());
-        const T updated = logit + in.residuals[offset + i];
-        logit = (!keep || selected) ? updated : logit;
-        refined[offset + i] = logit;
-      }
-      if (selected) {
-        sum += bce(foreground ? logit : -logit);
-        ++count;
-      }
+    const T threshold = s == 0 ? -infinity<T>() : thresholds[(s - 1) * groups + chunk.group];
+    double values[kStepSums] = {};
+#pragma unroll
+    for (int k = 0; k < kPerThread; ++k) {
+      if (signs[k] == T(0)) continue;
+      const int64_t i = chunk.begin + threadIdx.x + k * kBlock;
+      const bool selected = passes(logits[k], threshold, infinity<T>());
+      if (s > 0 && (!in.keep || selected))
+        logits[k] += in.residuals[(s - 1) * in.step_stride() + i];
+      const BceAndScore<T> value = bce_and_score(logits[k], signs[k]);
+      values[kLoss] += selected ? value.bce : T(0);
+      values[kSelected] += selected;
+      const bool foreground = signs[k] > T(0);
+      values[kScores] += foreground ? T(0) : value.score;
+      values[kScores + 1] += foreground ? value.score : T(0);
+      values[kNumbers] += !foreground;
+      values[kNumbers + 1] += foreground;
     }
-    store_sums(sum, count, s * static_cast<int64_t>(gridDim.x) + blockIdx.x, sums, counts);
+#pragma unroll
+    for (int v = 0; v < kStepSums; ++v) {
+      const double sum = block_reduce(values[v], scratch, 0.0, Sum<double>());
+      if (threadIdx.x == 0) sums[(s * kStepSums + v) * int64_t(gridDim.x) + blockIdx.x] = sum;
+    }
   }
 }
 
-// losses and counts (steps + 1,), one block for each.
+// The outputs of one step, one block for each.
 template <typename T>
-__global__ void totals_kernel(const double* __restrict__ sums, const int64_t* __restrict__ counts,
-                              int64_t chunks, T* __restrict__ losses,
-                              int64_t* __restrict__ total_counts) {
-  __shared__ double sum_scratch[kBlock / kWarp];
-  __shared__ int64_t count_scratch[kBlock / kWarp];
-  const int64_t first = blockIdx.x * chunks;
-  double sum = 0;
-  int64_t count = 0;
-  for (int64_t c = threadIdx.x; c < chunks; c += kBlock) {
-    sum += sums[first + c];
-    count += counts[first + c];
+__global__ void totals_kernel(const double* __restrict__ sums, int64_t chunks,
+                              T* __restrict__ losses, int64_t* __restrict__ counts,
+                              T* __restrict__ score_sums, int64_t* __restrict__ numbers) {
+  __shared__ double scratch[kBlock / kWarp];
+  double totals[kStepSums];
+#pragma unroll
+  for (int v = 0; v < kStepSums; ++v) {
+    const double* values = sums + (int64_t(blockIdx.x) * kStepSums + v) * chunks;
+    double sum = 0;
+    for (int64_t c = threadIdx.x; c < chunks; c += kBlock) sum += values[c];
+    totals[v] = block_reduce(sum, scratch, 0.0, Sum<double>());
   }
-  const double total = block_reduce(sum, sum_scratch, 0.0, Sum<double>());
-  const int64_t number = block_reduce(count, count_scratch, int64_t(0), Sum<int64_t>());
-  if (threadIdx.x == 0) {
-    losses[blockIdx.x] = static_cast<T>(total);
-    total_counts[blockIdx.x] = number;
+  if (threadIdx.x > 0) return;
+  losses[blockIdx.x] = static_cast<T>(totals[kLoss]);
+  counts[blockIdx.x] = static_cast<int64_t>(totals[kSelected]);
+  for (int k = 0; k < 2; ++k) {
+    score_sums[2 * blockIdx.x + k] = static_cast<T>(totals[kScores + k]);
+    if (blockIdx.x == 0) numbers[k] = static_cast<int64_t>(totals[kNumbers + k]);
   }
 }
 
 template <typename T>
-__global__ void gradients_kernel(Inputs<T> in, const T* __restrict__ grad_losses,
-                                 const T* __restrict__ thresholds, Detach detach, bool keep,
-                                 T* __restrict__ grad_logits, T* __restrict__ grad_residuals) {
+__global__ void gradients_kernel(ResidualInputs<T> in, const T* __restrict__ grad_losses,
+                                 const T* __restrict__ thresholds, T* __restrict__ grad_logits,
+                                 T* __restrict__ grad_residuals) {
   const Chunk chunk = in.layout.chunk(blockIdx.x);
   const int64_t groups = in.layout.num_groups();
   for (int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += kBlock) {
     const bool valid = in.labels[i] >= 0;
     const T sign = in.labels[i] > 0 ? T(1) : T(-1);
-    T later = T(0);  // gradient of the losses of later steps, where those reach this one
-    for (int t = in.steps - 1; t >= 0; --t) {
-      const int64_t at = t * in.step_stride() + i;
-      const T previous = t == 0 ? in.logits[i] : in.residuals[at - in.step_stride()];
+    const T objectness = in.logits[i];
+    T logit = objectness;
+    T own[kMaxSteps];         // gradient of the loss of step t + 1 alone
+    bool entered[kMaxSteps];  // whether the residual is part of the logit
+#pragma unroll
+    for (int t = 0; t < kMaxSteps; ++t) {
+      if (t >= in.steps) break;
       const T threshold = thresholds[t * groups + chunk.group];
-      const bool selected = valid & passes(previous, threshold, infinity<T>());
-      T gradient = later;
-      if (selected) {
-        gradient -= grad_losses[t + 1] * sign * sigmoid_of_negative(sign * in.residuals[at]);
-      }
-      if (detach != Detach::kAll) later = gradient;
-      grad_residuals[at] = (!keep || selected) ? gradient : T(0);
+      const bool selected = valid & passes(logit, threshold, infinity<T>());
+      entered[t] = !in.keep | selected;
+      if (entered[t]) logit += in.residuals[t * in.step_stride() + i];
+      own[t] = T(0);
+      if (selected) own[t] = -grad_losses[t + 1] * sign * sigmoid_of_negative(sign * logit);
     }
-    T gradient = detach == Detach::kNone ? later : T(0);
-    if (valid) gradient -= grad_losses[0] * sign * sigmoid_of_negative(sign * in.logits[i]);
+    T later = T(0);  // gradient of the losses of later steps, where those reach this one
+#pragma unroll
+    for (int t = kMaxSteps - 1; t >= 0; --t) {
+      if (t >= in.steps) continue;
+      const T gradient = own[t] + later;
+      if (in.detach != Detach::kAll) later = gradient;
+      grad_residuals[t * in.step_stride() + i] = entered[t] ? gradient : T(0);
+    }
+    T gradient = in.detach == Detach::kNone ? later : T(0);
+    if (valid) gradient -= grad_losses[0] * sign * sigmoid_of_negative(sign * objectness);
     grad_logits[i] = gradient;
   }
 }
 
 template <typename T>
-void find_thresholds(const Inputs<T>& in, const Tensor& like, Tensor& thresholds,
+void find_thresholds(const ResidualInputs<T>& in, const Tensor& like, Tensor& thresholds,
                      cudaStream_t stream) {
   if (thresholds.numel() == 0) return;
   if (in.layout.scope == Scope::kNone) {
@@ -204,80 +200,55 @@ void find_thresholds(const Inputs<T>& in, const Tensor& like, Tensor& thresholds
 }
 
 template <typename T>
-void forward(const Inputs<T>& in, bool keep, const Tensor& like, Tensor& losses, Tensor& counts,
-             Tensor& thresholds, Tensor& refined) {
+void forward(const ResidualInputs<T>& in, const Tensor& like, ResidualOutputs& out) {
   const cudaStream_t stream = current_stream(like);
-  find_thresholds(in, like, thresholds, stream);
+  find_thresholds(in, like, out.thresholds, stream);
   const int64_t chunks = in.layout.num_chunks();
   const int64_t terms = in.steps + 1;
-  Tensor partial_sums = torch::stable::new_empty(like, {terms, chunks}, ScalarType::Double);
-  Tensor partial_counts = torch::stable::new_empty(like, {terms, chunks}, ScalarType::Long);
+  Tensor sums = torch::stable::new_empty(like, {terms, kStepSums, chunks}, ScalarType::Double);
   if (chunks > 0) {
     losses_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(
-        in, thresholds.const_data_ptr<T>(), keep, refined.mutable_data_ptr<T>(),
-        partial_sums.mutable_data_ptr<double>(), partial_counts.mutable_data_ptr<int64_t>());
+        in, out.thresholds.const_data_ptr<T>(), sums.mutable_data_ptr<double>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   totals_kernel<T><<<static_cast<unsigned>(terms), kBlock, 0, stream>>>(
-      partial_sums.const_data_ptr<double>(), partial_counts.const_data_ptr<int64_t>(), chunks,
-      losses.mutable_data_ptr<T>(), counts.mutable_data_ptr<int64_t>());
+      sums.const_data_ptr<double>(), chunks, out.losses.mutable_data_ptr<T>(),
+      out.counts.mutable_data_ptr<int64_t>(), out.score_sums.mutable_data_ptr<T>(),
+      out.numbers.mutable_data_ptr<int64_t>());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename T>
-Inputs<T> make_inputs(const Tensor& logits, const Tensor& residuals, const Tensor& labels,
-                      const ResidualLayout& layout) {
-  return Inputs<T>{logits.const_data_ptr<T>(), residuals.const_data_ptr<T>(),
-                   labels.const_data_ptr<int8_t>(), static_cast<int>(residuals.size(0)), layout};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
     const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
     std::string min_scope, std::string unselected, std::vector<int64_t> level_sizes) {
-  check_forward(logits, residuals, labels);
-  const ResidualOptions options =
-      parse_options(logits, detach, min_scope, unselected, level_sizes, kChunk);
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    level_sizes, kAnchors);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Tensor o = torch::stable::contiguous(logits);
-  const Tensor r = torch::stable::contiguous(residuals);
-  const Tensor y = torch::stable::contiguous(labels);
-  const int64_t steps = r.size(0);
-  Tensor losses = torch::stable::new_empty(o, {steps + 1});
-  Tensor counts = torch::stable::new_empty(o, {steps + 1}, ScalarType::Long);
-  Tensor thresholds = torch::stable::new_empty(o, {steps, options.layout.num_groups()});
-  Tensor refined = torch::stable::new_empty(o, r.sizes());
-  dispatch_float(o, [&](auto scalar) {
-    using T = decltype(scalar);
-    forward(make_inputs<T>(o, r, y, options.layout), options.keep, o, losses, counts, thresholds,
-            refined);
-  });
-  return {losses, counts, thresholds, refined};
+  ResidualOutputs out = arguments.new_outputs();
+  dispatch_float(logits,
+                 [&](auto scalar) { forward(arguments.inputs<decltype(scalar)>(), logits, out); });
+  return out.as_tuple();
 }
 
 std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
-    const Tensor& grad_losses, const Tensor& logits, const Tensor& refined, const Tensor& labels,
+    const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
     const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
     std::vector<int64_t> level_sizes) {
-  check_forward(logits, refined, labels);
-  const ResidualOptions options =
-      parse_options(logits, detach, min_scope, unselected, level_sizes, kChunk);
-  check_backward(grad_losses, logits, refined, thresholds, options.layout.num_groups());
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    level_sizes, kAnchors);
+  check_residual_backward(grad_losses, thresholds, arguments);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Tensor g = torch::stable::contiguous(grad_losses);
-  const Tensor o = torch::stable::contiguous(logits);
-  const Tensor refined_c = torch::stable::contiguous(refined);
-  const Tensor y = torch::stable::contiguous(labels);
-  const Tensor thr = torch::stable::contiguous(thresholds);
-  Tensor grad_logits = torch::stable::new_empty(o, o.sizes());
-  Tensor grad_residuals = torch::stable::new_empty(o, refined_c.sizes());
-  const int64_t chunks = options.layout.num_chunks();
+  const Tensor g = as_contiguous(grad_losses);
+  const Tensor thr = as_contiguous(thresholds);
+  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor grad_residuals = torch::stable::new_empty(logits, residuals.sizes());
+  const int64_t chunks = arguments.layout.num_chunks();
   if (chunks == 0) return {grad_logits, grad_residuals};
-  dispatch_float(o, [&](auto scalar) {
+  dispatch_float(logits, [&](auto scalar) {
     using T = decltype(scalar);
-    gradients_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, current_stream(o)>>>(
-        make_inputs<T>(o, refined_c, y, options.layout), g.const_data_ptr<T>(),
-        thr.const_data_ptr<T>(), options.detach, options.keep, grad_logits.mutable_data_ptr<T>(),
-        grad_residuals.mutable_data_ptr<T>());
+    gradients_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, current_stream(logits)>>>(
+        arguments.inputs<T>(), g.const_data_ptr<T>(), thr.const_data_ptr<T>(),
+        grad_logits.mutable_data_ptr<T>(), grad_residuals.mutable_data_ptr<T>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {grad_logits, grad_residuals};

@@ -3,7 +3,7 @@
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 from .normalizer import ForegroundCount, ForegroundEMA
-from .objectness import ResidualObjectnessLoss, objectness_statistics
+from .objectness import ResidualObjectnessLoss
 from .regression import SmoothL1Loss, smooth_l1_loss
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "SigmoidCE",
     "SigmoidFocalLoss",
     "SmoothL1Loss",
-    "objectness_statistics",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

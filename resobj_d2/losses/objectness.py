@@ -20,13 +20,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from resobj_d2 import ops
 from resobj_d2.ops.residual_objectness import DETACH, MIN_SCOPES, UNSELECTED
 
-__all__ = ["ResidualObjectnessLoss", "objectness_statistics"]
+__all__ = ["ResidualObjectnessLoss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +73,10 @@ class ResidualObjectnessLoss:
             normalizer: scalar that divides every sum.
 
         Returns:
-            ``{"loss_objectness": ..., "loss_residual_1": ...}`` and the statistics of
-            :func:`objectness_statistics`, with the number of anchors in each sum.
+            ``{"loss_objectness": ..., "loss_residual_1": ...}`` and statistics, scalars for each
+            step (the paper's Figures 2 and 4): ``objectness/step{t}/positive`` and
+            ``.../negative``, the mean objectness of those anchors, NaN where the batch has none;
+            ``.../selected``, the number of anchors in the loss.
         """
         result = ops.residual_objectness_bce(
             logits,
@@ -89,28 +90,10 @@ class ResidualObjectnessLoss:
         losses = {"loss_objectness": result.losses[0] * self.weight / normalizer}
         for t in range(1, len(result.losses)):
             losses[f"loss_residual_{t}"] = result.losses[t] * self.residual_weight / normalizer
-        steps = torch.cat([logits.detach()[None], result.refined.detach()])
-        statistics = objectness_statistics(steps, labels)
-        for t, count in enumerate(result.counts):
+        statistics = {}
+        means = result.score_sums / result.numbers
+        for t, (count, (negative, positive)) in enumerate(zip(result.counts, means, strict=True)):
+            statistics[f"objectness/step{t}/positive"] = positive
+            statistics[f"objectness/step{t}/negative"] = negative
             statistics[f"objectness/step{t}/selected"] = count
         return losses, statistics
-
-
-def objectness_statistics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Mean objectness of positives and negatives at each step (the paper's Figures 2 and 4).
-
-    Args:
-        logits: (T + 1, N, R) ``o_0 .. o_T``.
-        labels: (N, R) as in the loss.
-
-    Returns:
-        ``objectness/step{t}/positive`` and ``.../negative``: scalars on the logits' device,
-        NaN where the batch has no such anchor.
-    """
-    scores = torch.sigmoid(logits.float())
-    statistics = {}
-    for name, mask in (("positive", labels == 1), ("negative", labels == 0)):
-        means = torch.where(mask, scores, 0.0).sum(dim=(1, 2)) / mask.sum()
-        for t, mean in enumerate(means):
-            statistics[f"objectness/step{t}/{name}"] = mean
-    return statistics

@@ -25,7 +25,8 @@ class ResidualObjectnessOutput(NamedTuple):
     losses: Tensor  # (T+1,) sum of the binary cross entropy at step 0..T
     counts: Tensor  # (T+1,) int64, number of anchors in each sum
     thresholds: Tensor  # (T, G) minimum foreground logit of the input of step 1..T; +inf if none
-    refined: Tensor  # (T, N, R) logits o_1..o_T
+    score_sums: Tensor  # (T+1, 2) sum of sigmoid(o_t) over background and over foreground
+    numbers: Tensor  # (2,) int64, number of background and of foreground anchors
 
 
 def _fake(
@@ -37,43 +38,37 @@ def _fake(
         logits.new_empty(steps + 1),
         logits.new_empty(steps + 1, dtype=torch.int64),
         logits.new_empty(steps, num_groups),
-        logits.new_empty(residuals.shape),
+        logits.new_empty(steps + 1, 2),
+        logits.new_empty(2, dtype=torch.int64),
     )
 
 
 def _setup_context(ctx, inputs, output):
-    logits, _, labels, ctx.detach, ctx.min_scope, ctx.unselected, ctx.level_sizes = inputs
-    _, counts, thresholds, refined = output
-    ctx.save_for_backward(logits, refined, labels, thresholds)
-    ctx.mark_non_differentiable(counts, thresholds, refined)
+    logits, residuals, labels, *ctx.options = inputs
+    _, *others = output
+    # o_1..o_T are formed again in the backward, which is cheaper than keeping them.
+    ctx.save_for_backward(logits, residuals, labels, others[1])
+    ctx.mark_non_differentiable(*others)
 
 
 def _backward(ctx, grad_losses, *unused_grads):
-    logits, refined, labels, thresholds = ctx.saved_tensors
     grad_logits, grad_residuals = torch.ops.resobj_d2._residual_objectness_bce_backward(
-        grad_losses,
-        logits,
-        refined,
-        labels,
-        thresholds,
-        ctx.detach,
-        ctx.min_scope,
-        ctx.unselected,
-        ctx.level_sizes,
+        grad_losses, *ctx.saved_tensors, *ctx.options
     )
     return grad_logits, grad_residuals, None, None, None, None, None
 
 
 def _fake_backward(
-    grad_losses, logits, refined, labels, thresholds, detach, min_scope, unselected, level_sizes
+    grad_losses, logits, residuals, labels, thresholds, detach, min_scope, unselected, level_sizes
 ):
-    return logits.new_empty(logits.shape), logits.new_empty(refined.shape)
+    return logits.new_empty(logits.shape), logits.new_empty(residuals.shape)
 
 
 define_op(
     "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
     'str detach="all", str min_scope="image", str unselected="update", int[] level_sizes=[]) '
-    "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor refined)",
+    "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor score_sums, "
+    "Tensor numbers)",
     reference=reference.residual_objectness_bce,
     fake=_fake,
     backward=_backward,
@@ -81,7 +76,7 @@ define_op(
 )
 
 define_op(
-    "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor refined, "
+    "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor residuals, "
     "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
     "int[] level_sizes) -> (Tensor grad_logits, Tensor grad_residuals)",
     reference=reference.residual_objectness_bce_backward,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from resobj_d2.losses import ResidualObjectnessLoss, objectness_statistics
+from resobj_d2.losses import ResidualObjectnessLoss
 
 
 def bce(logit, label):
@@ -41,11 +41,13 @@ def test_without_steps_there_is_one_loss():
 
 
 def test_statistics_are_means_per_step_and_nan_without_anchors():
-    logits = torch.tensor([[[0.0, 0.0, 9.0]], [[math.log(3), -math.log(3), 9.0]]])
+    logits = torch.tensor([[0.0, 0.0, 9.0]])
+    residuals = torch.tensor([[[math.log(3), -math.log(3), 9.0]]])
     labels = torch.tensor([[1, 0, -1]], dtype=torch.int8)
-    statistics = objectness_statistics(logits, labels)
+    options = {"level_sizes": [3], "normalizer": torch.tensor(1.0)}
+    _, statistics = ResidualObjectnessLoss()(logits, residuals, labels, **options)
     assert statistics["objectness/step0/positive"].item() == pytest.approx(0.5)
     assert statistics["objectness/step1/positive"].item() == pytest.approx(0.75)
     assert statistics["objectness/step1/negative"].item() == pytest.approx(0.25)
-    nothing = objectness_statistics(logits, torch.zeros_like(labels))
+    _, nothing = ResidualObjectnessLoss()(logits, residuals, labels.clamp(max=0), **options)
     assert math.isnan(nothing["objectness/step0/positive"].item())

@@ -80,11 +80,11 @@ def residual_samples():
 def residual_backward_samples():
     logits, residuals, labels = _residual_tensors()
     for detach, scope, unselected in (("all", "image", "update"), ("none", "none", "keep")):
-        losses, _, thresholds, refined = torch.ops.resobj_d2.residual_objectness_bce(
+        losses, _, thresholds, *_ = torch.ops.resobj_d2.residual_objectness_bce(
             logits, residuals, labels, detach, scope, unselected
         )
         gradient = torch.ones_like(losses)
-        yield gradient, logits, refined, labels, thresholds, detach, scope, unselected, []
+        yield gradient, logits, residuals, labels, thresholds, detach, scope, unselected, []
 
 
 def match_samples():

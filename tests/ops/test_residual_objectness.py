@@ -61,9 +61,11 @@ def test_kernel_agrees_with_the_reference(
             *torch.ops.resobj_d2.residual_objectness_bce(logits, residuals, labels, *options)
         )
         assert output.counts[-1] < labels.numel()
-        for exact in ("counts", "thresholds", "refined"):
+        for exact in ("counts", "thresholds", "numbers"):
             assert torch.equal(getattr(output, exact), getattr(expected, exact)), exact
-        torch.testing.assert_close(output.losses, expected.losses, rtol=tolerance, atol=0)
+        for close in ("losses", "score_sums"):
+            actual, wanted = getattr(output, close), getattr(expected, close)
+            torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=0)
         torch.testing.assert_close(
             gradients(output, logits, residuals), gradients(expected, logits, residuals),
             rtol=tolerance, atol=tolerance,
@@ -81,7 +83,7 @@ def test_backward_formula_is_the_gradient_of_the_reference(detach, scope, unsele
     )
     weights = torch.arange(1.0, 5.0, dtype=torch.float64)
     formula = reference.residual_objectness_bce_backward(
-        weights, logits.detach(), output.refined, labels, output.thresholds, *options
+        weights, logits.detach(), residuals.detach(), labels, output.thresholds, *options
     )
     torch.testing.assert_close(formula, gradients(output, logits, residuals))
 
@@ -123,7 +125,7 @@ def test_without_steps_it_is_binary_cross_entropy(impl):
     )
     torch.testing.assert_close(output.losses, expected[None])
     assert output.counts.tolist() == [valid.sum().item()]
-    assert output.thresholds.shape == (0, 2) and output.refined.shape == residuals.shape
+    assert output.thresholds.shape == (0, 2) and output.score_sums.shape == (1, 2)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -162,11 +164,11 @@ def test_empty(impl, scope, steps, images, anchors):
     )
     groups = {"image": images, "level": 2}.get(scope, 1)
     assert output.thresholds.shape == (steps, groups)
-    assert output.refined.shape == (steps, images, anchors)
+    assert output.score_sums.shape == (steps + 1, 2) and output.numbers.shape == (2,)
     if images * anchors == 0:
         assert output.losses.tolist() == [0] * (steps + 1) == output.counts.tolist()
         expected = -INF if scope == "none" else INF
-        assert (output.thresholds == expected).all()
+        assert (output.thresholds == expected).all() and not output.score_sums.any()
     assert [g.shape for g in gradients(output, *inputs[:2])] == [i.shape for i in inputs[:2]]
 
 
@@ -174,8 +176,10 @@ def test_eight_steps(impl):
     logits, residuals, labels = random_inputs(impl.device, torch.float64, steps=8, anchors=300)
     output = impl.residual_objectness_bce(logits, residuals, labels, min_scope="none")
     o = logits.detach() + residuals.detach().sum(0)
-    torch.testing.assert_close(output.refined[7], o)
     valid = labels >= 0
+    scores = [o[labels == label].sigmoid().sum() for label in (0, 1)]
+    torch.testing.assert_close(output.score_sums[8], torch.stack(scores))
+    assert output.numbers.tolist() == [(labels == label).sum().item() for label in (0, 1)]
     expected = F.binary_cross_entropy_with_logits(
         o[valid], (labels[valid] > 0).double(), reduction="sum"
     )

@@ -45,9 +45,16 @@ TRACES = [
     ("level", "update", [STEP_0, 4.776116, 3.495565], [10, 5, 4], [[-1, INF], [-0.5, INF]]),
     ("none", "update", [STEP_0, 8.745782, 10.931345], [10, 10, 10], [[-INF], [-INF]]),
 ]
-REFINED_0 = {  # o_1 and o_2 of the first image, scope "image"
-    "update": [[1, -0.5, -3, 2, 0, 14], [1.5, 0.5, -2, 1, 2, 21]],
-    "keep": [[1, -0.5, -3, -2, 0, 5], [1.5, 0.5, -3, -2, 2, 5]],
+# o_1 and o_2 with scope "image"; the second image keeps o_0 with "keep":
+#   "update": [1 -.5 -3 2 0 .]  [2 1 . -2 -3 .5];   [1.5 .5 -2 1 2 .]   [2 0 . 3 -2 0]
+#   "keep":   [1 -.5 -3 -2 0 .];                    [1.5 .5 -3 -2 2 .]
+# Sum of sigmoid(o_t) over the 8 background and the 2 foreground anchors, from sigmoid(1) = .731059,
+# (-1) .268941, (2) .880797, (-2) .119203, (3) .952574, (-3) .047426, (-4) .017986, (.5) .622459,
+# (-.5) .377541, (1.5) .817574.
+SCORES_0 = [3.358704, 1.149738]
+SCORE_SUMS = {
+    "update": [SCORES_0, [3.829167, 1.108600], [4.683633, 1.440033]],
+    "keep": [SCORES_0, [3.137189, 1.108600], [3.517986, 1.440033]],
 }
 # sigmoid(o) - label where selected, first image, scope "image", detach "all".
 GRAD_LOGITS_0 = [-0.119203, -0.731059, 0.5, 0.119203, 0.268941, 0]
@@ -80,7 +87,8 @@ def test_trace_by_hand(impl, scope, unselected, losses, counts, thresholds):
     assert output.counts.tolist() == counts
     close(output.thresholds, thresholds)
     if scope == "image":
-        close(output.refined[:, 0], REFINED_0[unselected])
+        close(output.score_sums, SCORE_SUMS[unselected])
+        assert output.numbers.tolist() == [8, 2]
 
 
 @pytest.mark.parametrize("unselected", UNSELECTED)
@@ -127,7 +135,7 @@ def test_an_anchor_that_enters_late(impl, unselected, detach, of_logits, of_firs
 
 def test_only_losses_carry_a_gradient(impl):
     output = impl.residual_objectness_bce(*hand_inputs(impl.device))
-    assert [value.requires_grad for value in output] == [True, False, False, False]
+    assert [value.requires_grad for value in output] == [True, False, False, False, False]
 
 
 def test_infinite_logits_have_the_limit_as_loss(impl):

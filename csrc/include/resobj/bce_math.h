@@ -58,14 +58,22 @@ RESOBJ_HD T magnitude(T x) {
   return x < T(0) ? -x : x;
 }
 
-// BCE as a function of the signed logit z.
 template <typename T>
-RESOBJ_HD T bce(T z) {
-  const T e = exp_nonpositive(-magnitude(z));
-  return (z < T(0) ? -z : T(0)) + log1p_unit(e);
+struct BceAndScore {
+  T bce;
+  T score;  // sigmoid(o)
+};
+
+// Both from one exponential. `sign` is 1 for a foreground and -1 for a background anchor.
+template <typename T>
+RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
+  const T e = exp_nonpositive(-magnitude(logit));
+  const T r = T(1) / (T(1) + e);
+  const T z = sign * logit;
+  return BceAndScore<T>{(z < T(0) ? -z : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
 }
 
-// sigmoid(-z), which is minus the derivative of bce(z).
+// sigmoid(-z), which is minus the derivative of the BCE by z.
 template <typename T>
 RESOBJ_HD T sigmoid_of_negative(T z) {
   const T e = exp_nonpositive(-magnitude(z));

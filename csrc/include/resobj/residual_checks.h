@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "resobj/residual_layout.h"
@@ -10,12 +11,6 @@
 namespace resobj {
 
 constexpr const char* kResidualOp = "residual_objectness_bce";
-
-struct ResidualOptions {
-  Detach detach;
-  bool keep;  // unselected="keep"
-  ResidualLayout layout;
-};
 
 inline Scope parse_scope(const std::string& value) {
   if (value == "image") return Scope::kImage;
@@ -32,16 +27,16 @@ inline Detach parse_detach(const std::string& value) {
   return Detach::kNone;
 }
 
-inline ResidualOptions parse_options(const Tensor& logits, const std::string& detach,
-                                     const std::string& min_scope, const std::string& unselected,
-                                     const std::vector<int64_t>& level_sizes, int64_t chunk_size) {
-  ResidualOptions options;
-  options.detach = parse_detach(detach);
+inline bool parse_keep(const std::string& unselected) {
   STD_TORCH_CHECK(unselected == "update" || unselected == "keep", kResidualOp,
                   ": unknown unselected ", unselected);
-  options.keep = unselected == "keep";
-  ResidualLayout& layout = options.layout;
-  layout.scope = parse_scope(min_scope);
+  return unselected == "keep";
+}
+
+inline ResidualLayout make_layout(const Tensor& logits, Scope scope,
+                                  const std::vector<int64_t>& level_sizes, int64_t chunk_size) {
+  ResidualLayout layout;
+  layout.scope = scope;
   layout.num_images = logits.size(0);
   layout.num_anchors = logits.size(1);
   layout.chunk_size = chunk_size;
@@ -59,10 +54,10 @@ inline ResidualOptions parse_options(const Tensor& logits, const std::string& de
   }
   STD_TORCH_CHECK(layout.level_begin[layout.num_levels] == layout.num_anchors, kResidualOp,
                   ": level_sizes do not sum to the number of anchors");
-  return options;
+  return layout;
 }
 
-inline void check_forward(const Tensor& logits, const Tensor& residuals, const Tensor& labels) {
+inline void check_residual(const Tensor& logits, const Tensor& residuals, const Tensor& labels) {
   check_devices(kResidualOp, {{"logits", logits}, {"residuals", residuals}, {"labels", labels}});
   check_dtypes(kResidualOp, {{"logits", logits}, {"residuals", residuals}});
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Char, kResidualOp, ": labels must be int8");
@@ -75,17 +70,76 @@ inline void check_forward(const Tensor& logits, const Tensor& residuals, const T
       kResidualOp, ": labels must have the shape of logits");
 }
 
-// Beside check_forward, with the refined logits in the place of the residuals.
-inline void check_backward(const Tensor& grad_losses, const Tensor& logits, const Tensor& refined,
-                           const Tensor& thresholds, int64_t num_groups) {
-  check_devices(kResidualOp,
-                {{"logits", logits}, {"grad_losses", grad_losses}, {"thresholds", thresholds}});
-  check_dtypes(kResidualOp,
-               {{"logits", logits}, {"grad_losses", grad_losses}, {"thresholds", thresholds}});
-  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == refined.size(0) + 1, kResidualOp,
+// What the forward returns.
+struct ResidualOutputs {
+  Tensor losses;      // (T+1)
+  Tensor counts;      // (T+1)
+  Tensor thresholds;  // (T, G)
+  Tensor score_sums;  // (T+1, 2)
+  Tensor numbers;     // (2)
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> as_tuple() const {
+    return {losses, counts, thresholds, score_sums, numbers};
+  }
+};
+
+// The arguments of the forward and the backward, checked and contiguous.
+struct ResidualArguments {
+  Tensor logits;
+  Tensor residuals;
+  Tensor labels;
+  Detach detach;
+  bool keep;
+  ResidualLayout layout;
+
+  ResidualArguments(const Tensor& o, const Tensor& r, const Tensor& y, const std::string& detach,
+                    const std::string& min_scope, const std::string& unselected,
+                    const std::vector<int64_t>& level_sizes, int64_t chunk_size) {
+    check_residual(o, r, y);
+    this->detach = parse_detach(detach);
+    keep = parse_keep(unselected);
+    layout = make_layout(o, parse_scope(min_scope), level_sizes, chunk_size);
+    logits = as_contiguous(o);
+    residuals = as_contiguous(r);
+    labels = as_contiguous(y);
+  }
+
+  int64_t steps() const { return residuals.size(0); }
+
+  template <typename T>
+  ResidualInputs<T> inputs() const {
+    return ResidualInputs<T>{logits.const_data_ptr<T>(),
+                             residuals.const_data_ptr<T>(),
+                             labels.const_data_ptr<int8_t>(),
+                             static_cast<int>(steps()),
+                             detach,
+                             keep,
+                             layout};
+  }
+
+  ResidualOutputs new_outputs() const {
+    return ResidualOutputs{
+        torch::stable::new_empty(logits, {steps() + 1}),
+        torch::stable::new_empty(logits, {steps() + 1}, ScalarType::Long),
+        torch::stable::new_empty(logits, {steps(), layout.num_groups()}),
+        torch::stable::new_empty(logits, {steps() + 1, 2}),
+        torch::stable::new_empty(logits, {2}, ScalarType::Long),
+    };
+  }
+};
+
+// Beside the checks in ResidualArguments.
+inline void check_residual_backward(const Tensor& grad_losses, const Tensor& thresholds,
+                                    const ResidualArguments& arguments) {
+  const std::initializer_list<Argument> tensors{
+      {"logits", arguments.logits}, {"grad_losses", grad_losses}, {"thresholds", thresholds}};
+  check_devices(kResidualOp, tensors);
+  check_dtypes(kResidualOp, tensors);
+  const int64_t steps = arguments.steps();
+  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == steps + 1, kResidualOp,
                   ": grad_losses must have shape (T+1,)");
-  STD_TORCH_CHECK(thresholds.dim() == 2 && thresholds.size(0) == refined.size(0) &&
-                      thresholds.size(1) == num_groups,
+  STD_TORCH_CHECK(thresholds.dim() == 2 && thresholds.size(0) == steps &&
+                      thresholds.size(1) == arguments.layout.num_groups(),
                   kResidualOp, ": thresholds must have shape (T, G)");
 }
 

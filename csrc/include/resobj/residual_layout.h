@@ -1,6 +1,6 @@
-// Options of residual_objectness_bce, and how its anchors are cut into chunks: every chunk lies in
-// one image and one group, so one threshold per step serves it. The cut depends on the sizes alone,
-// never on the number of threads, which makes the sums reproducible.
+// Options and inputs of residual_objectness_bce, and how its anchors are cut into chunks: every
+// chunk lies in one image and one group, so one threshold per step serves it. The cut depends on
+// the sizes alone, never on the number of threads, which makes the sums reproducible.
 #pragma once
 
 #include "resobj/macros.h"
@@ -49,6 +49,23 @@ struct ResidualLayout {
     return Chunk{group, image * num_anchors + begin, image * num_anchors + end};
   }
 };
+
+// What the kernels read, all contiguous.
+template <typename T>
+struct ResidualInputs {
+  const T* logits;
+  const T* residuals;
+  const int8_t* labels;
+  int steps;
+  Detach detach;
+  bool keep;  // unselected="keep"
+  ResidualLayout layout;
+
+  RESOBJ_HD int64_t step_stride() const { return layout.num_images * layout.num_anchors; }
+};
+
+// What is summed over the anchors of one step. The last two are for background, then foreground.
+enum StepSum { kLoss, kSelected, kScores, kNumbers = kScores + 2, kStepSums = kNumbers + 2 };
 
 // The smaller of two, NaN if either is NaN.
 template <typename T>

@@ -54,6 +54,11 @@ inline void check_same_shape(const char* op, const Argument& argument, const Arg
   STD_TORCH_CHECK(same, op, ": ", argument.name, " must have the shape of ", like.name);
 }
 
+// torch::stable::contiguous asks the dispatcher, which costs as much as a kernel on a few boxes.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // The gradient that comes in for an operator whose result is one number.
 inline void check_grad_loss(const char* op, const Tensor& grad_loss, const Argument& input) {
   check_devices(op, {input, {"grad_loss", grad_loss}});

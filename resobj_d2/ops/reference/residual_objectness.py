@@ -15,7 +15,7 @@ def residual_objectness_bce(
     min_scope: str = "image",
     unselected: str = "update",
     level_sizes: list[int] = (),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Algorithm 1 of Residual Objectness, step by step. Autograd of this code gives the gradients.
 
     See :func:`resobj_d2.ops.residual_objectness_bce`.
@@ -24,8 +24,9 @@ def residual_objectness_bce(
     foreground = labels > 0
     losses = [_masked_bce_sum(logits, foreground, valid)]
     counts = [valid.sum()]
+    kinds = torch.stack((labels == 0, foreground))
+    scores = [_score_sums(logits, kinds)]
     thresholds: list[Tensor] = []
-    refined: list[Tensor] = []
     previous = logits.detach() if detach == "objectness" else logits
     for residual in residuals:
         if detach == "all":
@@ -37,20 +38,21 @@ def residual_objectness_bce(
         counts.append(selected.sum())
         thresholds.append(minima)
         previous = updated if unselected == "update" else torch.where(selected, updated, previous)
-        refined.append(previous)
+        scores.append(_score_sums(previous, kinds))
     num_groups = count_groups(logits.shape[0], min_scope, level_sizes)
     return (
         torch.stack(losses),
         torch.stack(counts),
         torch.stack(thresholds) if thresholds else logits.new_empty(0, num_groups),
-        torch.stack(refined).detach() if refined else torch.empty_like(residuals),
+        torch.stack(scores),
+        kinds.sum(dim=(1, 2)),
     )
 
 
 def residual_objectness_bce_backward(
     grad_losses: Tensor,
     logits: Tensor,
-    refined: Tensor,
+    residuals: Tensor,
     labels: Tensor,
     thresholds: Tensor,
     detach: str,
@@ -64,13 +66,13 @@ def residual_objectness_bce_backward(
     grads = [_masked(grad_losses[0] * (torch.sigmoid(logits) - foreground), valid)]
     entered: list[Tensor] = []
     previous = logits
-    for t in range(refined.shape[0]):
+    for t, residual in enumerate(residuals):
         selected = valid & selected_by(previous, thresholds[t], min_scope, level_sizes)
-        # Where the step was selected, refined[t] is o_t in both modes of `unselected`.
-        bce_grad = grad_losses[t + 1] * (torch.sigmoid(refined[t]) - foreground)
+        updated = previous + residual
+        bce_grad = grad_losses[t + 1] * (torch.sigmoid(updated) - foreground)
         grads.append(_masked(bce_grad, selected))
         entered.append(selected if unselected == "keep" else torch.ones_like(selected))
-        previous = refined[t]
+        previous = torch.where(entered[-1], updated, previous)
     if detach == "all":
         grad_residuals = grads[1:]
         grad_logits = grads[0]
@@ -81,7 +83,7 @@ def residual_objectness_bce_backward(
             reaching[t] = reaching[t] + reaching[t + 1]
         grad_residuals = [_masked(g, e) for g, e in zip(reaching[1:], entered, strict=True)]
         grad_logits = grads[0] if detach == "objectness" else reaching[0]
-    stacked = torch.stack(grad_residuals) if grad_residuals else torch.empty_like(refined)
+    stacked = torch.stack(grad_residuals) if grad_residuals else torch.empty_like(residuals)
     return grad_logits, stacked
 
 
@@ -119,6 +121,11 @@ def selected_by(logits: Tensor, minima: Tensor, min_scope: str, level_sizes: lis
 def count_groups(num_images: int, min_scope: str, level_sizes: list[int]) -> int:
     """G, the number of minimum scores in one step."""
     return {"image": num_images, "level": len(level_sizes)}.get(min_scope, 1)
+
+
+def _score_sums(logits: Tensor, kinds: Tensor) -> Tensor:
+    """(K,) sum of the sigmoid over the anchors of each of K masks (K, N, R)."""
+    return _masked(torch.sigmoid(logits.detach()), kinds).sum(dim=(1, 2))
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
