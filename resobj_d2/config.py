@@ -131,7 +131,7 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
 
 
 def _add_backbones(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_darknet_backbone or build_timm_backbone."""
+    """Used where MODEL.BACKBONE.NAME is build_{darknet,timm}_backbone."""
     darknet = cfg.MODEL.DARKNET = node_type()
     # Width of the first convolution; each of the five stages doubles it.
     darknet.STEM_CHANNELS = 32
@@ -151,7 +151,7 @@ def _add_backbones(cfg: CfgNode, node_type: type) -> None:
 
 
 def _add_necks(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_balanced_fpn_backbone or build_bifpn_backbone."""
+    """Used where MODEL.BACKBONE.NAME is build_{balanced_fpn,bifpn,ssd_extras}_backbone."""
     bfp = cfg.MODEL.BFP = node_type()
     # The registered backbone whose pyramid is balanced.
     bfp.PYRAMID = "build_retinanet_resnet_fpn_backbone"
@@ -168,6 +168,15 @@ def _add_necks(cfg: CfgNode, node_type: type) -> None:
     bifpn.NUM_LAYERS = 3
     # "fast" (normalised by the sum), "softmax" or "sum" (no weights).
     bifpn.FUSION = "fast"
+
+    extras = cfg.MODEL.SSD_EXTRAS = node_type()
+    # The registered backbone below, and its maps that are levels, finest first.
+    extras.BOTTOM_UP = "build_ssd_vgg16_backbone"
+    extras.IN_FEATURES = ["conv4_3", "fc7"]
+    # Width of each extra level; the levels are called s1, s2, ...
+    extras.CHANNELS = [512, 256, 256, 256, 256]
+    # Kernel of the last extra level, 3 or 4.
+    extras.LAST_KERNEL = 4
 
 
 def _add_run(cfg: CfgNode, node_type: type) -> None:

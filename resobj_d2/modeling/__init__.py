@@ -1,11 +1,11 @@
 """The detector and its slots. Importing this package registers them with Detectron2."""
 
-from .backbones import DarkNet, TimmBackbone
+from .backbones import SSDVGG16, DarkNet, TimmBackbone
 from .branches import ObjectnessBranch, ScoreBranch
 from .build import BRANCH_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
-from .necks import BalancedFeaturePyramid, BiFPN
+from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras
 from .postprocess import DensePostprocess
 from .predictors import SharedConv
 from .stages import Stage
@@ -23,6 +23,8 @@ __all__ = [
     "DenseStream",
     "ObjectnessBranch",
     "ResObjDenseDetector",
+    "SSDExtras",
+    "SSDVGG16",
     "ScoreBranch",
     "ScoreFusion",
     "SharedConv",

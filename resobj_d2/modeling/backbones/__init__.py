@@ -2,11 +2,15 @@
 
 from .darknet import DarkNet, DarkNetConv, build_darknet_backbone
 from .timm import TimmBackbone, build_timm_backbone
+from .vgg import SSDVGG16, ChannelNorm, build_ssd_vgg16_backbone
 
 __all__ = [
+    "ChannelNorm",
     "DarkNet",
     "DarkNetConv",
+    "SSDVGG16",
     "TimmBackbone",
     "build_darknet_backbone",
+    "build_ssd_vgg16_backbone",
     "build_timm_backbone",
 ]

@@ -2,12 +2,15 @@
 
 from .balanced_fpn import BalancedFeaturePyramid, NonLocalRefine, build_balanced_fpn_backbone
 from .bifpn import BiFPN, WeightedFusion, build_bifpn_backbone
+from .ssd_extras import SSDExtras, build_ssd_extras_backbone
 
 __all__ = [
     "BiFPN",
     "BalancedFeaturePyramid",
     "NonLocalRefine",
+    "SSDExtras",
     "WeightedFusion",
     "build_bifpn_backbone",
+    "build_ssd_extras_backbone",
     "build_balanced_fpn_backbone",
 ]

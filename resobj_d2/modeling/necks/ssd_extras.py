@@ -1,0 +1,101 @@
+"""SSD's extra feature layers: more, ever coarser levels behind a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+__all__ = ["SSDExtras", "build_ssd_extras_backbone"]
+
+
+class SSDExtras(Backbone):
+    """The maps of a backbone, and one more level after another at half the size.
+
+    Each extra level is a 1x1 convolution to half its channels, ReLU, a strided convolution and
+    ReLU (Liu et al. 2016, "SSD", section 3; for 512 pixels its footnote 5). Levels are called
+    ``s1``, ``s2``, ... from the finest; weights are Xavier-uniform.
+
+    Args:
+        bottom_up: the backbone.
+        in_features: its maps that are levels, finest first.
+        channels: width of each extra level.
+        last_kernel: kernel of the last extra level. SSD512's 4 with padding 1 sees all of its
+            2x2 map; the stride 2 used here gives the same there and halves larger maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        channels: Sequence[int],
+        last_kernel: int = 4,
+    ) -> None:
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        unknown = sorted(set(in_features) - set(shapes))
+        if unknown or not in_features:
+            raise ValueError(
+                f"SSD_EXTRAS.IN_FEATURES must be some of {sorted(shapes)}, got {list(in_features)}"
+            )
+        if last_kernel not in (3, 4):
+            raise ValueError(f"SSD_EXTRAS.LAST_KERNEL must be 3 or 4, got {last_kernel}")
+        self.bottom_up = bottom_up
+        self.in_features = list(in_features)
+        self.extras = nn.ModuleList()
+        specs = [shapes[name] for name in in_features]
+        stride, width = specs[-1].stride, specs[-1].channels
+        for i, out in enumerate(channels):
+            kernel = last_kernel if i == len(channels) - 1 else 3
+            self.extras.append(
+                nn.Sequential(
+                    nn.Conv2d(width, out // 2, kernel_size=1),
+                    nn.ReLU(),
+                    nn.Conv2d(out // 2, out, kernel_size=kernel, stride=2, padding=1),
+                    nn.ReLU(),
+                )
+            )
+            stride, width = 2 * stride, out
+            specs.append(ShapeSpec(channels=width, stride=stride))
+        for layer in self.extras.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        self._shapes = {
+            f"s{i + 1}": ShapeSpec(channels=spec.channels, stride=spec.stride)
+            for i, spec in enumerate(specs)
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(spec.stride for spec in self._shapes.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return dict(self._shapes)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: (N, 3, H, W), H and W multiples of ``size_divisibility``."""
+        features = self.bottom_up(image)
+        maps = [features[name] for name in self.in_features]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        return dict(zip(self._shapes, maps, strict=True))
+
+
+@BACKBONE_REGISTRY.register()
+def build_ssd_extras_backbone(cfg, input_shape: ShapeSpec) -> SSDExtras:
+    """Extra levels behind the backbone that ``MODEL.SSD_EXTRAS.BOTTOM_UP`` names."""
+    node = cfg.MODEL.SSD_EXTRAS
+    return SSDExtras(
+        bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape),
+        in_features=node.IN_FEATURES,
+        channels=node.CHANNELS,
+        last_kernel=node.LAST_KERNEL,
+    )
