@@ -1,0 +1,104 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torchvision", "fvcore", "detectron2", "detectron2-cdo", "torch-fast-box-ops", "numpy")
+REPOSITORY = Path(__file__).resolve().parents[1]
+# As csrc/cpu/instruction_sets.h chooses: the first whose flags the processor has.
+INSTRUCTION_SETS = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx2": {"avx2"},
+}
+
+
+def describe(device: str) -> dict:
+    """Processor, GPU, versions, kernels and the state of the repository, all for the JSON."""
+    from resobj_d2 import ops
+
+    cpu, flags = processor()
+    result = {
+        "device": device,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "instructions": instruction_set(flags),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "kernels": ops.native_status(),
+        "git": git_revision(),
+        "platform": platform.platform(),
+        **package_versions(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        result["gpu"] = properties.name
+        result["gpu_memory_mb"] = properties.total_memory // 2**20
+        result["gpu_capability"] = f"{properties.major}.{properties.minor}"
+        result["cuda"] = torch.version.cuda
+    return result
+
+
+def slug(machine: dict) -> str:
+    """A file name for the results of this processor or GPU."""
+    name = machine["gpu"] if machine["device"] == "cuda" else machine["cpu"]
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def processor() -> tuple[str, set[str]]:
+    """Its name and feature flags."""
+    name, flags = platform.machine(), set()
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+                break
+    return name, flags
+
+
+def instruction_set(flags: set[str]) -> str:
+    for name, needed in INSTRUCTION_SETS.items():
+        if needed <= flags:
+            return name
+    return "baseline"
+
+
+def package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_revision() -> str:
+    """The commit, with "-dirty" where tracked files differ from it; "unknown" without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def usable_threads(wanted: list[int]) -> list[int]:
+    """Those that the machine has cores for; says which it leaves out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for threads in wanted:
+        if threads > cores:
+            print(f"left out: {threads} threads, there are {cores} cores", file=sys.stderr)
+    return [threads for threads in wanted if threads <= cores]
