@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean distclean
+.PHONY: help setup demo test bench gpu-check lint format clean distclean
 
 PYTHON ?=
 export PYTHON
@@ -16,6 +16,8 @@ cpp_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o 
 help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
 	@echo "make test       run every test, the slow ones too"
+	@echo "make bench      measure the operators against their peers (about 10 minutes)"
+	@echo "make gpu-check  build, test and measure on an NVIDIA GPU"
 	@echo "make setup      make .venv: pinned dependencies, Detectron2, native operators"
 	@echo "make lint       check style and formatting of Python, C++ and CUDA sources"
 	@echo "make format     apply the formatting that lint checks"
@@ -34,6 +36,20 @@ demo: setup
 test: setup
 	@echo "now: all tests"
 	@$(python) -m pytest -m "slow or not slow"
+
+# BENCH_OPTIONS="--quick" takes a minute or two. The figures are worth something only on a machine
+# that does nothing else.
+bench: setup
+	@echo "now: the benchmarks"
+	@$(python) -m benchmarks --json benchmarks/results $(BENCH_OPTIONS)
+	@$(python) -m benchmarks.table --write docs/benchmarks.md
+	@echo "wrote the tables of docs/benchmarks.md"
+
+gpu-check:
+	@nvidia-smi -L 2>/dev/null || { \
+	  echo "error: make gpu-check needs an NVIDIA GPU, and nvidia-smi finds none here" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	@$(python) -m benchmarks.gpu_check
 
 lint: setup
 	@echo "now: ruff check"

@@ -1,0 +1,147 @@
+"""The command line: what it refuses, its exit status, and one case from end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks.case import all_cases, select_cases
+
+
+@pytest.fixture
+def one_row(monkeypatch, toy_case):
+    """Pretend that one case was measured; a function sets its row's fields."""
+    fields = {}
+
+    def ask_worker(job):
+        if not job.keys:
+            return {"1": {"read": 1e9, "fill": 1e9, "copy": 1e9}}, ""
+        if fields.get("crash"):
+            return {}, "exit status -11: it crashed"
+        row = command.failed_row(toy_case(), job.malloc, "")
+        found = {"ratio": 2.0, "p10": 1.9, "p90": 2.1, "noisy": False}
+        return [{**row, "peer": "them", "comparison": found, "target": 3.0, **fields}], ""
+
+    monkeypatch.setattr(command, "ask_worker", ask_worker)
+    monkeypatch.setattr(command, "all_cases", lambda: [toy_case()])
+    monkeypatch.setattr(command, "why_not", lambda device: "")
+    return fields.update
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_refused(capsys):
+    assert command.main(["--device", "cuda"]) == 2
+    assert "--device cuda" in capsys.readouterr().err
+
+
+def test_unknown_cases_are_refused(capsys):
+    assert command.main(["--only", "M1,Q7"]) == 2
+    error = capsys.readouterr().err
+    assert "'Q7'" in error and "M1" in error
+
+
+@pytest.mark.parametrize("threads", ["0", "one", "1,,2"])
+def test_wrong_threads_are_refused(threads, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--threads", threads])
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_missing_kernels_are_refused(monkeypatch, capsys):
+    from resobj_d2 import ops
+
+    monkeypatch.setattr(ops, "native_status", lambda: {"cpu": "not built: no compiler"})
+    assert command.main(["--quick"]) == 2
+    assert "not built: no compiler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "without_check", "with_check"),
+    [
+        ({"verdict": "pass"}, 0, 0),
+        ({"verdict": "noisy"}, 0, 0),
+        ({"verdict": "fail"}, 0, 1),
+        ({"peak_mb": 5.0, "peak_limit_mb": 4.0, "verdict": "pass"}, 0, 1),
+        ({"verdict": "fail", "error": "a wrong result"}, 1, 1),
+        ({"crash": True}, 1, 1),
+    ],
+)
+def test_exit_status(one_row, fields, without_check, with_check):
+    one_row(fields)
+    assert command.main(["--threads", "1"]) == without_check
+    assert command.main(["--threads", "1", "--check"]) == with_check
+
+
+def test_results_are_written_into_a_folder_by_the_processors_name(one_row, tmp_path):
+    one_row({"verdict": "pass"})
+    assert command.main(["--threads", "1", "--json", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.json")
+    results = json.loads(path.read_text())
+    assert path.stem == command.machine.slug(results["machine"])
+    assert results["rows"][0]["peer"] == "them"
+    assert results["settings"]["seed"] == 0
+    assert {"cpu", "torch", "git", "instructions", "kernels"} <= set(results["machine"])
+
+
+def test_cases_of_one_process_go_together(toy_case):
+    a, b, c = toy_case(), toy_case(size="b", process="p"), toy_case(size="c", process="p")
+    both = toy_case(size="d", malloc=("warm", "default"))
+    found = command.groups([a, b, c, both], None)
+    assert found == [("warm", [a]), ("warm", [b, c]), ("warm", [both]), ("default", [both])]
+    assert command.groups([a, both], "default") == [("default", [a]), ("default", [both])]
+
+
+def test_selection(toy_case):
+    a, b = toy_case(id="A", size="1"), toy_case(id="A", size="2", slow=True)
+    c = toy_case(id="C", devices=("cuda",))
+    everything = [a, b, c]
+    assert select_cases(everything, only=[], device="cpu", quick=False) == [a, b]
+    assert select_cases(everything, only=[], device="cpu", quick=True) == [a]
+    assert select_cases(everything, only=["A 2"], device="cuda", quick=False) == [b]
+    assert select_cases(everything, only=["C"], device="cuda", quick=False) == [c]
+
+
+def test_the_promised_targets_are_checked():
+    """Those of the table of targets, at one thread."""
+    found = {
+        (case.key, peer): target.cpu
+        for case in all_cases()
+        for peer, target in case.targets.items()
+    }
+    expected = {
+        ("P1 201600 x 50", "Detectron2"): 12,
+        ("P2 201600 x 50", "torchvision"): 12,
+        ("M1 201600 x 1", "Detectron2"): 4,
+        ("M1 201600 x 200", "Detectron2"): 100,
+        ("M2 201600 x 50", "torch.compile"): 8,
+        ("M4 201600 x 1000", "Detectron2"): 150,
+        ("R1 2 x 201600, T=2", "eager, masked"): 5,
+        ("R1 2 x 201600, T=2", "eager, indexed"): 6,
+        ("L1 403200 x 80", "fvcore jit"): 10,
+        ("L2 403200", "fvcore"): 14,
+        ("L3 20000", "eager"): 6,
+    }
+    assert expected.items() <= found.items()
+
+
+@pytest.mark.slow
+def test_one_case_from_end_to_end(repository, tmp_path):
+    result = tmp_path / "result.json"
+    name = "G match 100 x 2"
+    command_line = ["--quick", "--only", name, "--json", str(result)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *command_line],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    if "kernels are not in use" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert "| G small inputs | match 100 x 2 | Detectron2 |" in done.stdout
+    (row,) = json.loads(result.read_text())["rows"]
+    assert row["comparison"]["rounds"] >= 5
+    assert row["error"] == ""

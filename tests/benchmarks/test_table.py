@@ -1,0 +1,118 @@
+"""The Markdown tables, and that the page in docs shows the results that are in the repository."""
+
+import json
+
+import pytest
+
+from benchmarks import table
+from benchmarks.case import all_cases
+
+FOUND = {"ratio": 40.4, "p10": 38.0, "p90": 44.4, "noisy": False}
+
+
+def row(**changes):
+    fields = {
+        "id": "M1", "size": "100 x 5", "peer": "Detectron2", "threads": 1, "malloc": "warm",
+        "ours_ms": 0.5, "peer_ms": 1234.5, "comparison": FOUND, "target": 20.0,
+        "verdict": "pass", "peak_mb": 2.5, "peer_peak_mb": 230.0, "peak_limit_mb": 4,
+        "roofline": 0.125, "cuda": {}, "metrics": {}, "limits": {}, "missing": "", "error": "",
+    }  # fmt: skip
+    return {**fields, **changes}
+
+
+def results(*rows, **machine):
+    about = {"device": "cpu", "cpu": "A Processor", "cores": 2, "instructions": "avx2",
+             "torch": "2.10", "git": "abc", **machine}  # fmt: skip
+    rates = {"1": {"read": 20e9, "fill": 10e9}}
+    return {"machine": about, "settings": {"threads": [1, 2]}, "bandwidth": rates, "rows": rows}
+
+
+def cells(text, start):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_with_both_thread_counts():
+    second = row(threads=2, comparison={**FOUND, "ratio": 30.0}, verdict="close")
+    text = table.render([results(row(), second)])
+    assert text.startswith("### A Processor")
+    assert "memory with 1 thread in GB/s: read 20, fill 10" in text
+    assert cells(text, "case")[5:7] == ["1 thread", "2 threads"]
+    assert cells(text, "M1") == [
+        "M1 match anchors", "100 x 5", "Detectron2", "1234", "0.5", "40.4x (38 to 44.4) pass",
+        "30x (38 to 44.4) close", "20x", "230 → 2.5 (at most 4)", "12 %", "not measured",
+    ]  # fmt: skip
+
+
+def test_gpu_results_fill_the_column_and_have_a_table_of_their_own():
+    on_gpu = row(
+        comparison={**FOUND, "ratio": 15.0}, ours_ms=0.01, peer_ms=0.15,
+        cuda={"cold_ms": 0.02, "peer_cold_ms": 0.2, "graph_ms": 0.005, "launches": 3,
+              "peer_launches": 40, "waits": 0, "peer_waits": 2, "peer_no_graph": "it waits"},
+    )  # fmt: skip
+    gpu = results(on_gpu, device="cuda", gpu="Some GPU")
+    text = table.render([results(row(), row(size="else")), gpu])
+    first, second = text.split("### Some GPU")
+    assert cells(first, "case")[-1] == "Some GPU"
+    assert cells(first, "M1 match anchors | 100 x 5")[-1] == "15x (38 to 44.4) pass"
+    assert cells(first, "M1 match anchors | else")[-1] == "not measured"
+    found = dict(zip(cells(second, "case"), cells(second, "M1"), strict=True))
+    assert found["cold L2"] == "10x"
+    assert found["as a graph, ms"] == "no graph → 0.005"
+    assert found["launches"] == "40 → 3"
+    assert found["waits"] == "2 → 0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"error": "wrong", "comparison": None}, "FAILED"),
+        ({"missing": "no module", "comparison": None}, "not installed"),
+        ({"comparison": {**FOUND, "noisy": True}}, "40.4x (38 to 44.4) pass, noisy"),
+        ({"comparison": {**FOUND, "noisy": True}, "verdict": "noisy"}, "40.4x (38 to 44.4) noisy"),
+        ({"peer": "", "comparison": None}, "-"),
+    ],
+)
+def test_ratio(changes, words):
+    assert table.ratio(row(**changes)) == words
+
+
+def test_default_malloc_is_a_row_of_its_own():
+    text = table.render([results(row(), row(malloc="default"))])
+    assert cells(text, "M1 match anchors | 100 x 5, default malloc")[2] == "Detectron2"
+
+
+def test_metrics_are_listed_below():
+    measured = row(metrics={"share": 0.74}, limits={"share": 1.5})
+    assert "- M1 match anchors, 100 x 5: share 0.74 (at most 1.5)" in table.render(
+        [results(measured)]
+    )
+
+
+def test_tables_go_between_the_marks(tmp_path):
+    page = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    new = table.replace_between_marks(page, "new")
+    assert new == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    assert table.replace_between_marks(new, "new") == new
+    for broken in ("no marks", table.END + table.BEGIN, page + table.BEGIN):
+        with pytest.raises(ValueError, match="must contain once"):
+            table.replace_between_marks(broken, "new")
+
+
+def test_command_writes_the_page(tmp_path):
+    file, page = tmp_path / "a.json", tmp_path / "page.md"
+    file.write_text(json.dumps(results(row())))
+    page.write_text(f"x\n{table.BEGIN}\n{table.END}\n")
+    assert table.main([str(file), "--write", str(page)]) == 0
+    assert "| M1 match anchors |" in page.read_text()
+
+
+def test_every_id_has_a_title():
+    assert {case.id for case in all_cases()} <= set(table.TITLES)
+
+
+def test_the_page_shows_the_committed_results(repository, capsys):
+    page = (repository / "docs" / "benchmarks.md").read_text()
+    assert table.main([]) == 0
+    printed = capsys.readouterr().out.rstrip("\n")
+    assert table.replace_between_marks(page, printed) == page
