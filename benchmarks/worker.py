@@ -160,7 +160,7 @@ def measure(
     case: Case, job: Job, calls: dict[str, Callable], facts: dict[str, dict], threads: int
 ) -> list[Row]:
     comparisons, ours_ms = measure_ratios(case, job, calls, threads)
-    on_gpu = measure_on_gpu(case, job, calls) if job.device == "cuda" else {}
+    on_gpu = measure_on_gpu(case, job, calls, facts) if job.device == "cuda" else {}
     metrics: dict[str, float] = {}
     if case.metrics:
         results = {name: call() for name, call in calls.items()}
@@ -218,7 +218,9 @@ def disturbance(found: Comparison) -> tuple[bool, float]:
     return found.noisy, found.p90 / found.p10
 
 
-def measure_on_gpu(case: Case, job: Job, calls: dict[str, Callable]) -> dict[str, dict]:
+def measure_on_gpu(
+    case: Case, job: Job, calls: dict[str, Callable], facts: dict[str, dict]
+) -> dict[str, dict]:
     """Milliseconds with a cold L2 cache, and as a CUDA graph where that is possible."""
     options = {"budget": job.budget / 2, "min_rounds": case.min_rounds, "seed": job.seed}
     found: dict[str, dict] = {name: {} for name in calls}
@@ -226,7 +228,9 @@ def measure_on_gpu(case: Case, job: Job, calls: dict[str, Callable]) -> dict[str
         found[name]["cold_ms"] = compare(samples, samples, threads=0).ours_ms
     graphs = {}
     for name, call in calls.items():
-        replay, reason = cuda.capture(call)
+        # A capture that fails half-way can upset what comes after it, so none is tried in vain.
+        waits = facts[name]["cuda"]["waits"]
+        replay, reason = (None, f"waits {waits} times") if waits else cuda.capture(call)
         if replay is None:
             found[name]["no_graph"] = reason
         else:

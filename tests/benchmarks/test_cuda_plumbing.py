@@ -1,12 +1,15 @@
 """The GPU's side with a pretended GPU: what is called, in which order, and what is counted."""
 
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import cuda, memory
+from benchmarks import cuda, memory, worker
+from benchmarks.case import Target
+from benchmarks.cuda import capture, count_waits
 
 WARNING = "called a synchronizing CUDA operation"
 
@@ -151,3 +154,46 @@ def test_peak_memory_is_what_the_call_adds(fake):
         fake.peak = 170
 
     assert memory.peak_bytes_cuda(call, fake) == 70
+
+
+def test_a_row_of_the_gpu(fake, monkeypatch, toy_case, toy_job):
+    """The worker's GPU branch from end to end; ours waits for nothing, the peer does."""
+    monkeypatch.setattr(cuda, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(worker.cuda, "CudaClock", partial(cuda.CudaClock, fake))
+    monkeypatch.setattr(worker.cuda, "FlushedClock", partial(cuda.FlushedClock, fake, "cpu"))
+    monkeypatch.setattr(worker.cuda, "capture", lambda call: capture(call, fake))
+    monkeypatch.setattr(worker.cuda, "count_waits", lambda call: count_waits(call, fake))
+    monkeypatch.setattr(worker.cuda, "count_launches", lambda call: 7)
+    monkeypatch.setattr(worker.memory, "peak_bytes", lambda call, device: 3 * 2**20)
+
+    def slow_peer(x):
+        def call():
+            fake.spend(8.0)
+            fake.wait()
+            return x + x
+
+        return call
+
+    def ours(x):
+        def call():
+            fake.spend(2.0)
+            return x * 2
+
+        return call
+
+    case = toy_case(
+        make=lambda device, seed: (torch.ones(3),),
+        ours=ours,
+        peers={"adding": slow_peer},
+        targets={"adding": Target(cpu=100, cuda=3)},
+    )
+    toy_job.device = "cuda"
+    (row,) = worker.run_case(case, toy_job)
+    assert row.comparison["ratio"] == pytest.approx(4.0)
+    assert (row.target, row.verdict) == (3, "pass")
+    assert row.cuda == {
+        "launches": 7, "waits": 0, "cold_ms": pytest.approx(2.0), "graph_ms": pytest.approx(1.0),
+        "peer_launches": 7, "peer_waits": 1, "peer_cold_ms": pytest.approx(8.0),
+        "peer_no_graph": "waits 1 times",
+    }  # fmt: skip
+    assert row.peak_mb == 3.0
