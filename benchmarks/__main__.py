@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')
     parser.add_argument("--budget", type=float, help="seconds per case and thread count, default 5")
     parser.add_argument("--malloc", choices=tuple(memory.MALLOC), help="default: as each case says")
-    parser.add_argument("--json", type=Path, help="write the results here; a folder chooses a name")
+    parser.add_argument("--json", type=Path, help="a file, or a folder: named after the processor")
     parser.add_argument("--check", action="store_true", help="fail where a target is missed")
     parser.add_argument("--quick", action="store_true", help="1 thread, half a second per case")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
@@ -159,7 +159,9 @@ def failed_row(case: Case, malloc: str, problem: str) -> dict:
 
 
 def write(results: dict, path: Path) -> Path:
-    if path.is_dir():
+    """Write the JSON to the file ``path``, or into the folder if it does not end in .json."""
+    if path.suffix != ".json":
+        path.mkdir(parents=True, exist_ok=True)
         path = path / f"{machine.slug(results['machine'])}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     return path

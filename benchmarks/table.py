@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 BEGIN = "<!-- begin: python -m benchmarks.table -->"
 END = "<!-- end: python -m benchmarks.table -->"
 NOT_MEASURED = "not measured"
+NO_RESULTS = "No results yet: `make bench` puts them here."
 
 TITLES = {
     "P1": "pairwise IoU",
@@ -43,7 +44,7 @@ def render(results: list[dict]) -> str:
     on_gpu = [r for r in results if r["machine"]["device"] == "cuda"]
     parts = [cpu_section(result, on_gpu) for result in on_cpu]
     parts += [gpu_section(result) for result in on_gpu]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or NO_RESULTS
 
 
 def cpu_section(result: dict, on_gpu: list[dict]) -> str:

@@ -77,8 +77,9 @@ def test_exit_status(one_row, fields, without_check, with_check):
 
 def test_results_are_written_into_a_folder_by_the_processors_name(one_row, tmp_path):
     one_row({"verdict": "pass"})
-    assert command.main(["--threads", "1", "--json", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob("*.json")
+    folder = tmp_path / "results"
+    assert command.main(["--threads", "1", "--json", str(folder)]) == 0
+    (path,) = folder.glob("*.json")
     results = json.loads(path.read_text())
     assert path.stem == command.machine.slug(results["machine"])
     assert results["rows"][0]["peer"] == "them"

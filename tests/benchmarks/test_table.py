@@ -63,6 +63,10 @@ def test_gpu_results_fill_the_column_and_have_a_table_of_their_own():
     assert found["waits"] == "2 → 0"
 
 
+def test_without_results_it_says_so():
+    assert table.render([]) == table.NO_RESULTS
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
