@@ -66,6 +66,13 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"
 
+    # Stages after the first, a list of dicts; see resobj_d2.modeling.stages.StageOptions. Each
+    # trains on the boxes that the stage before it predicts; {} is consistent optimisation.
+    dense.STAGES = []
+    # "last": class probabilities of the last stage with a class predictor of its own; "mean": of
+    # all of these.
+    dense.STAGE_SCORES = "last"
+
 
 def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.CLS_LOSS = node_type()

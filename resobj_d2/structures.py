@@ -98,10 +98,14 @@ class GroundTruth:
 
 @dataclass
 class TowerFeatures:
-    """What the predictors read: one (N, C, H_l, W_l) map per level for each task."""
+    """What the predictors read: one (N, C, H_l, W_l) map per level for each task.
+
+    ``pyramid`` is what the tower read, for stages that have a tower of their own.
+    """
 
     cls: list[Tensor]
     box: list[Tensor]
+    pyramid: list[Tensor]
 
 
 @dataclass
@@ -117,7 +121,11 @@ class LevelMaps:
     channels: int
 
     def flatten(self) -> Tensor:
-        """(N, R, channels), a copy, in the order of :class:`Priors`."""
+        """(N, R, channels), in the order of :class:`Priors`: one copy, whoever asks."""
+        return self._flat
+
+    @cached_property
+    def _flat(self) -> Tensor:
         parts = []
         for x in self.levels:
             n, _, h, w = x.shape
@@ -133,14 +141,16 @@ class StagePrediction:
     Attributes:
         anchors: (R, 4) for the first stage, (N, R, 4) for refined anchors; never carries a
             gradient.
-        cls: K logits per anchor.
-        box: 4 deltas per anchor, in the coder's parametrisation.
+        cls: K logits per anchor; a stage without a class predictor repeats those of the stage
+            before it.
+        box: 4 deltas per anchor, in the coder's parametrisation; None for a stage that leaves the
+            boxes as they are.
         boxes: (N, R, 4) decoded, without gradient, for an assigner that reads predictions.
     """
 
     anchors: Tensor
     cls: LevelMaps
-    box: LevelMaps
+    box: LevelMaps | None
     boxes: Tensor | None = None
 
     # The copies are made when asked for: losses need them, inference reads the maps.
@@ -151,9 +161,9 @@ class StagePrediction:
         return self.cls.flatten()
 
     @cached_property
-    def deltas(self) -> Tensor:
-        """(N, R, 4)."""
-        return self.box.flatten()
+    def deltas(self) -> Tensor | None:
+        """(N, R, 4), or None as ``box``."""
+        return None if self.box is None else self.box.flatten()
 
 
 @dataclass
@@ -166,6 +176,11 @@ class StreamOutput:
     priors: Priors
     stages: list[StagePrediction]
     branches: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def box_stage(self) -> StagePrediction:
+        """The last stage that moves boxes: its decoded boxes are the detector's."""
+        return [stage for stage in self.stages if stage.box is not None][-1]
 
 
 @dataclass

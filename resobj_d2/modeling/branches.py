@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resobj_d2.losses import ResidualObjectnessLoss
-from resobj_d2.structures import StagePrediction, Targets, TowerFeatures
+from resobj_d2.structures import Targets, TowerFeatures
 
 from .build import BRANCH_REGISTRY
 from .predictors import SharedConv, init_conv, prior_bias
@@ -23,12 +23,17 @@ class ScoreBranch(nn.Module):
         name: names the factor in ``Candidates.factors`` and in ``FUSION``.
         owns_background: the branch learns foreground against background, so the class loss
             covers foreground anchors only.
+        last_stage_only: reads the last stage's tower and learns from that stage alone; otherwise
+            it reads the first stage's and learns from every stage, weighted as that stage is.
+        needs_boxes: ``loss`` gets the stage's decoded boxes.
 
     ``num_steps`` counts the refinements of the probability (0 for a plain one).
     """
 
     name: str
     owns_background: bool
+    last_stage_only = False
+    needs_boxes = False
     num_steps = 0
 
     def predict(self, features: TowerFeatures) -> object:
@@ -40,11 +45,18 @@ class ScoreBranch(nn.Module):
         prediction: object,
         *,
         targets: Targets,
-        stage: StagePrediction,
+        boxes: Tensor | None,
         level_sizes: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses (names start with ``loss_``) and detached statistics to log."""
+        """Losses (names start with ``loss_``) and detached statistics to log.
+
+        Args:
+            targets: of the stage it learns from.
+            boxes: (N, R, 4) what that stage predicts, with gradient, if ``needs_boxes``.
+            level_sizes: anchors per level.
+            normalizer: what divides its sums.
+        """
         raise TypeError(f"{type(self).__name__} must define loss")
 
     def score_logits(self, prediction: object, step: int | None = None) -> Tensor:
@@ -172,7 +184,7 @@ class ObjectnessBranch(ScoreBranch):
         prediction: ObjectnessPrediction,
         *,
         targets: Targets,
-        stage: StagePrediction,
+        boxes: Tensor | None,
         level_sizes: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

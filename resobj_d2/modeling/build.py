@@ -8,9 +8,10 @@ __all__ = ["BRANCH_REGISTRY", "TOWER_REGISTRY"]
 
 TOWER_REGISTRY = Registry("TOWER")
 TOWER_REGISTRY.__doc__ = """
-Towers: modules built as ``Entry.from_config(node, in_channels)`` from ``MODEL.DENSE.TOWER`` with
-the channels of each level. ``tower(features) -> TowerFeatures``; ``out_channels`` lists the
-channels of each level.
+Towers: modules built as ``Entry.from_config(node, in_channels, tasks=("cls", "box"))`` from
+``MODEL.DENSE.TOWER`` with the channels of each level. ``tower(features) -> TowerFeatures``;
+``tower.run(task, features)`` gives the maps of one task, on an input of its own (stages with their
+own tower have only the ``tasks`` they need); ``out_channels`` lists the channels of each level.
 """
 
 BRANCH_REGISTRY = Registry("BRANCH")

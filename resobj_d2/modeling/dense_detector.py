@@ -79,7 +79,10 @@ class ResObjDenseDetector(nn.Module):
             dense.TOWER, [level.channels for level in levels]
         )
         stream = DenseStream.from_config(
-            dense, in_channels=tower.out_channels, strides=[level.stride for level in levels]
+            dense,
+            in_channels=tower.out_channels,
+            pyramid_channels=[level.channels for level in levels],
+            strides=[level.stride for level in levels],
         )
         return {
             "backbone": backbone,

@@ -2,32 +2,262 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
 from torch import Tensor, nn
 
+from resobj_d2.losses import NORMALIZER_REGISTRY
+from resobj_d2.matching import ASSIGNER_REGISTRY, MaxIoUAssigner
 from resobj_d2.structures import StagePrediction, TowerFeatures
 
-__all__ = ["Stage"]
+from .build import TOWER_REGISTRY
+from .predictors import SharedConv, init_conv, prior_bias
+
+__all__ = ["Stage", "StageOptions", "build_stages"]
+
+_CHOICES = {
+    "CLS": ("shared", "own", "none"),
+    "BOX": ("own", "shared", "none"),
+    "TOWER": ("shared", "own", "gated"),
+    "NORMALIZER": ("first", "own"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """One entry of ``MODEL.DENSE.STAGES``: a stage after the first, which refines its anchors.
+
+    Kong et al., "Consistent Optimization for Single-Shot Object Detection", Eq. 1 and 2, Figure 4.
+
+    Attributes:
+        cls: "shared": this stage's labels also train the logits of the stage before it;
+            "own": a class predictor of its own; "none": no class loss.
+        box: "own": a box predictor of its own; "shared": the deltas of the stage before it, applied
+            and trained once more; "none": the boxes stay as they are.
+        tower: "shared": the tower of the stage before it; "own": one of its own on the same
+            pyramid (cascade); "gated": the same on ``P + sigmoid(conv1x1(h)) * h``, h the last
+            feature of the tower before it (gated cascade).
+        iou_thresholds, iou_labels, allow_low_quality: see ``MaxIoUAssigner``; without labels
+            the lowest interval is background, the highest foreground, the others ignored.
+        weight: factor of this stage's losses.
+        normalizer: what divides the class loss: "first", the first stage's normaliser (Eq. 1 has
+            one for both terms), or "own", that of this stage, which divides the box loss anyway.
+    """
+
+    cls: str = "shared"
+    box: str = "own"
+    tower: str = "shared"
+    iou_thresholds: Sequence[float] = (0.5, 0.6)
+    iou_labels: Sequence[int] | None = None
+    allow_low_quality: bool = False
+    weight: float = 1.0
+    normalizer: str = "first"
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            value = getattr(self, key.lower())
+            if value not in choices:
+                raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+        if isinstance(self.weight, (bool, str)) or not 0 < self.weight < float("inf"):
+            raise ValueError(f"WEIGHT must be a positive number, got {self.weight!r}")
+        if not isinstance(self.allow_low_quality, bool):
+            raise ValueError(
+                f"ALLOW_LOW_QUALITY must be True or False, got {self.allow_low_quality!r}"
+            )
+        if self.cls == "none" and self.box == "none":
+            raise ValueError("CLS none with BOX none trains nothing")
+        if self.tower != "shared" and "own" not in (self.cls, self.box):
+            raise ValueError(
+                f"TOWER {self.tower} needs CLS or BOX own: no predictor would read that tower"
+            )
+
+    @classmethod
+    def from_entry(cls, entry: Mapping) -> StageOptions:
+        """Read a dict whose keys are the attributes' names in capitals, all optional."""
+        known = [field.name.upper() for field in fields(cls)]
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"must be a dict with some of the keys {known}, got {entry!r}")
+        unknown = sorted(str(key) for key in set(entry) - set(known))
+        if unknown:
+            raise ValueError(f"has unknown keys {unknown}; known are {known}")
+        return cls(**{key.lower(): value for key, value in entry.items()})
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have a predictor of their own."""
+        return [task for task in ("cls", "box") if getattr(self, task) == "own"]
+
+    def assigner(self, num_classes: int) -> MaxIoUAssigner:
+        thresholds, labels = self.iou_thresholds, self.iou_labels
+        for key, value in (("IOU_THRESHOLDS", thresholds), ("IOU_LABELS", labels or [])):
+            numbers = isinstance(value, (list, tuple)) and all(
+                isinstance(x, (int, float)) for x in value
+            )
+            if not numbers:
+                raise ValueError(f"{key} must be a list of numbers, got {value!r}")
+        if labels is None:
+            labels = [0, *[-1] * (len(thresholds) - 1), 1]
+        return MaxIoUAssigner(
+            num_classes=num_classes,
+            iou_thresholds=thresholds,
+            iou_labels=labels,
+            allow_low_quality=self.allow_low_quality,
+        )
 
 
 class Stage(nn.Module):
     """The predictors of one set of anchors, the rule that labels these, and their normaliser.
 
     Args:
-        cls: its ``maps`` makes K logits per anchor of the class tower's levels.
-        box: its ``maps`` makes 4 deltas per anchor of the box tower's levels.
+        cls: predictor of K logits per anchor from the class tower's levels; None to use those of
+            the stage before it.
+        box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
         assigner: see ``ASSIGNER_REGISTRY``.
         normalizer: see ``NORMALIZER_REGISTRY``.
+        tower: see ``TOWER_REGISTRY``; None to read what the stage before it reads.
+        gates: by task the convolution that gates the feature of the tower before it, which is
+            then added to the pyramid's; empty for none.
+        trains_cls: whether its labels train the class logits.
+        repeats_box: without ``box``, apply the latest deltas once more.
+        weight: factor of its losses.
+        own_cls_normalizer: divide the class loss by this stage's normaliser, not by the first's.
     """
 
-    def __init__(self, *, cls: nn.Module, box: nn.Module, assigner, normalizer: nn.Module) -> None:
+    def __init__(
+        self,
+        *,
+        cls: nn.Module | None,
+        box: nn.Module | None,
+        assigner,
+        normalizer: nn.Module,
+        tower: nn.Module | None = None,
+        gates: Mapping[str, nn.Module] | None = None,
+        trains_cls: bool = True,
+        repeats_box: bool = False,
+        weight: float = 1.0,
+        own_cls_normalizer: bool = True,
+    ) -> None:
         super().__init__()
         self.cls = cls
         self.box = box
         self.assigner = assigner
         self.normalizer = normalizer
+        self.tower = tower
+        self.gates = nn.ModuleDict(gates or {})
+        self.trains_cls = trains_cls
+        self.repeats_box = repeats_box
+        self.weight = weight
+        self.own_cls_normalizer = own_cls_normalizer
 
-    def forward(self, features: TowerFeatures, anchors: Tensor) -> StagePrediction:
-        """anchors: (R, 4) or (N, R, 4), without gradient."""
-        return StagePrediction(
-            anchors=anchors, cls=self.cls.maps(features.cls), box=self.box.maps(features.box)
+    def features(self, features: TowerFeatures) -> TowerFeatures:
+        """What its predictors read, given what those of the stage before it read."""
+        if self.tower is None:
+            return features
+        own = {}
+        for task in self.tower.tasks:
+            levels = features.pyramid
+            if task in self.gates:
+                gate = self.gates[task]
+                levels = [
+                    p + torch.sigmoid(gate(h)) * h
+                    for p, h in zip(levels, getattr(features, task), strict=True)
+                ]
+            own[task] = self.tower.run(task, levels)
+        return replace(features, **own)
+
+    def forward(
+        self, features: TowerFeatures, anchors: Tensor, earlier: Sequence[StagePrediction] = ()
+    ) -> StagePrediction:
+        """
+        Args:
+            features: from :meth:`features`.
+            anchors: (R, 4) or (N, R, 4), without gradient.
+            earlier: predictions of the stages before it.
+        """
+        box = None
+        if self.box is not None:
+            box = self.box.maps(features.box)
+        elif self.repeats_box:
+            box = [stage.box for stage in earlier if stage.box is not None][-1]
+        cls = earlier[-1].cls if self.cls is None else self.cls.maps(features.cls)
+        return StagePrediction(anchors=anchors, cls=cls, box=box)
+
+
+def build_stages(
+    dense, *, in_channels: int, num_anchors: int, pyramid_channels: Sequence[int]
+) -> list[Stage]:
+    """The first stage, on the priors, and those of ``MODEL.DENSE.STAGES``.
+
+    Args:
+        in_channels: channels of the tower.
+        num_anchors: A.
+        pyramid_channels: channels of what towers read, per level.
+    """
+    sizes = {"in_channels": in_channels, "num_anchors": num_anchors}
+    predictors = {
+        "cls": {
+            "channels": dense.NUM_CLASSES,
+            "bias_value": prior_bias(dense.CLS_LOSS.PRIOR_PROB, dense.NUM_CLASSES),
+        },
+        "box": {"channels": 4},
+    }
+
+    def predictor(task: str, tasks: Sequence[str] = ("cls", "box")) -> SharedConv | None:
+        return SharedConv(**sizes, **predictors[task]) if task in tasks else None
+
+    def normalizer() -> nn.Module:
+        return NORMALIZER_REGISTRY.get(dense.NORMALIZER.NAME).from_config(dense.NORMALIZER)
+
+    assigner = ASSIGNER_REGISTRY.get(dense.ASSIGNER.NAME).from_config(
+        dense.ASSIGNER, dense.NUM_CLASSES
+    )
+    stages = [
+        Stage(
+            cls=predictor("cls"), box=predictor("box"), assigner=assigner, normalizer=normalizer()
         )
+    ]
+    for i, entry in enumerate(dense.STAGES):
+        try:
+            options = StageOptions.from_entry(entry)
+            stage = Stage(
+                cls=predictor("cls", options.tasks),
+                box=predictor("box", options.tasks),
+                assigner=options.assigner(dense.NUM_CLASSES),
+                normalizer=normalizer(),
+                tower=_own_tower(options, dense, pyramid_channels),
+                gates=_gates(options, in_channels, pyramid_channels),
+                trains_cls=options.cls != "none",
+                repeats_box=options.box == "shared",
+                weight=options.weight,
+                own_cls_normalizer=options.normalizer == "own",
+            )
+        except ValueError as error:
+            raise ValueError(f"MODEL.DENSE.STAGES[{i}]: {error}") from error
+        stages.append(stage)
+    return stages
+
+
+def _own_tower(options: StageOptions, dense, pyramid_channels: Sequence[int]) -> nn.Module | None:
+    if options.tower == "shared":
+        return None
+    tower = TOWER_REGISTRY.get(dense.TOWER.NAME)
+    return tower.from_config(dense.TOWER, pyramid_channels, tasks=options.tasks)
+
+
+def _gates(
+    options: StageOptions, channels: int, pyramid_channels: Sequence[int]
+) -> dict[str, nn.Module]:
+    if options.tower != "gated":
+        return {}
+    if set(pyramid_channels) != {channels}:
+        raise ValueError(
+            f"TOWER gated adds the tower's {channels} channels to the pyramid's "
+            f"{list(pyramid_channels)}: make TOWER.CHANNELS equal to them"
+        )
+    gates = {}
+    for task in options.tasks:
+        gates[task] = nn.Conv2d(channels, channels, kernel_size=1)
+        init_conv(gates[task])
+    return gates

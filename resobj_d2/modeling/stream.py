@@ -8,13 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
-from resobj_d2.matching import (
-    ASSIGNER_REGISTRY,
-    CODER_REGISTRY,
-    PRIORS_REGISTRY,
-    SAMPLER_REGISTRY,
-)
+from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
 from resobj_d2.structures import (
     IGNORE,
     Candidates,
@@ -30,8 +25,7 @@ from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
 from .fusion import ScoreFusion
 from .postprocess import DensePostprocess
-from .predictors import SharedConv, prior_bias
-from .stages import Stage
+from .stages import Stage, build_stages
 
 __all__ = ["DenseStream"]
 
@@ -39,15 +33,18 @@ __all__ = ["DenseStream"]
 class DenseStream(nn.Module):
     """One set of priors with everything that is predicted for and learned from it.
 
-    Two rules couple the slots. A branch that ``owns_background`` takes background away from the
+    Three rules couple the slots. A branch that ``owns_background`` takes background away from the
     class loss, which then covers foreground anchors only. Every stage starts at the decoded,
-    detached boxes of the stage before it.
+    detached boxes of the stage before it. What has no layer of its own in a stage (shared class
+    logits, objectness) learns from that stage too.
 
     Args:
         priors, coder, sampler: see the registries in ``resobj_d2.matching``.
         cls_loss, box_loss: see the registries in ``resobj_d2.losses``.
         cls_weight, box_weight: factors of these losses.
-        stages: at least one.
+        stages: at least one, the first with both predictors.
+        stage_scores: class probabilities are those of the last stage with a class predictor of its
+            own ("last"), or the mean over all of these ("mean", as in Cascade R-CNN).
         branches: score branches, by their ``name``.
         fusion: makes one score of the class probability and the branches'.
     """
@@ -63,6 +60,7 @@ class DenseStream(nn.Module):
         cls_weight: float = 1.0,
         box_weight: float = 1.0,
         stages: Sequence[Stage],
+        stage_scores: str = "last",
         branches: Sequence[ScoreBranch] = (),
         fusion: ScoreFusion,
     ) -> None:
@@ -75,19 +73,32 @@ class DenseStream(nn.Module):
         self.cls_weight = cls_weight
         self.box_weight = box_weight
         self.stages = nn.ModuleList(stages)
+        self.stage_scores = stage_scores
         self.branches = nn.ModuleDict({b.name: b for b in branches})
         self.fusion = fusion
         owners = [b.name for b in branches if b.owns_background]
         if len(owners) > 1:
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
+        if stage_scores not in ("last", "mean"):
+            raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
+        if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
+            raise ValueError("STAGE_SCORES mean needs a stage in STAGES with CLS own")
 
     @classmethod
-    def from_config(cls, dense, *, in_channels: Sequence[int], strides: Sequence[int]):
+    def from_config(
+        cls,
+        dense,
+        *,
+        in_channels: Sequence[int],
+        pyramid_channels: Sequence[int],
+        strides: Sequence[int],
+    ) -> DenseStream:
         """Build every slot from its own sub-node of ``MODEL.DENSE``.
 
         Args:
             in_channels: channels of the tower, per level.
+            pyramid_channels: channels of what the tower reads, per level.
             strides: of the feature maps, per level.
         """
         priors = PRIORS_REGISTRY.get(dense.PRIORS.NAME).from_config(dense.PRIORS, strides)
@@ -102,18 +113,6 @@ class DenseStream(nn.Module):
             for _, entry in sorted(BRANCH_REGISTRY)
             if (branch := entry.from_config(dense, **sizes)) is not None
         ]
-        stage = Stage(
-            cls=SharedConv(
-                **sizes,
-                channels=dense.NUM_CLASSES,
-                bias_value=prior_bias(dense.CLS_LOSS.PRIOR_PROB, dense.NUM_CLASSES),
-            ),
-            box=SharedConv(**sizes, channels=4),
-            assigner=ASSIGNER_REGISTRY.get(dense.ASSIGNER.NAME).from_config(
-                dense.ASSIGNER, dense.NUM_CLASSES
-            ),
-            normalizer=NORMALIZER_REGISTRY.get(dense.NORMALIZER.NAME).from_config(dense.NORMALIZER),
-        )
         return cls(
             priors=priors,
             coder=CODER_REGISTRY.get(dense.CODER.NAME).from_config(dense.CODER),
@@ -122,7 +121,8 @@ class DenseStream(nn.Module):
             box_loss=BOX_LOSS_REGISTRY.get(dense.BOX_LOSS.NAME).from_config(dense.BOX_LOSS),
             cls_weight=dense.CLS_LOSS.WEIGHT,
             box_weight=dense.BOX_LOSS.WEIGHT,
-            stages=[stage],
+            stages=build_stages(dense, pyramid_channels=pyramid_channels, **sizes),
+            stage_scores=dense.STAGE_SCORES,
             branches=branches,
             fusion=ScoreFusion.from_config(dense.FUSION, ["cls", *(b.name for b in branches)]),
         )
@@ -135,14 +135,32 @@ class DenseStream(nn.Module):
     def forward(self, features: TowerFeatures) -> StreamOutput:
         priors: Priors = self.priors([tuple(x.shape[-2:]) for x in features.box])
         predictions: list[StagePrediction] = []
+        first = features
         for stage in self.stages:
-            anchors = self._boxes(predictions[-1]).detach() if predictions else priors.boxes
-            predictions.append(stage(features, anchors))
-        branches = {name: branch.predict(features) for name, branch in self.branches.items()}
+            anchors = self._refined(predictions[-1]) if predictions else priors.boxes
+            features = stage.features(features)
+            predictions.append(stage(features, anchors, predictions))
+        branches = {
+            name: branch.predict(features if branch.last_stage_only else first)
+            for name, branch in self.branches.items()
+        }
         return StreamOutput(priors=priors, stages=predictions, branches=branches)
 
     def _boxes(self, prediction: StagePrediction) -> Tensor:
+        """The (N, R, 4) boxes a stage predicts."""
+        if prediction.box is None:
+            return prediction.anchors
         return self.coder.decode(prediction.anchors, prediction.deltas)
+
+    @torch.no_grad()
+    def _refined(self, prediction: StagePrediction) -> Tensor:
+        """The anchors of the next stage: (N, R, 4), detached, not clipped to the image.
+
+        An anchor whose decoded box is not finite or has no area stays where it is.
+        """
+        boxes = self._boxes(prediction)
+        usable = torch.isfinite(boxes) & (boxes[..., 2:] > boxes[..., :2]).repeat(1, 1, 2)
+        return torch.where(usable.all(dim=-1, keepdim=True), boxes, prediction.anchors)
 
     def losses(
         self, output: StreamOutput, ground_truth: GroundTruth
@@ -153,25 +171,33 @@ class DenseStream(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
+        first_normalizer = None
         for i, (stage, prediction) in enumerate(zip(self.stages, output.stages, strict=True)):
             suffix = f"_stage{i}" if i else ""
             targets = self._targets(stage, output.priors, prediction, ground_truth)
             num_foreground = targets.foreground.sum()
-            normalizer = stage.normalizer(num_foreground)
-            cls, box = self._stage_losses(prediction, targets)
-            losses[f"loss_cls{suffix}"] = cls * self.cls_weight / normalizer
-            losses[f"loss_box_reg{suffix}"] = box * self.box_weight / normalizer
             statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
-            for name, branch in self.branches.items():
-                branch_losses, branch_statistics = branch.loss(
-                    output.branches[name],
+            normalizer = stage.normalizer(num_foreground)
+            first_normalizer = normalizer if first_normalizer is None else first_normalizer
+            cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
+            cls, box = self._stage_losses(stage, prediction, targets)
+            if cls is not None:
+                losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / cls_normalizer
+            if box is not None:
+                losses[f"loss_box_reg{suffix}"] = box * self.box_weight * stage.weight / normalizer
+            for branch in self.branches.values():
+                if branch.last_stage_only and prediction is not output.stages[-1]:
+                    continue
+                found = branch.loss(
+                    output.branches[branch.name],
                     targets=targets,
-                    stage=prediction,
+                    boxes=self._boxes(prediction) if branch.needs_boxes else None,
                     level_sizes=output.priors.level_sizes,
-                    normalizer=normalizer,
+                    normalizer=normalizer if branch.last_stage_only else cls_normalizer,
                 )
-                losses.update({k + suffix: v for k, v in branch_losses.items()})
-                statistics.update({k + suffix: v for k, v in branch_statistics.items()})
+                ending, weight = ("", 1.0) if branch.last_stage_only else (suffix, stage.weight)
+                losses.update({k + ending: v * weight for k, v in found[0].items()})
+                statistics.update({k + ending: v for k, v in found[1].items()})
         return losses, statistics
 
     @torch.no_grad()
@@ -190,14 +216,20 @@ class DenseStream(nn.Module):
         mask = self.sampler(targets)
         return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
 
-    def _stage_losses(self, prediction: StagePrediction, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Sums of the class and the box loss."""
+    def _stage_losses(
+        self, stage: Stage, prediction: StagePrediction, targets: Targets
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Sums of the class and the box loss; None for what the stage does not train."""
         foreground = targets.foreground
-        cls = self.cls_loss(
-            prediction.cls_logits,
-            targets.labels,
-            targets.valid if self.classify_background else foreground,
-        )
+        cls = None
+        if stage.trains_cls:
+            cls = self.cls_loss(
+                prediction.cls_logits,
+                targets.labels,
+                targets.valid if self.classify_background else foreground,
+            )
+        if prediction.box is None:
+            return cls, None
         if self.box_loss.space == "deltas":
             pred = prediction.deltas
             target = self.coder.encode(prediction.anchors, targets.matched_boxes)
@@ -217,9 +249,9 @@ class DenseStream(nn.Module):
         Args:
             step: score with an earlier refinement of the branches; None for the last.
         """
-        last = output.stages[-1]
+        last = output.box_stage
         anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[image]
-        factors = {"cls": torch.sigmoid(last.cls_logits[image].float())}
+        factors = {"cls": self._class_probability(output, image)}
         for name, branch in self.branches.items():
             factors[name] = branch.probability(output.branches[name], step)[image]
         scores = self.fusion(factors)
@@ -242,3 +274,13 @@ class DenseStream(nn.Module):
                 )
             )
         return Candidates.cat(parts)
+
+    def _class_probability(self, output: StreamOutput, image: int) -> Tensor:
+        """(R, K)."""
+        logits = [
+            prediction.cls_logits[image]
+            for stage, prediction in zip(self.stages, output.stages, strict=True)
+            if stage.cls is not None
+        ]
+        used = logits if self.stage_scores == "mean" else logits[-1:]
+        return sum(torch.sigmoid(x.float()) for x in used) / len(used)

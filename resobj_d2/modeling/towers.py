@@ -24,10 +24,17 @@ class ConvTower(nn.Module):
         channels: width of the stacks.
         num_convs: convolutions per stack.
         norm: "" or a name of ``detectron2.layers.get_norm``.
+        tasks: the stacks to make.
     """
 
     def __init__(
-        self, *, in_channels: Sequence[int], channels: int, num_convs: int, norm: str = ""
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int,
+        num_convs: int,
+        norm: str = "",
+        tasks: Sequence[str] = ("cls", "box"),
     ) -> None:
         super().__init__()
         if len(set(in_channels)) != 1:
@@ -39,22 +46,30 @@ class ConvTower(nn.Module):
             raise ValueError(f"TOWER.NORM={norm} needs statistics per level; use GN")
         width = channels if num_convs else in_channels[0]
         self.out_channels = [width] * len(in_channels)
-        self.cls = _conv_stack(in_channels[0], channels, num_convs, norm)
-        self.box = _conv_stack(in_channels[0], channels, num_convs, norm)
+        self.tasks = list(tasks)
+        for task in tasks:
+            self.add_module(task, _conv_stack(in_channels[0], channels, num_convs, norm))
 
     @classmethod
-    def from_config(cls, node, in_channels: Sequence[int]) -> ConvTower:
+    def from_config(
+        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
+    ) -> ConvTower:
         return cls(
             in_channels=in_channels,
             channels=node.CHANNELS,
             num_convs=node.NUM_CONVS,
             norm=node.NORM,
+            tasks=tasks,
         )
 
     def forward(self, features: list[Tensor]) -> TowerFeatures:
-        return TowerFeatures(
-            cls=[self.cls(x) for x in features], box=[self.box(x) for x in features]
-        )
+        maps = {task: self.run(task, features) for task in self.tasks}
+        return TowerFeatures(**maps, pyramid=features)
+
+    def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
+        """One task's maps."""
+        stack = getattr(self, task)
+        return [stack(x) for x in features]
 
 
 def _conv_stack(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:

@@ -68,7 +68,7 @@ class NoHostSynchronisation(TorchDispatchMode):
 
 def test_loss_path_never_waits_for_the_device(model, make_batch):
     batch = make_batch([(96, 96, 3), (96, 96, 0)])
-    outputs = model._predict(model._preprocess(batch))
+    outputs = model.predict(model._preprocess(batch))
     truth = model._ground_truth(batch)
     with NoHostSynchronisation():
         losses = model._losses(outputs, truth)
@@ -96,7 +96,7 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch):
     """On fake CUDA tensors, which need no GPU: the same code, devices and all (no backward)."""
     from resobj_d2.structures import GroundTruth
 
-    outputs = model._predict(model._preprocess(make_batch([(96, 96, 3), (96, 96, 0)])))
+    outputs = model.predict(model._preprocess(make_batch([(96, 96, 3), (96, 96, 0)])))
     truth = model._ground_truth(make_batch([(96, 96, 3), (96, 96, 0)]))
     stream = copy.deepcopy(model.streams["anchors"])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -143,7 +143,7 @@ def test_class_number_that_the_model_lacks_is_refused(model, make_batch):
 def test_losses_are_float32_under_autocast(model, make_batch):
     batch = make_batch([(96, 96, 3)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model._predict(model._preprocess(batch))
+        outputs = model.predict(model._preprocess(batch))
         stage = outputs["anchors"].stages[0]
         assert stage.cls_logits.dtype == torch.bfloat16
         losses = model._losses(outputs, model._ground_truth(batch))

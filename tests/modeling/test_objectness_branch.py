@@ -32,7 +32,7 @@ def branch(steps=2, source="objectness", detach="all", **loss_options):
 def features():
     torch.manual_seed(1)
     x = torch.randn(1, CHANNELS, 2, 2, requires_grad=True)
-    return x, TowerFeatures(cls=[x], box=[torch.randn_like(x)])
+    return x, TowerFeatures(cls=[x], box=[torch.randn_like(x)], pyramid=[x])
 
 
 def gradients(module, inputs, loss):
@@ -175,7 +175,7 @@ def test_released_preset(repository, tiny_cfg, make_batch):
     assert losses["loss_objectness"].item() == 0.0
 
     images = model._preprocess(batch)
-    output = model._predict(images)["anchors"]
+    output = model.predict(images)["anchors"]
     prediction = output.branches["objectness"]
     stage = model.streams["anchors"].stages[0]
     truth = model._ground_truth(batch)

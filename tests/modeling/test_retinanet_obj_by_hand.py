@@ -22,7 +22,7 @@ def case(tiny_resobj, make_batch):
         for subnet in stream.branches["objectness"].residuals:
             subnet.predictor.weight.normal_(std=0.3)
     batch = make_batch([(96, 128, 4), (96, 128, 2)])
-    output = model._predict(model._preprocess(batch))["anchors"]
+    output = model.predict(model._preprocess(batch))["anchors"]
     return model, batch, output
 
 

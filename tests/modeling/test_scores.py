@@ -79,7 +79,7 @@ def test_two_stages_decode_twice(tiny_cfg, make_batch):
     stream.stages.append(copy.deepcopy(stream.stages[0]))
     stream.stages[1].assigner.iou_thresholds = [0.5, 0.6]
     batch = make_batch([(96, 96, 3)])
-    output = model._predict(model._preprocess(batch))["anchors"]
+    output = model.predict(model._preprocess(batch))["anchors"]
     first, second = output.stages
     expected = stream.coder.decode(first.anchors, first.deltas)
     torch.testing.assert_close(second.anchors, expected.detach())
