@@ -1,4 +1,4 @@
-// Numbers the classes of a set of boxes.
+// Numbers the classes of a set of boxes and groups the boxes by class.
 #pragma once
 
 #include <algorithm>
@@ -42,5 +42,26 @@ class ClassIndex {
   int64_t count_ = 0;
   std::vector<int64_t> sorted_;  // empty where ids are only shifted
 };
+
+// The boxes of class c are members[begins[c]] to members[begins[c + 1]].
+struct ClassGroups {
+  std::vector<int32_t> members;
+  std::vector<int32_t> begins;
+
+  int64_t count() const { return static_cast<int64_t>(begins.size()) - 1; }
+  int32_t size(int64_t c) const { return begins[c + 1] - begins[c]; }
+  const int32_t* group(int64_t c) const { return members.data() + begins[c]; }
+};
+
+// Within a class boxes stay in the given order.
+inline ClassGroups group_by_class(const std::vector<int32_t>& order, const int64_t* ids,
+                                  const ClassIndex& classes) {
+  ClassGroups groups{std::vector<int32_t>(order.size()), std::vector<int32_t>(classes.count() + 1)};
+  for (const int32_t i : order) ++groups.begins[classes(ids[i]) + 1];
+  for (int64_t c = 0; c < classes.count(); ++c) groups.begins[c + 1] += groups.begins[c];
+  std::vector<int32_t> ends(groups.begins.begin(), groups.begins.end() - 1);
+  for (const int32_t i : order) groups.members[ends[classes(ids[i])]++] = i;
+  return groups;
+}
 
 }  // namespace resobj

@@ -10,19 +10,25 @@ from .anchor_matching import AnchorMatches, match_anchors
 from .box_iou import box_iou_aligned, pairwise_box_iou
 from .box_loss import balanced_l1_loss, giou_loss
 from .focal_loss import sigmoid_focal_loss
+from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
 from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
 
 __all__ = [
     "AnchorMatches",
     "ResidualObjectnessOutput",
     "balanced_l1_loss",
+    "batched_nms",
+    "batched_nms_padded",
     "box_iou_aligned",
     "giou_loss",
     "match_anchors",
+    "matrix_nms",
     "native_status",
     "pairwise_box_iou",
     "residual_objectness_bce",
     "sigmoid_focal_loss",
+    "soft_nms",
+    "soft_nms_padded",
 ]
 
 _native.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Implementation:
     box_iou_aligned: Callable
     giou_loss: Callable
     balanced_l1_loss: Callable
+    batched_nms: Callable
+    batched_nms_padded: Callable
+    soft_nms: Callable
+    soft_nms_padded: Callable
+    matrix_nms: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -44,6 +50,15 @@ def _reference_match(anchors, gt_boxes, gt_sizes, *, thresholds, labels, **optio
 
 def _reference_focal(logits, labels, *, alpha=0.25, gamma=2.0, mask=None):
     return reference.sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
+
+
+def _reference_soft(boxes, scores, idxs, *, method="linear", iou_threshold=0.3, sigma=0.5,
+                    min_score=0.001, max_output=-1, op=reference.soft_nms):  # fmt: skip
+    return op(boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output)
+
+
+def _reference_matrix(boxes, scores, idxs, *, kernel="gaussian", sigma=0.5):
+    return reference.matrix_nms(boxes, scores, idxs, kernel, sigma)
 
 
 def _skip_unless_built(backend: str) -> None:
@@ -71,6 +86,11 @@ def impl(request) -> Implementation:
             reference.box_iou_aligned,
             reference.giou_loss,
             reference.balanced_l1_loss,
+            reference.batched_nms,
+            reference.batched_nms_padded,
+            _reference_soft,
+            functools.partial(_reference_soft, op=reference.soft_nms_padded),
+            _reference_matrix,
         )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
@@ -84,6 +104,11 @@ def impl(request) -> Implementation:
         ops.box_iou_aligned,
         ops.giou_loss,
         ops.balanced_l1_loss,
+        ops.batched_nms,
+        ops.batched_nms_padded,
+        ops.soft_nms,
+        ops.soft_nms_padded,
+        ops.matrix_nms,
     )
 
 

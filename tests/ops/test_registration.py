@@ -116,7 +116,36 @@ def focal_backward_samples():
     yield torch.tensor(2.0), logits, labels, None, -1.0, 1.5
 
 
+def _candidate_tensors(dtype=torch.float32, **options):
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3], [2, 2, 6, 6], [0, 0, 4, 4]], dtype=dtype)
+    scores = torch.tensor([0.5, 0.9, 0.7, 0.1], dtype=dtype, **options)
+    return boxes, scores, torch.tensor([1, 1, 1, -7])
+
+
+def nms_samples():
+    yield *_candidate_tensors(), 0.5
+    yield *_candidate_tensors(torch.float64, requires_grad=True), 0.1, 2
+    yield *(tensor[:0] for tensor in _candidate_tensors()), 0.5, 3
+
+
+def soft_samples():
+    yield *_candidate_tensors(), "linear", 0.3, 0.5, 0.001
+    yield *_candidate_tensors(torch.float64, requires_grad=True), "gaussian", 0.3, 0.5, 0.2, 2
+    yield *(tensor[:0] for tensor in _candidate_tensors()), "linear", 0.3, 0.5, 0.001, 3
+
+
+def matrix_samples():
+    yield *_candidate_tensors(), "linear", 0.5
+    yield *_candidate_tensors(torch.float64, requires_grad=True), "gaussian", 0.5
+    yield *(tensor[:0] for tensor in _candidate_tensors()), "gaussian", 0.5
+
+
 SAMPLES = {
+    "batched_nms": nms_samples,
+    "batched_nms_padded": nms_samples,
+    "soft_nms": soft_samples,
+    "soft_nms_padded": soft_samples,
+    "matrix_nms": matrix_samples,
     "match_anchors": match_samples,
     "pairwise_box_iou": box_samples,
     "box_iou_aligned": aligned_samples,

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "resobj/bce_math.h"
 #include "resobj/box_math.h"
 
 namespace resobj {
@@ -14,6 +15,45 @@ T round_down(double threshold) {
   const T rounded = static_cast<T>(threshold);
   return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, -T(INFINITY)) : rounded;
 }
+
+// The smallest T that is not below `threshold`, for "value >= threshold" in the same way.
+template <typename T>
+T round_up(double threshold) {
+  return -round_down<T>(-threshold);
+}
+
+// By what soft-NMS multiplies the score of a box with this IoU with the box taken.
+template <typename T>
+struct SoftRule {
+  bool linear;
+  T iou_threshold;  // linear: from this on
+  T sigma;
+
+  RESOBJ_HD T weight(T iou) const {
+    return linear ? (iou >= iou_threshold ? T(1) - iou : T(1))
+                  : exp_nonpositive(-iou * iou / sigma);
+  }
+};
+
+// Matrix NMS multiplies a score by the least f(iou) / f(highest) over the better boxes of its
+// class, `highest` being the largest IoU of the better box with one still better. As f descends,
+// that is `factor` of the greatest `strength`, and 1 for a box without better ones.
+template <typename T>
+struct MatrixRule {
+  bool linear;
+  T sigma;
+
+  RESOBJ_HD T strength(T iou, T highest) const {
+    const T room = T(1) - highest;
+    // Without room the better box is surely gone and decays nothing.
+    const T share = room > T(0) ? (iou - highest) / room : T(0);
+    return linear ? share : iou * iou - highest * highest;
+  }
+
+  RESOBJ_HD T factor(T greatest) const {
+    return linear ? T(1) - greatest : exp_nonpositive(-greatest / sigma);
+  }
+};
 
 // Boxes with a NaN coordinate, without area or with corners in the wrong order overlap nothing, so
 // for a threshold of 0 or more they neither suppress nor are suppressed.

@@ -12,6 +12,7 @@ from .box_loss import (
     giou_loss_backward,
 )
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
+from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
 from .residual_objectness import (
     count_groups,
     foreground_minima,
@@ -23,6 +24,8 @@ from .residual_objectness import (
 __all__ = [
     "balanced_l1_loss",
     "balanced_l1_loss_backward",
+    "batched_nms",
+    "batched_nms_padded",
     "box_iou_aligned",
     "box_iou_aligned_backward",
     "count_groups",
@@ -30,10 +33,13 @@ __all__ = [
     "giou_loss",
     "giou_loss_backward",
     "match_anchors",
+    "matrix_nms",
     "pairwise_box_iou",
     "residual_objectness_bce",
     "residual_objectness_bce_backward",
     "selected_by",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_backward",
+    "soft_nms",
+    "soft_nms_padded",
 ]

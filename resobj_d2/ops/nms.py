@@ -1,0 +1,319 @@
+"""Non-maximum suppression by class: greedy, soft and matrix NMS."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import compute_dtype, require_floating, require_same_device
+from ._library import define_op, mark_outputs_non_differentiable, no_backward
+
+SOFT_METHODS = ("linear", "gaussian")
+MATRIX_KERNELS = ("linear", "gaussian")
+
+
+def _limit(boxes, max_output):
+    return boxes.shape[0] if max_output < 0 else max_output
+
+
+def _dynamic_count():
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _fake_batched(boxes, scores, idxs, iou_threshold, max_output=-1):
+    return idxs.new_empty(_dynamic_count())
+
+
+def _fake_batched_padded(boxes, scores, idxs, iou_threshold, max_output=-1):
+    return idxs.new_empty(_limit(boxes, max_output)), idxs.new_empty(())
+
+
+def _fake_soft(boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output=-1):
+    count = _dynamic_count()
+    return idxs.new_empty(count), scores.new_empty(count)
+
+
+def _fake_soft_padded(boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output=-1):
+    limit = _limit(boxes, max_output)
+    return idxs.new_empty(limit), scores.new_empty(limit), idxs.new_empty(())
+
+
+def _fake_matrix(boxes, scores, idxs, kernel, sigma):
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+_CANDIDATES = "Tensor boxes, Tensor scores, Tensor idxs"
+_BATCHED = f"{_CANDIDATES}, float iou_threshold, int max_output=-1"
+_SOFT = (
+    f"{_CANDIDATES}, str method, float iou_threshold, float sigma, float min_score, "
+    "int max_output=-1"
+)
+
+for _schema, _reference, _fake in (
+    (f"batched_nms({_BATCHED}) -> Tensor", reference.batched_nms, _fake_batched),
+    (
+        f"batched_nms_padded({_BATCHED}) -> (Tensor keep, Tensor count)",
+        reference.batched_nms_padded,
+        _fake_batched_padded,
+    ),
+    (f"soft_nms({_SOFT}) -> (Tensor keep, Tensor new_scores)", reference.soft_nms, _fake_soft),
+    (
+        f"soft_nms_padded({_SOFT}) -> (Tensor keep, Tensor new_scores, Tensor count)",
+        reference.soft_nms_padded,
+        _fake_soft_padded,
+    ),
+    (
+        f"matrix_nms({_CANDIDATES}, str kernel, float sigma) -> Tensor",
+        reference.matrix_nms,
+        _fake_matrix,
+    ),
+):
+    define_op(
+        _schema,
+        reference=_reference,
+        fake=_fake,
+        backward=no_backward(f"{_reference.__name__} has no gradient"),
+        setup_context=mark_outputs_non_differentiable,
+    )
+
+
+def batched_nms(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    idxs: Tensor,  # (C,)
+    iou_threshold: float,
+    max_output: int = -1,
+) -> Tensor:  # (D,)
+    """Greedy non-maximum suppression, each class by itself.
+
+    By descending score, a box is kept unless its IoU with a kept box of its class is greater than
+    ``iou_threshold``. The same boxes are kept as by torchvision's ``nms`` run class by class; boxes
+    are not moved apart by class, which costs precision.
+
+    Args:
+        boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
+            area or with corners in the wrong order overlaps nothing, so it is kept.
+        scores: (C,) floating point. A box whose score is NaN is left out.
+        idxs: (C,) integers, the class (or pyramid level, or image) of each box; any value.
+        iou_threshold: 0 or more.
+        max_output: stop after so many boxes, which gives the first of those that -1 (no limit)
+            gives, and sooner.
+
+    Returns:
+        (D,) int64, the kept boxes by descending score, those with equal scores by index. On CUDA
+        the host waits for D; :func:`batched_nms_padded` does not.
+
+    Raises:
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        ValueError: a shape, a device or a number is wrong.
+    """
+    op = "batched_nms"
+    boxes, scores, idxs = _checked_candidates(op, boxes, scores, idxs)
+    _check_greedy(op, iou_threshold, max_output)
+    if boxes.shape[0] == 0:
+        return idxs.new_empty(0)
+    return torch.ops.resobj_d2.batched_nms(boxes, scores, idxs, iou_threshold, max_output)
+
+
+def batched_nms_padded(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    idxs: Tensor,  # (C,)
+    iou_threshold: float,
+    max_output: int = -1,
+) -> tuple[Tensor, Tensor]:  # (P,), ()
+    """:func:`batched_nms` with a result whose shape does not depend on what is kept.
+
+    Nothing waits for the device, so it can be captured in a CUDA graph.
+
+    Returns:
+        (P,) int64, the kept boxes as from :func:`batched_nms`, then -1; P is ``max_output``, or C
+        if that is -1. And their number, an int64 tensor without dimensions.
+    """
+    op = "batched_nms_padded"
+    boxes, scores, idxs = _checked_candidates(op, boxes, scores, idxs)
+    _check_greedy(op, iou_threshold, max_output)
+    return torch.ops.resobj_d2.batched_nms_padded(boxes, scores, idxs, iou_threshold, max_output)
+
+
+def soft_nms(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    idxs: Tensor,  # (C,)
+    *,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    max_output: int = -1,
+) -> tuple[Tensor, Tensor]:  # (D,), (D,)
+    """Soft-NMS (Bodla et al., ICCV 2017), each class by itself.
+
+    Again and again the box with the highest score is taken (of equal ones the first), and the
+    scores of the boxes of its class that are left are multiplied by
+
+    - ``"linear"``: 1 - IoU, if the IoU with the box taken is ``iou_threshold`` or more;
+    - ``"gaussian"``: exp(-IoU^2 / ``sigma``), whatever the IoU.
+
+    Args:
+        boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
+            area or with corners in the wrong order overlaps nothing, so its score stays.
+        scores: (C,) floating point, probabilities or other finite numbers. A box whose score is
+            NaN or infinite is left out.
+        idxs: (C,) integers, the class of each box; any value.
+        method: ``"linear"`` or ``"gaussian"``.
+        iou_threshold: 0 or more; of the linear method alone.
+        sigma: above 0; of the gaussian method alone.
+        min_score: 0 or more; it ends when no score left is as high.
+        max_output: it also ends after so many boxes, unless -1.
+
+    Returns:
+        (D,) int64, the boxes in the order in which they were taken, and (D,) their scores then, of
+        the dtype of the computation: float64 if ``boxes`` or ``scores`` is, else float32. The new
+        scores descend. On CUDA the host waits for D; :func:`soft_nms_padded` does not.
+
+    Raises:
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        ValueError: a shape, a device, a number or ``method`` is wrong.
+    """
+    op = "soft_nms"
+    candidates = _checked_candidates(op, boxes, scores, idxs)
+    _check_soft(op, method, iou_threshold, sigma, min_score, max_output)
+    return torch.ops.resobj_d2.soft_nms(
+        *candidates, method, iou_threshold, sigma, min_score, max_output
+    )
+
+
+def soft_nms_padded(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    idxs: Tensor,  # (C,)
+    *,
+    method: str = "linear",
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    max_output: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:  # (P,), (P,), ()
+    """:func:`soft_nms` with results whose shape does not depend on what is kept.
+
+    Nothing waits for the device, so it can be captured in a CUDA graph.
+
+    Returns:
+        (P,) int64, the boxes as from :func:`soft_nms`, then -1, and (P,) their new scores, then 0;
+        P is ``max_output``, or C if that is -1. And the number of boxes, an int64 tensor without
+        dimensions.
+    """
+    op = "soft_nms_padded"
+    candidates = _checked_candidates(op, boxes, scores, idxs)
+    _check_soft(op, method, iou_threshold, sigma, min_score, max_output)
+    return torch.ops.resobj_d2.soft_nms_padded(
+        *candidates, method, iou_threshold, sigma, min_score, max_output
+    )
+
+
+def matrix_nms(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    idxs: Tensor,  # (C,)
+    *,
+    kernel: str = "gaussian",
+    sigma: float = 0.5,
+) -> Tensor:  # (C,)
+    """Matrix NMS (Wang et al., SOLOv2, NeurIPS 2020, eq. 4 and 5), for boxes, class by class.
+
+    The score of box j is multiplied by the minimum, over the boxes i of its class with a higher
+    score (or the same score and a lower index), of f(IoU_ij) / f(m_i). m_i is the highest IoU of
+    box i with a box of its class that has a higher score than i: how likely i is gone itself. f is
+
+    - ``"linear"``: f(x) = 1 - x; a box i with m_i = 1 is surely gone and decays nothing;
+    - ``"gaussian"``: f(x) = exp(-x^2 / ``sigma``).
+
+    Args:
+        boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
+            area or with corners in the wrong order overlaps nothing, so its score stays.
+        scores: (C,) floating point, probabilities or other finite numbers. A box whose score is
+            NaN or infinite decays nothing and gets 0.
+        idxs: (C,) integers, the class of each box; any value.
+        kernel: ``"linear"`` or ``"gaussian"``.
+        sigma: above 0; of the gaussian kernel alone. The paper's code multiplies by 2 instead of
+            dividing by .5.
+
+    Returns:
+        (C,) the scores after decay, in the order of the boxes, for a threshold or top-k. float64 if
+        ``boxes`` or ``scores`` is, else float32.
+
+    Raises:
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        ValueError: a shape, a device, ``sigma`` or ``kernel`` is wrong.
+    """
+    op = "matrix_nms"
+    candidates = _checked_candidates(op, boxes, scores, idxs)
+    if kernel not in MATRIX_KERNELS:
+        raise ValueError(f"{op}: kernel must be linear or gaussian, got {kernel!r}")
+    _check_sigma(op, sigma)
+    return torch.ops.resobj_d2.matrix_nms(*candidates, kernel, sigma)
+
+
+def _checked_candidates(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor):
+    """The arguments as the operators take them."""
+    if _are_ready(boxes, scores, idxs):
+        return boxes, scores, idxs
+    require_floating(op, boxes=boxes, scores=scores)
+    if not isinstance(idxs, Tensor) or idxs.is_floating_point() or idxs.dtype == torch.bool:
+        found = idxs.dtype if isinstance(idxs, Tensor) else type(idxs).__name__
+        raise TypeError(f"{op}: idxs must be a tensor of integers, got {found}")
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{op}: boxes must have shape (number, 4), got {tuple(boxes.shape)}")
+    for name, value in (("scores", scores), ("idxs", idxs)):
+        if value.dim() != 1 or value.shape[0] != boxes.shape[0]:
+            raise ValueError(
+                f"{op}: {name} must have shape ({boxes.shape[0]},), one for each of boxes, "
+                f"got {tuple(value.shape)}"
+            )
+    require_same_device(op, boxes=boxes, scores=scores, idxs=idxs)
+    dtype = compute_dtype(boxes, scores)
+    return boxes.to(dtype), scores.to(dtype), idxs.long()
+
+
+def _are_ready(boxes: Tensor, scores: Tensor, idxs: Tensor) -> bool:
+    """Whether nothing is to convert and nothing wrong: one quick test, as for a few boxes telling
+    what is wrong takes longer than the suppression."""
+    return (
+        isinstance(boxes, Tensor)
+        and isinstance(scores, Tensor)
+        and isinstance(idxs, Tensor)
+        and boxes.dtype in (torch.float32, torch.float64)
+        and scores.dtype == boxes.dtype
+        and idxs.dtype == torch.int64
+        and boxes.dim() == 2
+        and boxes.shape == (scores.numel(), 4)
+        and scores.dim() == 1
+        and scores.shape == idxs.shape
+        and scores.device == boxes.device
+        and idxs.device == boxes.device
+    )
+
+
+def _check_greedy(op: str, iou_threshold: float, max_output: int) -> None:
+    if not iou_threshold >= 0:
+        raise ValueError(f"{op}: iou_threshold must be 0 or more, got {iou_threshold}")
+    if max_output < -1:
+        raise ValueError(f"{op}: max_output must be -1 (no limit) or more, got {max_output}")
+
+
+def _check_soft(op, method, iou_threshold, sigma, min_score, max_output) -> None:
+    if method not in SOFT_METHODS:
+        raise ValueError(f"{op}: method must be linear or gaussian, got {method!r}")
+    _check_greedy(op, iou_threshold, max_output)
+    _check_sigma(op, sigma)
+    if not 0 <= min_score < math.inf:
+        raise ValueError(f"{op}: min_score must be 0 or more, got {min_score}")
+
+
+def _check_sigma(op: str, sigma: float) -> None:
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"{op}: sigma must be above 0, got {sigma}")
