@@ -124,7 +124,9 @@ class LevelMaps:
         """(N, R, channels), in the order of :class:`Priors`: one copy, whoever asks."""
         return self._flat
 
+    # The first to ask may be an assigner that needs no gradient; the losses share its copy.
     @cached_property
+    @torch.enable_grad()
     def _flat(self) -> Tensor:
         parts = []
         for x in self.levels:
