@@ -26,6 +26,7 @@ def add_resobj_config(cfg: CfgNode) -> None:
     _add_structure(dense, node_type)
     _add_losses(dense, node_type)
     _add_objectness(dense, node_type)
+    _add_quality(dense, node_type)
     _add_inference(dense, node_type)
     _add_backbones(cfg, node_type)
     _add_necks(cfg, node_type)
@@ -122,10 +123,32 @@ def _add_objectness(dense: CfgNode, node_type: type) -> None:
     dense.OBJECTNESS.RESIDUAL_WEIGHT = 1.0
 
 
+def _add_quality(dense: CfgNode, node_type: type) -> None:
+    """The predicted IoU of a box with its object, a factor of the score."""
+    dense.QUALITY = node_type()
+    dense.QUALITY.ENABLED = False
+    # The tower it reads: "cls" (RetinaNet-Conf) or "box" (IoU-aware RetinaNet).
+    dense.QUALITY.READS = "cls"
+    # ce, ce_w (also trains the background towards 0), l1, smooth_l1, l2 or gfocal.
+    dense.QUALITY.LOSS = "ce"
+    dense.QUALITY.WEIGHT = 1.0
+    # Weight of the background in ce_w.
+    dense.QUALITY.NEGATIVE_WEIGHT = 0.0001
+    # Exponent of gfocal.
+    dense.QUALITY.GAMMA = 2.0
+    # Where smooth_l1 bends.
+    dense.QUALITY.BETA = 0.11
+    # The IoU is a constant for the loss; False: the loss moves the boxes too.
+    dense.QUALITY.DETACH_TARGET = True
+    # Exponent of the quality in the score; that of every other factor is 1 - ALPHA.
+    dense.QUALITY.ALPHA = 0.4
+
+
 def _add_inference(dense: CfgNode, node_type: type) -> None:
     """How probabilities become detections. TEST.DETECTIONS_PER_IMAGE limits their number."""
     dense.FUSION = node_type()
-    # The score is prod_i p_i^e_i over [name, e_i]; factors not named have exponent 1.
+    # The score is prod_i p_i^e_i over [name, e_i]; factors not named have exponent 1, or with
+    # QUALITY what QUALITY.ALPHA says.
     dense.FUSION.EXPONENTS = []
     # Candidates with p_i below the floor of [name, floor] are dropped.
     dense.FUSION.FLOORS = []

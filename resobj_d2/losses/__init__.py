@@ -4,6 +4,7 @@ from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 from .normalizer import ForegroundCount, ForegroundEMA
 from .objectness import ResidualObjectnessLoss
+from .quality import QualityLoss
 from .regression import SmoothL1Loss, smooth_l1_loss
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "NORMALIZER_REGISTRY",
     "ForegroundCount",
     "ForegroundEMA",
+    "QualityLoss",
     "ResidualObjectnessLoss",
     "SigmoidCE",
     "SigmoidFocalLoss",

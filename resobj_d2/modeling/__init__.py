@@ -8,6 +8,7 @@ from .fusion import ScoreFusion
 from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras
 from .postprocess import DensePostprocess
 from .predictors import SharedConv
+from .quality_branch import QualityBranch
 from .stages import Stage
 from .stream import DenseStream
 from .towers import ConvTower
@@ -22,6 +23,7 @@ __all__ = [
     "DensePostprocess",
     "DenseStream",
     "ObjectnessBranch",
+    "QualityBranch",
     "ResObjDenseDetector",
     "SSDExtras",
     "SSDVGG16",

@@ -26,6 +26,8 @@ class ScoreBranch(nn.Module):
         last_stage_only: reads the last stage's tower and learns from that stage alone; otherwise
             it reads the first stage's and learns from every stage, weighted as that stage is.
         needs_boxes: ``loss`` gets the stage's decoded boxes.
+        fusion_share: default exponent of its factor, which leaves one minus that to every other
+            factor; None for the exponent 1 that changes no other.
 
     ``num_steps`` counts the refinements of the probability (0 for a plain one).
     """
@@ -34,6 +36,7 @@ class ScoreBranch(nn.Module):
     owns_background: bool
     last_stage_only = False
     needs_boxes = False
+    fusion_share: float | None = None
     num_steps = 0
 
     def predict(self, features: TowerFeatures) -> object:

@@ -32,8 +32,15 @@ class ScoreFusion:
         self.floors = dict(floors or {})
 
     @classmethod
-    def from_config(cls, node, factors: Sequence[str]) -> ScoreFusion:
-        """``factors`` are the names that exist, to catch a misspelt one."""
+    def from_config(
+        cls, node, factors: Sequence[str], shares: Mapping[str, float] | None = None
+    ) -> ScoreFusion:
+        """
+        Args:
+            factors: the names that exist, to catch a misspelt one.
+            shares: default exponent of some factors; the others' is one minus their sum.
+                ``node.EXPONENTS`` precedes it.
+        """
         for key in ("EXPONENTS", "FLOORS"):
             if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in node[key]):
                 raise ValueError(f"FUSION.{key} must be like [['cls', 0.6]], got {node[key]}")
@@ -42,7 +49,11 @@ class ScoreFusion:
                 raise ValueError(
                     f"FUSION.{key} names {unknown}, but this model predicts {sorted(factors)}"
                 )
-        return cls(exponents=dict(node.EXPONENTS), floors=dict(node.FLOORS))
+        exponents = dict(shares or {})
+        if exponents:
+            rest = 1.0 - sum(exponents.values())
+            exponents = {name: exponents.get(name, rest) for name in factors}
+        return cls(exponents=exponents | dict(node.EXPONENTS), floors=dict(node.FLOORS))
 
     def __call__(self, factors: Mapping[str, Tensor]) -> Tensor:
         """

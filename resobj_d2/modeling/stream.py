@@ -124,7 +124,11 @@ class DenseStream(nn.Module):
             stages=build_stages(dense, pyramid_channels=pyramid_channels, **sizes),
             stage_scores=dense.STAGE_SCORES,
             branches=branches,
-            fusion=ScoreFusion.from_config(dense.FUSION, ["cls", *(b.name for b in branches)]),
+            fusion=ScoreFusion.from_config(
+                dense.FUSION,
+                ["cls", *(b.name for b in branches)],
+                {b.name: b.fusion_share for b in branches if b.fusion_share is not None},
+            ),
         )
 
     @property
