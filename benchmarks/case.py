@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         id: row of the table of targets, for example ``"M1"``.
-        size: what distinguishes the cases of one id.
+        size: what distinguishes the cases of one id, without a comma.
         make: ``(device, seed)`` to the tuple of inputs, the same on every run.
         ours: binds the inputs to our call.
         peers: binds them to each peer's call, by the peer's name.
@@ -78,6 +78,8 @@ class Case:
     limits: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if "," in self.key:
+            raise ValueError(f"{self.key}: a comma in a name cannot be asked for by --only")
         unknown = set(self.targets) - set(self.peers)
         if unknown:
             raise ValueError(f"{self.key}: targets for peers that it does not have: {unknown}")

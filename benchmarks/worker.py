@@ -169,8 +169,6 @@ def measure(
     rows = []
     for peer in [name for name in calls if name != OURS] or [""]:
         row = Row(case.id, case.size, peer, threads, job.malloc, ours_ms=ours_ms)
-        if rates:
-            row.roofline = roofline.share(case.reads, case.writes, ours_ms * 1e-3, rates)
         row.peak_limit_mb, row.limits, row.metrics = case.peak_mb, case.limits, metrics
         row.operators = facts[OURS]["operators"]
         row.cuda = {**facts[OURS].get("cuda", {}), **on_gpu.get(OURS, {})}
@@ -179,6 +177,8 @@ def measure(
             row.peer_operators = facts[peer]["operators"]
             of_peer = {**facts[peer].get("cuda", {}), **on_gpu.get(peer, {})}
             row.cuda |= {f"peer_{key}": value for key, value in of_peer.items()}
+        if rates:
+            row.roofline = roofline.share(case.reads, case.writes, row.ours_ms * 1e-3, rates)
         rows.append(row)
     return rows
 

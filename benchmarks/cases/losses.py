@@ -182,7 +182,7 @@ CASES = [
     ),
     Case(
         id="L1",
-        size=f"{inputs.NUM_ANCHORS} x {CLASSES}, compiled",
+        size=f"{inputs.NUM_ANCHORS} x {CLASSES} compiled",
         make=make_focal(inputs.NUM_ANCHORS),
         ours=ours_focal,
         peers={"torch.compile": compiled_focal},

@@ -67,7 +67,7 @@ def residual_case(steps: int) -> Case:
         masked_target, indexed_target = Target(cpu=5, cuda=8), Target(cpu=6, cuda=30)
     return Case(
         id="R1",
-        size=f"{IMAGES} x {inputs.NUM_ANCHORS}, T={steps}",
+        size=f"{IMAGES} x {inputs.NUM_ANCHORS} T={steps}",
         make=make(steps),
         ours=ours,
         peers={"eager, masked": masked, "eager, indexed": indexed},
@@ -83,7 +83,7 @@ CASES = [
     *(residual_case(steps) for steps in range(4)),
     Case(
         id="R1",
-        size=f"{IMAGES} x {inputs.NUM_ANCHORS}, T=2, compiled",
+        size=f"{IMAGES} x {inputs.NUM_ANCHORS} T=2 compiled",
         make=make(2),
         ours=ours,
         peers={"torch.compile": compiled},

@@ -11,7 +11,7 @@ from benchmarks import eager, inputs
 from benchmarks.case import Bind, Call, Case, Target
 from resobj_d2 import ops
 
-from . import losses, matching, pairwise, residual
+from . import losses, matching, pairwise, residual, suppression
 
 ANCHORS = 100
 
@@ -86,11 +86,20 @@ def loss_cases() -> list[Case]:
             small("balanced L1", size, of_deltas, losses.ours_balanced, balanced, verify),
             small("aligned IoU", size, of_boxes, ours_aligned, aligned, verify),
             small(
-                "ResObj", f"{size}, T=2", residual.make(2, count, 1), residual.ours, objectness,
+                "ResObj", f"{size} T=2", residual.make(2, count, 1), residual.ours, objectness,
                 residual.verify,
             ),
         ]  # fmt: skip
     return cases
 
 
-CASES = [*box_cases(), *loss_cases()]
+def nms_cases() -> list[Case]:
+    make, ours = suppression.make_clustered, suppression.ours(0.5)
+    peers = {"torchvision": suppression.torchvision(0.5)}
+    return [
+        small("NMS", f"n={count}", make(count), ours, peers, suppression.verify)
+        for count in (0, 1, ANCHORS)
+    ]
+
+
+CASES = [*box_cases(), *loss_cases(), *nms_cases()]

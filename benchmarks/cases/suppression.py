@@ -69,7 +69,7 @@ def verify(a: Tensor, b: Tensor) -> None:
 def clustered_case(count: int, target: Target, devices: tuple[str, ...] = ("cpu", "cuda")) -> Case:
     return Case(
         id="N1",
-        size=f"{count}, {CLASSES} classes",
+        size=f"{count} of {CLASSES} classes",
         make=make_clustered(count),
         ours=ours(0.5),
         peers={"torchvision": torchvision(0.5)},
@@ -88,7 +88,7 @@ CASES = [
     clustered_case(30_000, Target(cuda=15), devices=("cuda",)),
     Case(
         id="N2",
-        size="9000, 5 levels",
+        size="9000 of 5 levels",
         make=make_spread(9000),
         ours=ours(0.7),
         peers={"torchvision": torchvision(0.7)},
@@ -97,7 +97,7 @@ CASES = [
     ),
     Case(
         id="N2",
-        size="9000, 5 levels, best 1000",
+        size="9000 of 5 levels best 1000",
         make=make_spread(9000),
         ours=ours(0.7, 1000),
         peers={"torchvision": torchvision(0.7, 1000)},

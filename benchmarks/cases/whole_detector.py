@@ -9,7 +9,7 @@ import torch
 from benchmarks import inputs
 from benchmarks.case import Call, Case, Target
 
-SHARE = "label and loss, % of a step"
+SHARE = "label and loss in % of a step"
 
 
 def make_training(image: tuple[int, int], counts: list[int], depth: int = 50):
@@ -129,8 +129,8 @@ def inference_case(
 COCO_COUNTS = [1, 2, 4, 5, 7, 9, 12, 19]
 
 CASES = [
-    training_case("320x320, 2 images", (320, 320), [10, 200], device="cpu", most=1.5),
-    training_case("800x1344, 8 images", inputs.IMAGE, COCO_COUNTS, device="cuda"),
-    inference_case("800x1344, 1 image", inputs.IMAGE, 1, device="cuda"),
-    inference_case("800x1344, 8 images", inputs.IMAGE, 8, device="cuda"),
+    training_case("320x320 x 2", (320, 320), [10, 200], device="cpu", most=1.5),
+    training_case("800x1344 x 8", inputs.IMAGE, COCO_COUNTS, device="cuda"),
+    inference_case("800x1344 x 1", inputs.IMAGE, 1, device="cuda"),
+    inference_case("800x1344 x 8", inputs.IMAGE, 8, device="cuda"),
 ]

@@ -12,8 +12,8 @@ def test_measures_a_case(toy_case, toy_job):
     (row,) = worker.run_case(toy_case(peak_mb=5.0, reads=32, writes=32), toy_job)
     assert (row.id, row.size, row.peer, row.threads) == ("X", "8", "adding", 1)
     assert row.error == row.missing == ""
-    assert 0 < row.ours_ms < 100 and 0 < row.peer_ms < 100
-    assert row.verdict == "pass"
+    assert row.ours_ms > 0 and row.peer_ms > 0
+    assert row.target == 1e-3 and row.verdict in ("pass", "noisy")
     assert row.comparison["rounds"] == 2
     # 64 bytes at 1e9 per second are 64 ns.
     assert row.roofline == pytest.approx(64e-9 / (row.ours_ms * 1e-3))
