@@ -1,0 +1,379 @@
+"""Stages on a hand-made example: targets, losses, gradients, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from resobj_d2.losses import ForegroundCount, ForegroundEMA, SigmoidFocalLoss, SmoothL1Loss
+from resobj_d2.matching import DeltaCoder, KeepAll, MaxIoUAssigner
+from resobj_d2.modeling import ConvTower, DenseStream, ScoreFusion, Stage
+from resobj_d2.modeling.stages import StageOptions
+from resobj_d2.structures import GroundTruth, LevelMaps, Priors, StagePrediction, TowerFeatures
+
+K = 2
+# Ground truth of class 0, and of class 1 a little to the right.
+GT = GroundTruth.from_lists(
+    [torch.tensor([[0.0, 0, 10, 8], [6, 0, 16, 10]])], [torch.tensor([0, 1])]
+)
+ANCHORS = torch.tensor([[0.0, 0, 10, 10]] * 3 + [[20, 20, 30, 30]] + [[0, 0, 10, 10]] * 2)
+# IoU of an anchor at the origin with the two boxes: .8 and 40/160 = .25.
+DELTAS = torch.tensor(
+    [
+        [0.5, 0, 0, 0],  # to (5, 0, 15, 10): IoU 40/140 and 90/110
+        [0.0, 0, 0, 0],  # stays: .8 and .25
+        [0.3, 0, 0, 0],  # to (3, 0, 13, 10): 56/124 and 70/130, both below .6
+        [0.0, 0, 0, 0],  # overlaps nothing
+        [math.nan, 0, 0, 0],  # no box: the anchor stays
+        [0.0, 0, -200, 0],  # a box without area: the anchor stays
+    ]
+)
+REFINED = torch.tensor(
+    [[5.0, 0, 15, 10], [0, 0, 10, 10], [3, 0, 13, 10], [20, 20, 30, 30]] + [[0, 0, 10, 10]] * 2
+)
+LABELS = [0, 0, 0, K, 0, 0]
+REFINED_LABELS = [1, 0, -1, K, 0, 0]
+
+
+class Fixed(nn.Module):
+    """A predictor of given numbers (R, channels)."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(values.clone())
+
+    def maps(self, features):
+        return LevelMaps([self.values.reshape(1, -1, 1, 1)], self.values.shape[1])
+
+
+class FixedPriors(nn.Module):
+    def forward(self, sizes):
+        return Priors(boxes=ANCHORS, level_sizes=[len(ANCHORS)], strides=[8])
+
+
+def assigner(low, high, **options):
+    return MaxIoUAssigner(num_classes=K, iou_thresholds=[low, high], **options)
+
+
+def first_stage(deltas=DELTAS):
+    torch.manual_seed(0)
+    return Stage(
+        cls=Fixed(torch.randn(len(ANCHORS), K)),
+        box=Fixed(deltas),
+        assigner=assigner(0.4, 0.5),
+        normalizer=ForegroundCount(),
+    )
+
+
+def second_stage(cls=None, box=None, **options):
+    options.setdefault("own_cls_normalizer", False)
+    return Stage(
+        cls=cls,
+        box=box,
+        assigner=assigner(0.5, 0.6, allow_low_quality=False),
+        normalizer=ForegroundCount(),
+        **options,
+    )
+
+
+def stream_of(*stages, **options):
+    return DenseStream(
+        priors=FixedPriors(),
+        coder=DeltaCoder(),
+        sampler=KeepAll(),
+        cls_loss=SigmoidFocalLoss(),
+        box_loss=SmoothL1Loss(beta=0.11),
+        stages=stages,
+        fusion=ScoreFusion(),
+        **options,
+    )
+
+
+def features():
+    maps = [torch.zeros(1, 1, 1, 1)]
+    return TowerFeatures(cls=maps, box=maps, pyramid=maps)
+
+
+def finite_deltas():
+    return torch.where(torch.isfinite(DELTAS), DELTAS, 0.0)
+
+
+def focal(logits, labels):
+    """alpha .25, gamma 2, one anchor and class at a time."""
+    total = torch.zeros(())
+    for row, label in zip(logits, labels, strict=True):
+        for k, x in enumerate(row):
+            p = torch.sigmoid(x)
+            if label == k:
+                total = total - 0.25 * (1 - p) ** 2 * torch.log(p)
+            elif label != -1:
+                total = total - 0.75 * p**2 * torch.log(1 - p)
+    return total
+
+
+def smooth_l1(pred, target):
+    d = (pred - target).abs()
+    return torch.where(d < 0.11, 0.5 * d**2 / 0.11, d - 0.055).sum()
+
+
+def test_refined_anchors_and_their_labels():
+    """Anchor 0 belongs to the first box, and once refined to the second."""
+    stream = stream_of(first_stage(), second_stage(box=Fixed(torch.zeros(6, 4))))
+    output = stream(features())
+    torch.testing.assert_close(output.stages[1].anchors, REFINED[None])
+    assert not output.stages[1].anchors.requires_grad
+    for i, (labels, index) in enumerate(((LABELS, 0), (REFINED_LABELS, 1))):
+        targets = stream._targets(stream.stages[i], output.priors, output.stages[i], GT)
+        assert targets.labels[0].tolist() == labels
+        assert targets.gt_index[0, 0] == index
+        assert targets.matched_boxes[0, 0].tolist() == GT.boxes[index].tolist()
+    assert targets.matched_ious[0].tolist() == pytest.approx([90 / 110, 0.8, 70 / 130, 0, 0.8, 0.8])
+
+
+def test_losses_by_hand():
+    """Kong et al., Eq. 1 and 2: one normaliser for both class terms, one for each box term."""
+    first = first_stage(finite_deltas())
+    second = second_stage(box=Fixed(torch.randn(6, 4)))
+    stream = stream_of(first, second)
+    losses, statistics = stream.losses(stream(features()), GT)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_cls_stage1", "loss_box_reg_stage1"}
+    assert statistics["num_foreground"] == 5 and statistics["num_foreground_stage1"] == 4
+
+    logits = first.cls.values.detach()
+    assert losses["loss_cls"].item() == pytest.approx(focal(logits, LABELS).item() / 5, rel=1e-5)
+    again = focal(logits, REFINED_LABELS).item() / 5
+    assert losses["loss_cls_stage1"].item() == pytest.approx(again, rel=1e-5)
+
+    # (0, 0, 10, 10) to (0, 0, 10, 8): centre one up, height times .8.
+    up = torch.tensor([0.0, -0.1, 0.0, math.log(0.8)])
+    own = torch.tensor([True, True, True, False, True, True])
+    expected = smooth_l1(first.box.values.detach()[own], up.expand(5, 4)) / 5
+    assert losses["loss_box_reg"].item() == pytest.approx(expected.item(), rel=1e-5)
+    # (5, 0, 15, 10) to (6, 0, 16, 10): centre one to the right.
+    targets = torch.stack([torch.tensor([0.1, 0.0, 0.0, 0.0]), up, up, up])
+    predicted = second.box.values.detach()[[0, 1, 4, 5]]
+    expected = smooth_l1(predicted, targets) / 4
+    assert losses["loss_box_reg_stage1"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_weight_and_own_normaliser():
+    plain = stream_of(first_stage(), second_stage(box=Fixed(torch.ones(6, 4))))
+    other = stream_of(
+        first_stage(),
+        second_stage(box=Fixed(torch.ones(6, 4)), weight=0.5, own_cls_normalizer=True),
+    )
+    a, b = (stream.losses(stream(features()), GT)[0] for stream in (plain, other))
+    for name, factor in (("loss_cls_stage1", 0.5 * 5 / 4), ("loss_box_reg_stage1", 0.5)):
+        assert b[name].item() == pytest.approx(factor * a[name].item(), rel=1e-5)
+    assert b["loss_cls"] == a["loss_cls"]
+
+
+def test_each_stage_has_its_own_running_normaliser():
+    stream = stream_of(first_stage(), second_stage(box=Fixed(torch.zeros(6, 4))))
+    for stage in stream.stages:
+        stage.normalizer = ForegroundEMA()
+    stream.losses(stream(features()), GT)
+    means = [stage.normalizer.mean.item() for stage in stream.stages]
+    assert means == pytest.approx([90 + 0.1 * 5, 90 + 0.1 * 4])
+
+
+def test_shared_logits_learn_from_both_stages_and_no_gradient_passes_the_anchors():
+    first = first_stage(finite_deltas())
+    stream = stream_of(first, second_stage(box=Fixed(torch.randn(6, 4))))
+    losses, _ = stream.losses(stream(features()), GT)
+    logits, deltas = first.cls.values, first.box.values
+
+    def gradient(names, of):
+        total = sum(losses[name] for name in names)
+        return torch.autograd.grad(total, of, retain_graph=True, allow_unused=True)[0]
+
+    both = gradient(["loss_cls", "loss_cls_stage1"], logits)
+    one, two = gradient(["loss_cls"], logits), gradient(["loss_cls_stage1"], logits)
+    torch.testing.assert_close(both, one + two)
+    assert one.abs().sum() > 0 and two.abs().sum() > 0
+    assert two[2].abs().sum() == 0 and one[2].abs().sum() > 0  # ignored once refined
+    assert gradient(["loss_cls_stage1", "loss_box_reg_stage1"], deltas) is None
+    assert torch.equal(gradient(losses, deltas), gradient(["loss_box_reg"], deltas))
+
+
+def test_own_logits_learn_from_their_stage_alone():
+    first, own = first_stage(), Fixed(torch.randn(6, K))
+    stream = stream_of(first, second_stage(cls=own, box=Fixed(torch.zeros(6, 4))))
+    losses, _ = stream.losses(stream(features()), GT)
+    expected = focal(own.values.detach(), REFINED_LABELS).item() / 5
+    assert losses["loss_cls_stage1"].item() == pytest.approx(expected, rel=1e-5)
+    gradients = torch.autograd.grad(
+        losses["loss_cls_stage1"], [own.values, first.cls.values], allow_unused=True
+    )
+    assert gradients[0].abs().sum() > 0 and gradients[1] is None
+
+
+def test_class_only_and_box_only_stages():
+    """Table 3: 2/1 has a second class term; 3/2 a third on the twice refined boxes."""
+    stream = stream_of(first_stage(), second_stage())
+    output = stream(features())
+    assert set(stream.losses(output, GT)[0]) == {"loss_cls", "loss_box_reg", "loss_cls_stage1"}
+    assert output.box_stage is output.stages[0]
+
+    shift = torch.tensor([[0.1, 0.0, 0.0, 0.0]]).expand(6, 4)
+    stream = stream_of(first_stage(), second_stage(box=Fixed(shift)), second_stage())
+    output = stream(features())
+    twice = REFINED + torch.tensor([1.0, 0, 1, 0])
+    torch.testing.assert_close(output.stages[2].anchors, twice[None])
+    torch.testing.assert_close(stream._boxes(output.stages[2]), twice[None])
+    assert output.box_stage is output.stages[1]
+    assert {"loss_cls_stage2", "loss_box_reg_stage1"} <= set(stream.losses(output, GT)[0])
+
+    stream = stream_of(first_stage(), second_stage(box=Fixed(shift), trains_cls=False))
+    losses, _ = stream.losses(stream(features()), GT)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_box_reg_stage1"}
+
+
+def test_shared_box_applies_the_same_deltas_again():
+    first = first_stage()
+    stream = stream_of(first, second_stage(), second_stage(repeats_box=True))
+    output = stream(features())
+    # The stage between moves nothing, so the third starts where the second did.
+    torch.testing.assert_close(output.stages[2].anchors, REFINED[None])
+    assert output.stages[2].deltas is output.stages[0].deltas
+    boxes = stream._boxes(output.stages[2])[0, [0, 1, 2]]
+    torch.testing.assert_close(
+        boxes, torch.tensor([[10.0, 0, 20, 10], [0, 0, 10, 10], [6, 0, 16, 10]])
+    )
+
+
+@pytest.mark.parametrize("size, num_foreground", [(1e4, 0), (1e30, 5)])
+def test_huge_deltas_stay_finite(size, num_foreground):
+    """A box far beyond the picture is background; one so far that its size is lost has no area."""
+    deltas = torch.full((6, 4), size)
+    stream = stream_of(first_stage(deltas), second_stage(box=Fixed(deltas)))
+    losses, statistics = stream.losses(stream(features()), GT)
+    sum(losses.values()).backward()
+    assert statistics["num_foreground_stage1"] == num_foreground
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in stream.parameters())
+
+
+def test_stages_without_any_or_reachable_ground_truth():
+    empty = GroundTruth.from_lists([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)])
+    far = GroundTruth.from_lists([torch.tensor([[900.0, 900, 901, 901]])], [torch.tensor([1])])
+    for low_quality in (False, True):  # a box that overlaps nothing gets no anchor either way
+        second = second_stage(box=Fixed(torch.zeros(6, 4)))
+        second.assigner.allow_low_quality = low_quality
+        stream = stream_of(first_stage(), second)
+        for truth in (empty, far):
+            output = stream(features())
+            targets = stream._targets(second, output.priors, output.stages[1], truth)
+            assert (targets.labels == K).all()
+            losses, _ = stream.losses(output, truth)
+            assert losses["loss_box_reg_stage1"] == 0
+            expected = focal(stream.stages[0].cls.values.detach(), [K] * 6).item()
+            assert losses["loss_cls_stage1"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_stage_whose_anchors_are_all_ignored():
+    second = second_stage(box=Fixed(torch.zeros(6, 4)))
+    second.assigner = assigner(0.0001, 0.99, iou_labels=(-1, -1, 1), allow_low_quality=False)
+    stream = stream_of(first_stage(), second)
+    losses, _ = stream.losses(stream(features()), GT)
+    assert losses["loss_cls_stage1"] == 0 and losses["loss_box_reg_stage1"] == 0
+    assert losses["loss_cls"] > 0
+
+
+def test_gate_by_hand():
+    """P + sigmoid(conv1x1(h)) h goes through the stage's own tower, each task with its own h."""
+    torch.manual_seed(0)
+    tower = ConvTower(in_channels=[3, 3], channels=3, num_convs=1)
+    gates = {task: nn.Conv2d(3, 3, 1) for task in ("cls", "box")}
+    stage = Stage(
+        cls=None, box=None, assigner=None, normalizer=nn.Identity(), tower=tower, gates=gates
+    )
+    levels = [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)]
+    before = TowerFeatures(
+        cls=[torch.randn_like(x).requires_grad_() for x in levels],
+        box=[torch.randn_like(x) for x in levels],
+        pyramid=levels,
+    )
+    after = stage.features(before)
+    assert after.pyramid is before.pyramid
+    for task in ("cls", "box"):
+        conv = getattr(tower, task)[0]
+        for p, h, got in zip(levels, getattr(before, task), getattr(after, task), strict=True):
+            weight = gates[task].weight[:, :, 0, 0]
+            logit = torch.einsum("oc,nchw->nohw", weight, h) + gates[task].bias[:, None, None]
+            mixed = p + h / (1 + torch.exp(-logit))
+            expected = torch.conv2d(mixed, conv.weight, conv.bias, padding=1).relu()
+            torch.testing.assert_close(got, expected)
+    after.cls[0].sum().backward()
+    assert before.cls[0].grad.abs().sum() > 0  # not detached
+
+
+def test_own_tower_leaves_the_other_task_alone():
+    torch.manual_seed(0)
+    tower = ConvTower(in_channels=[3], channels=3, num_convs=1, tasks=["box"])
+    stage = Stage(cls=None, box=None, assigner=None, normalizer=nn.Identity(), tower=tower)
+    x = torch.randn(1, 3, 4, 4)
+    before = TowerFeatures(cls=[x + 1], box=[x + 2], pyramid=[x])
+    after = stage.features(before)
+    assert after.cls is before.cls
+    expected = torch.conv2d(x, tower.box[0].weight, tower.box[0].bias, padding=1).relu()
+    torch.testing.assert_close(after.box[0], expected)
+    assert {name.split(".")[0] for name, _ in tower.named_parameters()} == {"box"}
+
+
+def test_a_copy_made_without_gradient_does_not_cut_the_losses():
+    values = torch.randn(1, 8, 1, 1, requires_grad=True)
+    prediction = StagePrediction(anchors=ANCHORS, cls=LevelMaps([values], 4), box=None)
+    with torch.no_grad():
+        assert prediction.cls_logits.shape == (1, 2, 4)
+    assert prediction.cls_logits.requires_grad and prediction.deltas is None
+
+
+def test_entry_defaults_are_the_papers():
+    options = StageOptions.from_entry({})
+    found = options.assigner(K)
+    assert (options.cls, options.box, options.tower) == ("shared", "own", "shared")
+    assert (found.iou_thresholds, found.iou_labels) == ([0.5, 0.6], [0, -1, 1])
+    assert not found.allow_low_quality
+    one = StageOptions.from_entry({"IOU_THRESHOLDS": [0.6]}).assigner(K)
+    assert (one.iou_thresholds, one.iou_labels) == ([0.6], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("shared", "dict with some of the keys.*CLS.*'shared'"),
+        ({"cls": "own"}, r"unknown keys \['cls'\].*CLS.*WEIGHT"),
+        ({"CLS": "both"}, "CLS must be one of shared, own, none, got 'both'"),
+        ({"BOX": 1}, "BOX must be one of"),
+        ({"TOWER": "gate"}, "TOWER must be one of"),
+        ({"NORMALIZER": "ForegroundEMA"}, "NORMALIZER must be one of first, own"),
+        ({"CLS": "none", "BOX": "none"}, "trains nothing"),
+        ({"TOWER": "own", "BOX": "none"}, "no predictor would read that tower"),
+        ({"WEIGHT": 0}, "WEIGHT must be a positive number"),
+        ({"WEIGHT": "1"}, "WEIGHT must be a positive number"),
+        ({"ALLOW_LOW_QUALITY": 1}, "ALLOW_LOW_QUALITY must be True or False"),
+        ({"IOU_THRESHOLDS": 0.5}, "IOU_THRESHOLDS must be a list"),
+        ({"IOU_THRESHOLDS": [0.6, 0.5]}, "IOU_THRESHOLDS must be positive and ascend"),
+        ({"IOU_THRESHOLDS": []}, "IOU_THRESHOLDS"),
+        ({"IOU_LABELS": [0, 1]}, "IOU_LABELS must be 3 values"),
+    ],
+)
+def test_bad_entry_is_refused_with_its_place(tiny_cfg, entry, message):
+    from detectron2.modeling import build_model
+
+    with pytest.raises(ValueError, match=rf"MODEL.DENSE.STAGES\[1\].*{message}"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}, entry]))
+
+
+def test_senseless_combinations_are_refused(tiny_cfg):
+    from detectron2.modeling import build_model
+
+    with pytest.raises(ValueError, match="STAGE_SCORES mean needs a stage .* CLS own"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}], "MODEL.DENSE.STAGE_SCORES", "mean"))
+    with pytest.raises(ValueError, match="STAGE_SCORES must be last or mean, got 'first'"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGE_SCORES", "first"))
+    gated = [{"CLS": "own", "TOWER": "gated"}]
+    with pytest.raises(ValueError, match=r"STAGES\[0\].*gated.*TOWER.CHANNELS"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", gated, "MODEL.DENSE.TOWER.CHANNELS", 16))
