@@ -9,17 +9,20 @@ from ._native import native_status
 from .anchor_matching import AnchorMatches, match_anchors
 from .box_iou import box_iou_aligned, pairwise_box_iou
 from .box_loss import balanced_l1_loss, giou_loss
+from .dense_detections import DenseDetections, dense_detections
 from .focal_loss import sigmoid_focal_loss
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
 from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
 
 __all__ = [
     "AnchorMatches",
+    "DenseDetections",
     "ResidualObjectnessOutput",
     "balanced_l1_loss",
     "batched_nms",
     "batched_nms_padded",
     "box_iou_aligned",
+    "dense_detections",
     "giou_loss",
     "match_anchors",
     "matrix_nms",

@@ -12,6 +12,8 @@ import torch
 from resobj_d2 import ops
 from resobj_d2.ops import reference
 
+SCALE_CLAMP = 4.135166556742356  # log(1000 / 16)
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -31,6 +33,7 @@ class Implementation:
     soft_nms: Callable
     soft_nms_padded: Callable
     matrix_nms: Callable
+    dense_detections: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -59,6 +62,21 @@ def _reference_soft(boxes, scores, idxs, *, method="linear", iou_threshold=0.3, 
 
 def _reference_matrix(boxes, scores, idxs, *, kernel="gaussian", sigma=0.5):
     return reference.matrix_nms(boxes, scores, idxs, kernel, sigma)
+
+
+def _reference_dense(cls_logits, deltas, anchors, *, num_classes, factor_logits=(), exponents=None,
+                     floors=None, score_thresh, topk, nms_thresh, max_detections,
+                     weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP,
+                     image_sizes=()):  # fmt: skip
+    count = 1 + len(factor_logits)
+    return ops.DenseDetections(
+        *reference.dense_detections(
+            list(cls_logits), list(deltas or ()), list(anchors),
+            [x for maps in factor_logits for x in maps], num_classes, exponents or [1.0] * count,
+            floors or [0.0] * count, score_thresh, topk, nms_thresh, max_detections, list(weights),
+            scale_clamp, [x for size in image_sizes for x in size],
+        )
+    )  # fmt: skip
 
 
 def _skip_unless_built(backend: str) -> None:
@@ -91,6 +109,7 @@ def impl(request) -> Implementation:
             _reference_soft,
             functools.partial(_reference_soft, op=reference.soft_nms_padded),
             _reference_matrix,
+            _reference_dense,
         )
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
@@ -109,6 +128,7 @@ def impl(request) -> Implementation:
         ops.soft_nms,
         ops.soft_nms_padded,
         ops.matrix_nms,
+        ops.dense_detections,
     )
 
 

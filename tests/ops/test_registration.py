@@ -116,6 +116,20 @@ def focal_backward_samples():
     yield torch.tensor(2.0), logits, labels, None, -1.0, 1.5
 
 
+def dense_samples():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3), (1, 2)]
+    cls, box, objectness = (
+        [torch.randn(2, 2 * c, h, w, generator=generator) for h, w in shapes] for c in (3, 4, 1)
+    )
+    anchors = [torch.rand(2 * h * w, 4, generator=generator).cumsum(dim=1) for h, w in shapes]
+    limits = 0.5, 4, 0.5, 6, [1.0, 1.0, 2.0, 2.0], 4.0
+    yield cls, box, anchors, [], 3, [1.0], [0.0], *limits, []
+    cls[0].requires_grad_()
+    yield cls, [], anchors, objectness, 3, [0.6, 0.4], [0.1, 0.2], *limits, [5, 5, 4, 3]
+    yield [x[:0] for x in cls], [], anchors, [], 3, [1.0], [0.0], *limits, []
+
+
 def _candidate_tensors(dtype=torch.float32, **options):
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3], [2, 2, 6, 6], [0, 0, 4, 4]], dtype=dtype)
     scores = torch.tensor([0.5, 0.9, 0.7, 0.1], dtype=dtype, **options)
@@ -141,6 +155,7 @@ def matrix_samples():
 
 
 SAMPLES = {
+    "dense_detections": dense_samples,
     "batched_nms": nms_samples,
     "batched_nms_padded": nms_samples,
     "soft_nms": soft_samples,

@@ -11,6 +11,7 @@ from .box_loss import (
     giou_loss,
     giou_loss_backward,
 )
+from .dense_detections import dense_detections, empty_detections
 from .focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
 from .residual_objectness import (
@@ -29,6 +30,8 @@ __all__ = [
     "box_iou_aligned",
     "box_iou_aligned_backward",
     "count_groups",
+    "dense_detections",
+    "empty_detections",
     "foreground_minima",
     "giou_loss",
     "giou_loss_backward",

@@ -1,0 +1,391 @@
+// dense_detections on the CPU. The class logits are scanned as they lie in memory for those that
+// may pass the threshold, which a comparison decides; only these few get a score. A part of a level
+// keeps its best `topk`, and once it has so many the scan looks for better ones only. Parts do not
+// depend on the number of threads, and candidates have a total order, so neither does the result.
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "nms.h"
+#include "resobj/dense_checks.h"
+
+namespace resobj {
+namespace {
+
+constexpr int64_t kPart = int64_t(1) << 20;  // logits of a task
+constexpr int64_t kChunk = 4096;             // logits between two looks at the hits
+constexpr int64_t kStep = 64;                // logits, or cells, that one test may skip
+constexpr int64_t kGap = 512;                // cells not worth a new run
+
+// The best `size` candidates of those offered, in any order.
+template <typename T>
+class TopCandidates {
+ public:
+  TopCandidates(int64_t size, T score_thresh) : size_(size), score_thresh_(score_thresh) {}
+
+  // Whether the lowest score that can still enter has risen.
+  bool offer(const Candidate<T>& candidate) {
+    if (!(candidate.score > score_thresh_)) return false;
+    if (full_ && !is_better(candidate, found_[size_ - 1])) return false;
+    found_.push_back(candidate);
+    if (static_cast<int64_t>(found_.size()) < 2 * size_ + kSpare) return false;
+    cut();
+    return true;
+  }
+
+  // Scores below this cannot enter.
+  T least() const { return full_ ? found_[size_ - 1].score : score_thresh_; }
+
+  // Leaves the best, the worst of them last.
+  void cut() {
+    if (static_cast<int64_t>(found_.size()) < size_) return;
+    std::nth_element(found_.begin(), found_.begin() + (size_ - 1), found_.end(), is_better<T>);
+    found_.resize(size_);
+    full_ = true;
+  }
+
+  const std::vector<Candidate<T>>& found() const { return found_; }
+
+ private:
+  static constexpr int64_t kSpare = 256;
+
+  int64_t size_;
+  T score_thresh_;
+  bool full_ = false;
+  std::vector<Candidate<T>> found_;
+};
+
+// Offsets of the values that are at least bound(offset), which NaN is not.
+template <typename T, typename Bound>
+int64_t find_hits(const T* values, int64_t count, const Bound& bound, int32_t* hits) {
+  int64_t found = 0;
+  int64_t j = 0;
+  for (; j + kStep <= count; j += kStep) {
+    std::conditional_t<sizeof(T) == 8, int64_t, int32_t> any = 0;
+    for (int64_t k = 0; k < kStep; ++k) any |= values[j + k] >= bound(j + k);
+    if (any == 0) continue;
+    uint8_t flags[kStep];
+    for (int64_t k = 0; k < kStep; ++k) flags[k] = values[j + k] >= bound(j + k);
+    for (int64_t word = 0; word < kStep; word += sizeof(uint64_t)) {
+      uint64_t bits;
+      std::memcpy(&bits, flags + word, sizeof(bits));
+      if (bits == 0) continue;
+      for (int64_t k = word; k < word + int64_t(sizeof(uint64_t)); ++k) {
+        hits[found] = static_cast<int32_t>(j + k);
+        found += flags[k];
+      }
+    }
+  }
+  for (; j < count; ++j) {
+    hits[found] = static_cast<int32_t>(j);
+    found += values[j] >= bound(j);
+  }
+  return found;
+}
+
+// The logits of one image and level in memory order: planes, one for each anchor of a cell and
+// class, or rows, one for each anchor with its K classes.
+template <typename T>
+class LevelScan {
+ public:
+  LevelScan(const DenseLevel<T>& level, const ScoreRule<T>& rule, int64_t image, int32_t number,
+            int64_t topk)
+      : level_(level),
+        rule_(rule),
+        image_(image),
+        number_(number),
+        channels_(level.num_anchors * rule.num_classes),
+        planes_(has_planes(level.cls, channels_, level.num_cells)),
+        logits_(level.cls.data + image * level.cls.image),
+        best_(topk, rule.score_thresh) {
+    raise_bounds();
+  }
+
+  // Planes, or rows, are what parts are made of.
+  static int64_t num_units(const DenseLevel<T>& level, const ScoreRule<T>& rule) {
+    const int64_t channels = level.num_anchors * rule.num_classes;
+    return has_planes(level.cls, channels, level.num_cells) ? channels : level.num_rows();
+  }
+
+  std::vector<Candidate<T>> run(int64_t begin, int64_t end) {
+    if (!may_skip_) {
+      scan_all(begin, end);
+    } else if (planes_) {
+      scan_planes(begin, end);
+    } else {
+      scan_rows(begin, end);
+    }
+    best_.cut();
+    return best_.found();
+  }
+
+ private:
+  struct Run {
+    int64_t begin, end;
+  };
+
+  void raise_bounds() {
+    may_skip_ = false;
+    for (int f = 0; f < rule_.num_factors; ++f) {
+      bounds_[f] = lowest_logit(best_.least(), rule_.exponents[f], rule_.floors[f]);
+      may_skip_ |= f > 0 && bounds_[f] > -std::numeric_limits<T>::infinity();
+    }
+  }
+
+  // Whether the factors of an anchor allow any class to pass.
+  bool is_active(int64_t anchor, int64_t cell) const {
+    bool active = true;
+    for (int f = 1; f < rule_.num_factors; ++f) {
+      active &= level_.factors[f - 1].at(image_, anchor, cell) >= bounds_[f];
+    }
+    return active;
+  }
+
+  void scan_all(int64_t begin, int64_t end) {
+    const int64_t unit = planes_ ? level_.num_cells : rule_.num_classes;
+    const auto bound = [this](int64_t) { return bounds_[0]; };
+    scan(begin * unit, end * unit, bound, [this](int64_t element) {
+      if (planes_) {
+        visit(element / level_.num_cells, element % level_.num_cells);
+      } else {
+        visit(element % channels_, element / channels_);
+      }
+    });
+  }
+
+  // The planes of an anchor's classes share what its factors allow.
+  void scan_planes(int64_t begin, int64_t end) {
+    std::vector<T> cell_bounds(level_.num_cells);
+    std::vector<Run> runs;
+    int64_t last_anchor = -1;
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const int64_t anchor = channel / rule_.num_classes;
+      if (anchor != last_anchor) {
+        run_vectorized([&] { bound_cells(anchor, cell_bounds); });
+        find_runs(cell_bounds, runs);
+      }
+      last_anchor = anchor;
+      const int64_t plane = channel * level_.num_cells;
+      const auto bound = [&](int64_t element) { return cell_bounds[element - plane]; };
+      for (const Run& run : runs) {
+        scan(plane + run.begin, plane + run.end, bound,
+             [&](int64_t element) { visit(channel, element - plane); });
+      }
+    }
+  }
+
+  // What a class logit must reach in each cell: infinity where a factor lets no class pass.
+  void bound_cells(int64_t anchor, std::vector<T>& cell_bounds) const {
+    std::fill(cell_bounds.begin(), cell_bounds.end(), bounds_[0]);
+    for (int f = 1; f < rule_.num_factors; ++f) {
+      const MapView<T>& map = level_.factors[f - 1];
+      const T* logits = map.data + image_ * map.image + anchor * map.channel;
+      for (int64_t cell = 0; cell < level_.num_cells; ++cell) {
+        const T known = cell_bounds[cell];
+        cell_bounds[cell] = logits[cell * map.cell] >= bounds_[f] ? known : kNever;
+      }
+    }
+  }
+
+  // Cells of a plane that are worth a look. Small gaps are read through: memory comes in streams.
+  static void find_runs(const std::vector<T>& cell_bounds, std::vector<Run>& runs) {
+    runs.clear();
+    const int64_t num_cells = static_cast<int64_t>(cell_bounds.size());
+    for (int64_t begin = 0; begin < num_cells; begin += kStep) {
+      const int64_t end = std::min(begin + kStep, num_cells);
+      const bool any = std::any_of(cell_bounds.begin() + begin, cell_bounds.begin() + end,
+                                   [](T bound) { return bound != kNever; });
+      if (any) extend(runs, {begin, end}, kGap);
+    }
+  }
+
+  void scan_rows(int64_t begin, int64_t end) {
+    std::vector<Run> runs;
+    for (int64_t row = begin; row < end; ++row) {
+      if (is_active(row % level_.num_anchors, row / level_.num_anchors)) {
+        extend(runs, {row, row + 1}, 0);
+      }
+    }
+    for (const Run& run : runs) scan_all(run.begin, run.end);
+  }
+
+  static void extend(std::vector<Run>& runs, const Run& run, int64_t gap) {
+    if (!runs.empty() && runs.back().end + gap >= run.begin) {
+      runs.back().end = run.end;
+    } else {
+      runs.push_back(run);
+    }
+  }
+
+  // Visits the logits from begin to end, in memory order, that are at least bound(element).
+  template <typename Bound, typename Visit>
+  void scan(int64_t begin, int64_t end, const Bound& bound, const Visit& visit_element) {
+    int32_t hits[kChunk + 1];
+    for (; begin < end; begin += kChunk) {
+      const int64_t count = std::min(kChunk, end - begin);
+      int64_t found = 0;
+      run_vectorized([&] {
+        const auto bound_of = [&](int64_t j) { return bound(begin + j); };
+        found = find_hits(logits_ + begin, count, bound_of, hits);
+      });
+      for (int64_t h = 0; h < found; ++h) visit_element(begin + hits[h]);
+    }
+  }
+
+  void visit(int64_t channel, int64_t cell) {
+    const int64_t anchor = channel / rule_.num_classes;
+    if (!is_active(anchor, cell)) return;
+    const int64_t k = channel % rule_.num_classes;
+    const int64_t row = cell * level_.num_anchors + anchor;
+    T probabilities[kMaxDenseFactors];
+    load_probabilities(level_, rule_, image_, row, k, probabilities);
+    const T score = fused_score(rule_, probabilities);
+    if (best_.offer({score, number_, row * rule_.num_classes + k})) raise_bounds();
+  }
+
+  static constexpr T kNever = std::numeric_limits<T>::infinity();
+
+  const DenseLevel<T>& level_;
+  const ScoreRule<T>& rule_;
+  const int64_t image_;
+  const int32_t number_;
+  const int64_t channels_;
+  const bool planes_;
+  const T* logits_;
+  TopCandidates<T> best_;
+  T bounds_[kMaxDenseFactors];
+  bool may_skip_;
+};
+
+struct Part {
+  int64_t image;
+  int32_t level;
+  int64_t begin, end;  // planes or rows
+};
+
+template <typename T>
+std::vector<Part> make_parts(const DenseInputs<T>& inputs) {
+  std::vector<Part> parts;
+  for (int64_t image = 0; image < inputs.num_images; ++image) {
+    for (size_t l = 0; l < inputs.levels.size(); ++l) {
+      const DenseLevel<T>& level = inputs.levels[l];
+      const int64_t logits = level.num_rows() * inputs.rule.num_classes;
+      if (logits == 0) continue;
+      const int64_t units = LevelScan<T>::num_units(level, inputs.rule);
+      int64_t per_part = std::max<int64_t>(kPart / (logits / units), 1);
+      // Whole anchors where they are not much larger: see bound_cells.
+      const int64_t num_classes = inputs.rule.num_classes;
+      if (2 * per_part >= num_classes) per_part = ceil_div(per_part, num_classes) * num_classes;
+      for (int64_t begin = 0; begin < units; begin += per_part) {
+        const int64_t end = std::min(begin + per_part, units);
+        parts.push_back({image, static_cast<int32_t>(l), begin, end});
+      }
+    }
+  }
+  return parts;
+}
+
+template <typename T>
+using PartCandidates = std::vector<std::vector<Candidate<T>>>;
+
+// The candidates of one image from those of its parts, best first.
+template <typename T>
+std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandidates<T>& found,
+                                int64_t image, const DenseInputs<T>& inputs, int64_t topk) {
+  std::vector<Candidate<T>> merged;
+  size_t p = 0;
+  while (p < parts.size() && parts[p].image != image) ++p;
+  while (p < parts.size() && parts[p].image == image) {
+    TopCandidates<T> best(topk, inputs.rule.score_thresh);
+    const int32_t level = parts[p].level;
+    for (; p < parts.size() && parts[p].image == image && parts[p].level == level; ++p) {
+      for (const Candidate<T>& candidate : found[p]) best.offer(candidate);
+    }
+    best.cut();
+    merged.insert(merged.end(), best.found().begin(), best.found().end());
+  }
+  std::sort(merged.begin(), merged.end(), is_better<T>);
+  return merged;
+}
+
+// Suppresses the candidates of an image, which come best first, and writes what is left.
+template <typename T>
+void write_detections(const DenseInputs<T>& inputs, const DenseOptions& options, int64_t image,
+                      const std::vector<Candidate<T>>& candidates,
+                      const DetectionOutputs<T>& outputs) {
+  const int64_t num_classes = inputs.rule.num_classes;
+  const int64_t first_slot = image * options.max_detections;
+  GreedyNms<T> nms(num_classes, round_down<T>(options.nms_thresh));
+  int64_t count = 0;
+  run_vectorized([&] {
+    for (const Candidate<T>& candidate : candidates) {
+      if (count == options.max_detections) break;
+      const DenseLevel<T>& level = inputs.levels[candidate.level];
+      Box<T> box = decode_box(level, inputs.deltas, image, candidate.position / num_classes);
+      if (!is_finite(box) || !nms.offer(candidate.position % num_classes, box)) continue;
+      if (!options.image_sizes.empty()) {
+        box = clip(box, static_cast<T>(options.image_sizes[2 * image]),
+                   static_cast<T>(options.image_sizes[2 * image + 1]));
+      }
+      outputs.write(first_slot + count++, level, inputs.rule, image, candidate, box);
+    }
+  });
+  outputs.counts[image] = count;
+  for (; count < options.max_detections; ++count) {
+    outputs.pad(first_slot + count, inputs.rule.num_factors);
+  }
+}
+
+template <typename T>
+void detect(const DenseInputs<T>& inputs, const DenseOptions& options, DenseResult& result) {
+  const std::vector<Part> parts = make_parts(inputs);
+  PartCandidates<T> found(parts.size());
+  const int64_t num_parts = static_cast<int64_t>(parts.size());
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const Part& part = parts[p];
+      LevelScan<T> scan(inputs.levels[part.level], inputs.rule, part.image, part.level,
+                        options.topk);
+      found[p] = scan.run(part.begin, part.end);
+    }
+  });
+  const DetectionOutputs<T> outputs = point_at<T>(result);
+  torch::stable::parallel_for(0, inputs.num_images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      write_detections(inputs, options, image, merge(parts, found, image, inputs, options.topk),
+                       outputs);
+    }
+  });
+}
+
+DenseTuple dense_detections(const Tensors& cls_logits, const Tensors& deltas,
+                            const Tensors& anchors, const Tensors& factor_logits,
+                            int64_t num_classes, const std::vector<double>& exponents,
+                            const std::vector<double>& floors, double score_thresh, int64_t topk,
+                            double nms_thresh, int64_t max_detections,
+                            const std::vector<double>& weights, double scale_clamp,
+                            const std::vector<int64_t>& image_sizes) {
+  check_dense(cls_logits, deltas, anchors, factor_logits, num_classes, exponents.size());
+  const DenseOptions options{score_thresh, topk, nms_thresh, max_detections, image_sizes};
+  check_dense_options(options, exponents, floors, weights, cls_logits[0].size(0));
+  DenseResult result =
+      allocate_dense(cls_logits[0], max_detections, static_cast<int64_t>(exponents.size()));
+  dispatch_float(cls_logits[0], [&](auto scalar) {
+    using T = decltype(scalar);
+    const DenseInputs<T> inputs =
+        parse_dense<T>(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, floors,
+                       score_thresh, weights, scale_clamp);
+    detect(inputs, options, result);
+  });
+  return {result.boxes, result.scores, result.classes, result.factors, result.rows, result.counts};
+}
+
+}  // namespace
+}  // namespace resobj
+
+STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
+  m.impl("dense_detections", TORCH_BOX(&resobj::dense_detections));
+}

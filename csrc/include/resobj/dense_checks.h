@@ -1,0 +1,197 @@
+// Argument handling of dense_detections that both backends share (host only).
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "resobj/dense_math.h"
+#include "resobj/tensor_checks.h"
+
+namespace resobj {
+
+constexpr const char* kDenseOp = "dense_detections";
+
+using Tensors = std::vector<Tensor>;
+using DenseTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+struct DenseOptions {
+  double score_thresh;
+  int64_t topk;
+  double nms_thresh;
+  int64_t max_detections;
+  std::vector<int64_t> image_sizes;  // height and width of each image, or empty
+};
+
+struct DenseResult {
+  Tensor boxes, scores, classes, factors, rows, counts;
+};
+
+// Maps as the kernels read them; `tensors` keeps the copies that were needed alive.
+template <typename T>
+struct DenseInputs {
+  int64_t num_images;
+  std::vector<DenseLevel<T>> levels;
+  ScoreRule<T> rule;
+  DeltaRule<T> deltas;
+  Tensors tensors;
+};
+
+// Whether the cells of all rows are evenly spaced.
+inline bool has_even_cells(const Tensor& map) {
+  return map.size(2) <= 1 || map.size(3) <= 1 || map.stride(2) == map.size(3) * map.stride(3);
+}
+
+template <typename T>
+MapView<T> view_map(const Tensor& map) {
+  // The stride of a dimension of size 1 is anything.
+  const int64_t cell = map.size(3) > 1 ? map.stride(3) : map.stride(2);
+  return {map.const_data_ptr<T>(), map.stride(0), map.stride(1), cell};
+}
+
+template <typename T>
+MapView<T> keep_map(DenseInputs<T>& inputs, const Tensor& map) {
+  inputs.tensors.push_back(has_even_cells(map) ? map : torch::stable::contiguous(map));
+  return view_map<T>(inputs.tensors.back());
+}
+
+// Like keep_map; the scan over all logits wants planes or rows.
+template <typename T>
+MapView<T> keep_dense_map(DenseInputs<T>& inputs, const Tensor& map) {
+  const int64_t channels = map.size(1);
+  const int64_t cells = map.size(2) * map.size(3);
+  const MapView<T> view = keep_map(inputs, map);
+  if (has_planes(view, channels, cells) || has_rows(view, channels, cells)) return view;
+  inputs.tensors.back() = torch::stable::contiguous(map);
+  return view_map<T>(inputs.tensors.back());
+}
+
+inline void check_map(const Tensor& map, const std::string& name, int64_t channels,
+                      const Tensor& like) {
+  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == like.size(0) && map.size(1) == channels &&
+                      map.size(2) == like.size(2) && map.size(3) == like.size(3),
+                  kDenseOp, ": ", name, " must have ", channels,
+                  " channels and the images and cells of cls_logits");
+}
+
+inline void check_dense(const Tensors& cls_logits, const Tensors& deltas, const Tensors& anchors,
+                        const Tensors& factor_logits, int64_t num_classes, size_t num_factors) {
+  const size_t levels = cls_logits.size();
+  STD_TORCH_CHECK(levels >= 1 && levels <= kMaxDenseLevels, kDenseOp,
+                  ": cls_logits must have 1 to ", kMaxDenseLevels, " levels");
+  STD_TORCH_CHECK(anchors.size() == levels && (deltas.empty() || deltas.size() == levels), kDenseOp,
+                  ": deltas and anchors must have the levels of cls_logits");
+  STD_TORCH_CHECK(num_factors >= 1 && num_factors <= kMaxDenseFactors, kDenseOp,
+                  ": exponents must have 1 to ", kMaxDenseFactors, " numbers");
+  STD_TORCH_CHECK(factor_logits.size() == (num_factors - 1) * levels, kDenseOp,
+                  ": factor_logits must have a map per level for each exponent after the first");
+  STD_TORCH_CHECK(num_classes >= 1, kDenseOp, ": num_classes must be at least 1");
+  const auto check = [&](const char* name, const Tensors& tensors) {
+    for (const Tensor& tensor : tensors) {
+      check_devices(kDenseOp, {{"cls_logits", cls_logits[0]}, {name, tensor}});
+      check_dtypes(kDenseOp, {{"cls_logits", cls_logits[0]}, {name, tensor}});
+    }
+  };
+  check("cls_logits", cls_logits);
+  check("deltas", deltas);
+  check("anchors", anchors);
+  check("factor_logits", factor_logits);
+  for (size_t l = 0; l < levels; ++l) {
+    const Tensor& cls = cls_logits[l];
+    STD_TORCH_CHECK(
+        cls.dim() == 4 && cls.size(1) % num_classes == 0 && cls.size(0) == cls_logits[0].size(0),
+        kDenseOp, ": cls_logits must have shape (images, anchors * classes, H, W)");
+    const int64_t per_cell = cls.size(1) / num_classes;
+    if (!deltas.empty()) check_map(deltas[l], "deltas", 4 * per_cell, cls);
+    for (size_t f = 0; f + 1 < num_factors; ++f) {
+      check_map(factor_logits[f * levels + l], "factor_logits", per_cell, cls);
+    }
+    const Tensor& boxes = anchors[l];
+    const int64_t dim = boxes.dim();
+    STD_TORCH_CHECK((dim == 2 || (dim == 3 && boxes.size(0) == cls.size(0))) &&
+                        boxes.size(dim - 1) == 4 &&
+                        boxes.size(dim - 2) == per_cell * cls.size(2) * cls.size(3),
+                    kDenseOp, ": anchors must have one box per anchor of cls_logits, (R, 4) or ",
+                    "(images, R, 4)");
+  }
+}
+
+inline void check_dense_options(const DenseOptions& options, const std::vector<double>& exponents,
+                                const std::vector<double>& floors,
+                                const std::vector<double>& weights, int64_t num_images) {
+  STD_TORCH_CHECK(floors.size() == exponents.size(), kDenseOp,
+                  ": floors must have one number for each exponent");
+  for (const double exponent : exponents) {
+    STD_TORCH_CHECK(exponent >= 0, kDenseOp, ": exponents must be at least 0");
+  }
+  STD_TORCH_CHECK(weights.size() == 4, kDenseOp, ": weights must be four numbers");
+  STD_TORCH_CHECK(options.topk >= 1, kDenseOp, ": topk must be at least 1");
+  STD_TORCH_CHECK(options.max_detections >= 1, kDenseOp, ": max_detections must be at least 1");
+  STD_TORCH_CHECK(options.nms_thresh >= 0, kDenseOp, ": nms_thresh must be at least 0");
+  STD_TORCH_CHECK(options.image_sizes.empty() ||
+                      static_cast<int64_t>(options.image_sizes.size()) == 2 * num_images,
+                  kDenseOp, ": image_sizes must be height and width of each image");
+}
+
+template <typename T>
+DenseInputs<T> parse_dense(const Tensors& cls_logits, const Tensors& deltas, const Tensors& anchors,
+                           const Tensors& factor_logits, int64_t num_classes,
+                           const std::vector<double>& exponents, const std::vector<double>& floors,
+                           double score_thresh, const std::vector<double>& weights,
+                           double scale_clamp) {
+  DenseInputs<T> inputs{};
+  inputs.num_images = cls_logits[0].size(0);
+  int64_t first_row = 0;
+  for (size_t l = 0; l < cls_logits.size(); ++l) {
+    DenseLevel<T> level{};
+    level.num_anchors = cls_logits[l].size(1) / num_classes;
+    level.num_cells = cls_logits[l].size(2) * cls_logits[l].size(3);
+    level.first_row = first_row;
+    first_row += level.num_rows();
+    level.cls = keep_dense_map(inputs, cls_logits[l]);
+    if (!deltas.empty()) level.deltas = keep_map(inputs, deltas[l]);
+    for (size_t f = 0; f + 1 < exponents.size(); ++f) {
+      level.factors[f] = keep_map(inputs, factor_logits[f * cls_logits.size() + l]);
+    }
+    const Tensor& boxes = anchors[l];
+    const int64_t dim = boxes.dim();
+    const bool packed = boxes.stride(dim - 1) == 1 && boxes.stride(dim - 2) == 4 &&
+                        (dim == 2 || boxes.stride(0) % 4 == 0);
+    inputs.tensors.push_back(packed ? boxes : torch::stable::contiguous(boxes));
+    level.anchors = inputs.tensors.back().template const_data_ptr<T>();
+    level.anchor_stride = dim == 3 ? inputs.tensors.back().stride(0) / 4 : 0;
+    inputs.levels.push_back(level);
+  }
+  inputs.rule.num_classes = num_classes;
+  inputs.rule.num_factors = static_cast<int>(exponents.size());
+  inputs.rule.score_thresh = static_cast<T>(score_thresh);
+  for (size_t f = 0; f < exponents.size(); ++f) {
+    inputs.rule.exponents[f] = static_cast<T>(exponents[f]);
+    inputs.rule.floors[f] = static_cast<T>(floors[f]);
+  }
+  for (int d = 0; d < 4; ++d) inputs.deltas.factors[d] = static_cast<T>(1 / weights[d]);
+  inputs.deltas.scale_clamp = static_cast<T>(scale_clamp);
+  return inputs;
+}
+
+template <typename T>
+DetectionOutputs<T> point_at(DenseResult& result) {
+  return {result.boxes.mutable_data_ptr<T>(),         result.scores.mutable_data_ptr<T>(),
+          result.classes.mutable_data_ptr<int64_t>(), result.factors.mutable_data_ptr<T>(),
+          result.rows.mutable_data_ptr<int64_t>(),    result.counts.mutable_data_ptr<int64_t>()};
+}
+
+// Undefined values.
+inline DenseResult allocate_dense(const Tensor& like, int64_t max_detections, int64_t num_factors) {
+  const int64_t n = like.size(0);
+  const int64_t d = max_detections;
+  const auto allocate = [&](std::vector<int64_t> shape, ScalarType dtype) {
+    return torch::stable::new_empty(like, shape, dtype);
+  };
+  const ScalarType real = like.scalar_type();
+  return {allocate({n, d, 4}, real),          allocate({n, d}, real),
+          allocate({n, d}, ScalarType::Long), allocate({n, d, num_factors}, real),
+          allocate({n, d}, ScalarType::Long), allocate({n}, ScalarType::Long)};
+}
+
+}  // namespace resobj

@@ -1,0 +1,248 @@
+"""From the raw outputs of a dense head to detections, in one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import compute_dtype, require_floating, require_same_device
+from ._library import define_op, mark_outputs_non_differentiable, no_backward
+
+OP = "dense_detections"
+# The CUDA kernels take the levels and the factors by value.
+MAX_LEVELS = 12
+MAX_FACTORS = 4
+# Detectron2's bound of dw and dh.
+SCALE_CLAMP = math.log(1000.0 / 16)
+
+
+class DenseDetections(NamedTuple):
+    """What :func:`dense_detections` returns; nothing carries a gradient.
+
+    Image i has ``counts[i]`` detections, best first; the rows behind them are padding: zeros, and
+    -1 in ``classes`` and ``rows``.
+    """
+
+    boxes: Tensor  # (N, D, 4)
+    scores: Tensor  # (N, D) the fused score
+    classes: Tensor  # (N, D) int64 in [0, K)
+    factors: Tensor  # (N, D, 1 + F) probabilities that were fused, the class first
+    rows: Tensor  # (N, D) int64, the anchor as a row of all levels' anchors, one after the other
+    counts: Tensor  # (N,) int64
+
+
+def _fake(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, floors,
+          score_thresh, topk, nms_thresh, max_detections, weights, scale_clamp,
+          image_sizes):  # fmt: skip
+    num_images = cls_logits[0].shape[0]
+    return reference.empty_detections(cls_logits[0], num_images, max_detections, len(exponents))
+
+
+define_op(
+    "dense_detections(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
+    "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
+    "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
+    "float scale_clamp, int[] image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
+    "Tensor factors, Tensor rows, Tensor counts)",
+    reference=reference.dense_detections,
+    fake=_fake,
+    backward=no_backward("dense_detections has no gradient"),
+    setup_context=mark_outputs_non_differentiable,
+)
+
+
+def dense_detections(
+    cls_logits: Sequence[Tensor],  # L of (N, A_l * K, H_l, W_l)
+    deltas: Sequence[Tensor] | None,  # L of (N, A_l * 4, H_l, W_l)
+    anchors: Sequence[Tensor],  # L of (R_l, 4) or (N, R_l, 4)
+    *,
+    num_classes: int,
+    factor_logits: Sequence[Sequence[Tensor]] = (),  # F times L of (N, A_l, H_l, W_l)
+    exponents: Sequence[float] | None = None,  # 1 + F
+    floors: Sequence[float] | None = None,  # 1 + F
+    score_thresh: float,
+    topk: int,
+    nms_thresh: float,
+    max_detections: int,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    scale_clamp: float = SCALE_CLAMP,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
+) -> DenseDetections:
+    """Scores, threshold, top-k per level, decoding, class-wise NMS and the best D boxes.
+
+    The maps are read as a head's convolutions write them: nothing of their size is allocated, no
+    copy per anchor, no sigmoid. N images, L levels, A_l anchors per cell, K classes, F further
+    factors (objectness, quality; at most 3), R_l = H_l * W_l * A_l anchors of a level, ordered by
+    cell, row-major, then by anchor of the cell. D = ``max_detections``.
+
+    The score of an anchor and a class is ``prod_i sigmoid(logit_i)^exponents[i]`` over the class
+    and the F factors, and 0 where a probability is below its floor. Plain RetinaNet scores,
+    P(class) * objectness (Residual Objectness, Eq. 2) and cls^(1-a) * iou^a (RetinaNet-Conf,
+    Eq. 11) are of this form.
+
+    Args:
+        cls_logits: the channels of an anchor are neighbours, class after class. Contiguous and
+            channels-last maps are read in place, others copied.
+        deltas: R-CNN deltas (dx, dy, dw, dh), likewise; None where ``anchors`` are the boxes.
+        anchors: XYXY, shared by the images or of each image (for example a stage's refined boxes).
+        num_classes: K.
+        factor_logits: a list of L maps for each factor.
+        exponents: at least 0, the class first; 1 by default.
+        floors: the class first; 0 (none) by default.
+        score_thresh: a candidate must score more.
+        topk: candidates of a level that reach NMS.
+        nms_thresh: a box is suppressed by a better one of its class with an IoU above this.
+        max_detections: D.
+        weights: of the deltas.
+        scale_clamp: upper bound of dw and dh, so that exp cannot overflow.
+        image_sizes: N pairs (height, width); detections are clipped to them, after suppression as
+            in Detectron2's RetinaNet. Not clipped by default.
+
+    Returns:
+        :class:`DenseDetections`, in float64 if an input is float64, else float32 (half precision
+        is computed in float32). Of equal scores the finer level comes first, then the lower
+        anchor, then the lower class. An anchor with a NaN logit gives no detection (a NaN class
+        logit silences that class alone), nor does one whose box is not finite.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: a shape, a device, the number of levels or an option is wrong.
+    """
+    cls_logits, deltas, anchors = list(cls_logits), list(deltas or ()), list(anchors)
+    factors = [list(maps) for maps in factor_logits]
+    exponents = [1.0] * (1 + len(factors)) if exponents is None else list(exponents)
+    floors = [0.0] * (1 + len(factors)) if floors is None else list(floors)
+    sizes = [] if image_sizes is None else [int(x) for size in image_sizes for x in size]
+    tensors = _check_maps(cls_logits, deltas, anchors, factors, num_classes)
+    _check_fusion(len(factors), exponents, floors)
+    _check_selection(score_thresh, topk, nms_thresh, max_detections)
+    _check_boxes(weights, scale_clamp, sizes, cls_logits[0].shape[0])
+    dtype = compute_dtype(*tensors.values())
+
+    def convert(maps: list[Tensor]) -> list[Tensor]:
+        return [x.to(dtype) for x in maps]
+
+    return DenseDetections(
+        *torch.ops.resobj_d2.dense_detections(
+            convert(cls_logits),
+            convert(deltas),
+            convert(anchors),
+            [x for maps in factors for x in convert(maps)],
+            num_classes,
+            exponents,
+            floors,
+            score_thresh,
+            topk,
+            nms_thresh,
+            max_detections,
+            list(weights),
+            scale_clamp,
+            sizes,
+        )
+    )
+
+
+def _check_maps(
+    cls_logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    factors: list[list[Tensor]],
+    num_classes: int,
+) -> dict[str, Tensor]:
+    """The tensors by the name of their argument."""
+    lists = {"cls_logits": cls_logits, "anchors": anchors}
+    if deltas:
+        lists["deltas"] = deltas
+    lists.update({f"factor_logits[{f}]": maps for f, maps in enumerate(factors)})
+    if not 1 <= len(cls_logits) <= MAX_LEVELS:
+        raise ValueError(
+            f"{OP}: cls_logits must have 1 to {MAX_LEVELS} levels, got {len(cls_logits)}"
+        )
+    for name, maps in lists.items():
+        if len(maps) != len(cls_logits):
+            raise ValueError(
+                f"{OP}: {name} must have the {len(cls_logits)} levels of cls_logits, "
+                f"got {len(maps)}"
+            )
+    tensors = {f"{name}[{i}]": x for name, maps in lists.items() for i, x in enumerate(maps)}
+    require_floating(OP, **tensors)
+    require_same_device(OP, **tensors)
+    if num_classes < 1:
+        raise ValueError(f"{OP}: num_classes must be at least 1, got {num_classes}")
+    for level in range(len(cls_logits)):
+        _check_level({name: maps[level] for name, maps in lists.items()}, level, num_classes)
+        if cls_logits[level].shape[0] != cls_logits[0].shape[0]:
+            raise ValueError(
+                f"{OP}: cls_logits[{level}] is of {cls_logits[level].shape[0]} images, "
+                f"cls_logits[0] of {cls_logits[0].shape[0]}"
+            )
+    return tensors
+
+
+def _check_level(tensors: dict[str, Tensor], level: int, num_classes: int) -> None:
+    logits = tensors["cls_logits"]
+    if logits.dim() != 4 or logits.shape[1] % num_classes:
+        raise ValueError(
+            f"{OP}: cls_logits[{level}] must have shape (images, anchors * {num_classes}, "
+            f"height, width), got {tuple(logits.shape)}"
+        )
+    n, channels, h, w = logits.shape
+    a = channels // num_classes
+    shapes = dict.fromkeys(tensors, [(n, a, h, w)])
+    shapes["cls_logits"] = [tuple(logits.shape)]
+    shapes["deltas"] = [(n, a * 4, h, w)]
+    shapes["anchors"] = [(h * w * a, 4), (n, h * w * a, 4)]
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) not in shapes[name]:
+            raise ValueError(
+                f"{OP}: {name}[{level}] must have shape {' or '.join(map(str, shapes[name]))} "
+                f"to go with cls_logits, got {tuple(tensor.shape)}"
+            )
+
+
+def _check_fusion(num_factors: int, exponents: list[float], floors: list[float]) -> None:
+    if num_factors >= MAX_FACTORS:
+        raise ValueError(
+            f"{OP}: factor_logits must have at most {MAX_FACTORS - 1} factors, got {num_factors}"
+        )
+    for name, values in (("exponents", exponents), ("floors", floors)):
+        if len(values) != 1 + num_factors:
+            raise ValueError(
+                f"{OP}: {name} must have 1 number for the class and 1 for each of the "
+                f"{num_factors} factors, got {values}"
+            )
+    if not all(0 <= e < math.inf for e in exponents):
+        raise ValueError(f"{OP}: exponents must be finite and at least 0, got {exponents}")
+    if any(math.isnan(f) for f in floors):
+        raise ValueError(f"{OP}: floors must be numbers, got {floors}")
+
+
+def _check_selection(
+    score_thresh: float, topk: int, nms_thresh: float, max_detections: int
+) -> None:
+    if math.isnan(score_thresh):
+        raise ValueError(f"{OP}: score_thresh must be a number, got {score_thresh}")
+    if not nms_thresh >= 0:
+        raise ValueError(f"{OP}: nms_thresh must be 0 or more, got {nms_thresh}")
+    for name, value in (("topk", topk), ("max_detections", max_detections)):
+        if value < 1:
+            raise ValueError(f"{OP}: {name} must be at least 1, got {value}")
+
+
+def _check_boxes(
+    weights: Sequence[float], scale_clamp: float, sizes: list[int], num_images: int
+) -> None:
+    if len(weights) != 4 or not all(w > 0 for w in weights):
+        raise ValueError(f"{OP}: weights must be four positive numbers, got {tuple(weights)}")
+    if math.isnan(scale_clamp):
+        raise ValueError(f"{OP}: scale_clamp must be a number, got {scale_clamp}")
+    if sizes and len(sizes) != 2 * num_images:
+        raise ValueError(
+            f"{OP}: image_sizes must be (height, width) of each of {num_images} images, "
+            f"got {len(sizes)} numbers"
+        )
