@@ -51,6 +51,14 @@ struct ClassGroups {
   int64_t count() const { return static_cast<int64_t>(begins.size()) - 1; }
   int32_t size(int64_t c) const { return begins[c + 1] - begins[c]; }
   const int32_t* group(int64_t c) const { return members.data() + begins[c]; }
+
+  // For parallel_for over the classes, when each box of a class meets the others: one thread unless
+  // there are pairs for about a millisecond.
+  int64_t grain() const {
+    int64_t pairs = 0;
+    for (int64_t c = 0; c < count(); ++c) pairs += int64_t(size(c)) * size(c);
+    return pairs < (int64_t(1) << 21) ? count() : 1;
+  }
 };
 
 // Within a class boxes stay in the given order.

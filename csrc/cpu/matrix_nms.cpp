@@ -9,48 +9,42 @@
 namespace resobj {
 namespace {
 
-constexpr int64_t kSerial = 512;  // so few boxes are not worth a second thread
-
 // The boxes of one class by descending score.
 template <typename T>
 class BetterBoxes {
  public:
-  // Room for `count` boxes; those not there yet have no area and decay nothing.
-  explicit BetterBoxes(int32_t count) {
-    const int64_t size = ceil_div(count, kLanes) * kLanes;
-    for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &area_, &highest_}) values->resize(size);
+  explicit BetterBoxes(int32_t capacity) {
+    for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &area_, &highest_}) {
+      values->resize(capacity);
+    }
   }
 
   // Adds a box and returns the factor of its score.
   T add(const Box<T>& box, const MatrixRule<T>& rule) {
     const T box_area = area(box);
-    T highest[kLanes] = {};
-    T strength[kLanes] = {};
-    for (int32_t first = 0; first < count_; first += kLanes) {
-      for (int32_t k = 0; k < kLanes; ++k) {
-        const int32_t i = first + k;
-        const Box<T> better{x1_[i], y1_[i], x2_[i], y2_[i]};
-        const T iou = overlap<Overlap::kIou>(better, area_[i], box, box_area);
-        highest[k] = larger(highest[k], iou);
-        strength[k] = larger(strength[k], rule.strength(iou, highest_[i]));
-      }
-    }
-    for (int32_t k = 1; k < kLanes; ++k) {
-      highest[0] = larger(highest[0], highest[k]);
-      strength[0] = larger(strength[0], strength[k]);
+    // Of numbers that are not negative, whose bits order like them: a maximum of integers
+    // vectorises, one of floats does not.
+    Integer highest = 0;
+    Integer strength = 0;
+    for (int32_t i = 0; i < count_; ++i) {
+      const Box<T> better{x1_[i], y1_[i], x2_[i], y2_[i]};
+      const T iou = overlap<Overlap::kIou>(better, area_[i], box, box_area);
+      highest = larger(highest, bit_cast<Integer>(iou));
+      const T own = larger(rule.strength(iou, highest_[i]), T(0));
+      strength = larger(strength, bit_cast<Integer>(own));
     }
     x1_[count_] = box.x1;
     y1_[count_] = box.y1;
     x2_[count_] = box.x2;
     y2_[count_] = box.y2;
     area_[count_] = box_area;
-    highest_[count_] = highest[0];
+    highest_[count_] = bit_cast<T>(highest);
     ++count_;
-    return rule.factor(strength[0]);
+    return rule.factor(bit_cast<T>(strength));
   }
 
  private:
-  static constexpr int32_t kLanes = 16;  // one or two of the widest vectors
+  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
   int32_t count_ = 0;
   std::vector<T> x1_, y1_, x2_, y2_, area_;
@@ -68,8 +62,7 @@ void decay_all(const Candidates& candidates, const MatrixRule<T>& rule, T* out) 
   const ClassIndex classes(ids, candidates.count());
   const ClassGroups groups = group_by_class(order, ids, classes);
   std::fill(out, out + candidates.count(), T(0));
-  const int64_t grain = candidates.count() < kSerial ? groups.count() : 1;
-  torch::stable::parallel_for(0, groups.count(), grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       BetterBoxes<T> better(groups.size(c));
       run_vectorized([&] {

@@ -13,8 +13,6 @@
 namespace resobj {
 namespace {
 
-constexpr int64_t kSerial = 512;  // so few boxes are not worth a second thread
-
 template <typename T>
 struct Pick {
   T score;
@@ -96,8 +94,7 @@ std::vector<Pick<T>> take_all(const Candidates& candidates, const SoftRule<T>& r
   const std::vector<int32_t> finite = finite_scores(scores, candidates.count());
   const ClassGroups groups = group_by_class(finite, ids, classes);
   std::vector<std::vector<Pick<T>>> picks(groups.count());
-  const int64_t grain = candidates.count() < kSerial ? groups.count() : 1;
-  torch::stable::parallel_for(0, groups.count(), grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       if (groups.size(c) == 0) continue;
       run_vectorized([&] {
