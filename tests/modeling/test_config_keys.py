@@ -13,6 +13,7 @@ def get(model, path):
 
 
 OBJECTNESS = ["MODEL.DENSE.OBJECTNESS.ENABLED", "True"]
+PLUG_INS = [*OBJECTNESS, "MODEL.DENSE.STAGES", "[{'CLS': 'own'}]"]
 LOSS = "branches.objectness.residual_loss"
 
 
@@ -40,13 +41,39 @@ LOSS = "branches.objectness.residual_loss"
         ("OBJECTNESS.UNSELECTED", "keep", f"{LOSS}.unselected", "keep"),
         ("OBJECTNESS.WEIGHT", "0.5", f"{LOSS}.weight", 0.5),
         ("OBJECTNESS.RESIDUAL_WEIGHT", "0.05", f"{LOSS}.residual_weight", 0.05),
+        ("QUALITY.READS", "box", "branches.quality.reads", "box"),
+        ("QUALITY.WEIGHT", "2.0", "branches.quality.weight", 2.0),
+        ("QUALITY.DETACH_TARGET", "False", "branches.quality.detach_target", False),
+        ("QUALITY.LOSS", "l1", "branches.quality.quality_loss.kind", "l1"),
+        ("QUALITY.NEGATIVE_WEIGHT", "0.001", "branches.quality.quality_loss.negative_weight", 1e-3),
+        ("QUALITY.GAMMA", "1.0", "branches.quality.quality_loss.gamma", 1.0),
+        ("QUALITY.BETA", "0.5", "branches.quality.quality_loss.beta", 0.5),
+        (
+            "QUALITY.ALPHA",
+            "0.3",
+            "fusion.exponents",
+            {"cls": 0.7, "objectness": 0.7, "quality": 0.3},
+        ),
+        ("STAGES", "[{'WEIGHT': 0.5}, {'WEIGHT': 0.2}]", "stages.1.weight", 0.5),
+        ("STAGES", "[{'BOX': 'none'}]", "stages.1.box", None),
+        ("STAGES", "[{'NORMALIZER': 'own'}]", "stages.1.own_cls_normalizer", True),
+        (
+            "STAGES",
+            "[{'IOU_THRESHOLDS': [0.6, 0.7]}]",
+            "stages.1.assigner.iou_thresholds",
+            [0.6, 0.7],
+        ),
+        ("STAGES", "[{'IOU_LABELS': [0, 0, 1]}]", "stages.1.assigner.iou_labels", [0, 0, 1]),
+        ("STAGES", "[{'ALLOW_LOW_QUALITY': True}]", "stages.1.assigner.allow_low_quality", True),
+        ("STAGE_SCORES", "mean", "stage_scores", "mean"),
         ("FUSION.EXPONENTS", "[['cls', 0.6]]", "fusion.exponents", {"cls": 0.6}),
         ("FUSION.FLOORS", "[['objectness', 0.5]]", "fusion.floors", {"objectness": 0.5}),
     ],
 )
 def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
-    before = get(build_model(tiny_cfg(*OBJECTNESS)), path)
-    after = get(build_model(tiny_cfg(*OBJECTNESS, f"MODEL.DENSE.{key}", value)), path)
+    base = [*PLUG_INS, "MODEL.DENSE.QUALITY.ENABLED", key.startswith("QUALITY")]
+    before = get(build_model(tiny_cfg(*base)), path)
+    after = get(build_model(tiny_cfg(*base, f"MODEL.DENSE.{key}", value)), path)
     assert after == expected
     assert before != expected  # the default is another one
 

@@ -1,12 +1,15 @@
 """What every configuration of the detector must hold."""
 
 import copy
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction, StreamOutput
 
 METHODS = {
     "fl": [],
@@ -18,6 +21,18 @@ METHODS["resobj_level_keep"] = METHODS["resobj"] + [
     "MODEL.DENSE.OBJECTNESS.UNSELECTED", "keep",
     "MODEL.DENSE.OBJECTNESS.DETACH", "none",
     "MODEL.DENSE.OBJECTNESS.SOURCE", "chain",
+]  # fmt: skip
+METHODS["consistent_conf"] = [
+    "MODEL.DENSE.STAGES", [{}],
+    "MODEL.DENSE.QUALITY.ENABLED", True,
+]  # fmt: skip
+METHODS["resobj_gated_iou"] = METHODS["resobj"] + [
+    "MODEL.DENSE.STAGES", [{"CLS": "own", "TOWER": "gated", "NORMALIZER": "own"}, {"BOX": "none"}],
+    "MODEL.DENSE.STAGE_SCORES", "mean",
+    "MODEL.DENSE.QUALITY.ENABLED", True,
+    "MODEL.DENSE.QUALITY.READS", "box",
+    "MODEL.DENSE.QUALITY.LOSS", "ce_w",
+    "MODEL.DENSE.QUALITY.DETACH_TARGET", False,
 ]  # fmt: skip
 
 
@@ -38,18 +53,44 @@ def test_losses_are_finite_and_every_parameter_has_a_gradient(model, make_batch,
         assert torch.isfinite(parameter.grad).all(), name
 
 
+def mapped(output, convert):
+    """The output of a stream with every tensor converted."""
+
+    def maps(found):
+        return found and LevelMaps([convert(x) for x in found.levels], found.channels)
+
+    def branch(found):
+        if isinstance(found, torch.Tensor):
+            return convert(found)
+        return replace(found, **{f.name: convert(getattr(found, f.name)) for f in fields(found)})
+
+    return StreamOutput(
+        priors=replace(output.priors, boxes=convert(output.priors.boxes)),
+        stages=[
+            StagePrediction(anchors=convert(s.anchors), cls=maps(s.cls), box=maps(s.box))
+            for s in output.stages
+        ],
+        branches={name: branch(found) for name, found in output.branches.items()},
+    )
+
+
 def test_normaliser_moves_once_per_training_forward_and_is_saved(model, make_batch):
-    (name,) = [k for k in model.state_dict() if k.endswith("normalizer.mean")]
-    assert model.state_dict()[name].item() == 100.0
+    stages = range(len(model.streams["anchors"].stages))
+    names = [f"streams.anchors.stages.{i}.normalizer.mean" for i in stages]
+    assert [k for k in model.state_dict() if k.endswith("normalizer.mean")] == names
     batch = make_batch([(96, 96, 3), (96, 96, 1)])
+    assert all(model.state_dict()[name].item() == 100.0 for name in names)
     model(batch)
-    count = model.statistics["num_foreground"].item() * len(batch)
-    assert count > 0
-    assert model.state_dict()[name].item() == pytest.approx(90.0 + 0.1 * count)
-    model.eval()
-    with torch.no_grad():
-        model(batch)
-    assert model.state_dict()[name].item() == pytest.approx(90.0 + 0.1 * count)
+    for evaluate in (False, True):
+        if evaluate:
+            model.eval()
+            with torch.no_grad():
+                model(batch)
+        for i, name in enumerate(names):
+            suffix = f"_stage{i}" if i else ""
+            count = model.statistics[f"num_foreground{suffix}"].item() * len(batch)
+            assert count > 0
+            assert model.state_dict()[name].item() == pytest.approx(90.0 + 0.1 * count)
 
 
 class NoHostSynchronisation(TorchDispatchMode):
@@ -94,8 +135,6 @@ class NoHostCopy(TorchDispatchMode):
 
 def test_loss_path_copies_nothing_from_the_host(model, make_batch):
     """On fake CUDA tensors, which need no GPU: the same code, devices and all (no backward)."""
-    from resobj_d2.structures import GroundTruth
-
     outputs = model.predict(model._preprocess(make_batch([(96, 96, 3), (96, 96, 0)])))
     truth = model._ground_truth(make_batch([(96, 96, 3), (96, 96, 0)]))
     stream = copy.deepcopy(model.streams["anchors"])
@@ -105,14 +144,9 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch):
             fake = mode.from_tensor(x.detach()).to("cuda")
             return fake.requires_grad_(x.requires_grad)
 
-        output = outputs["anchors"]
-        output.priors.boxes = on_gpu(output.priors.boxes)
-        stage = output.stages[0]
-        stage.anchors = output.priors.boxes
-        stage.cls_logits, stage.deltas = on_gpu(stage.cls_logits), on_gpu(stage.deltas)
-        for branch in output.branches.values():
-            branch.logits, branch.residuals = on_gpu(branch.logits), on_gpu(branch.residuals)
-        stream.stages[0].normalizer.mean = on_gpu(stream.stages[0].normalizer.mean)
+        output = mapped(outputs["anchors"], on_gpu)
+        for stage in stream.stages:
+            stage.normalizer.mean = on_gpu(stage.normalizer.mean)
         truth = GroundTruth(on_gpu(truth.boxes), on_gpu(truth.classes), truth.sizes)
         with NoHostCopy():
             losses, _ = stream.losses(output, truth)
@@ -144,17 +178,15 @@ def test_losses_are_float32_under_autocast(model, make_batch):
     batch = make_batch([(96, 96, 3)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model.predict(model._preprocess(batch))
-        stage = outputs["anchors"].stages[0]
-        assert stage.cls_logits.dtype == torch.bfloat16
+        stages = outputs["anchors"].stages
+        assert all(stage.cls_logits.dtype == torch.bfloat16 for stage in stages)
         losses = model._losses(outputs, model._ground_truth(batch))
     assert all(v.dtype == torch.float32 for v in losses.values())
     # The same predictions in float32 outside autocast: the arithmetic must not be coarser.
-    model.streams["anchors"].stages[0].normalizer.mean = torch.tensor(100.0)
-    stage.cls_logits, stage.deltas = stage.cls_logits.float(), stage.deltas.float()
-    for prediction in outputs["anchors"].branches.values():
-        prediction.logits = prediction.logits.float()
-        prediction.residuals = prediction.residuals.float()
-    exact = model._losses(outputs, model._ground_truth(batch))
+    for stage in model.streams["anchors"].stages:
+        stage.normalizer.mean = torch.tensor(100.0)
+    floats = {"anchors": mapped(outputs["anchors"], torch.Tensor.float)}
+    exact = model._losses(floats, model._ground_truth(batch))
     for name, value in exact.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     sum(losses.values()).backward()
@@ -181,7 +213,9 @@ def test_training_without_instances_is_refused(model, make_batch):
 def test_non_finite_predictions_give_no_detections_and_no_crash(model, make_batch):
     model.eval()
     with torch.no_grad():
-        model.streams["anchors"].stages[0].box.bias.fill_(float("nan"))
+        for stage in model.streams["anchors"].stages:
+            if stage.box is not None:
+                stage.box.bias.fill_(float("nan"))
         model.postprocess.score_thresh = 0.0
         (result,) = model(make_batch([(96, 96, 0)]))
     assert len(result["instances"]) == 0

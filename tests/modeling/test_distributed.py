@@ -34,11 +34,13 @@ WORKER = """
     torch.manual_seed(rank)
     batch = [{"image": torch.rand(3, 64, 64) * 255, "instances": instances}]
     sum(model(batch).values()).backward()
-    stage = model.module.streams["anchors"].stages[0]
+    stages = model.module.streams["anchors"].stages
     torch.save(
         {
-            "mean": stage.normalizer.mean,
-            "foreground": model.module.statistics["num_foreground"],
+            "means": torch.stack([stage.normalizer.mean for stage in stages]),
+            "foreground": torch.stack(
+                [v for k, v in model.module.statistics.items() if k.startswith("num_foreground")]
+            ),
             "gradients": {n: p.grad for n, p in model.module.named_parameters()},
         },
         f"{folder}/rank{rank}.pth",
@@ -47,9 +49,16 @@ WORKER = """
 """
 
 
-@pytest.mark.parametrize("objectness", [False, True])
-def test_empty_process_keeps_step(tiny_options, tmp_path, objectness):
-    options = [*tiny_options, "MODEL.DENSE.OBJECTNESS.ENABLED", str(objectness)]
+EVERYTHING = [
+    "MODEL.DENSE.OBJECTNESS.ENABLED", "True",
+    "MODEL.DENSE.STAGES", "[{'CLS': 'own', 'TOWER': 'gated'}]",
+    "MODEL.DENSE.QUALITY.ENABLED", "True",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [[], EVERYTHING], ids=["fl", "resobj_gated_conf"])
+def test_empty_process_keeps_step(tiny_options, tmp_path, method):
+    options = [*tiny_options, *method]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WORKER), str(rank), str(tmp_path), *options]
@@ -58,9 +67,9 @@ def test_empty_process_keeps_step(tiny_options, tmp_path, objectness):
     ]
     assert [p.wait(timeout=120) for p in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
-    assert first["foreground"] > 0 and second["foreground"] == 0
+    assert (first["foreground"] > 0).all() and (second["foreground"] == 0).all()
     mean_count = (first["foreground"] + 1) / 2  # an empty process counts as one
-    assert first["mean"].item() == pytest.approx(90 + 0.1 * mean_count.item())
-    assert torch.equal(first["mean"], second["mean"])
+    torch.testing.assert_close(first["means"], 90 + 0.1 * mean_count)
+    assert torch.equal(first["means"], second["means"])
     for name, gradient in first["gradients"].items():
         assert torch.equal(gradient, second["gradients"][name]), name
