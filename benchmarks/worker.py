@@ -77,9 +77,13 @@ class CountOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_operators(call: Callable[[], Any]) -> int:
-    with CountOperators() as mode:
-        call()
+def count_operators(call: Callable[[], Any]) -> int | None:
+    """Operators in a call; None for code of torch.compile, which cannot be watched so."""
+    try:
+        with CountOperators() as mode:
+            call()
+    except RuntimeError:
+        return None
     return mode.count
 
 
@@ -241,6 +245,15 @@ def measure_on_gpu(
     return found
 
 
+def failed(case: Case, malloc: str, error: Exception) -> Row:
+    """The row of a case that raised; the whole traceback goes to stderr."""
+    traceback.print_exception(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = str(error).partition("\n")[0]
+    text = f"{type(error).__name__}: {message} ({Path(where.filename).name}, line {where.lineno})"
+    return Row(case.id, case.size, "", 1, malloc, error=text, verdict="fail")
+
+
 def main(job_file: str, result_file: str) -> None:
     job = Job(**json.loads(Path(job_file).read_text()))
     if not job.keys:  # how fast memory is
@@ -256,9 +269,8 @@ def main(job_file: str, result_file: str) -> None:
         case = cases[key]
         try:
             rows += run_case(case, job)
-        except Exception:  # the other cases of this process are still worth measuring
-            error = traceback.format_exc(limit=-3)
-            rows.append(Row(case.id, case.size, "", 1, job.malloc, error=error, verdict="fail"))
+        except Exception as error:  # the other cases of this process are still worth measuring
+            rows.append(failed(case, job.malloc, error))
     Path(result_file).write_text(json.dumps([asdict(row) for row in rows]))
 
 

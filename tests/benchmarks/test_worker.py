@@ -1,5 +1,8 @@
 """What happens to one case: verification, missing peers, measuring, peak memory."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -58,6 +61,31 @@ def test_metrics_get_both_results(toy_case, toy_job):
     # 2 * (3 + ... + 10) = 104, twice
     assert row.metrics == {"sum": 208.0}
     assert failures(vars(row)) == ["X 8: sum is 208, the limit is 100"]
+
+
+def test_an_exception_fails_its_case_alone(toy_case, toy_job, tmp_path, monkeypatch):
+    def broken(x):
+        raise IndexError("too far\nand more")
+
+    cases = [toy_case(ours=broken), toy_case(size="9")]
+    monkeypatch.setattr(worker, "all_cases", lambda: cases)
+    toy_job.keys = [case.key for case in cases]
+    request, answer = tmp_path / "job.json", tmp_path / "result.json"
+    request.write_text(json.dumps(asdict(toy_job)))
+    worker.main(str(request), str(answer))
+    bad, good = json.loads(answer.read_text())
+    assert bad["verdict"] == "fail"
+    assert bad["error"].startswith("IndexError: too far (test_worker.py, line")
+    assert good["error"] == "" and good["size"] == "9"
+
+
+def test_compiled_code_has_no_count_of_operators():
+    def refuses():
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            raise RuntimeError("dispatch mode present")
+
+    assert worker.count_operators(refuses) is None
+    assert worker.count_operators(lambda: torch.ones(2) + torch.ones(2)) == 3
 
 
 def test_threads_are_set_and_capped(toy_case, toy_job):
