@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -204,3 +206,58 @@ def verify_detections(a: list[dict], b: list[dict]) -> None:
         torch.testing.assert_close(x.scores, y.scores, rtol=1e-3, atol=1e-4)
         same = (x.pred_boxes.tensor - y.pred_boxes.tensor).abs().amax(dim=1) < 0.1
         assert same.float().mean() > 0.9, f"only {int(same.sum())} of {len(x)} boxes are the same"
+
+
+def post_processing(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    num_classes: int,
+    *,
+    score_thresh: float,
+    topk: int,
+    nms_thresh: float,
+    max_detections: int,
+) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+    """Detectron2's RetinaNet from the head's output on: boxes, scores and classes of one image."""
+    boxes = [Boxes(x) for x in anchors]
+    model = RetinaNet(
+        backbone=NoBackbone(),
+        head=nn.Identity(),
+        head_in_features=[],
+        anchor_generator=lambda features: boxes,
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        anchor_matcher=None,
+        num_classes=num_classes,
+        test_score_thresh=score_thresh,
+        test_topk_candidates=topk,
+        test_nms_thresh=nms_thresh,
+        max_detections_per_image=max_detections,
+        pixel_mean=[0.0],
+        pixel_std=[1.0],
+    )
+    sizes = [inputs.IMAGE]
+    if hasattr(model, "forward_inference"):  # since Detectron2 0.6
+        images = ImageList(torch.empty(1, 0), sizes)
+
+        def detect() -> list[Instances]:
+            return model.forward_inference(images, [], [logits, deltas])
+    else:
+
+        def detect() -> list[Instances]:
+            flat_logits = [permute_to_N_HWA_K(x, num_classes) for x in logits]
+            flat_deltas = [permute_to_N_HWA_K(x, 4) for x in deltas]
+            return model.inference(boxes, flat_logits, flat_deltas, sizes)
+
+    def call() -> tuple[Tensor, Tensor, Tensor]:
+        (found,) = detect()
+        return found.pred_boxes.tensor, found.scores, found.pred_classes
+
+    return call
+
+
+class NoBackbone(nn.Module):
+    """Stands where a detector wants to know the feature maps it will never be given."""
+
+    def output_shape(self) -> dict:
+        return {}

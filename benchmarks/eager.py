@@ -85,3 +85,34 @@ def balanced_l1(pred: Tensor, target: Tensor, alpha: float = 0.5, gamma: float =
     x = (pred - target).abs()
     inner = alpha / b * (b * x + 1) * torch.log(b * x + 1) - alpha * x
     return torch.where(x < 1, inner, gamma * x + gamma / b - alpha).sum()
+
+
+def level_candidates(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    objectness: Tensor,
+    decode,
+    num_classes: int,
+    score_thresh: float,
+    topk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and classes of one level of one image, as Detectron2's RetinaNet finds them.
+
+    Its maps are (1, A * K, H, W), (1, A * 4, H, W) and (1, A, H, W); the score is the product of
+    class probability and objectness.
+    """
+    probabilities = per_anchor(logits, num_classes).sigmoid_()
+    scores = (probabilities * per_anchor(objectness, 1).sigmoid_()).flatten()
+    candidates = torch.nonzero(scores > score_thresh)[:, 0]
+    scores, order = scores[candidates].sort(descending=True)
+    candidates, scores = candidates[order[:topk]], scores[:topk]
+    rows = candidates // num_classes
+    boxes = decode(per_anchor(deltas, 4)[rows], anchors[rows])
+    return boxes, scores, candidates % num_classes
+
+
+def per_anchor(maps: Tensor, channels: int) -> Tensor:
+    """(1, A * channels, H, W) to (H * W * A, channels), a copy."""
+    _, _, height, width = maps.shape
+    return maps.view(-1, channels, height, width).permute(2, 3, 0, 1).reshape(-1, channels)

@@ -11,7 +11,7 @@ from benchmarks import eager, inputs
 from benchmarks.case import Bind, Call, Case, Target
 from resobj_d2 import ops
 
-from . import losses, matching, pairwise, residual, suppression
+from . import detections, losses, matching, pairwise, residual, suppression
 
 ANCHORS = 100
 
@@ -102,4 +102,10 @@ def nms_cases() -> list[Case]:
     ]
 
 
-CASES = [*box_cases(), *loss_cases(), *nms_cases()]
+def detection_cases() -> list[Case]:
+    make = detections.make((64, 64), -4.6, 0.43, objectness=False)
+    peers = {"Detectron2": detections.detectron2}
+    return [small("detections", "64x64", make, detections.ours, peers, detections.verify)]
+
+
+CASES = [*box_cases(), *loss_cases(), *nms_cases(), *detection_cases()]
