@@ -43,7 +43,8 @@ bench: setup
 	@echo "now: the benchmarks"
 	@$(python) -m benchmarks --json benchmarks/results $(BENCH_OPTIONS)
 	@$(python) -m benchmarks.table --write docs/benchmarks.md
-	@echo "wrote the tables of docs/benchmarks.md"
+	@$(python) -m benchmarks.table --excerpt --write README.md
+	@echo "wrote the tables of docs/benchmarks.md and README.md"
 
 gpu-check:
 	@nvidia-smi -L 2>/dev/null || { \

@@ -1,7 +1,7 @@
 """``python -m benchmarks.table [results.json ...]``: the results as Markdown.
 
 Without files it takes all of ``benchmarks/results``. ``--write PAGE`` puts the tables between the
-two marks in a Markdown page instead of printing them.
+two marks in a Markdown page instead of printing them. ``--excerpt`` is the README's short table.
 """
 
 from __future__ import annotations
@@ -12,10 +12,20 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN = "<!-- begin: python -m benchmarks.table -->"
-END = "<!-- end: python -m benchmarks.table -->"
+FULL, SHORT = "python -m benchmarks.table", "python -m benchmarks.table --excerpt"
 NOT_MEASURED = "not measured"
 NO_RESULTS = "No results yet: `make bench` puts them here."
+
+# Case and peer of the rows of the excerpt.
+EXCERPT = [
+    ("M1 201600 x 50", "Detectron2"),
+    ("M4 201600 x 1000", "Detectron2"),
+    ("R1 2 x 201600 T=2", "eager, masked"),
+    ("L1 403200 x 80", "fvcore jit"),
+    ("L2 20000", "fvcore"),
+    ("N1 10000 of 80 classes", "torchvision"),
+    ("F1 800x1344 of 80 classes", "Detectron2"),
+]
 
 TITLES = {
     "P1": "pairwise IoU",
@@ -45,6 +55,25 @@ def render(results: list[dict]) -> str:
     parts = [cpu_section(result, on_gpu) for result in on_cpu]
     parts += [gpu_section(result) for result in on_gpu]
     return "\n\n".join(parts) or NO_RESULTS
+
+
+def excerpt(results: list[dict]) -> str:
+    """A few rows of the first processor's results, one thread."""
+    on_cpu = [r for r in results if r["machine"]["device"] == "cpu"]
+    if not on_cpu:
+        return NO_RESULTS
+    rows = {}
+    for row in on_cpu[0]["rows"]:
+        if row["comparison"] and row["threads"] == 1:
+            rows.setdefault((f"{row['id']} {row['size']}", row["peer"]), row)
+    header = ["operator, size", "against", "time, ms", "faster by", "peak memory, MiB"]
+    lines = []
+    for row in (rows[key] for key in EXCERPT if key in rows):
+        times = f"{milliseconds(row['peer_ms'])} → {milliseconds(row['ours_ms'])}"
+        found = f"{row['comparison']['ratio']:.3g}x"
+        memory = peak({**row, "peak_limit_mb": None})
+        lines.append([f"{TITLES[row['id']]}, {size(row)}", row["peer"], times, found, memory])
+    return f"{on_cpu[0]['machine']['cpu']}, one thread:\n\n{grid(header, lines)}"
 
 
 def cpu_section(result: dict, on_gpu: list[dict]) -> str:
@@ -192,27 +221,32 @@ def one_line(row: dict) -> str:
     return " | ".join([*words, ratio(row), f"target {target(row)}", f"peak {peak(row)}"])
 
 
-def replace_between_marks(page: str, tables: str) -> str:
-    """The page with ``tables`` between its marks.
+def replace_between_marks(page: str, tables: str, command: str) -> str:
+    """The page with ``tables`` between the marks that name the command.
 
     Raises:
         ValueError: the page does not have each mark once, in order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise ValueError(f"the page must contain once, in this order: {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+    begin, end = f"<!-- begin: {command} -->", f"<!-- end: {command} -->"
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end or begin in after or end in after:
+        raise ValueError(f"the page must contain once, in this order: {begin} and {end}")
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("files", type=Path, nargs="*", default=sorted(RESULTS.glob("*.json")))
+    parser.add_argument("--excerpt", action="store_true")
     parser.add_argument("--write", type=Path, metavar="PAGE")
     options = parser.parse_args(argv)
-    tables = render([json.loads(path.read_text()) for path in options.files])
+    results = [json.loads(path.read_text()) for path in options.files]
+    tables = excerpt(results) if options.excerpt else render(results)
     if options.write:
-        options.write.write_text(replace_between_marks(options.write.read_text(), tables))
+        command = SHORT if options.excerpt else FULL
+        page = replace_between_marks(options.write.read_text(), tables, command)
+        options.write.write_text(page)
     else:
         print(tables)
     return 0

@@ -93,20 +93,37 @@ def test_metrics_are_listed_below():
     )
 
 
-def test_tables_go_between_the_marks(tmp_path):
-    page = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-    new = table.replace_between_marks(page, "new")
-    assert new == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
-    assert table.replace_between_marks(new, "new") == new
-    for broken in ("no marks", table.END + table.BEGIN, page + table.BEGIN):
+def test_tables_go_between_the_marks_of_their_command():
+    begin, end = "<!-- begin: make it -->", "<!-- end: make it -->"
+    page = f"before\n{begin}\nold\n{end}\nafter\n"
+    new = table.replace_between_marks(page, "new", "make it")
+    assert new == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    assert table.replace_between_marks(new, "new", "make it") == new
+    for broken in ("no marks", end + begin, page + begin):
         with pytest.raises(ValueError, match="must contain once"):
-            table.replace_between_marks(broken, "new")
+            table.replace_between_marks(broken, "new", "make it")
+
+
+def test_excerpt_has_chosen_rows_of_one_thread():
+    chosen = row(size="201600 x 50")
+    rows = [row(), chosen, row(size="201600 x 50", malloc="default"), row(threads=2)]
+    text = table.excerpt([results(*rows)])
+    assert text.startswith("A Processor, one thread:\n")
+    assert text.splitlines()[4:] == [
+        "| match anchors, 201600 x 50 | Detectron2 | 1234 → 0.5 | 40.4x | 230 → 2.5 |"
+    ]
+    assert table.excerpt([]) == table.NO_RESULTS
+
+
+def test_every_row_of_the_excerpt_is_measured():
+    measured = {(case.key, peer) for case in all_cases() for peer in case.peers}
+    assert set(table.EXCERPT) <= measured
 
 
 def test_command_writes_the_page(tmp_path):
     file, page = tmp_path / "a.json", tmp_path / "page.md"
     file.write_text(json.dumps(results(row())))
-    page.write_text(f"x\n{table.BEGIN}\n{table.END}\n")
+    page.write_text(f"<!-- begin: {table.FULL} --><!-- end: {table.FULL} -->")
     assert table.main([str(file), "--write", str(page)]) == 0
     assert "| M1 match anchors |" in page.read_text()
 
@@ -115,8 +132,11 @@ def test_every_id_has_a_title():
     assert {case.id for case in all_cases()} <= set(table.TITLES)
 
 
-def test_the_page_shows_the_committed_results(repository, capsys):
-    page = (repository / "docs" / "benchmarks.md").read_text()
-    assert table.main([]) == 0
+@pytest.mark.parametrize(
+    ("page", "options"), [("docs/benchmarks.md", []), ("README.md", ["--excerpt"])]
+)
+def test_pages_show_the_committed_results(repository, capsys, page, options):
+    text = (repository / page).read_text()
+    assert table.main(options) == 0
     printed = capsys.readouterr().out.rstrip("\n")
-    assert table.replace_between_marks(page, printed) == page
+    assert table.replace_between_marks(text, printed, " ".join([table.FULL, *options])) == text
