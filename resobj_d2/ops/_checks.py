@@ -34,5 +34,12 @@ def require_same_device(op: str, **tensors: Tensor) -> None:
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is float64, else float32."""
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, which costs as much as a check even where nothing is to do."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)

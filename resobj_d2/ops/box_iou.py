@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_floating, require_same_device
+from ._checks import as_dtype, compute_dtype, require_floating, require_same_device
 from ._library import define_op, mark_outputs_non_differentiable, no_backward
 
 KINDS = ("iou", "giou", "iof")
@@ -36,7 +36,7 @@ def _setup_aligned(ctx, inputs, output):
 
 def _backward_aligned(ctx, grad):
     pred, target = ctx.saved_tensors
-    grads = torch.ops.resobj_d2._box_iou_aligned_backward(grad, pred, target, ctx.kind)
+    grads = _box_iou_aligned_backward(grad, pred, target, ctx.kind)
     return *grads, None
 
 
@@ -44,7 +44,7 @@ def _fake_aligned_backward(grad, pred, target, kind):
     return pred.new_empty(pred.shape), pred.new_empty(pred.shape)
 
 
-define_op(
+_box_iou_aligned = define_op(
     'box_iou_aligned(Tensor pred, Tensor target, str kind="iou") -> Tensor',
     reference=reference.box_iou_aligned,
     fake=_fake_aligned,
@@ -52,7 +52,7 @@ define_op(
     setup_context=_setup_aligned,
 )
 
-define_op(
+_box_iou_aligned_backward = define_op(
     "_box_iou_aligned_backward(Tensor grad, Tensor pred, Tensor target, str kind) "
     "-> (Tensor grad_pred, Tensor grad_target)",
     reference=reference.box_iou_aligned_backward,
@@ -98,7 +98,9 @@ def pairwise_box_iou(
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     dtype = compute_dtype(boxes1, boxes2)
-    return torch.ops.resobj_d2.pairwise_box_iou(boxes1.to(dtype), boxes2.to(dtype), kind)
+    return torch.ops.resobj_d2.pairwise_box_iou(
+        as_dtype(boxes1, dtype), as_dtype(boxes2, dtype), kind
+    )
 
 
 def box_iou_aligned(
@@ -140,4 +142,4 @@ def box_iou_aligned(
     if kind not in ("iou", "giou"):
         raise ValueError(f"{op}: kind must be iou or giou, got {kind!r}")
     dtype = compute_dtype(pred, target)
-    return torch.ops.resobj_d2.box_iou_aligned(pred.to(dtype), target.to(dtype), kind)
+    return _box_iou_aligned(as_dtype(pred, dtype), as_dtype(target, dtype), kind)

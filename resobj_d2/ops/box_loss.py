@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_dtype, require_floating, require_same_device
+from ._checks import as_dtype, compute_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
 
 
@@ -19,7 +21,7 @@ def _setup_giou(ctx, inputs, output):
 
 
 def _backward_giou(ctx, grad_loss):
-    grad_pred = torch.ops.resobj_d2._giou_loss_backward(grad_loss, *ctx.saved_tensors)
+    grad_pred = _giou_loss_backward(grad_loss, *ctx.saved_tensors)
     return grad_pred, None, None
 
 
@@ -27,7 +29,7 @@ def _fake_giou_backward(grad_loss, pred, target, mask):
     return pred.new_empty(pred.shape)
 
 
-define_op(
+_giou_loss = define_op(
     "giou_loss(Tensor pred, Tensor target, Tensor? mask=None) -> Tensor",
     reference=reference.giou_loss,
     fake=_fake_giou,
@@ -35,7 +37,7 @@ define_op(
     setup_context=_setup_giou,
 )
 
-define_op(
+_giou_loss_backward = define_op(
     "_giou_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor? mask) -> Tensor",
     reference=reference.giou_loss_backward,
     fake=_fake_giou_backward,
@@ -53,9 +55,7 @@ def _setup_balanced(ctx, inputs, output):
 
 
 def _backward_balanced(ctx, grad_loss):
-    grad_pred = torch.ops.resobj_d2._balanced_l1_loss_backward(
-        grad_loss, *ctx.saved_tensors, *ctx.options
-    )
+    grad_pred = _balanced_l1_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options)
     return grad_pred, None, None, None, None
 
 
@@ -63,7 +63,7 @@ def _fake_balanced_backward(grad_loss, pred, target, alpha, gamma, beta):
     return pred.new_empty(pred.shape)
 
 
-define_op(
+_balanced_l1_loss = define_op(
     "balanced_l1_loss(Tensor pred, Tensor target, "
     "float alpha=0.5, float gamma=1.5, float beta=1.0) -> Tensor",
     reference=reference.balanced_l1_loss,
@@ -72,7 +72,7 @@ define_op(
     setup_context=_setup_balanced,
 )
 
-define_op(
+_balanced_l1_loss_backward = define_op(
     "_balanced_l1_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, "
     "float alpha, float gamma, float beta) -> Tensor",
     reference=reference.balanced_l1_loss_backward,
@@ -122,7 +122,7 @@ def giou_loss(
             )
         require_same_device(op, pred=pred, mask=mask)
     dtype = compute_dtype(pred, target)
-    return torch.ops.resobj_d2.giou_loss(pred.to(dtype), target.to(dtype), mask)
+    return _giou_loss(as_dtype(pred, dtype), as_dtype(target, dtype), mask)
 
 
 def balanced_l1_loss(
@@ -159,14 +159,12 @@ def balanced_l1_loss(
     op = "balanced_l1_loss"
     _check_pair(op, pred, target)
     for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
-        if not 0 < value < float("inf"):
+        if not 0 < value < math.inf:
             raise ValueError(f"{op}: {name} must be positive, got {value}")
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")
     dtype = compute_dtype(pred, target)
-    return torch.ops.resobj_d2.balanced_l1_loss(
-        pred.to(dtype), target.to(dtype), alpha, gamma, beta
-    )
+    return _balanced_l1_loss(as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta)
 
 
 def _check_pair(op: str, pred: Tensor, target: Tensor) -> None:

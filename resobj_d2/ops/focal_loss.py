@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_dtype, require_floating, require_same_device
+from ._checks import as_dtype, compute_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
 
 
@@ -22,9 +22,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_loss):
     # The slopes are computed again instead of saved: the forward then keeps no second tensor of
     # the size of the logits alive, and costs less memory traffic than scaling what was saved.
-    grad_logits = torch.ops.resobj_d2._sigmoid_focal_loss_backward(
-        grad_loss, *ctx.saved_tensors, ctx.alpha, ctx.gamma
-    )
+    grad_logits = _sigmoid_focal_loss_backward(grad_loss, *ctx.saved_tensors, ctx.alpha, ctx.gamma)
     return grad_logits, None, None, None, None
 
 
@@ -32,7 +30,7 @@ def _fake_backward(grad_loss, logits, labels, mask, alpha, gamma):
     return logits.new_empty(logits.shape)
 
 
-define_op(
+_sigmoid_focal_loss = define_op(
     "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask=None, "
     "float alpha=0.25, float gamma=2.0) -> Tensor",
     reference=reference.sigmoid_focal_loss,
@@ -41,7 +39,7 @@ define_op(
     setup_context=_setup_context,
 )
 
-define_op(
+_sigmoid_focal_loss_backward = define_op(
     "_sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? mask, "
     "float alpha, float gamma) -> Tensor",
     reference=reference.sigmoid_focal_loss_backward,
@@ -100,5 +98,5 @@ def sigmoid_focal_loss(
         raise ValueError(f"{op}: alpha must be at most 1 (negative for no weighting), got {alpha}")
     if not gamma >= 0:
         raise ValueError(f"{op}: gamma must be at least 0, got {gamma}")
-    logits = logits.to(compute_dtype(logits))
-    return torch.ops.resobj_d2.sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
+    logits = as_dtype(logits, compute_dtype(logits))
+    return _sigmoid_focal_loss(logits, labels, mask, alpha, gamma)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import as_dtype, compute_dtype
 from ._library import define_op, no_backward
 
 DETACH = ("all", "objectness", "none")
@@ -52,7 +53,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_losses, *unused_grads):
-    grad_logits, grad_residuals = torch.ops.resobj_d2._residual_objectness_bce_backward(
+    grad_logits, grad_residuals = _residual_objectness_bce_backward(
         grad_losses, *ctx.saved_tensors, *ctx.options
     )
     return grad_logits, grad_residuals, None, None, None, None, None
@@ -64,7 +65,7 @@ def _fake_backward(
     return logits.new_empty(logits.shape), logits.new_empty(residuals.shape)
 
 
-define_op(
+_residual_objectness_bce = define_op(
     "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
     'str detach="all", str min_scope="image", str unselected="update", int[] level_sizes=[]) '
     "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor score_sums, "
@@ -75,7 +76,7 @@ define_op(
     setup_context=_setup_context,
 )
 
-define_op(
+_residual_objectness_bce_backward = define_op(
     "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor residuals, "
     "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
     "int[] level_sizes) -> (Tensor grad_logits, Tensor grad_residuals)",
@@ -138,11 +139,11 @@ def residual_objectness_bce(
     level_sizes = list(level_sizes)
     _check_tensors(logits, residuals, labels)
     _check_options(detach, min_scope, unselected, level_sizes, logits.shape[1])
-    dtype = torch.promote_types(torch.promote_types(logits.dtype, residuals.dtype), torch.float32)
+    dtype = compute_dtype(logits, residuals)
     return ResidualObjectnessOutput(
-        *torch.ops.resobj_d2.residual_objectness_bce(
-            logits.to(dtype),
-            residuals.to(dtype),
+        *_residual_objectness_bce(
+            as_dtype(logits, dtype),
+            as_dtype(residuals, dtype),
             labels,
             detach,
             min_scope,
