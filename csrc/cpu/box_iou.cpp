@@ -70,7 +70,7 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
   const Tensor b = torch::stable::contiguous(boxes2);
   const int64_t rows = a.size(0);
   const int64_t columns = b.size(0);
-  Tensor result = torch::stable::new_empty(a, {rows, columns});
+  Tensor result = new_tensor(a, {rows, columns});
   dispatch_float(a, [&](auto scalar) {
     using T = decltype(scalar);
     const T* first = a.const_data_ptr<T>();

@@ -10,8 +10,6 @@
 namespace resobj {
 namespace {
 
-constexpr const char* kOp = "box_iou_aligned";
-
 template <Overlap kind, typename T>
 void overlaps(const T* pred, const T* target, int64_t count, T* __restrict__ out) {
   for_each_chunk(count, [=](int64_t begin, int64_t end) {
@@ -37,32 +35,29 @@ void gradients(const T* grad, const T* pred, const T* target, int64_t count,
 }
 
 Tensor box_iou_aligned(const Tensor& pred, const Tensor& target, const std::string& kind) {
-  const bool giou = check_aligned(kOp, pred, target, kind);
-  const Tensor a = torch::stable::contiguous(pred);
-  const Tensor b = torch::stable::contiguous(target);
-  Tensor result = torch::stable::new_empty(a, {a.size(0)});
-  dispatch_float(a, [&](auto scalar) {
+  const AlignedArguments arguments(pred, target, kind);
+  Tensor result = new_tensor(pred, {arguments.count()});
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const auto run = giou ? overlaps<Overlap::kGiou, T> : overlaps<Overlap::kIou, T>;
-    run(a.const_data_ptr<T>(), b.const_data_ptr<T>(), a.size(0), result.mutable_data_ptr<T>());
+    const auto run = arguments.giou ? overlaps<Overlap::kGiou, T> : overlaps<Overlap::kIou, T>;
+    run(arguments.pred.const_data_ptr<T>(), arguments.target.const_data_ptr<T>(), arguments.count(),
+        result.mutable_data_ptr<T>());
   });
   return result;
 }
 
 std::tuple<Tensor, Tensor> box_iou_aligned_backward(const Tensor& grad, const Tensor& pred,
                                                     const Tensor& target, const std::string& kind) {
-  const bool giou = check_aligned(kOp, pred, target, kind);
-  check_aligned_gradient(kOp, grad, pred);
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor a = torch::stable::contiguous(pred);
-  const Tensor b = torch::stable::contiguous(target);
-  Tensor grad_pred = torch::stable::new_empty(a, a.sizes());
-  Tensor grad_target = torch::stable::new_empty(a, a.sizes());
-  dispatch_float(a, [&](auto scalar) {
+  const AlignedArguments arguments(pred, target, kind);
+  const Tensor g = arguments.gradient(grad);
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
+  Tensor grad_target = new_tensor(pred, pred.sizes());
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const auto run = giou ? gradients<Overlap::kGiou, T> : gradients<Overlap::kIou, T>;
-    run(g.const_data_ptr<T>(), a.const_data_ptr<T>(), b.const_data_ptr<T>(), a.size(0),
-        grad_pred.mutable_data_ptr<T>(), grad_target.mutable_data_ptr<T>());
+    const auto run = arguments.giou ? gradients<Overlap::kGiou, T> : gradients<Overlap::kIou, T>;
+    run(g.const_data_ptr<T>(), arguments.pred.const_data_ptr<T>(),
+        arguments.target.const_data_ptr<T>(), arguments.count(), grad_pred.mutable_data_ptr<T>(),
+        grad_target.mutable_data_ptr<T>());
   });
   return {grad_pred, grad_target};
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "loss_sum.h"
-#include "resobj/box_gradients.h"
 #include "resobj/box_loss_checks.h"
 
 namespace resobj {
@@ -15,59 +14,54 @@ bool any(const bool* mask, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-double forward(const T* pred, const T* target, const bool* mask, int64_t count) {
+double forward(const GiouInputs<T>& in, int64_t count) {
   return sum_terms<T>(count, [=](int64_t begin, int64_t end, T* __restrict__ terms) {
-    if (!any(mask, begin, end)) return std::fill(terms, terms + (end - begin), T(0));
+    if (!any(in.mask, begin, end)) return std::fill(terms, terms + (end - begin), T(0));
     for (int64_t i = begin; i < end; ++i) {
-      terms[i - begin] = giou_loss(get_box(pred, i), get_box(target, i));
+      terms[i - begin] = giou_loss(get_box(in.pred, i), get_box(in.target, i));
     }
-    if (mask == nullptr) return;
+    if (in.mask == nullptr) return;
     for (int64_t i = begin; i < end; ++i) {
-      if (!mask[i]) terms[i - begin] = T(0);
+      if (!in.mask[i]) terms[i - begin] = T(0);
     }
   });
 }
 
 template <typename T>
-void backward(T grad_loss, const T* pred, const T* target, const bool* mask, int64_t count,
-              T* __restrict__ grad_pred) {
+void backward(const GiouInputs<T>& in, int64_t count, T grad_loss, T* __restrict__ grad_pred) {
   for_each_chunk(count, [=](int64_t begin, int64_t end) {
-    if (!any(mask, begin, end)) return std::fill(grad_pred + 4 * begin, grad_pred + 4 * end, T(0));
+    if (!any(in.mask, begin, end))
+      return std::fill(grad_pred + 4 * begin, grad_pred + 4 * end, T(0));
     for (int64_t i = begin; i < end; ++i) {
-      const Box<T> gradient = giou_loss_gradient(get_box(pred, i), get_box(target, i), grad_loss);
+      const Box<T> gradient =
+          giou_loss_gradient(get_box(in.pred, i), get_box(in.target, i), grad_loss);
       set_box(grad_pred, i, gradient);
     }
-    if (mask == nullptr) return;
+    if (in.mask == nullptr) return;
     for (int64_t i = begin; i < end; ++i) {
-      if (!mask[i]) set_box(grad_pred, i, Box<T>{});
+      if (!in.mask[i]) set_box(grad_pred, i, Box<T>{});
     }
   });
 }
 
 Tensor giou_loss_sum(const Tensor& pred, const Tensor& target, std::optional<Tensor> mask) {
-  check_giou_loss(pred, target, mask);
   const GiouArguments arguments(pred, target, mask);
-  Tensor loss = torch::stable::new_empty(pred, {});
+  Tensor loss = new_tensor(pred, {});
   dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const double sum =
-        forward(arguments.pred.const_data_ptr<T>(), arguments.target.const_data_ptr<T>(),
-                arguments.mask_data(), arguments.count());
-    *loss.mutable_data_ptr<T>() = static_cast<T>(sum);
+    *loss.mutable_data_ptr<T>() = static_cast<T>(forward(arguments.inputs<T>(), arguments.count()));
   });
   return loss;
 }
 
 Tensor giou_loss_backward(const Tensor& grad_loss, const Tensor& pred, const Tensor& target,
                           std::optional<Tensor> mask) {
-  check_giou_loss(pred, target, mask);
-  check_grad_loss(kGiouOp, grad_loss, {"pred", pred});
   const GiouArguments arguments(pred, target, mask);
-  Tensor grad_pred = torch::stable::new_empty(pred, pred.sizes());
+  check_grad_loss(kGiouOp, grad_loss, {"pred", pred});
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
   dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    backward(*grad_loss.const_data_ptr<T>(), arguments.pred.const_data_ptr<T>(),
-             arguments.target.const_data_ptr<T>(), arguments.mask_data(), arguments.count(),
+    backward(arguments.inputs<T>(), arguments.count(), *grad_loss.const_data_ptr<T>(),
              grad_pred.mutable_data_ptr<T>());
   });
   return grad_pred;

@@ -279,8 +279,8 @@ std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
   check_residual_backward(grad_losses, thresholds, arguments);
   const Tensor g = as_contiguous(grad_losses);
   const Tensor thr = as_contiguous(thresholds);
-  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
-  Tensor grad_residuals = torch::stable::new_empty(logits, residuals.sizes());
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
   dispatch_float(logits, [&](auto scalar) {
     using T = decltype(scalar);
     backward(arguments.inputs<T>(), g.const_data_ptr<T>(), thr.const_data_ptr<T>(),

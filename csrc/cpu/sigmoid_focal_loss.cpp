@@ -6,7 +6,6 @@
 
 #include "loss_sum.h"
 #include "resobj/focal_checks.h"
-#include "resobj/focal_math.h"
 
 namespace resobj {
 namespace {
@@ -64,9 +63,8 @@ void backward(const FocalInputs<T>& in, int64_t count, T grad_loss, T* grad_logi
 
 Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
                           double alpha, double gamma) {
-  check_focal(logits, labels, mask, gamma);
   const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  Tensor loss = torch::stable::new_empty(logits, {});
+  Tensor loss = new_tensor(logits, {});
   dispatch_focal(arguments, [&](const auto& in, auto focus) {
     using T = std::decay_t<decltype(in.gamma)>;
     *loss.mutable_data_ptr<T>() = static_cast<T>(forward<focus()>(in, logits.numel()));
@@ -77,10 +75,9 @@ Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optio
 Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
                                    const Tensor& labels, std::optional<Tensor> mask, double alpha,
                                    double gamma) {
-  check_focal(logits, labels, mask, gamma);
-  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
   const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
   dispatch_focal(arguments, [&](const auto& in, auto focus) {
     using T = std::decay_t<decltype(in.gamma)>;
     backward<focus()>(in, logits.numel(), *grad_loss.const_data_ptr<T>(),

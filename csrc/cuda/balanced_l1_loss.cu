@@ -2,7 +2,6 @@
 // gradient.
 
 #include "loss_sum.h"
-#include "resobj/balanced_l1_math.h"
 #include "resobj/box_loss_checks.h"
 
 namespace resobj {
@@ -10,59 +9,48 @@ namespace {
 
 template <typename T>
 struct Term {
-  const T* pred;
-  const T* target;
-  BalancedL1<T> loss;
+  BalancedInputs<T> in;
 
   __device__ T operator()(int64_t begin, int offset) const {
-    return balanced_l1(pred[begin + offset] - target[begin + offset], loss);
+    return balanced_l1(in.pred[begin + offset] - in.target[begin + offset], in.loss);
   }
 };
 
 template <typename T>
 struct WriteGradient {
+  BalancedInputs<T> in;
   const T* grad_loss;
-  const T* pred;
-  const T* target;
-  BalancedL1<T> loss;
   T* grad_pred;
 
   __device__ void operator()(int64_t begin, int offset) const {
     const int64_t i = begin + offset;
-    grad_pred[i] = *grad_loss * balanced_l1_slope(pred[i] - target[i], loss);
+    grad_pred[i] = *grad_loss * balanced_l1_slope(in.pred[i] - in.target[i], in.loss);
   }
 };
 
 Tensor balanced_l1_loss(const Tensor& pred, const Tensor& target, double alpha, double gamma,
                         double beta) {
-  check_balanced_l1(pred, target, alpha, gamma, beta);
+  const BalancedArguments arguments(pred, target, alpha, gamma, beta);
   const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  const Tensor p = torch::stable::contiguous(pred);
-  const Tensor t = torch::stable::contiguous(target);
-  Tensor loss = torch::stable::new_empty(p, {});
-  dispatch_float(p, [&](auto scalar) {
+  Tensor loss = new_tensor(pred, {});
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const Term<T> term{p.const_data_ptr<T>(), t.const_data_ptr<T>(),
-                       BalancedL1<T>(alpha, gamma, beta)};
-    sum_terms<T>(p.numel(), term, loss);
+    sum_terms<T>(arguments.count(), Term<T>{arguments.inputs<T>()}, loss);
   });
   return loss;
 }
 
 Tensor balanced_l1_loss_backward(const Tensor& grad_loss, const Tensor& pred, const Tensor& target,
                                  double alpha, double gamma, double beta) {
-  check_balanced_l1(pred, target, alpha, gamma, beta);
+  const BalancedArguments arguments(pred, target, alpha, gamma, beta);
   check_grad_loss(kBalancedOp, grad_loss, {"pred", pred});
   const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  const Tensor p = torch::stable::contiguous(pred);
-  const Tensor t = torch::stable::contiguous(target);
-  Tensor grad_pred = torch::stable::new_empty(p, p.sizes());
-  dispatch_float(p, [&](auto scalar) {
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const WriteGradient<T> write{grad_loss.const_data_ptr<T>(), p.const_data_ptr<T>(),
-                                 t.const_data_ptr<T>(), BalancedL1<T>(alpha, gamma, beta),
+    const WriteGradient<T> write{arguments.inputs<T>(), grad_loss.const_data_ptr<T>(),
                                  grad_pred.mutable_data_ptr<T>()};
-    for_each(p.numel(), write, grad_pred);
+    for_each(arguments.count(), write, grad_pred);
   });
   return grad_pred;
 }

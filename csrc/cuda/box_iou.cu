@@ -58,7 +58,7 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
   const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
   const Tensor a = torch::stable::contiguous(boxes1);
   const Tensor b = torch::stable::contiguous(boxes2);
-  Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(0)});
+  Tensor out = new_tensor(a, {a.size(0), b.size(0)});
   dispatch_float(a, [&](auto scalar) {
     using T = decltype(scalar);
     switch (overlap_kind) {

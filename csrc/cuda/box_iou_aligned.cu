@@ -10,8 +10,6 @@
 namespace resobj {
 namespace {
 
-constexpr const char* kOp = "box_iou_aligned";
-
 template <Overlap kind, typename T>
 struct WriteOverlap {
   const T* pred;
@@ -43,49 +41,46 @@ struct WriteGradients {
 };
 
 template <Overlap kind, typename T>
-void overlaps(const Tensor& pred, const Tensor& target, Tensor& out) {
-  const WriteOverlap<kind, T> write{pred.const_data_ptr<T>(), target.const_data_ptr<T>(),
+void overlaps(const AlignedArguments& arguments, Tensor& out) {
+  const WriteOverlap<kind, T> write{arguments.pred.const_data_ptr<T>(),
+                                    arguments.target.const_data_ptr<T>(),
                                     out.mutable_data_ptr<T>()};
-  for_each(pred.size(0), write, out);
+  for_each(arguments.count(), write, out);
 }
 
 template <Overlap kind, typename T>
-void gradients(const Tensor& grad, const Tensor& pred, const Tensor& target, Tensor& grad_pred,
+void gradients(const AlignedArguments& arguments, const Tensor& grad, Tensor& grad_pred,
                Tensor& grad_target) {
-  const WriteGradients<kind, T> write{grad.const_data_ptr<T>(), pred.const_data_ptr<T>(),
-                                      target.const_data_ptr<T>(), grad_pred.mutable_data_ptr<T>(),
+  const WriteGradients<kind, T> write{grad.const_data_ptr<T>(), arguments.pred.const_data_ptr<T>(),
+                                      arguments.target.const_data_ptr<T>(),
+                                      grad_pred.mutable_data_ptr<T>(),
                                       grad_target.mutable_data_ptr<T>()};
-  for_each(pred.size(0), write, grad_pred);
+  for_each(arguments.count(), write, grad_pred);
 }
 
 Tensor box_iou_aligned(const Tensor& pred, const Tensor& target, const std::string& kind) {
-  const bool giou = check_aligned(kOp, pred, target, kind);
+  const AlignedArguments arguments(pred, target, kind);
   const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  const Tensor a = torch::stable::contiguous(pred);
-  const Tensor b = torch::stable::contiguous(target);
-  Tensor result = torch::stable::new_empty(a, {a.size(0)});
-  dispatch_float(a, [&](auto scalar) {
+  Tensor result = new_tensor(pred, {arguments.count()});
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const auto run = giou ? overlaps<Overlap::kGiou, T> : overlaps<Overlap::kIou, T>;
-    run(a, b, result);
+    const auto run = arguments.giou ? overlaps<Overlap::kGiou, T> : overlaps<Overlap::kIou, T>;
+    run(arguments, result);
   });
   return result;
 }
 
 std::tuple<Tensor, Tensor> box_iou_aligned_backward(const Tensor& grad, const Tensor& pred,
                                                     const Tensor& target, const std::string& kind) {
-  const bool giou = check_aligned(kOp, pred, target, kind);
-  check_aligned_gradient(kOp, grad, pred);
+  const AlignedArguments arguments(pred, target, kind);
+  const Tensor g = arguments.gradient(grad);
   const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  const Tensor g = torch::stable::contiguous(grad);
-  const Tensor a = torch::stable::contiguous(pred);
-  const Tensor b = torch::stable::contiguous(target);
-  Tensor grad_pred = torch::stable::new_empty(a, a.sizes());
-  Tensor grad_target = torch::stable::new_empty(a, a.sizes());
-  dispatch_float(a, [&](auto scalar) {
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
+  Tensor grad_target = new_tensor(pred, pred.sizes());
+  dispatch_float(pred, [&](auto scalar) {
     using T = decltype(scalar);
-    const auto run = giou ? gradients<Overlap::kGiou, T> : gradients<Overlap::kIou, T>;
-    run(g, a, b, grad_pred, grad_target);
+    const auto run = arguments.giou ? gradients<Overlap::kGiou, T> : gradients<Overlap::kIou, T>;
+    run(arguments, g, grad_pred, grad_target);
   });
   return {grad_pred, grad_target};
 }

@@ -44,7 +44,7 @@ template <typename T, typename Term>
 void sum_terms(int64_t count, const Term& term, Tensor& total) {
   const cudaStream_t stream = current_stream(total);
   const int64_t blocks = ceil_div(count, kTermsPerBlock);
-  Tensor partial = torch::stable::new_empty(total, {blocks}, ScalarType::Double);
+  Tensor partial = new_tensor(total, {blocks}, ScalarType::Double);
   if (blocks > 0) {
     partial_sums_kernel<<<static_cast<unsigned>(blocks), kBlock, 0, stream>>>(
         count, term, partial.mutable_data_ptr<double>());

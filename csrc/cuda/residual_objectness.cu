@@ -187,7 +187,7 @@ void find_thresholds(const ResidualInputs<T>& in, const Tensor& like, Tensor& th
   }
   const int64_t chunks = in.layout.num_chunks();
   const int64_t steps = in.steps;
-  Tensor minima = torch::stable::new_empty(like, {steps, chunks});
+  Tensor minima = new_tensor(like, {steps, chunks});
   if (chunks > 0) {
     minima_kernel<T>
         <<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(in, minima.mutable_data_ptr<T>());
@@ -205,7 +205,7 @@ void forward(const ResidualInputs<T>& in, const Tensor& like, ResidualOutputs& o
   find_thresholds(in, like, out.thresholds, stream);
   const int64_t chunks = in.layout.num_chunks();
   const int64_t terms = in.steps + 1;
-  Tensor sums = torch::stable::new_empty(like, {terms, kStepSums, chunks}, ScalarType::Double);
+  Tensor sums = new_tensor(like, {terms, kStepSums, chunks}, ScalarType::Double);
   if (chunks > 0) {
     losses_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(
         in, out.thresholds.const_data_ptr<T>(), sums.mutable_data_ptr<double>());
@@ -240,8 +240,8 @@ std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const Tensor g = as_contiguous(grad_losses);
   const Tensor thr = as_contiguous(thresholds);
-  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
-  Tensor grad_residuals = torch::stable::new_empty(logits, residuals.sizes());
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
   const int64_t chunks = arguments.layout.num_chunks();
   if (chunks == 0) return {grad_logits, grad_residuals};
   dispatch_float(logits, [&](auto scalar) {

@@ -4,7 +4,6 @@
 
 #include "loss_sum.h"
 #include "resobj/focal_checks.h"
-#include "resobj/focal_math.h"
 
 namespace resobj {
 namespace {
@@ -57,10 +56,9 @@ struct Gradient {
 
 Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
                           double alpha, double gamma) {
-  check_focal(logits, labels, mask, gamma);
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  Tensor loss = torch::stable::new_empty(logits, {});
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  Tensor loss = new_tensor(logits, {});
   dispatch_focal(arguments, [&](const auto& in, auto focus) {
     using T = std::decay_t<decltype(in.gamma)>;
     sum_terms<T>(logits.numel(), Term<focus(), T>{in}, loss);
@@ -71,11 +69,10 @@ Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optio
 Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
                                    const Tensor& labels, std::optional<Tensor> mask, double alpha,
                                    double gamma) {
-  check_focal(logits, labels, mask, gamma);
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
   check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
   dispatch_focal(arguments, [&](const auto& in, auto focus) {
     using T = std::decay_t<decltype(in.gamma)>;
     const Gradient<focus(), T> gradient{in, grad_loss.const_data_ptr<T>(),

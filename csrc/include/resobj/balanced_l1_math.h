@@ -16,16 +16,26 @@ namespace resobj {
 template <typename T>
 struct BalancedL1 {
   T alpha, gamma, beta, b;
+  T inverse_beta;
   T alpha_over_b;
   T offset;  // gamma / b - alpha
 
   BalancedL1(double alpha, double gamma, double beta)
       : alpha(static_cast<T>(alpha)), gamma(static_cast<T>(gamma)), beta(static_cast<T>(beta)) {
+    inverse_beta = static_cast<T>(1 / beta);
     const double exact_b = std::expm1(gamma / alpha);
     b = static_cast<T>(exact_b);
     alpha_over_b = static_cast<T>(alpha / exact_b);
     offset = static_cast<T>(gamma / exact_b - alpha);
   }
+};
+
+// What the kernels read, both contiguous.
+template <typename T>
+struct BalancedInputs {
+  const T* pred;
+  const T* target;
+  BalancedL1<T> loss;
 };
 
 // log(1 + y) for y >= 0, relative error below 4e-7; of no meaning for infinity and NaN.
@@ -57,7 +67,7 @@ RESOBJ_HD double entropy_excess(double y, double log1p_y) { return (1.0 + y) * l
 
 template <typename T>
 RESOBJ_HD T balanced_l1(T difference, const BalancedL1<T>& loss) {
-  const T u = magnitude(difference) / loss.beta;
+  const T u = magnitude(difference) * loss.inverse_beta;
   const T y = loss.b * u;
   const T curved = loss.alpha_over_b * entropy_excess(y, log1p_positive(y));
   const T straight = loss.gamma * u + loss.offset;
@@ -66,7 +76,7 @@ RESOBJ_HD T balanced_l1(T difference, const BalancedL1<T>& loss) {
 
 template <typename T>
 RESOBJ_HD T balanced_l1_slope(T difference, const BalancedL1<T>& loss) {
-  const T u = magnitude(difference) / loss.beta;
+  const T u = magnitude(difference) * loss.inverse_beta;
   const T curved = loss.alpha * log1p_positive(loss.b * u);
   const T slope = u < T(1) ? curved : loss.gamma;
   // Neither sign: 0 stays 0, NaN stays NaN.

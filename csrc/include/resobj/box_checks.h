@@ -35,19 +35,32 @@ inline Overlap parse_overlap(const char* op, const std::string& kind) {
   return Overlap::kIof;
 }
 
-// Checks the arguments of box_iou_aligned. True for GIoU, false for IoU.
-inline bool check_aligned(const char* op, const Tensor& pred, const Tensor& target,
-                          const std::string& kind) {
-  check_boxes(op, {{"pred", pred}, {"target", target}});
-  check_pairs(op, {"pred", pred}, {"target", target});
-  STD_TORCH_CHECK(kind == "iou" || kind == "giou", op, ": unknown kind ", kind);
-  return kind == "giou";
-}
+constexpr const char* kAlignedOp = "box_iou_aligned";
 
-inline void check_aligned_gradient(const char* op, const Tensor& grad, const Tensor& pred) {
-  check_devices(op, {{"pred", pred}, {"grad", grad}});
-  check_dtypes(op, {{"pred", pred}, {"grad", grad}});
-  check_one_per_row(op, {"grad", grad}, {"pred", pred});
-}
+// The arguments of box_iou_aligned, checked and contiguous.
+struct AlignedArguments {
+  Tensor pred;
+  Tensor target;
+  bool giou;  // else IoU
+
+  AlignedArguments(const Tensor& p, const Tensor& t, const std::string& kind) {
+    check_boxes(kAlignedOp, {{"pred", p}, {"target", t}});
+    check_same_shape(kAlignedOp, {"target", t}, {"pred", p});
+    STD_TORCH_CHECK(kind == "iou" || kind == "giou", kAlignedOp, ": unknown kind ", kind);
+    pred = as_contiguous(p);
+    target = as_contiguous(t);
+    giou = kind == "giou";
+  }
+
+  int64_t count() const { return pred.size(0); }
+
+  // The gradient that comes in, checked and contiguous.
+  Tensor gradient(const Tensor& grad) const {
+    check_devices(kAlignedOp, {{"pred", pred}, {"grad", grad}});
+    check_dtypes(kAlignedOp, {{"pred", pred}, {"grad", grad}});
+    check_one_per_row(kAlignedOp, {"grad", grad}, {"pred", pred});
+    return as_contiguous(grad);
+  }
+};
 
 }  // namespace resobj

@@ -135,6 +135,14 @@ struct HugeBoxes<double> {
   static constexpr double limit = 0x1p500, factor = 0x1p-524, epsilon = 1e-100;
 };
 
+// What the kernels of the GIoU loss read, all contiguous; `mask` may be null.
+template <typename T>
+struct GiouInputs {
+  const T* pred;     // (count, 4)
+  const T* target;   // (count, 4)
+  const bool* mask;  // (count)
+};
+
 // The two boxes as the GIoU loss wants them, and what goes with them.
 template <typename T>
 struct GiouPair {

@@ -11,22 +11,8 @@ namespace resobj {
 
 constexpr const char* kFocalOp = "sigmoid_focal_loss";
 
-inline void check_focal(const Tensor& logits, const Tensor& labels,
-                        const std::optional<Tensor>& mask, double gamma) {
-  check_devices(kFocalOp, {{"logits", logits}, {"labels", labels}});
-  check_dtypes(kFocalOp, {{"logits", logits}});
-  STD_TORCH_CHECK(logits.dim() >= 1, kFocalOp, ": logits must have shape (..., K)");
-  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, kFocalOp, ": labels must be int64");
-  check_one_per_row(kFocalOp, {"labels", labels}, {"logits", logits});
-  if (mask.has_value()) {
-    check_devices(kFocalOp, {{"logits", logits}, {"mask", *mask}});
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, kFocalOp, ": mask must be bool");
-    check_one_per_row(kFocalOp, {"mask", *mask}, {"logits", logits});
-  }
-  STD_TORCH_CHECK(gamma >= 0, kFocalOp, ": gamma must not be negative");
-}
-
-// The arguments of sigmoid_focal_loss, contiguous. Keeps alive what the inputs point to.
+// The arguments of sigmoid_focal_loss, checked and contiguous. Keeps alive what the inputs point
+// to.
 struct FocalArguments {
   Tensor logits;
   Tensor labels;
@@ -36,11 +22,20 @@ struct FocalArguments {
 
   FocalArguments(const Tensor& x, const Tensor& y, const std::optional<Tensor>& m, double alpha,
                  double gamma)
-      : logits(torch::stable::contiguous(x)),
-        labels(torch::stable::contiguous(y)),
-        alpha(alpha),
-        gamma(gamma) {
-    if (m.has_value()) mask = torch::stable::contiguous(*m);
+      : alpha(alpha), gamma(gamma) {
+    check_devices(kFocalOp, {{"logits", x}, {"labels", y}});
+    check_dtypes(kFocalOp, {{"logits", x}});
+    STD_TORCH_CHECK(x.dim() >= 1, kFocalOp, ": logits must have shape (..., K)");
+    STD_TORCH_CHECK(y.scalar_type() == ScalarType::Long, kFocalOp, ": labels must be int64");
+    check_one_per_row(kFocalOp, {"labels", y}, {"logits", x});
+    STD_TORCH_CHECK(gamma >= 0, kFocalOp, ": gamma must not be negative");
+    logits = as_contiguous(x);
+    labels = as_contiguous(y);
+    if (!m.has_value()) return;
+    check_devices(kFocalOp, {{"logits", x}, {"mask", *m}});
+    STD_TORCH_CHECK(m->scalar_type() == ScalarType::Bool, kFocalOp, ": mask must be bool");
+    check_one_per_row(kFocalOp, {"mask", *m}, {"logits", x});
+    mask = as_contiguous(*m);
   }
 
   template <typename T>

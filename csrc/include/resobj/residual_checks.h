@@ -119,11 +119,11 @@ struct ResidualArguments {
 
   ResidualOutputs new_outputs() const {
     return ResidualOutputs{
-        torch::stable::new_empty(logits, {steps() + 1}),
-        torch::stable::new_empty(logits, {steps() + 1}, ScalarType::Long),
-        torch::stable::new_empty(logits, {steps(), layout.num_groups()}),
-        torch::stable::new_empty(logits, {steps() + 1, 2}),
-        torch::stable::new_empty(logits, {2}, ScalarType::Long),
+        new_tensor(logits, {steps() + 1}),
+        new_tensor(logits, {steps() + 1}, ScalarType::Long),
+        new_tensor(logits, {steps(), layout.num_groups()}),
+        new_tensor(logits, {steps() + 1, 2}),
+        new_tensor(logits, {2}, ScalarType::Long),
     };
   }
 };

@@ -2,12 +2,16 @@
 // Python wrappers do; these serve callers of torch.ops.resobj_d2.* directly.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
+#include <vector>
 
 namespace resobj {
 
@@ -57,6 +61,28 @@ inline void check_same_shape(const char* op, const Argument& argument, const Arg
 // torch::stable::contiguous asks the dispatcher, which costs as much as a kernel on a few boxes.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A new contiguous tensor on the device of `like`, and of its dtype unless told. Also straight to
+// the allocator, for the same reason.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d > 1; --d) {
+    strides[d - 2] = strides[d - 1] * std::max<int64_t>(sizes[d - 1], 1);
+  }
+  int32_t type, device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  if (dtype.has_value()) {
+    type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  }
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.data(), strides.data(), type,
+                                                         device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
 // The gradient that comes in for an operator whose result is one number.
