@@ -2,8 +2,9 @@
 
 Builds with CUDA required, runs the CUDA tests, compute-sanitizer on the operators' tests and the
 benchmarks, and writes ``benchmarks/results/<gpu>.json`` and the tables of ``docs/benchmarks.md``.
-It stops at the first stage that fails, shows its output and exits with 1; without a GPU it exits
-with 2 before doing anything. ``make gpu-check`` makes the environment first.
+It stops at the first stage that fails, shows its output and exits with 1; only after a missed
+target the tables are still written. Without a GPU it exits with 2 before doing anything.
+``make gpu-check`` makes the environment first.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ ONLY_OURS = ["--kernel-name", "kernel_substring=resobj"]
 
 @dataclass
 class Stage:
-    """A command that must succeed; ``skip`` says why it is left out, empty if it is not."""
+    """A command that must succeed.
+
+    ``skip`` says why it is left out, empty if it is not. When it fails the next stages run all the
+    same if ``go_on``.
+    """
 
     name: str
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     skip: str = ""
+    go_on: bool = False
 
 
 def find_gpu() -> tuple[str, str]:
@@ -82,36 +88,45 @@ def stages(capability: str, sanitizer: str, *, quick: bool) -> list[Stage]:
         ),
         Stage("memcheck", memcheck, uncached, no_sanitizer),
         Stage("racecheck", racecheck, native, no_sanitizer),
-        Stage("benchmarks", measure + (["--quick"] if quick else ["--check"]), native),
+        Stage("benchmarks", measure + (["--quick"] if quick else ["--check"]), native, go_on=True),
         Stage("tables", [python, "-m", "benchmarks.table", "--write", page]),
     ]
 
 
 def run(plan: list[Stage]) -> int:
     """Run the stages one after the other; 0 if all succeed, else 1."""
+    failed = []
     for stage in plan:
         if stage.skip:
             print(f"skipped: {stage.name}: {stage.skip}", flush=True)
-            continue
-        print(f"now: {stage.name}: {' '.join(stage.command)}", flush=True)
-        start = time.monotonic()
-        done = subprocess.run(
-            stage.command,
-            env={**os.environ, **stage.environment},
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        seconds = time.monotonic() - start
-        lines = done.stdout.rstrip().splitlines()
-        if done.returncode != 0:
-            print("\n".join(lines[-SHOWN_LINES:]))
-            print(f"FAILED: {stage.name}, exit status {done.returncode}, after {seconds:.0f} s")
-            return 1
+        elif not succeeds(stage):
+            failed.append(stage.name)
+            if not stage.go_on:
+                break
+    print(f"gpu-check failed: {', '.join(failed)}" if failed else "gpu-check passed")
+    return 1 if failed else 0
+
+
+def succeeds(stage: Stage) -> bool:
+    """Run a stage and say how it went; its output only where it failed."""
+    print(f"now: {stage.name}: {' '.join(stage.command)}", flush=True)
+    start = time.monotonic()
+    done = subprocess.run(
+        stage.command,
+        env={**os.environ, **stage.environment},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seconds = time.monotonic() - start
+    lines = done.stdout.rstrip().splitlines()
+    if done.returncode == 0:
         print(f"ok: {stage.name}, {seconds:.0f} s: {lines[-1] if lines else ''}", flush=True)
-    print("gpu-check passed")
-    return 0
+        return True
+    print("\n".join(lines[-SHOWN_LINES:]))
+    print(f"FAILED: {stage.name}, exit status {done.returncode}, after {seconds:.0f} s", flush=True)
+    return False
 
 
 def main(argv: list[str]) -> int:

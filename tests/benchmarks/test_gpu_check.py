@@ -46,6 +46,18 @@ def test_the_first_failure_stops_with_its_output(capfd, tmp_path):
     assert "why it failed" in out
     assert "FAILED: bad, exit status 5" in out
     assert not file.exists()
+    assert out.endswith("gpu-check failed: bad\n")
+
+
+def test_after_a_missed_target_the_tables_are_still_written(capfd):
+    plan = [
+        Stage("benchmarks", python("print('missed: M1'); raise SystemExit(1)"), go_on=True),
+        Stage("tables", python("print('wrote')")),
+    ]
+    assert gpu_check.run(plan) == 1
+    out = capfd.readouterr().out
+    assert out.index("missed: M1") < out.index("ok: tables")
+    assert out.endswith("gpu-check failed: benchmarks\n")
 
 
 def test_plan(monkeypatch):
@@ -57,6 +69,7 @@ def test_plan(monkeypatch):
     assert plan["build"].environment == {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
     assert plan["CUDA tests"].environment["RESOBJ_REQUIRE_NATIVE"] == "cpu,cuda"
     assert not any(stage.skip for stage in plan.values())
+    assert [name for name, stage in plan.items() if stage.go_on] == ["benchmarks"]
     without = gpu_check.stages("9.0", "", quick=True)
     assert [s.name for s in without if s.skip] == ["memcheck", "racecheck"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
