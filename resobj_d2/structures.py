@@ -135,6 +135,12 @@ class LevelMaps:
             parts.append(cells.reshape(n, -1, self.channels))
         return torch.cat(parts, dim=1)
 
+    def view_per_anchor(self, values: Tensor) -> list[Tensor]:
+        """(N, R) values as maps (N, A_l, H_l, W_l) of the same levels, without a copy."""
+        sizes = [x[0].numel() // self.channels for x in self.levels]
+        parts = zip(values.split(sizes, dim=1), self.levels, strict=True)
+        return [part.unflatten(1, (*x.shape[-2:], -1)).permute(0, 3, 1, 2) for part, x in parts]
+
 
 @dataclass
 class StagePrediction:
@@ -230,7 +236,7 @@ class Targets:
 
 @dataclass
 class Candidates:
-    """Scored boxes of one image before suppression.
+    """Scored boxes of one image, before or after suppression.
 
     Attributes:
         boxes: (C, 4).
@@ -245,6 +251,16 @@ class Candidates:
     scores: Tensor
     factors: dict[str, Tensor]
     levels: Tensor
+
+    def take(self, index: Tensor) -> Candidates:
+        """Those with the numbers ``index`` (D,), in that order."""
+        return Candidates(
+            boxes=self.boxes[index],
+            classes=self.classes[index],
+            scores=self.scores[index],
+            factors={name: value[index] for name, value in self.factors.items()},
+            levels=self.levels[index],
+        )
 
     @classmethod
     def cat(cls, parts: Sequence[Candidates]) -> Candidates:

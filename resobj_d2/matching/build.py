@@ -18,6 +18,8 @@ CODER_REGISTRY.__doc__ = """
 Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
 ``encode(anchors, boxes) -> deltas`` and ``decode(anchors, deltas) -> boxes``, all (..., 4) and
 broadcast over the leading dimensions. ``initial_delta`` is where the box predictor's bias starts.
+``delta_options`` are the ``weights`` and ``scale_clamp`` with which ``ops.dense_detections``
+decodes the same deltas, or None where it cannot and ``decode`` is to do it for every anchor.
 """
 
 ASSIGNER_REGISTRY = Registry("ASSIGNER")

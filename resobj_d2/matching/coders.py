@@ -48,6 +48,10 @@ class DeltaCoder:
     def from_config(cls, node) -> DeltaCoder:
         return cls(weights=node.WEIGHTS)
 
+    @property
+    def delta_options(self) -> dict[str, object]:
+        return {"weights": self.weights, "scale_clamp": self.scale_clamp}
+
     def encode(self, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size."""
         anchor_centre, anchor_size = _centre_and_size(anchors)
@@ -86,6 +90,7 @@ class LTRBCoder:
 
     # The ReLU passes no gradient below zero, so predictions start above it.
     initial_delta = 0.1
+    delta_options = None
 
     @classmethod
     def from_config(cls, node) -> LTRBCoder:

@@ -8,14 +8,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from resobj_d2.compat import batch_images
-from resobj_d2.structures import Candidates, GroundTruth, StreamOutput
+from resobj_d2.structures import GroundTruth, StreamOutput
 
 from .build import TOWER_REGISTRY
-from .postprocess import DensePostprocess
+from .postprocess import DensePostprocess, to_instances
 from .stream import DenseStream
 
 __all__ = ["ResObjDenseDetector"]
@@ -186,15 +186,11 @@ class ResObjDenseDetector(nn.Module):
         outputs: dict[str, StreamOutput],
         step: int | None = None,
     ) -> list[dict]:
+        streams = [(stream, outputs[name]) for name, stream in self.streams.items()]
+        found = self.postprocess(streams, step)
         results = []
-        for i, (inputs, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            candidates = Candidates.cat(
-                [
-                    stream.candidates(outputs[name], i, self.postprocess, step)
-                    for name, stream in self.streams.items()
-                ]
-            )
-            found: Instances = self.postprocess.suppress(candidates, size)
+        for inputs, size, detections in zip(batched_inputs, images.image_sizes, found, strict=True):
+            instances = to_instances(detections, size)
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
-            results.append({"instances": detector_postprocess(found, height, width)})
+            results.append({"instances": detector_postprocess(instances, height, width)})
         return results

@@ -18,7 +18,7 @@ class ScoreFusion:
     thresholds, top-k and NMS see.
 
     Args:
-        exponents: by factor name; 1 for a factor not named.
+        exponents: at least 0, by factor name; 1 for a factor not named.
         floors: by factor name; none for a factor not named.
     """
 
@@ -30,6 +30,8 @@ class ScoreFusion:
     ) -> None:
         self.exponents = dict(exponents or {})
         self.floors = dict(floors or {})
+        if not all(exponent >= 0 for exponent in self.exponents.values()):
+            raise ValueError(f"FUSION.EXPONENTS must be at least 0, got {self.exponents}")
 
     @classmethod
     def from_config(
@@ -56,7 +58,8 @@ class ScoreFusion:
         return cls(exponents=exponents | dict(node.EXPONENTS), floors=dict(node.FLOORS))
 
     def __call__(self, factors: Mapping[str, Tensor]) -> Tensor:
-        """
+        """The scores in plain torch; detectors leave them to ``ops.dense_detections``.
+
         Args:
             factors: "cls" (R, K), every other (R,).
 

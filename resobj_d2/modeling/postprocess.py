@@ -1,15 +1,19 @@
-"""From scored candidates to detections."""
+"""From what streams predict to detections."""
 
 from __future__ import annotations
 
-import torch
-from detectron2.layers import batched_nms
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
 
-from resobj_d2.structures import Candidates
+from resobj_d2.ops import batched_nms
+from resobj_d2.structures import Candidates, StreamOutput
 
-__all__ = ["DensePostprocess"]
+if TYPE_CHECKING:
+    from .stream import DenseStream
+
+__all__ = ["DensePostprocess", "to_instances"]
 
 
 class DensePostprocess:
@@ -44,43 +48,58 @@ class DensePostprocess:
             max_detections=max_detections,
         )
 
-    def select(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Anchors (C,) and classes (C,) of one level's candidates, best first.
+    def __call__(
+        self, streams: Sequence[tuple[DenseStream, StreamOutput]], step: int | None = None
+    ) -> list[Candidates]:
+        """Detections of each image, best first.
 
         Args:
-            scores: (R_l, K). NaN never passes.
+            streams: with what each predicted; their candidates meet in NMS.
+            step: score with an earlier refinement of the branches; None for the last.
         """
-        passing = torch.nonzero(scores > self.score_thresh)
-        values = scores[passing[:, 0], passing[:, 1]]
-        best = values.sort(descending=True, stable=True).indices[: self.topk]
-        anchors, classes = passing[best].unbind(dim=1)
-        return anchors, classes
-
-    def suppress(self, candidates: Candidates, image_size: tuple[int, int]) -> Instances:
-        """Detections of one image.
-
-        Args:
-            image_size: (height, width) of the unpadded network input.
-
-        Returns:
-            Instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the fused
-            probabilities as ``<name>_score`` where there are several.
-        """
-        finite = torch.isfinite(candidates.boxes).all(dim=1)
-        keep = torch.nonzero(finite)[:, 0]
-        keep = keep[
-            batched_nms(
-                candidates.boxes[keep],
-                candidates.scores[keep],
-                candidates.classes[keep],
-                self.nms_thresh,
+        if len(streams) == 1:
+            ((stream, output),) = streams
+            return stream.candidates(
+                output,
+                step,
+                score_thresh=self.score_thresh,
+                topk=self.topk,
+                nms_thresh=self.nms_thresh,
+                max_detections=self.max_detections,
             )
-        ][: self.max_detections]
-        result = Instances(image_size)
-        result.pred_boxes = Boxes(candidates.boxes[keep])
-        result.scores = candidates.scores[keep]
-        result.pred_classes = candidates.classes[keep]
-        if len(candidates.factors) > 1:
-            for name, value in candidates.factors.items():
-                result.set(f"{name}_score", value[keep])
-        return result
+        found = [
+            stream.candidates(output, step, score_thresh=self.score_thresh, topk=self.topk)
+            for stream, output in streams
+        ]
+        return [self.suppress(Candidates.cat(parts)) for parts in zip(*found, strict=True)]
+
+    def suppress(self, candidates: Candidates) -> Candidates:
+        """What class-wise NMS leaves of one image's candidates, best first."""
+        keep = batched_nms(
+            candidates.boxes,
+            candidates.scores,
+            candidates.classes,
+            self.nms_thresh,
+            self.max_detections,
+        )
+        return candidates.take(keep)
+
+
+def to_instances(found: Candidates, image_size: tuple[int, int]) -> Instances:
+    """Detections of one image in Detectron2's format.
+
+    Args:
+        image_size: (height, width) of the unpadded network input.
+
+    Returns:
+        Instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the fused probabilities
+        as ``<name>_score`` where there are several.
+    """
+    result = Instances(image_size)
+    result.pred_boxes = Boxes(found.boxes)
+    result.scores = found.scores
+    result.pred_classes = found.classes
+    if len(found.factors) > 1:
+        for name, value in found.factors.items():
+            result.set(f"{name}_score", value)
+    return result

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
+from resobj_d2.ops import dense_detections
 from resobj_d2.structures import (
     IGNORE,
     Candidates,
     GroundTruth,
+    LevelMaps,
     Priors,
     StagePrediction,
     StreamOutput,
@@ -24,7 +28,6 @@ from resobj_d2.structures import (
 from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
 from .fusion import ScoreFusion
-from .postprocess import DensePostprocess
 from .stages import Stage, build_stages
 
 __all__ = ["DenseStream"]
@@ -241,50 +244,70 @@ class DenseStream(nn.Module):
             pred, target = self._boxes(prediction), targets.matched_boxes
         return cls, self.box_loss(pred, target, foreground)
 
+    @torch.no_grad()
     def candidates(
         self,
         output: StreamOutput,
-        image: int,
-        postprocess: DensePostprocess,
         step: int | None = None,
-    ) -> Candidates:
-        """The scored boxes of one image, thresholded and cut to the top-k of each level.
+        *,
+        score_thresh: float,
+        topk: int,
+        nms_thresh: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[Candidates]:
+        """The best scored boxes of each image, best first, by ``ops.dense_detections``.
 
         Args:
             step: score with an earlier refinement of the branches; None for the last.
+            score_thresh, topk, nms_thresh, max_detections: see there; None leaves suppression, or
+                the limit, out.
         """
-        last = output.box_stage
-        anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[image]
-        factors = {"cls": self._class_probability(output, image)}
-        for name, branch in self.branches.items():
-            factors[name] = branch.probability(output.branches[name], step)[image]
-        scores = self.fusion(factors)
-        parts = []
-        start = 0
-        for level, size in enumerate(output.priors.level_sizes):
-            index, classes = postprocess.select(scores[start : start + size])
-            index = index + start
-            start += size
-            parts.append(
-                Candidates(
-                    boxes=self.coder.decode(anchors[index], last.deltas[image, index]),
-                    classes=classes,
-                    scores=scores[index, classes],
-                    factors={
-                        name: p[index, classes] if p.dim() == 2 else p[index]
-                        for name, p in factors.items()
-                    },
-                    levels=torch.full_like(classes, level),
-                )
+        cls, moved = self._class_maps(output), output.box_stage
+        decoding = self.coder.delta_options
+        boxes = self._boxes(moved) if decoding is None else moved.anchors
+        names = ["cls", *self.branches]
+        if max_detections is None:
+            max_detections = sum(min(topk, x[0].numel()) for x in cls.levels)
+        found = dense_detections(
+            cls.levels,
+            None if decoding is None else moved.box.levels,
+            boxes.split(output.priors.level_sizes, dim=-2),
+            num_classes=cls.channels,
+            factor_logits=[
+                cls.view_per_anchor(branch.score_logits(output.branches[name], step))
+                for name, branch in self.branches.items()
+            ],
+            exponents=[self.fusion.exponents.get(name, 1.0) for name in names],
+            floors=[self.fusion.floors.get(name, 0.0) for name in names],
+            score_thresh=score_thresh,
+            topk=topk,
+            nms_thresh=math.inf if nms_thresh is None else nms_thresh,
+            max_detections=max_detections,
+            **(decoding or {}),
+        )
+        ends = list(accumulate(output.priors.level_sizes))
+        return [
+            Candidates(
+                boxes=found.boxes[i, :count],
+                classes=found.classes[i, :count],
+                scores=found.scores[i, :count],
+                factors=dict(zip(names, found.factors[i, :count].unbind(dim=1), strict=True)),
+                levels=sum((found.rows[i, :count] >= end).long() for end in ends),
             )
-        return Candidates.cat(parts)
+            for i, count in enumerate(found.counts.tolist())
+        ]
 
-    def _class_probability(self, output: StreamOutput, image: int) -> Tensor:
-        """(R, K)."""
-        logits = [
-            prediction.cls_logits[image]
+    def _class_maps(self, output: StreamOutput) -> LevelMaps:
+        """Logits of the class probabilities."""
+        predicted = [
+            prediction.cls
             for stage, prediction in zip(self.stages, output.stages, strict=True)
             if stage.cls is not None
         ]
-        used = logits if self.stage_scores == "mean" else logits[-1:]
-        return sum(torch.sigmoid(x.float()) for x in used) / len(used)
+        if self.stage_scores == "last":
+            return predicted[-1]
+        levels = []
+        for maps in zip(*(x.levels for x in predicted), strict=True):
+            mean = sum(torch.sigmoid(x.float()) for x in maps) / len(maps)
+            levels.append(torch.logit(mean))
+        return LevelMaps(levels, predicted[-1].channels)

@@ -85,9 +85,8 @@ def test_every_loss(case):
 def test_score_is_the_product_with_the_last_objectness(case):
     model, batch, output = case
     model.eval()
-    model.postprocess.score_thresh, model.postprocess.topk = 0.0, 10**6
     stream = model.streams["anchors"]
-    candidates = stream.candidates(output, 0, model.postprocess)
+    candidates, *_ = stream.candidates(output, score_thresh=0.0, topk=10**6)
     objectness = output.branches["objectness"]
     last = objectness.logits[0] + objectness.residuals[:, 0].sum(dim=0)
     expected = torch.sigmoid(output.stages[0].cls_logits[0]) * torch.sigmoid(last)[:, None]

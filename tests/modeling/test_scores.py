@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 
 from resobj_d2 import ops
 from resobj_d2.modeling import DensePostprocess, ScoreFusion
+from resobj_d2.modeling.postprocess import to_instances
 from resobj_d2.structures import Candidates
 
 CLS = torch.tensor([[0.5, 0.2], [0.9, 0.1]])
@@ -33,12 +34,6 @@ def postprocess(**options):
     )
 
 
-def test_select_takes_the_best_above_the_threshold():
-    scores = torch.tensor([[0.1, 0.5], [0.9, 0.05], [0.3, 0.2], [float("nan"), 0.0]])
-    anchors, classes = postprocess().select(scores)
-    assert list(zip(anchors.tolist(), classes.tolist(), strict=True)) == [(1, 0), (0, 1), (2, 0)]
-
-
 def test_suppress_is_per_class_and_keeps_factors():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [1, 0, 10, 10], [20, 20, 30, 30]])
     candidates = Candidates(
@@ -46,13 +41,94 @@ def test_suppress_is_per_class_and_keeps_factors():
         classes=torch.tensor([0, 0, 1, 0]),
         scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
         factors={"cls": torch.ones(4), "objectness": torch.tensor([0.9, 0.8, 0.7, 0.6])},
-        levels=torch.zeros(4, dtype=torch.long),
+        levels=torch.tensor([0, 1, 2, 3]),
     )
-    found = postprocess().suppress(candidates, (40, 40))
+    left = postprocess().suppress(candidates)
+    assert left.levels.tolist() == [0, 2, 3]
+    found = to_instances(left, (40, 40))
+    assert found.image_size == (40, 40)
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
     assert found.pred_classes.tolist() == [0, 1, 0]
     assert torch.equal(found.objectness_score, found.scores)
-    assert len(postprocess(max_detections=2).suppress(candidates, (40, 40))) == 2
+    assert len(postprocess(max_detections=2).suppress(candidates).scores) == 2
+
+
+@pytest.fixture
+def scored(tiny_resobj, make_batch):
+    """A stream with objectness, quality and two stages, and what it predicts for two images."""
+    torch.manual_seed(0)
+    model = build_model(
+        tiny_resobj(
+            "MODEL.DENSE.QUALITY.ENABLED", True,
+            "MODEL.DENSE.STAGES", "[{'CLS': 'own'}]",
+            "MODEL.DENSE.STAGE_SCORES", "mean",
+            "MODEL.DENSE.FUSION.FLOORS", "[['objectness', 0.1]]",
+        )
+    ).eval()  # fmt: skip
+    stream = model.streams["anchors"]
+    with torch.no_grad():
+        for parameter in stream.parameters():
+            if parameter.dim() == 4:
+                parameter.normal_(std=0.2)
+        batch = make_batch([(96, 128, 0), (128, 100, 0)])
+        return stream, model.predict(model._preprocess(batch))["anchors"]
+
+
+@pytest.mark.parametrize("step", [None, 0, 1])
+def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
+    """Against the same in plain torch: ScoreFusion and the coder on predictions per anchor."""
+    stream, output = scored
+    first, second = output.stages
+    found = stream.candidates(output, step, score_thresh=0.01, topk=7)
+    for image, candidates in enumerate(found):
+        factors = {
+            "cls": (first.cls_logits[image].sigmoid() + second.cls_logits[image].sigmoid()) / 2
+        }
+        for name, branch in stream.branches.items():
+            factors[name] = branch.probability(output.branches[name], step)[image]
+        assert set(factors) == {"cls", "objectness", "quality"}
+        scores = stream.fusion(factors)
+        boxes = stream.coder.decode(second.anchors[image], second.deltas[image])
+        start, total = 0, 0
+        for level, size in enumerate(output.priors.level_sizes):
+            own = candidates.take((candidates.levels == level).nonzero()[:, 0])
+            values, index = scores[start : start + size].flatten().sort(descending=True)
+            index = index[: int((values > 0.01).sum())][:7]
+            anchor, cls = index // 3 + start, index % 3
+            torch.testing.assert_close(own.scores, scores[anchor, cls])
+            assert torch.equal(own.classes, cls)
+            torch.testing.assert_close(own.boxes, boxes[anchor])
+            torch.testing.assert_close(own.factors["cls"], factors["cls"][anchor, cls])
+            torch.testing.assert_close(own.factors["objectness"], factors["objectness"][anchor])
+            assert (own.factors["objectness"] >= 0.1).all()
+            start, total = start + size, total + len(index)
+        assert len(candidates.scores) == total > 10
+        assert (candidates.scores.diff() <= 0).all()
+
+
+def test_streams_meet_in_suppression(scored):
+    stream, output = scored
+    process = postprocess(score_thresh=0.05, topk=50, max_detections=20)
+    alone = process([(stream, output)])
+    together = process([(stream, output)] * 2)  # the second of each pair is suppressed
+    for a, b in zip(alone, together, strict=True):
+        assert len(a.scores) == 20
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
+        assert torch.equal(a.factors["quality"], b.factors["quality"])
+
+
+def test_coder_that_the_operator_does_not_know_gives_boxes(scored, monkeypatch):
+    stream, output = scored
+    expected = stream.candidates(output, score_thresh=0.05, topk=20)
+    monkeypatch.setattr(type(stream.coder), "delta_options", None)
+    for a, b in zip(stream.candidates(output, score_thresh=0.05, topk=20), expected, strict=True):
+        assert torch.equal(a.scores, b.scores)
+        torch.testing.assert_close(a.boxes, b.boxes)
+
+
+def test_negative_exponent_is_refused():
+    with pytest.raises(ValueError, match="EXPONENTS must be at least 0"):
+        ScoreFusion(exponents={"cls": -0.5})
 
 
 def test_detections_per_step_end_with_the_detections(tiny_resobj, make_batch):
@@ -94,6 +170,7 @@ def test_two_stages_decode_twice(tiny_cfg, make_batch):
     assert targets.foreground[0][overlaps >= high].all()
     losses = model(batch)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_cls_stage1", "loss_box_reg_stage1"}
-    candidates = stream.candidates(output, 0, model.postprocess)
+    (candidates,) = stream.candidates(output, score_thresh=0.0, topk=20)
     twice = stream.coder.decode(second.anchors[0], second.deltas[0])
-    assert all((twice == box).all(dim=1).any() for box in candidates.boxes[:20])
+    distance = (candidates.boxes[:, None] - twice).abs().amax(dim=2).amin(dim=1)
+    assert len(distance) > 20 and distance.max() < 1e-3
