@@ -1,4 +1,5 @@
-"""Every yaml builds, trains a step, evaluates and survives a checkpoint; the table is complete."""
+"""Every yaml's detector builds, trains a step, evaluates and survives a checkpoint; the table is
+complete."""
 
 import copy
 from pathlib import Path

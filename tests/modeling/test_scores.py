@@ -144,33 +144,3 @@ def test_detections_per_step_end_with_the_detections(tiny_resobj, make_batch):
     for a, b in zip(steps[-1], last, strict=True):
         assert torch.equal(a["instances"].scores, b["instances"].scores)
     assert not torch.equal(steps[0][0]["instances"].scores, steps[-1][0]["instances"].scores)
-
-
-def test_two_stages_decode_twice(tiny_cfg, make_batch):
-    """The second stage starts at the first one's decoded boxes and is labelled anew."""
-    import copy
-
-    model = build_model(tiny_cfg("MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.0))
-    stream = model.streams["anchors"]
-    stream.stages.append(copy.deepcopy(stream.stages[0]))
-    stream.stages[1].assigner.iou_thresholds = [0.5, 0.6]
-    batch = make_batch([(96, 96, 3)])
-    output = model.predict(model._preprocess(batch))["anchors"]
-    first, second = output.stages
-    expected = stream.coder.decode(first.anchors, first.deltas)
-    torch.testing.assert_close(second.anchors, expected.detach())
-    assert not second.anchors.requires_grad
-    truth = model._ground_truth(batch)
-    thresholds = stream.stages[1].assigner.iou_thresholds
-    targets = stream._targets(stream.stages[1], output.priors, second, truth)
-    overlaps = ops.pairwise_box_iou(truth.boxes, second.anchors[0]).amax(dim=0)
-    torch.testing.assert_close(targets.matched_ious[0], overlaps)
-    low, high = thresholds
-    assert not targets.foreground[0][overlaps < low].all()
-    assert targets.foreground[0][overlaps >= high].all()
-    losses = model(batch)
-    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_cls_stage1", "loss_box_reg_stage1"}
-    (candidates,) = stream.candidates(output, score_thresh=0.0, topk=20)
-    twice = stream.coder.decode(second.anchors[0], second.deltas[0])
-    distance = (candidates.boxes[:, None] - twice).abs().amax(dim=2).amin(dim=1)
-    assert len(distance) > 20 and distance.max() < 1e-3
