@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from resobj_d2 import ops
 from resobj_d2.modeling import DensePostprocess, ScoreFusion
 from resobj_d2.modeling.postprocess import to_instances
 from resobj_d2.structures import Candidates
