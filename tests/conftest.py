@@ -48,6 +48,18 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture
+def clean_catalogs():
+    """Detectron2's catalogs forget what a test registered."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog), set(MetadataCatalog)
+    yield
+    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
+        for name in set(catalog) - names:
+            catalog.remove(name)
+
+
+@pytest.fixture
 def tiny_cfg():
     """A function: overrides (KEY, VALUE, ...) to the config of a detector of a few layers."""
     from detectron2.config import get_cfg

@@ -1,20 +1,9 @@
-"""Small data sets on disk, and a catalog that forgets them after each test."""
+"""Small data sets on disk."""
 
 import json
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-
-
-@pytest.fixture(autouse=True)
-def clean_catalogs():
-    """Remove what a test registered."""
-    before = set(DatasetCatalog), set(MetadataCatalog)
-    yield
-    for catalog, names in zip((DatasetCatalog, MetadataCatalog), before, strict=True):
-        for name in set(catalog) - names:
-            catalog.remove(name)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from resobj_d2.data.register import (
     training_records,
 )
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 
 def _config(*train):
     cfg = get_cfg()

@@ -19,6 +19,8 @@ from resobj_d2.evaluation import CocoEvaluator, build_coco_evaluator, build_eval
 from resobj_d2.evaluation.backend import evaluate_detections, load_backend
 from resobj_d2.evaluation.coco import prepare_ground_truth
 
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
 BACKENDS = ("pycocotools", "faster-coco-eval")
 
 
