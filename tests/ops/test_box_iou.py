@@ -118,39 +118,6 @@ def test_not_contiguous(impl):
     assert torch.equal(impl.pairwise_box_iou(padded[::2], transposed), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    first, second = random_boxes(9, 8).to(dtype), random_boxes(11, 9).to(dtype)
-    result = ops.pairwise_box_iou(first, second)
-    assert result.dtype == torch.float32
-    assert torch.equal(result, ops.pairwise_box_iou(first.float(), second.float()))
-    assert ops.pairwise_box_iou(first, second.double()).dtype == torch.float64
-
-
-def test_autocast_computes_in_float32():
-    first, second = random_boxes(9, 8).bfloat16(), random_boxes(11, 9).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        result = torch.ops.resobj_d2.pairwise_box_iou(first, second)
-    assert torch.equal(result, ops.pairwise_box_iou(first.float(), second.float()))
-
-
-def test_carries_no_gradient():
-    boxes = random_boxes(3, 0).requires_grad_()
-    assert not ops.pairwise_box_iou(boxes, boxes).requires_grad
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    first, second = random_boxes(100, 1), random_boxes(5000, 2)
-    expected = ops.pairwise_box_iou(first, second, "giou")
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(ops.pairwise_box_iou(first, second, "giou"), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
 GOOD = torch.zeros(2, 4)
 BAD_ARGUMENTS = [
     ((GOOD, GOOD, "diou"), ValueError, "kind must be one of iou, giou, iof, got 'diou'"),

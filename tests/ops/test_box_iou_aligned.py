@@ -164,42 +164,6 @@ def test_not_contiguous(native_device):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    pred, target = random_pairs(50000)
-    upstream = torch.ones(50000)
-    before, expected = torch.get_num_threads(), gradients(pred, target, "giou", upstream)
-    try:
-        torch.set_num_threads(threads)
-        result = gradients(pred, target, "giou", upstream)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    pred, target = (boxes.to(dtype) for boxes in random_pairs(30))
-    result = ops.box_iou_aligned(pred, target, "giou")
-    assert result.dtype == torch.float32
-    assert torch.equal(result, ops.box_iou_aligned(pred.float(), target.float(), "giou"))
-    grads = gradients(pred, target, "giou", torch.ones(30))
-    expected = gradients(pred.float(), target.float(), "giou", torch.ones(30))
-    assert [g.dtype for g in grads] == [dtype, dtype]
-    assert all(torch.equal(g, e.to(dtype)) for g, e in zip(grads, expected, strict=True))
-    with torch.autocast("cpu", torch.bfloat16):
-        direct = torch.ops.resobj_d2.box_iou_aligned(pred.float().bfloat16(), target, "giou")
-    assert direct.dtype == torch.float32
-
-
-def test_differentiates_once():
-    pred, target = random_pairs(5)
-    pred.requires_grad_()
-    (first,) = torch.autograd.grad(ops.box_iou_aligned(pred, target).sum(), pred, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(first.sum(), pred)
-
-
 GOOD = torch.zeros(2, 4)
 BAD_ARGUMENTS = [
     ((GOOD, GOOD, "iof"), ValueError, "kind must be iou or giou, got 'iof'"),

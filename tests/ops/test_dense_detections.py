@@ -425,30 +425,6 @@ def test_carries_no_gradient():
     assert not found.scores.requires_grad and not found.boxes.requires_grad
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    # Large enough for several tasks per level.
-    g = torch.Generator().manual_seed(11)
-    cls = torch.randn(2, 3 * 40, 120, 150, generator=g) - 3
-    anchors = [grid(120, 150, 3, 8, g).float()]
-    deltas = [torch.randn(2, 12, 120, 150, generator=g) * 0.2]
-
-    def run():
-        return ops.dense_detections(
-            [cls], deltas, anchors, num_classes=40, score_thresh=0.05, topk=300, nms_thresh=0.5,
-            max_detections=100,
-        )  # fmt: skip
-
-    expected = run()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        result = run()
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
-
-
 def test_no_memory_of_the_size_of_the_maps():
     if ops.native_status()["cpu"] != "native":
         pytest.skip("cpu kernels are not built; the reference makes copies per anchor")

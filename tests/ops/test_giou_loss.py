@@ -199,48 +199,6 @@ def test_leading_dimensions_and_strides(impl):
     assert torch.equal(grad, gradient(expected, pred))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    if ops.native_status()["cpu"] != "native":
-        pytest.skip("torch's own sums depend on the number of threads")
-    pred, target = random_pairs(50000, 11)
-    pred.requires_grad_()
-
-    def run():
-        loss = ops.giou_loss(pred, target)
-        return loss, gradient(loss, pred)
-
-    before, expected = torch.get_num_threads(), run()
-    try:
-        torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    pred, target = (boxes.to(dtype) for boxes in random_pairs(30, 12))
-    full = pred.float().requires_grad_()
-    loss = ops.giou_loss(pred.requires_grad_(), target)
-    expected = ops.giou_loss(full, target.float())
-    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
-    grad = gradient(loss, pred)
-    assert grad.dtype == dtype and torch.equal(grad, gradient(expected, full).to(dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        direct = torch.ops.resobj_d2.giou_loss(pred.detach(), target)
-    assert torch.equal(direct, expected)
-
-
-def test_differentiates_once():
-    pred, target = random_pairs(5)
-    (first,) = torch.autograd.grad(
-        ops.giou_loss(pred.requires_grad_(), target), pred, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(first.sum(), pred)
-
-
 GOOD, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
 BAD_ARGUMENTS = [
     ((GOOD.long(), GOOD), TypeError, "pred must be a floating-point tensor, got torch.int64"),

@@ -247,40 +247,6 @@ def test_not_contiguous(impl):
     assert_same(impl.match_anchors(shared, boxes, sizes, **RULE), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    anchors, (boxes, sizes) = grid_anchors(4, 4).to(dtype), random_batch(seed=5)
-    boxes = boxes.to(dtype)
-    result = ops.match_anchors(anchors, boxes, sizes, **RULE)
-    assert_same(result, ops.match_anchors(anchors.float(), boxes.float(), sizes, **RULE))
-    assert ops.match_anchors(anchors, boxes.double(), sizes, **RULE).ious.dtype == torch.float64
-
-
-def test_autocast_computes_in_float32():
-    anchors, (boxes, sizes) = grid_anchors(4, 4).bfloat16(), random_batch(seed=5)
-    with torch.autocast("cpu", torch.bfloat16):
-        result = torch.ops.resobj_d2.match_anchors(anchors, boxes, sizes, [0.5], [0, 1])
-    expected = ops.match_anchors(anchors.float(), boxes, sizes, thresholds=[0.5], labels=[0, 1])
-    assert_same(ops.AnchorMatches(*result), expected)
-
-
-def test_carries_no_gradient():
-    anchors = grid_anchors(2, 2).requires_grad_()
-    assert not ops.match_anchors(anchors, anchors[:2], [2], **RULE).ious.requires_grad
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    anchors, (boxes, sizes) = grid_anchors(40, 60), random_batch(seed=6)
-    expected = ops.match_anchors(anchors, boxes, sizes, **RULE)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        assert_same(ops.match_anchors(anchors, boxes, sizes, **RULE), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
 def peak_memory(function):
     """Bytes by which the resident memory of this process rose at most during the call."""
 

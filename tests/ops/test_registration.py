@@ -1,6 +1,7 @@
 """Every registered operator has a reference, a fake, autograd and autocast, and passes opcheck.
 
-An operator added without samples here fails the first test.
+An operator added without samples here fails the first test. What its wrapper promises is tested in
+test_every_operator.py.
 """
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from resobj_d2 import ops
 from resobj_d2.ops._library import NAMESPACE
+
+HALF = torch.bfloat16
 
 
 def _residual_tensors(requires_grad=False):
@@ -189,6 +192,21 @@ def test_every_operator_has_samples_for_opcheck():
     assert registered() == sorted(SAMPLES)
 
 
+def tensors_in(arguments):
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from tensors_in(argument)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if not name.startswith("_")])
+def test_samples_include_empty_tensors_and_gradients(name):
+    samples = [list(tensors_in(arguments)) for arguments in SAMPLES[name]()]
+    assert any(tensor.numel() == 0 for tensors in samples for tensor in tensors)
+    assert any(tensor.requires_grad for tensors in samples for tensor in tensors)
+
+
 def test_every_public_operator_has_a_wrapper():
     public = {name for name in registered() if not name.startswith("_")}
     assert public <= set(ops.__all__)
@@ -215,6 +233,24 @@ def test_native_libraries_have_a_kernel_for_every_operator(native_backend, name)
 )
 def test_opcheck(name, arguments):
     torch.library.opcheck(getattr(torch.ops.resobj_d2, name).default, arguments)
+
+
+@pytest.mark.parametrize("name", registered())
+def test_autocast_computes_in_float32(name):
+    operator = getattr(torch.ops.resobj_d2, name)
+
+    def convert(value, dtype):
+        if isinstance(value, list):
+            return [convert(item, dtype) for item in value]
+        is_single = isinstance(value, torch.Tensor) and value.dtype in (torch.float32, HALF)
+        return value.detach().to(dtype) if is_single else value
+
+    arguments = convert(list(next(SAMPLES[name]())), HALF)
+    expected = operator(*convert(arguments, torch.float32))
+    with torch.autocast("cpu", HALF):
+        result = operator(*arguments)
+    for a, b in zip(tensors_in([result]), tensors_in([expected]), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 def test_wrappers_compile_without_a_graph_break():

@@ -194,14 +194,6 @@ def test_labels_beyond_one_count_by_their_sign(impl):
     assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
 
 
-def test_second_derivative_is_refused():
-    logits, residuals, labels = hand_inputs("cpu")
-    loss = ops.residual_objectness_bce(logits, residuals, labels).losses.sum()
-    gradient = torch.autograd.grad(loss, logits, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once, not twice"):
-        gradient.sum().backward()
-
-
 L, R, Y = torch.zeros(2, 6), torch.zeros(1, 2, 6), torch.zeros(2, 6, dtype=torch.int8)
 BAD_ARGUMENTS = [
     ((L.long(), R, Y), {}, TypeError, "logits must be floating point, got torch.int64"),

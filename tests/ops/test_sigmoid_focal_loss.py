@@ -186,51 +186,6 @@ def test_not_contiguous(impl):
     assert torch.equal(gradient(loss, channels).transpose(1, 2), gradient(expected, logits))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    if ops.native_status()["cpu"] != "native":
-        pytest.skip("torch's own sums depend on the number of threads")
-    logits, labels, mask = random_inputs((2, 20000), 5)
-
-    def run():
-        loss = ops.sigmoid_focal_loss(logits, labels, mask=mask)
-        return loss, gradient(loss, logits)
-
-    before, expected = torch.get_num_threads(), run()
-    try:
-        torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    logits, labels, _ = random_inputs()
-    half = logits.detach().to(dtype).requires_grad_()
-    full = half.detach().float().requires_grad_()
-    loss, expected = ops.sigmoid_focal_loss(half, labels), ops.sigmoid_focal_loss(full, labels)
-    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
-    grad = gradient(loss, half)
-    assert grad.dtype == dtype and torch.equal(grad, gradient(expected, full).to(dtype))
-
-
-def test_autocast_computes_in_float32():
-    logits, labels, _ = random_inputs()
-    half = logits.detach().bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = torch.ops.resobj_d2.sigmoid_focal_loss(half, labels)
-    assert torch.equal(loss, ops.sigmoid_focal_loss(half.float(), labels))
-
-
-def test_differentiates_once():
-    logits, labels, _ = random_inputs()
-    loss = ops.sigmoid_focal_loss(logits, labels)
-    (first,) = torch.autograd.grad(loss, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(first.sum(), logits)
-
-
 LOGITS, LABELS = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
 BAD_ARGUMENTS = [
     (dict(logits=LOGITS.long()), TypeError, "logits must be a floating-point tensor, got"),

@@ -257,21 +257,6 @@ def test_not_contiguous_and_half_precision():
     assert torch.equal(result, ops.matrix_nms(*whole, kernel="linear"))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
-    inputs = candidates(4500, 6, 4, torch.float32)  # enough pairs for a second thread
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for number in (1, threads):
-            torch.set_num_threads(number)
-            results.append((*ops.soft_nms(*inputs), ops.matrix_nms(*inputs)))
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
-
-
 GOOD = torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64)
 
 
