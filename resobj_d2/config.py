@@ -23,17 +23,19 @@ def add_resobj_config(cfg: CfgNode) -> None:
     # Names of the feature maps of the backbone, finest first.
     dense.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     dense.NUM_CLASSES = 80
-    _add_structure(dense, node_type)
-    _add_losses(dense, node_type)
-    _add_objectness(dense, node_type)
-    _add_quality(dense, node_type)
+    # Whether the anchors' stream exists; without it only the anchor-free one is left.
+    dense.ANCHOR_BASED = True
+    _add_tower(dense, node_type)
+    _add_stream(dense, node_type)
+    _add_anchor_free(dense, node_type)
     _add_inference(dense, node_type)
     _add_backbones(cfg, node_type)
     _add_necks(cfg, node_type)
     _add_run(cfg, node_type)
 
 
-def _add_structure(dense: CfgNode, node_type: type) -> None:
+def _add_tower(dense: CfgNode, node_type: type) -> None:
+    """What stands between the pyramid and the predictors of all streams."""
     dense.TOWER = node_type()
     dense.TOWER.NAME = "ConvTower"
     # 3x3 convolutions in front of the predictors, per task, shared by the levels.
@@ -42,6 +44,36 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # "" or a name of detectron2.layers.get_norm, e.g. "GN".
     dense.TOWER.NORM = ""
 
+
+def _add_stream(node: CfgNode, node_type: type) -> None:
+    """What one stream predicts and learns."""
+    _add_structure(node, node_type)
+    _add_losses(node, node_type)
+    _add_objectness(node, node_type)
+    _add_quality(node, node_type)
+    _add_fusion(node, node_type)
+
+
+def _add_anchor_free(dense: CfgNode, node_type: type) -> None:
+    """A second stream on the same towers, with the same keys as the first (FSAF).
+
+    Zhu et al., "Feature Selective Anchor-Free Module for Single-Shot Object Detection".
+    """
+    free = dense.ANCHOR_FREE = node_type()
+    free.ENABLED = False
+    _add_stream(free, node_type)
+    # One point per cell; the square of SCALE strides around it is the unit of its box.
+    free.PRIORS.SCALES_PER_OCTAVE = 1
+    free.PRIORS.ASPECT_RATIOS = [1.0]
+    free.CODER.NAME = "LTRBCoder"
+    free.ASSIGNER.NAME = "FSAFAssigner"
+    free.CLS_LOSS.WEIGHT = 0.5
+    free.BOX_LOSS.NAME = "NegativeLogIoULoss"
+    free.BOX_LOSS.WEIGHT = 0.5
+    free.NORMALIZER.NAME = "ForegroundCount"
+
+
+def _add_structure(dense: CfgNode, node_type: type) -> None:
     dense.PRIORS = node_type()
     dense.PRIORS.NAME = "OctaveAnchors"
     # Side of the smallest square anchor of a level, in strides of that level.
@@ -63,6 +95,17 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # -1 ignored.
     dense.ASSIGNER.IOU_LABELS = [0, -1, 1]
     dense.ASSIGNER.ALLOW_LOW_QUALITY = True
+    # The keys below are FSAFAssigner's. "online": a box is learned on the level where its loss is
+    # smallest; "heuristic": on one that its size chooses.
+    dense.ASSIGNER.SELECTION = "online"
+    # Sides of a box's effective and of its ignoring region, relative to the box.
+    dense.ASSIGNER.EFFECTIVE_SCALE = 0.2
+    dense.ASSIGNER.IGNORE_SCALE = 0.5
+    # "heuristic": the level of a box of 224 pixels; 5 for P3-P7, 4 as in FPN.
+    dense.ASSIGNER.CANONICAL_LEVEL = 5
+    # A box's effective points on the levels not chosen: "other_classes" (negatives of all classes
+    # but the box's), "background" or "ignore".
+    dense.ASSIGNER.UNSELECTED = "other_classes"
 
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"
@@ -88,7 +131,12 @@ def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.BOX_LOSS = node_type()
     dense.BOX_LOSS.NAME = "SmoothL1Loss"
     dense.BOX_LOSS.WEIGHT = 1.0
+    # Where SmoothL1Loss bends.
     dense.BOX_LOSS.BETA = 0.1
+    # BalancedL1Loss
+    dense.BOX_LOSS.BALANCED_ALPHA = 0.5
+    dense.BOX_LOSS.BALANCED_GAMMA = 1.5
+    dense.BOX_LOSS.BALANCED_BETA = 1.0
 
     dense.NORMALIZER = node_type()
     dense.NORMALIZER.NAME = "ForegroundEMA"
@@ -144,8 +192,8 @@ def _add_quality(dense: CfgNode, node_type: type) -> None:
     dense.QUALITY.ALPHA = 0.4
 
 
-def _add_inference(dense: CfgNode, node_type: type) -> None:
-    """How probabilities become detections. TEST.DETECTIONS_PER_IMAGE limits their number."""
+def _add_fusion(dense: CfgNode, node_type: type) -> None:
+    """How probabilities become a score."""
     dense.FUSION = node_type()
     # The score is prod_i p_i^e_i over [name, e_i]; factors not named have exponent 1, or with
     # QUALITY what QUALITY.ALPHA says.
@@ -153,6 +201,9 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
     # Candidates with p_i below the floor of [name, floor] are dropped.
     dense.FUSION.FLOORS = []
 
+
+def _add_inference(dense: CfgNode, node_type: type) -> None:
+    """How scores become detections. TEST.DETECTIONS_PER_IMAGE limits their number."""
     dense.POSTPROCESS = node_type()
     dense.POSTPROCESS.SCORE_THRESH = 0.05
     # Candidates per level in front of NMS.

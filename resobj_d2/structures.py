@@ -264,14 +264,18 @@ class Candidates:
 
     @classmethod
     def cat(cls, parts: Sequence[Candidates]) -> Candidates:
-        """Concatenate the candidates of several levels or streams."""
-        names = set(parts[0].factors)
-        if any(set(p.factors) != names for p in parts):
-            raise ValueError("candidates with different factors cannot be concatenated")
+        """Concatenate the candidates of several levels or streams.
+
+        A factor that only some of them have is 1 for the others, as it is in their scores.
+        """
+        names = list(dict.fromkeys(name for p in parts for name in p.factors))
         return cls(
             boxes=torch.cat([p.boxes for p in parts]),
             classes=torch.cat([p.classes for p in parts]),
             scores=torch.cat([p.scores for p in parts]),
-            factors={n: torch.cat([p.factors[n] for p in parts]) for n in parts[0].factors},
+            factors={
+                name: torch.cat([p.factors.get(name, torch.ones_like(p.scores)) for p in parts])
+                for name in names
+            },
             levels=torch.cat([p.levels for p in parts]),
         )

@@ -1,18 +1,24 @@
 """Losses as sums over anchors, and the one normaliser that divides them."""
 
+from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 from .normalizer import ForegroundCount, ForegroundEMA
 from .objectness import ResidualObjectnessLoss
 from .quality import QualityLoss
-from .regression import SmoothL1Loss, smooth_l1_loss
+from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
     "CLS_LOSS_REGISTRY",
     "NORMALIZER_REGISTRY",
+    "BalancedL1Loss",
     "ForegroundCount",
     "ForegroundEMA",
+    "GIoULoss",
+    "IoULoss",
+    "L1Loss",
+    "NegativeLogIoULoss",
     "QualityLoss",
     "ResidualObjectnessLoss",
     "SigmoidCE",

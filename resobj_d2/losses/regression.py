@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from resobj_d2 import ops
+
 from .build import BOX_LOSS_REGISTRY
 
-__all__ = ["SmoothL1Loss", "smooth_l1_loss"]
+__all__ = ["BalancedL1Loss", "L1Loss", "SmoothL1Loss", "smooth_l1_loss"]
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, mask: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -44,3 +46,50 @@ class SmoothL1Loss:
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return smooth_l1_loss(pred, target, mask, beta=self.beta)
+
+
+@BOX_LOSS_REGISTRY.register()
+class L1Loss(SmoothL1Loss):
+    """L1 on encoded deltas (RetinaNet-Conf uses it)."""
+
+    def __init__(self) -> None:
+        super().__init__(beta=0.0)
+
+    @classmethod
+    def from_config(cls, node) -> L1Loss:
+        return cls()
+
+
+@BOX_LOSS_REGISTRY.register()
+class BalancedL1Loss:
+    """Balanced L1 on encoded deltas (Libra R-CNN, Eq. 8 and 9).
+
+    Args:
+        alpha, gamma: of the paper; the slope grows as ``alpha ln(b u + 1)`` up to ``gamma``.
+        beta: where the logarithmic part ends; the paper's loss is the one with ``beta = 1``,
+            others stretch it.
+    """
+
+    space = "deltas"
+
+    def __init__(self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0) -> None:
+        if alpha <= 0 or gamma <= 0 or beta <= 0:
+            raise ValueError(
+                "BOX_LOSS.BALANCED_ALPHA, BALANCED_GAMMA and BALANCED_BETA must be positive, "
+                f"got {alpha}, {gamma} and {beta}"
+            )
+        self.alpha = alpha
+        self.gamma = gamma
+        self.beta = beta
+
+    @classmethod
+    def from_config(cls, node) -> BalancedL1Loss:
+        return cls(alpha=node.BALANCED_ALPHA, gamma=node.BALANCED_GAMMA, beta=node.BALANCED_BETA)
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        # Equal numbers have neither loss nor gradient.
+        pred = torch.where(mask[..., None], pred.float(), 0.0)
+        target = torch.where(mask[..., None], target.float(), 0.0)
+        return ops.balanced_l1_loss(
+            pred, target, alpha=self.alpha, gamma=self.gamma, beta=self.beta
+        )

@@ -147,8 +147,10 @@ class ObjectnessBranch(ScoreBranch):
         )
 
     @classmethod
-    def from_config(cls, dense, in_channels: int, num_anchors: int) -> ObjectnessBranch | None:
-        node = dense.OBJECTNESS
+    def from_config(
+        cls, node, *, num_classes: int, in_channels: int, num_anchors: int
+    ) -> ObjectnessBranch | None:
+        node = node.OBJECTNESS
         if not node.ENABLED:
             return None
         return cls(
@@ -163,7 +165,7 @@ class ObjectnessBranch(ScoreBranch):
                 min_scope=node.MIN_SCOPE,
                 unselected=node.UNSELECTED,
             ),
-            bias=prior_bias(node.PRIOR_PROB, dense.NUM_CLASSES),
+            bias=prior_bias(node.PRIOR_PROB, num_classes),
             residual_bias=node.RESIDUAL_BIAS,
         )
 

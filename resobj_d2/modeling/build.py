@@ -18,5 +18,6 @@ BRANCH_REGISTRY = Registry("BRANCH")
 BRANCH_REGISTRY.__doc__ = """
 Score branches: modules that predict one more probability per anchor; see
 :class:`resobj_d2.modeling.branches.ScoreBranch`. An entry is built as
-``Entry.from_config(dense_node, in_channels, num_anchors)``, or skipped where that returns None.
+``Entry.from_config(node, num_classes=, in_channels=, num_anchors=)`` with the node of its stream
+(``MODEL.DENSE`` or ``MODEL.DENSE.ANCHOR_FREE``), or skipped where that returns None.
 """

@@ -78,18 +78,28 @@ class ResObjDenseDetector(nn.Module):
         tower = TOWER_REGISTRY.get(dense.TOWER.NAME).from_config(
             dense.TOWER, [level.channels for level in levels]
         )
-        stream = DenseStream.from_config(
-            dense,
-            in_channels=tower.out_channels,
-            pyramid_channels=[level.channels for level in levels],
-            strides=[level.stride for level in levels],
-        )
+        nodes = {"anchors": dense} if dense.ANCHOR_BASED else {}
+        if dense.ANCHOR_FREE.ENABLED:
+            nodes["anchor_free"] = dense.ANCHOR_FREE
+        if not nodes:
+            raise ValueError("MODEL.DENSE needs ANCHOR_BASED or ANCHOR_FREE.ENABLED")
+        streams = {
+            name: DenseStream.from_config(
+                node,
+                num_classes=dense.NUM_CLASSES,
+                tower_node=dense.TOWER,
+                in_channels=tower.out_channels,
+                pyramid_channels=[level.channels for level in levels],
+                strides=[level.stride for level in levels],
+            )
+            for name, node in nodes.items()
+        }
         return {
             "backbone": backbone,
             "in_features": dense.IN_FEATURES,
             "num_classes": dense.NUM_CLASSES,
             "tower": tower,
-            "streams": {"anchors": stream},
+            "streams": streams,
             "postprocess": DensePostprocess.from_config(
                 dense.POSTPROCESS, cfg.TEST.DETECTIONS_PER_IMAGE
             ),
@@ -175,8 +185,9 @@ class ResObjDenseDetector(nn.Module):
         self.statistics = {}
         for name, stream in self.streams.items():
             stream_losses, statistics = stream.losses(outputs[name], ground_truth)
-            losses.update(stream_losses)
-            self.statistics.update(statistics)
+            ending = "" if name == "anchors" else f"_{name}"
+            losses.update({key + ending: loss for key, loss in stream_losses.items()})
+            self.statistics.update({key + ending: x for key, x in statistics.items()})
         return losses
 
     def _detect(

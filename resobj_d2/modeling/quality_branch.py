@@ -64,8 +64,10 @@ class QualityBranch(ScoreBranch):
         self.predictor = SharedConv(in_channels=in_channels, num_anchors=num_anchors, channels=1)
 
     @classmethod
-    def from_config(cls, dense, in_channels: int, num_anchors: int) -> QualityBranch | None:
-        node = dense.QUALITY
+    def from_config(
+        cls, node, *, num_classes: int, in_channels: int, num_anchors: int
+    ) -> QualityBranch | None:
+        node = node.QUALITY
         if not node.ENABLED:
             return None
         return cls(

@@ -186,47 +186,56 @@ class Stage(nn.Module):
 
 
 def build_stages(
-    dense, *, in_channels: int, num_anchors: int, pyramid_channels: Sequence[int]
+    node,
+    *,
+    num_classes: int,
+    in_channels: int,
+    num_anchors: int,
+    coder,
+    tower_node,
+    pyramid_channels: Sequence[int],
 ) -> list[Stage]:
     """The first stage, on the priors, and those of ``MODEL.DENSE.STAGES``.
 
     Args:
+        node: the stream's config.
+        num_classes: K.
         in_channels: channels of the tower.
         num_anchors: A.
+        coder: see ``CODER_REGISTRY``; knows where its deltas start.
+        tower_node: ``MODEL.DENSE.TOWER``, for stages with a tower of their own.
         pyramid_channels: channels of what towers read, per level.
     """
     sizes = {"in_channels": in_channels, "num_anchors": num_anchors}
     predictors = {
         "cls": {
-            "channels": dense.NUM_CLASSES,
-            "bias_value": prior_bias(dense.CLS_LOSS.PRIOR_PROB, dense.NUM_CLASSES),
+            "channels": num_classes,
+            "bias_value": prior_bias(node.CLS_LOSS.PRIOR_PROB, num_classes),
         },
-        "box": {"channels": 4},
+        "box": {"channels": 4, "bias_value": coder.initial_delta},
     }
 
     def predictor(task: str, tasks: Sequence[str] = ("cls", "box")) -> SharedConv | None:
         return SharedConv(**sizes, **predictors[task]) if task in tasks else None
 
     def normalizer() -> nn.Module:
-        return NORMALIZER_REGISTRY.get(dense.NORMALIZER.NAME).from_config(dense.NORMALIZER)
+        return NORMALIZER_REGISTRY.get(node.NORMALIZER.NAME).from_config(node.NORMALIZER)
 
-    assigner = ASSIGNER_REGISTRY.get(dense.ASSIGNER.NAME).from_config(
-        dense.ASSIGNER, dense.NUM_CLASSES
-    )
+    assigner = ASSIGNER_REGISTRY.get(node.ASSIGNER.NAME).from_config(node.ASSIGNER, num_classes)
     stages = [
         Stage(
             cls=predictor("cls"), box=predictor("box"), assigner=assigner, normalizer=normalizer()
         )
     ]
-    for i, entry in enumerate(dense.STAGES):
+    for i, entry in enumerate(node.STAGES):
         try:
             options = StageOptions.from_entry(entry)
             stage = Stage(
                 cls=predictor("cls", options.tasks),
                 box=predictor("box", options.tasks),
-                assigner=options.assigner(dense.NUM_CLASSES),
+                assigner=options.assigner(num_classes),
                 normalizer=normalizer(),
-                tower=_own_tower(options, dense, pyramid_channels),
+                tower=_own_tower(options, tower_node, pyramid_channels),
                 gates=_gates(options, in_channels, pyramid_channels),
                 trains_cls=options.cls != "none",
                 repeats_box=options.box == "shared",
@@ -234,16 +243,16 @@ def build_stages(
                 own_cls_normalizer=options.normalizer == "own",
             )
         except ValueError as error:
-            raise ValueError(f"MODEL.DENSE.STAGES[{i}]: {error}") from error
+            raise ValueError(f"STAGES[{i}]: {error}") from error
         stages.append(stage)
     return stages
 
 
-def _own_tower(options: StageOptions, dense, pyramid_channels: Sequence[int]) -> nn.Module | None:
+def _own_tower(options: StageOptions, node, pyramid_channels: Sequence[int]) -> nn.Module | None:
     if options.tower == "shared":
         return None
-    tower = TOWER_REGISTRY.get(dense.TOWER.NAME)
-    return tower.from_config(dense.TOWER, pyramid_channels, tasks=options.tasks)
+    tower = TOWER_REGISTRY.get(node.NAME)
+    return tower.from_config(node, pyramid_channels, tasks=options.tasks)
 
 
 def _gates(

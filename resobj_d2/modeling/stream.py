@@ -91,44 +91,56 @@ class DenseStream(nn.Module):
     @classmethod
     def from_config(
         cls,
-        dense,
+        node,
         *,
+        num_classes: int,
+        tower_node,
         in_channels: Sequence[int],
         pyramid_channels: Sequence[int],
         strides: Sequence[int],
     ) -> DenseStream:
-        """Build every slot from its own sub-node of ``MODEL.DENSE``.
+        """Build every slot from its own sub-node.
 
         Args:
+            node: ``MODEL.DENSE`` or ``MODEL.DENSE.ANCHOR_FREE``.
+            num_classes: K.
+            tower_node: ``MODEL.DENSE.TOWER``.
             in_channels: channels of the tower, per level.
             pyramid_channels: channels of what the tower reads, per level.
             strides: of the feature maps, per level.
         """
-        priors = PRIORS_REGISTRY.get(dense.PRIORS.NAME).from_config(dense.PRIORS, strides)
+        priors = PRIORS_REGISTRY.get(node.PRIORS.NAME).from_config(node.PRIORS, strides)
         if len(set(priors.num_anchors)) != 1:
             raise ValueError(
                 f"shared predictors need equal anchors per level: {priors.num_anchors}"
             )
         num_anchors = priors.num_anchors[0]
-        sizes = {"in_channels": in_channels[0], "num_anchors": num_anchors}
+        sizes = {
+            "num_classes": num_classes,
+            "in_channels": in_channels[0],
+            "num_anchors": num_anchors,
+        }
         branches = [
             branch
             for _, entry in sorted(BRANCH_REGISTRY)
-            if (branch := entry.from_config(dense, **sizes)) is not None
+            if (branch := entry.from_config(node, **sizes)) is not None
         ]
+        coder = CODER_REGISTRY.get(node.CODER.NAME).from_config(node.CODER)
         return cls(
             priors=priors,
-            coder=CODER_REGISTRY.get(dense.CODER.NAME).from_config(dense.CODER),
-            sampler=SAMPLER_REGISTRY.get(dense.SAMPLER.NAME).from_config(dense.SAMPLER),
-            cls_loss=CLS_LOSS_REGISTRY.get(dense.CLS_LOSS.NAME).from_config(dense.CLS_LOSS),
-            box_loss=BOX_LOSS_REGISTRY.get(dense.BOX_LOSS.NAME).from_config(dense.BOX_LOSS),
-            cls_weight=dense.CLS_LOSS.WEIGHT,
-            box_weight=dense.BOX_LOSS.WEIGHT,
-            stages=build_stages(dense, pyramid_channels=pyramid_channels, **sizes),
-            stage_scores=dense.STAGE_SCORES,
+            coder=coder,
+            sampler=SAMPLER_REGISTRY.get(node.SAMPLER.NAME).from_config(node.SAMPLER),
+            cls_loss=CLS_LOSS_REGISTRY.get(node.CLS_LOSS.NAME).from_config(node.CLS_LOSS),
+            box_loss=BOX_LOSS_REGISTRY.get(node.BOX_LOSS.NAME).from_config(node.BOX_LOSS),
+            cls_weight=node.CLS_LOSS.WEIGHT,
+            box_weight=node.BOX_LOSS.WEIGHT,
+            stages=build_stages(
+                node, coder=coder, tower_node=tower_node, pyramid_channels=pyramid_channels, **sizes
+            ),
+            stage_scores=node.STAGE_SCORES,
             branches=branches,
             fusion=ScoreFusion.from_config(
-                dense.FUSION,
+                node.FUSION,
                 ["cls", *(b.name for b in branches)],
                 {b.name: b.fusion_share for b in branches if b.fusion_share is not None},
             ),
@@ -217,6 +229,8 @@ class DenseStream(nn.Module):
     ) -> Targets:
         """Assign, sample; anchors that are not sampled become ignored for every loss."""
         needs = stage.assigner.needs_predictions
+        if needs:
+            prediction.boxes = self._boxes(prediction)
         targets = stage.assigner(
             priors, prediction.anchors, ground_truth, prediction if needs else None
         )
@@ -231,7 +245,7 @@ class DenseStream(nn.Module):
         cls = None
         if stage.trains_cls:
             cls = self.cls_loss(
-                prediction.cls_logits,
+                _without_excluded(prediction.cls_logits, targets.excluded_class),
                 targets.labels,
                 targets.valid if self.classify_background else foreground,
             )
@@ -311,3 +325,11 @@ class DenseStream(nn.Module):
             mean = sum(torch.sigmoid(x.float()) for x in maps) / len(maps)
             levels.append(torch.logit(mean))
         return LevelMaps(levels, predicted[-1].channels)
+
+
+def _without_excluded(logits: Tensor, excluded: Tensor | None) -> Tensor:
+    """(N, R, K) logits; where a class is excluded, one without loss or gradient as a negative."""
+    if excluded is None:
+        return logits
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(excluded[..., None] == classes, -1e4, logits)

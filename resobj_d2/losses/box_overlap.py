@@ -1,0 +1,74 @@
+"""Box losses on decoded boxes: sums over the anchors of a mask, in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resobj_d2 import ops
+
+from .build import BOX_LOSS_REGISTRY
+
+__all__ = ["GIoULoss", "IoULoss", "NegativeLogIoULoss"]
+
+
+def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """(P,) IoU of each pair, 1 without a gradient where ``mask`` is False.
+
+    Crossed corners of ``pred`` are put in order, so that such a box is pulled back instead of
+    having a negative area (GIoU, Algorithm 1).
+    """
+    pred, target = pred.float().reshape(-1, 4), target.float().reshape(-1, 4)
+    mask = mask.reshape(-1, 1)
+    low, high = torch.minimum(pred[:, :2], pred[:, 2:]), torch.maximum(pred[:, :2], pred[:, 2:])
+    # The unit square stands in for pairs that do not count: they may hold anything, even NaN.
+    unit = F.pad(pred.new_zeros(2), (0, 2), value=1.0)
+    return ops.box_iou_aligned(
+        torch.where(mask, torch.cat((low, high), dim=1), unit), torch.where(mask, target, unit)
+    )
+
+
+@BOX_LOSS_REGISTRY.register()
+class IoULoss:
+    """``1 - IoU`` (Rezatofighi et al. 2019). No gradient where the boxes do not overlap."""
+
+    space = "boxes"
+
+    @classmethod
+    def from_config(cls, node) -> IoULoss:
+        return cls()
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return (1 - _aligned_iou(pred, target, mask)).sum()
+
+
+@BOX_LOSS_REGISTRY.register()
+class NegativeLogIoULoss:
+    """``-ln IoU`` (Yu et al. 2016, UnitBox; FSAF). No gradient below an IoU of ``min_iou``."""
+
+    space = "boxes"
+
+    def __init__(self, *, min_iou: float = 1e-6) -> None:
+        self.min_iou = min_iou
+
+    @classmethod
+    def from_config(cls, node) -> NegativeLogIoULoss:
+        return cls()
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return -_aligned_iou(pred, target, mask).clamp(min=self.min_iou).log().sum()
+
+
+@BOX_LOSS_REGISTRY.register()
+class GIoULoss:
+    """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient for boxes apart too."""
+
+    space = "boxes"
+
+    @classmethod
+    def from_config(cls, node) -> GIoULoss:
+        return cls()
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ops.giou_loss(pred.float(), target.float(), mask)

@@ -1,0 +1,105 @@
+"""Box losses by hand; the operators behind them have tests of their own."""
+
+import math
+
+import pytest
+import torch
+from fvcore.nn import giou_loss
+
+from resobj_d2.losses import (
+    BOX_LOSS_REGISTRY,
+    BalancedL1Loss,
+    GIoULoss,
+    IoULoss,
+    L1Loss,
+    NegativeLogIoULoss,
+)
+
+# Intersection 2x4, areas 16 and 16: IoU 8 / 24 = 1/3; enclosing box 6x4 has no empty corner.
+PRED = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+TARGET = torch.tensor([[2.0, 0.0, 6.0, 4.0]])
+APART = torch.tensor([[8.0, 0.0, 12.0, 4.0]])
+YES = torch.tensor([True])
+
+
+@pytest.mark.parametrize(
+    "loss, expected, apart",
+    [
+        (IoULoss(), 2 / 3, 1.0),
+        (NegativeLogIoULoss(), math.log(3), -math.log(1e-6)),
+        (GIoULoss(), 2 / 3, 1 + 4 * 4 / (12 * 4)),
+    ],
+)
+def test_overlap_losses_by_hand(loss, expected, apart):
+    assert loss(PRED, TARGET, YES).item() == pytest.approx(expected, rel=1e-5)
+    assert loss(PRED, APART, YES).item() == pytest.approx(apart, rel=1e-5)
+    assert loss(PRED, PRED, YES).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss.space == "boxes"
+
+
+def test_gradient_of_log_iou_by_hand():
+    """The intersection is 4 (x2 - 2) and the union 16 + 4 (x2 - x1) less that."""
+    pred = PRED.clone().requires_grad_()
+    NegativeLogIoULoss()(pred, TARGET, YES).backward()
+    # dI = 4, dU = 4 - 4 = 0 at I = 8
+    assert pred.grad[0, 2].item() == pytest.approx(-4 / 8)
+    # x1: I does not change; U shrinks by 4 per pixel, at U = 24
+    assert pred.grad[0, 0].item() == pytest.approx(-4 / 24)
+
+
+@pytest.mark.parametrize("loss", [IoULoss(), NegativeLogIoULoss(), GIoULoss()])
+def test_crossed_corners_are_put_in_order(loss):
+    crossed = PRED[:, [2, 3, 0, 1]].clone().requires_grad_()
+    value = loss(crossed, TARGET, YES)
+    torch.testing.assert_close(value, loss(PRED, TARGET, YES))
+    value.backward()
+    assert torch.isfinite(crossed.grad).all()
+
+
+def test_giou_is_fvcores():
+    torch.manual_seed(0)
+    corner, size = torch.rand(2, 40, 2) * 50, torch.rand(2, 40, 2) * 30 + 1
+    boxes = torch.cat((corner, corner + size), dim=-1)
+    ours = GIoULoss()(boxes[0], boxes[1], torch.ones(40, dtype=torch.bool))
+    torch.testing.assert_close(ours, giou_loss(boxes[0], boxes[1], reduction="sum"))
+
+
+def test_l1_by_hand():
+    loss = L1Loss()
+    assert loss(torch.tensor([[1.0, -2.0, 0.0, 0.5]]), torch.zeros(1, 4), YES).item() == 3.5
+    assert loss.space == "deltas"
+
+
+def test_balanced_l1_by_hand():
+    """alpha 0.5, gamma 1.5: b = e^3 - 1, inside alpha/b (b x + 1) ln(b x + 1) - alpha x."""
+    b = math.e**3 - 1
+    inside = 0.5 / b * (b * 0.5 + 1) * math.log(b * 0.5 + 1) - 0.25
+    outside = 1.5 * 2 + 1.5 / b - 0.5
+    pred = torch.tensor([[0.5, -2.0, 0.0, 0.0]])
+    value = BalancedL1Loss()(pred, torch.zeros(1, 4), YES)
+    assert value.item() == pytest.approx(inside + outside, rel=1e-5)
+    stretched = BalancedL1Loss(beta=0.1)(0.1 * pred, torch.zeros(1, 4), YES)
+    assert stretched.item() == pytest.approx(0.1 * (inside + outside), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
+def test_pairs_outside_the_mask_do_not_count_even_if_not_finite(name, tiny_cfg):
+    loss = BOX_LOSS_REGISTRY.get(name).from_config(tiny_cfg().MODEL.DENSE.BOX_LOSS)
+    pred = torch.cat((PRED, torch.full((1, 4), torch.nan), torch.full((1, 4), torch.inf)))
+    pred = pred.repeat(2, 1, 1).requires_grad_()
+    target = torch.cat((TARGET, torch.full((1, 4), torch.nan), PRED)).repeat(2, 1, 1)
+    mask = torch.tensor([[True, False, False], [False, False, False]])
+    value = loss(pred, target, mask)
+    torch.testing.assert_close(value, loss(PRED, TARGET, YES))
+    value.backward()
+    assert pred.grad[0, 0].abs().sum() > 0
+    assert pred.grad[0, 1:].count_nonzero() == 0 and pred.grad[1].count_nonzero() == 0
+    # Nothing to learn from: a zero that still has a graph, as DistributedDataParallel needs.
+    nothing = loss(pred, target, torch.zeros_like(mask))
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+@pytest.mark.parametrize("key", ["alpha", "gamma", "beta"])
+def test_balanced_l1_refuses_what_is_not_positive(key):
+    with pytest.raises(ValueError, match=f"BALANCED_{key.upper()}"):
+        BalancedL1Loss(**{key: 0.0})
