@@ -21,12 +21,17 @@ def test_operator_example_runs(repository):
         "objectness": torch.randn(3, 500, requires_grad=True),
         "residuals": torch.randn(2, 3, 500, requires_grad=True),
         "num_foreground": 3,
+        "cls_maps": [torch.randn(3, 10, 10, 25)],
+        "box_maps": [torch.randn(3, 8, 10, 25)],
+        "level_anchors": [torch.cat((corners, corners + 20), dim=1)],
+        "objectness_maps": [torch.randn(3, 2, 10, 25)],
     }
     variables["boxes"] = variables["gt_boxes"]
     exec(code, variables)
     assert variables["ious"].shape == (19, 500)
     assert variables["match"].kind.shape == (3, 500)
     assert torch.isfinite(variables["loss"])
+    assert variables["found"].boxes.shape == (3, 100, 4)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,24 +9,17 @@
 // on whole numbers only, so the same input gives the same bits.
 
 #include "cuda_utils.h"
-#include "resobj/bits.h"
+#include "resobj/candidate_keys.h"
 #include "resobj/dense_checks.h"
 #include "resobj/nms_math.h"
 
 namespace resobj {
 namespace {
 
-constexpr int kDigitBits = 11;
-constexpr int kBuckets = 1 << kDigitBits;
 constexpr int kBucketsPerThread = kBuckets / kBlock;
 constexpr int kLoads = 8;                        // of a thread in flight
 constexpr int64_t kChunk = 4 * kLoads * kBlock;  // logits of a block
-constexpr int kPositionDigits = 3;
-constexpr int64_t kMaxLogits = int64_t(1) << 31;  // of a segment; positions fit into their digits
 constexpr int kImagesPerLaunch = 64;  // their sizes are a kernel argument, which is limited
-
-template <typename T>
-constexpr int kScoreDigits = sizeof(T) == 8 ? 6 : 3;
 
 template <typename T>
 struct Head {
@@ -43,46 +36,6 @@ struct Head {
   RESOBJ_HD int64_t num_logits(int l) const { return levels[l].num_rows() * rule.num_classes; }
   RESOBJ_HD int64_t limit(int l) const { return slot_begin[l + 1] - slot_begin[l]; }
 };
-
-// Orders the candidates of a segment: a larger key is a better candidate.
-struct Key {
-  uint64_t score;     // bits: scores are not negative, so these order like them
-  uint64_t position;  // counted from the end
-
-  RESOBJ_HD bool operator>=(const Key& other) const {
-    return score != other.score ? score > other.score : position >= other.position;
-  }
-};
-
-RESOBJ_HD uint64_t score_bits(float score) { return bit_cast<uint32_t>(score); }
-RESOBJ_HD uint64_t score_bits(double score) { return bit_cast<uint64_t>(score); }
-
-template <typename T>
-RESOBJ_HD Key make_key(const Candidate<T>& candidate) {
-  return {score_bits(candidate.score), static_cast<uint64_t>(kMaxLogits - 1 - candidate.position)};
-}
-
-// Digit `d` of a key, counted from the most significant one, is `part >> shift`, modulo kBuckets.
-template <typename T>
-RESOBJ_HD int digit_shift(int d) {
-  const int last = d < kScoreDigits<T> ? kScoreDigits<T> : kScoreDigits<T> + kPositionDigits;
-  return kDigitBits * (last - 1 - d);
-}
-
-template <typename T>
-RESOBJ_HD int digit(const Key& key, int d) {
-  const uint64_t part = d < kScoreDigits<T> ? key.score : key.position;
-  return static_cast<int>(part >> digit_shift<T>(d) & (kBuckets - 1));
-}
-
-// Whether the first `d` digits of two keys are the same.
-template <typename T>
-RESOBJ_HD bool same_digits(const Key& a, const Key& b, int d) {
-  if (d == 0) return true;
-  const int shift = digit_shift<T>(d - 1);
-  if (d <= kScoreDigits<T>) return a.score >> shift == b.score >> shift;
-  return a.score == b.score && a.position >> shift == b.position >> shift;
-}
 
 // All zeros at first.
 struct Selection {

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import reference
@@ -43,7 +42,7 @@ def _fake(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, fl
     return reference.empty_detections(cls_logits[0], num_images, max_detections, len(exponents))
 
 
-define_op(
+_dense_detections = define_op(
     "dense_detections(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
     "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
     "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
@@ -128,7 +127,7 @@ def dense_detections(
         return [x.to(dtype) for x in maps]
 
     return DenseDetections(
-        *torch.ops.resobj_d2.dense_detections(
+        *_dense_detections(
             convert(cls_logits),
             convert(deltas),
             convert(anchors),
