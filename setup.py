@@ -263,7 +263,9 @@ class BuildNative(build_ext):
     def build_cuda(self, plan: Plan, extension: Extension, output: Path) -> None:
         nvcc = [plan.nvcc]
         if os.environ.get("CXX"):
-            nvcc += ["-ccbin", plan.cxx[0]]
+            # nvcc wants the compiler itself, not a program that calls it.
+            launchers = ("ccache", "sccache", "distcc")
+            nvcc += ["-ccbin", next(w for w in plan.cxx if Path(w).name not in launchers)]
         try:
             flags = [*NVCC_FLAGS, *plan.arch_flags, *torch_includes()]
             objects = self.compile_all([*nvcc, *flags], extension)

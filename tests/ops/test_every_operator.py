@@ -213,6 +213,13 @@ def test_a_second_derivative_is_refused(name, device):
         gradients[0].sum().backward()
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_shapes_are_known_without_values(name):
+    results = results_of(name, arguments_of(name, 12, "meta"))
+    for a, b in zip(results, results_of(name, arguments_of(name, 12)), strict=True):
+        assert a.is_meta and a.shape == b.shape and a.dtype == b.dtype
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_empty(name, device):
     arguments = arguments_of(name, 0, device)
