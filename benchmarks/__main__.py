@@ -100,6 +100,8 @@ def run(cases: list[Case], options: argparse.Namespace) -> dict:
     rows: list[dict] = []
     for malloc, group in groups(cases, options.malloc):
         job.keys, job.malloc = [case.key for case in group], malloc
+        # With the default allocator a call waits for the system, whatever the number of threads.
+        job.threads = options.threads[:1] if malloc == "default" else options.threads
         found, problem = ask_worker(job)
         if problem:
             found = [failed_row(case, malloc, problem) for case in group]

@@ -42,7 +42,7 @@ def interleave(
 ) -> dict[str, list[Sample]]:
     """Time ``calls`` until ``budget`` seconds have passed, but ``min_rounds`` at the least.
 
-    They are warm: each has run once before the first round.
+    Each runs once before the first round, to find how often it has to be repeated.
 
     Returns:
         One sample per round for each, in the same order of rounds.
@@ -67,6 +67,5 @@ def interleave(
 
 
 def _repeats(call: Callable[[], Any], clock: Clock) -> int:
-    call()
     seconds = clock.time(call, 1).wall
     return max(1, min(MAX_REPEATS, math.ceil(MIN_SECONDS / max(seconds, 1e-9))))
