@@ -109,6 +109,17 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
 
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"
+    # Anchors per image (RandomSampler, IoUBalancedSampler, OHEMSampler).
+    dense.SAMPLER.SIZE = 256
+    # Largest part of them that is foreground; OHEMSampler: 0 for no say.
+    dense.SAMPLER.POSITIVE_FRACTION = 0.5
+    # IoUBalancedSampler: bins over the IoUs from 0 to that below which anchors are background.
+    dense.SAMPLER.NUM_BINS = 3
+    dense.SAMPLER.NEGATIVE_IOU = 0.4
+    # OHEMSampler: of the NMS over the anchors.
+    dense.SAMPLER.NMS_THRESH = 0.5
+    # HardNegativeRatio: background anchors per foreground anchor.
+    dense.SAMPLER.NEGATIVE_RATIO = 3.0
 
     # Stages after the first, a list of dicts; see resobj_d2.modeling.stages.StageOptions. Each
     # trains on the boxes that the stage before it predicts; {} is consistent optimisation.
@@ -124,6 +135,9 @@ def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.CLS_LOSS.WEIGHT = 1.0
     dense.CLS_LOSS.FOCAL_ALPHA = 0.25
     dense.CLS_LOSS.FOCAL_GAMMA = 2.0
+    # GHMCLoss
+    dense.CLS_LOSS.GHM_BINS = 30
+    dense.CLS_LOSS.GHM_MOMENTUM = 0.75
     # Score the class predictor starts with; 0 stands for 1/NUM_CLASSES, at most .5, which suits
     # a P(class | object) that is trained on foreground only.
     dense.CLS_LOSS.PRIOR_PROB = 0.01
@@ -137,6 +151,10 @@ def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.BOX_LOSS.BALANCED_ALPHA = 0.5
     dense.BOX_LOSS.BALANCED_GAMMA = 1.5
     dense.BOX_LOSS.BALANCED_BETA = 1.0
+    # GHMRLoss, which wants a weight of about 10
+    dense.BOX_LOSS.GHM_MU = 0.02
+    dense.BOX_LOSS.GHM_BINS = 10
+    dense.BOX_LOSS.GHM_MOMENTUM = 0.7
 
     dense.NORMALIZER = node_type()
     dense.NORMALIZER.NAME = "ForegroundEMA"

@@ -3,7 +3,8 @@
 from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
-from .normalizer import ForegroundCount, ForegroundEMA
+from .gradient_harmonizing import GHMCLoss, GHMRLoss
+from .normalizer import ForegroundCount, ForegroundEMA, TrainedCount
 from .objectness import ResidualObjectnessLoss
 from .quality import QualityLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
@@ -15,6 +16,8 @@ __all__ = [
     "BalancedL1Loss",
     "ForegroundCount",
     "ForegroundEMA",
+    "GHMCLoss",
+    "GHMRLoss",
     "GIoULoss",
     "IoULoss",
     "L1Loss",
@@ -24,6 +27,7 @@ __all__ = [
     "SigmoidCE",
     "SigmoidFocalLoss",
     "SmoothL1Loss",
+    "TrainedCount",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -11,7 +11,10 @@ CLS_LOSS_REGISTRY.__doc__ = """
 Classification losses. An entry is built as ``Entry.from_config(node)`` from
 ``MODEL.DENSE.CLS_LOSS`` and called as
 ``loss(logits (N, R, K), labels (N, R) in {-1, 0..K}, mask (N, R) bool) -> scalar``: the float32
-SUM over the anchors in ``mask``. It never averages. Scores are sigmoids of the logits.
+SUM over the anchors in ``mask``. It never averages, unless ``self_normalized`` says that its
+weights do; the normaliser then does not divide it. Scores are sigmoids of the logits.
+``per_anchor(logits, labels) -> (N, R)`` is the loss of each anchor, for samplers that rank by it,
+or None where a loss has no such thing.
 """
 
 BOX_LOSS_REGISTRY = Registry("BOX_LOSS")
@@ -19,12 +22,13 @@ BOX_LOSS_REGISTRY.__doc__ = """
 Box losses. An entry is built as ``Entry.from_config(node)`` from ``MODEL.DENSE.BOX_LOSS``,
 declares ``space`` ("deltas": it compares encoded deltas; "boxes": it compares decoded boxes) and
 is called as ``loss(pred (..., 4), target (..., 4), mask (...) bool) -> scalar``: the float32 SUM
-over the rows in ``mask``. It never averages.
+over the rows in ``mask``. It never averages, unless ``self_normalized`` as in a class loss.
 """
 
 NORMALIZER_REGISTRY = Registry("NORMALIZER")
 NORMALIZER_REGISTRY.__doc__ = """
 Loss normalisers. An entry is an ``nn.Module`` built as ``Entry.from_config(node)`` from
 ``MODEL.DENSE.NORMALIZER``, called once per training iteration as
-``normalizer(num_foreground) -> scalar >= 1`` (both scalar tensors). It alone all-reduces.
+``normalizer(num_foreground, num_trained) -> scalar >= 1``: scalar counts of the batch's foreground
+anchors and of all that were sampled. It alone all-reduces.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resobj_d2 import ops
 
@@ -39,6 +41,8 @@ def sigmoid_focal_loss(
 class SigmoidFocalLoss:
     """Focal loss (Lin et al., RetinaNet) as a classification loss slot."""
 
+    self_normalized = False
+
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
         if gamma < 0:
             raise ValueError(f"FOCAL_GAMMA must be >= 0, got {gamma}")
@@ -54,6 +58,9 @@ class SigmoidFocalLoss:
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, labels, mask, alpha=self.alpha, gamma=self.gamma)
 
+    def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _focal_per_anchor(logits, labels, alpha=self.alpha, gamma=self.gamma)
+
 
 @CLS_LOSS_REGISTRY.register()
 class SigmoidCE:
@@ -63,9 +70,25 @@ class SigmoidCE:
     anchors only, which the mask decides).
     """
 
+    self_normalized = False
+
     @classmethod
     def from_config(cls, node) -> SigmoidCE:
         return cls()
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, labels, mask, alpha=-1.0, gamma=0.0)
+
+    def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _focal_per_anchor(logits, labels, alpha=-1.0, gamma=0.0)
+
+
+def _focal_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """(N, R) focal loss over the K classes of each anchor, (N, R, K) in memory on the way."""
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    is_class = labels[..., None] == classes
+    wrong = torch.where(is_class, -logits.float(), logits.float())
+    loss = torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
+    if alpha >= 0:
+        loss = torch.where(is_class, alpha, 1 - alpha) * loss
+    return loss.sum(dim=-1)

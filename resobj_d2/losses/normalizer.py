@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .build import NORMALIZER_REGISTRY
 
-__all__ = ["ForegroundCount", "ForegroundEMA"]
+__all__ = ["ForegroundCount", "ForegroundEMA", "TrainedCount"]
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
@@ -28,8 +28,20 @@ class ForegroundCount(nn.Module):
     def from_config(cls, node) -> ForegroundCount:
         return cls()
 
-    def forward(self, num_foreground: Tensor) -> Tensor:
+    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
         return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
+
+
+@NORMALIZER_REGISTRY.register()
+class TrainedCount(nn.Module):
+    """Anchors that the sampler kept (mean over processes), at least 1: for OHEM and its like."""
+
+    @classmethod
+    def from_config(cls, node) -> TrainedCount:
+        return cls()
+
+    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
+        return _mean_over_processes(num_trained.float()).clamp(min=1.0)
 
 
 @NORMALIZER_REGISTRY.register()
@@ -55,8 +67,8 @@ class ForegroundEMA(nn.Module):
     def from_config(cls, node) -> ForegroundEMA:
         return cls(initial=node.INITIAL, momentum=node.MOMENTUM)
 
-    def forward(self, num_foreground: Tensor) -> Tensor:
-        """num_foreground: scalar count of this batch. Returns the updated mean."""
+    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
+        """Scalar counts of this batch. Returns the updated mean of the first."""
         count = _mean_over_processes(num_foreground.float().clamp(min=1.0))
         # A new tensor, not an in-place update: the loss graph holds the value it divided by.
         self.mean = self.momentum * self.mean + (1 - self.momentum) * count

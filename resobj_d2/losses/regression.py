@@ -34,6 +34,7 @@ class SmoothL1Loss:
     """Smooth L1 on encoded deltas, Detectron2's default with ``beta = 0.1``."""
 
     space = "deltas"
+    self_normalized = False
 
     def __init__(self, *, beta: float = 0.1) -> None:
         if beta < 0:
@@ -71,6 +72,7 @@ class BalancedL1Loss:
     """
 
     space = "deltas"
+    self_normalized = False
 
     def __init__(self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0) -> None:
         if alpha <= 0 or gamma <= 0 or beta <= 0:

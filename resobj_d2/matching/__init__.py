@@ -5,7 +5,13 @@ from .build import ASSIGNER_REGISTRY, CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_R
 from .coders import DeltaCoder, LTRBCoder
 from .level_selection import FSAFAssigner
 from .priors import AnchorGrid, OctaveAnchors, octave_anchors
-from .samplers import KeepAll
+from .samplers import (
+    HardNegativeRatio,
+    IoUBalancedSampler,
+    KeepAll,
+    OHEMSampler,
+    RandomSampler,
+)
 
 __all__ = [
     "ASSIGNER_REGISTRY",
@@ -15,9 +21,13 @@ __all__ = [
     "AnchorGrid",
     "DeltaCoder",
     "FSAFAssigner",
+    "HardNegativeRatio",
+    "IoUBalancedSampler",
     "KeepAll",
     "LTRBCoder",
     "MaxIoUAssigner",
+    "OHEMSampler",
     "OctaveAnchors",
+    "RandomSampler",
     "octave_anchors",
 ]

@@ -33,6 +33,8 @@ Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL
 SAMPLER_REGISTRY = Registry("SAMPLER")
 SAMPLER_REGISTRY.__doc__ = """
 Selection of the labelled anchors that are trained, built as ``Entry.from_config(node)`` from
-``MODEL.DENSE.SAMPLER``: ``sampler(targets) -> (N, R) bool``, a subset of ``targets.valid``. Anchors
-outside it become ignored for every loss.
+``MODEL.DENSE.SAMPLER``: ``sampler(targets, anchors=, difficulty=) -> (N, R) bool``, a subset of
+``targets.valid``. Anchors outside it become ignored for every loss. ``needs_loss`` says whether it
+ranks anchors by ``difficulty``, the (N, R) detached loss of each: that of the objectness where it
+owns the background, otherwise the class loss. Without it ``difficulty`` is None.
 """

@@ -1,23 +1,242 @@
-"""Which of the labelled anchors are trained."""
+"""Which of the labelled anchors are trained.
+
+All of these work on whole batches of fixed shape and never make a GPU's host wait. What they draw
+comes from torch's generator of the anchors' device.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from resobj_d2.ops import batched_nms_padded
 from resobj_d2.structures import Targets
 
 from .build import SAMPLER_REGISTRY
 
-__all__ = ["KeepAll"]
+__all__ = ["HardNegativeRatio", "IoUBalancedSampler", "KeepAll", "OHEMSampler", "RandomSampler"]
+
+
+def _best(keys: Tensor, eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
+    """The eligible anchors with the largest keys, ``quota`` of each image.
+
+    Args:
+        keys: (N, R), no NaN.
+        eligible: (N, R) bool.
+        quota: (N,) how many of each image, at most ``limit``.
+
+    Returns:
+        (N, R) bool.
+    """
+    limit = min(limit, keys.shape[1])
+    values, index = torch.where(eligible, keys.float(), -torch.inf).topk(limit, dim=1)
+    rank = torch.arange(limit, device=keys.device)
+    chosen = (rank < quota[:, None]) & (values > -torch.inf)
+    return torch.zeros_like(eligible).scatter(1, index, chosen)
+
+
+def _some(eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
+    """``quota`` eligible anchors of each image at random; see :func:`_best`."""
+    return _best(torch.rand(eligible.shape, device=eligible.device), eligible, quota, limit)
+
+
+def _check_size(size: int, positive_fraction: float) -> None:
+    if size < 1:
+        raise ValueError(f"SAMPLER.SIZE must be at least 1, got {size}")
+    if not 0 <= positive_fraction <= 1:
+        raise ValueError(f"SAMPLER.POSITIVE_FRACTION must be in [0, 1], got {positive_fraction}")
 
 
 @SAMPLER_REGISTRY.register()
 class KeepAll:
     """Every labelled anchor, as in RetinaNet and Residual Objectness ("sampling-free")."""
 
+    needs_loss = False
+
     @classmethod
     def from_config(cls, node) -> KeepAll:
         return cls()
 
-    def __call__(self, targets: Targets) -> Tensor:
+    def __call__(
+        self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
+    ) -> Tensor:
         return targets.valid
+
+
+@SAMPLER_REGISTRY.register()
+class RandomSampler:
+    """A fixed number of anchors of each image at random (Ren et al., Faster R-CNN, section 3.1.3).
+
+    Args:
+        size: anchors per image.
+        positive_fraction: largest part of them that is foreground; background fills up.
+    """
+
+    needs_loss = False
+
+    def __init__(self, *, size: int = 256, positive_fraction: float = 0.5) -> None:
+        _check_size(size, positive_fraction)
+        self.size = size
+        self.max_positive = int(size * positive_fraction)
+
+    @classmethod
+    def from_config(cls, node) -> RandomSampler:
+        return cls(size=node.SIZE, positive_fraction=node.POSITIVE_FRACTION)
+
+    def __call__(
+        self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
+    ) -> Tensor:
+        foreground = targets.foreground
+        count = foreground.sum(dim=1).clamp(max=self.max_positive)
+        positive = _some(foreground, count, self.max_positive)
+        negative = self.negatives(targets, self.size - count)
+        return positive | negative
+
+    def negatives(self, targets: Targets, quota: Tensor) -> Tensor:
+        """(N, R) bool, ``quota`` (N,) background anchors of each image."""
+        return _some(targets.background, quota, self.size)
+
+
+@SAMPLER_REGISTRY.register()
+class IoUBalancedSampler(RandomSampler):
+    """Random sampling whose negatives come evenly from bins of IoU (Libra R-CNN, section 3.1).
+
+    What a bin lacks is filled at random from the other negatives.
+
+    Args:
+        num_bins: K bins of equal width over IoUs from 0 to ``negative_iou``.
+        negative_iou: the IoU below which the assigner makes an anchor background.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        positive_fraction: float = 0.5,
+        num_bins: int = 3,
+        negative_iou: float = 0.4,
+    ) -> None:
+        super().__init__(size=size, positive_fraction=positive_fraction)
+        if num_bins < 1 or not 0 < negative_iou <= 1:
+            raise ValueError(
+                "SAMPLER.NUM_BINS must be at least 1 and NEGATIVE_IOU in (0, 1], "
+                f"got {num_bins} and {negative_iou}"
+            )
+        self.num_bins = num_bins
+        self.negative_iou = negative_iou
+
+    @classmethod
+    def from_config(cls, node) -> IoUBalancedSampler:
+        return cls(
+            size=node.SIZE,
+            positive_fraction=node.POSITIVE_FRACTION,
+            num_bins=node.NUM_BINS,
+            negative_iou=node.NEGATIVE_IOU,
+        )
+
+    def negatives(self, targets: Targets, quota: Tensor) -> Tensor:
+        background = targets.background
+        bins = (targets.matched_ious * (self.num_bins / self.negative_iou)).long()
+        bins = bins.clamp(max=self.num_bins - 1)
+        share = quota // self.num_bins
+        chosen = torch.zeros_like(background)
+        for b in range(self.num_bins):
+            chosen = chosen | _some(background & (bins == b), share, self.size)
+        rest = quota - chosen.sum(dim=1)
+        return chosen | _some(background & ~chosen, rest, self.size)
+
+
+@SAMPLER_REGISTRY.register()
+class HardNegativeRatio:
+    """All foreground, and the hardest background in a ratio to it (Liu et al., SSD, section 2.2).
+
+    An image without foreground gets no background either.
+
+    Args:
+        negative_ratio: background anchors per foreground anchor.
+    """
+
+    needs_loss = True
+
+    def __init__(self, *, negative_ratio: float = 3.0) -> None:
+        if negative_ratio <= 0:
+            raise ValueError(f"SAMPLER.NEGATIVE_RATIO must be positive, got {negative_ratio}")
+        self.negative_ratio = negative_ratio
+
+    @classmethod
+    def from_config(cls, node) -> HardNegativeRatio:
+        return cls(negative_ratio=node.NEGATIVE_RATIO)
+
+    def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
+        foreground = targets.foreground
+        quota = (foreground.sum(dim=1) * self.negative_ratio).long()
+        negatives = _best(difficulty, targets.background, quota, foreground.shape[1])
+        return foreground | negatives
+
+
+@SAMPLER_REGISTRY.register()
+class OHEMSampler:
+    """The hardest anchors of each image that do not overlap (Shrivastava et al. 2016, "OHEM").
+
+    As the baseline of the focal loss paper (Lin et al., RetinaNet, section 5.1): anchors are ranked
+    by their loss and go through NMS, and the first ``size`` are trained.
+
+    Args:
+        size: anchors per image.
+        nms_thresh: of the NMS over the anchors.
+        positive_fraction: 0 for no say; .25 is the paper's variant of one positive to three
+            negatives: each kind then has its own NMS, and the negatives are at most three times
+            the positives that are left.
+    """
+
+    needs_loss = True
+
+    def __init__(
+        self, *, size: int = 128, nms_thresh: float = 0.5, positive_fraction: float = 0.0
+    ) -> None:
+        _check_size(size, positive_fraction)
+        if not 0 <= nms_thresh <= 1:
+            raise ValueError(f"SAMPLER.NMS_THRESH must be in [0, 1], got {nms_thresh}")
+        self.size = size
+        self.nms_thresh = nms_thresh
+        self.positive_fraction = positive_fraction
+
+    @classmethod
+    def from_config(cls, node) -> OHEMSampler:
+        return cls(
+            size=node.SIZE,
+            nms_thresh=node.NMS_THRESH,
+            positive_fraction=node.POSITIVE_FRACTION,
+        )
+
+    def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
+        rows = []
+        for i, loss in enumerate(difficulty):
+            boxes = anchors if anchors.dim() == 2 else anchors[i]
+            if self.positive_fraction == 0:
+                rows.append(self._hardest(boxes, loss, targets.valid[i], self.size))
+                continue
+            most = max(1, int(self.size * self.positive_fraction))
+            positive = self._hardest(boxes, loss, targets.foreground[i], most)
+            quota = (positive.sum() * ((self.size - most) / most)).long()
+            negative = self._hardest(boxes, loss, targets.background[i], self.size - most, quota)
+            rows.append(positive | negative)
+        return torch.stack(rows)
+
+    def _hardest(
+        self, boxes: Tensor, loss: Tensor, eligible: Tensor, size: int, quota: Tensor | None = None
+    ) -> Tensor:
+        """(R,) bool: the first ``size``, or ``quota`` if fewer, after NMS."""
+        if size < 1:
+            return torch.zeros_like(eligible)
+        # NMS leaves boxes with a NaN score out.
+        scores = torch.where(eligible, loss.float(), torch.nan)
+        one_class = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        keep, count = batched_nms_padded(boxes, scores, one_class, self.nms_thresh, size)
+        if quota is not None:
+            count = torch.minimum(count, quota)
+        used = torch.arange(len(keep), device=keep.device) < count
+        # One more entry takes the padding.
+        chosen = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)
+        index = torch.where(used, keep, len(boxes))
+        return chosen.scatter(0, index, torch.ones_like(used))[:-1]

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
@@ -83,6 +84,11 @@ class DenseStream(nn.Module):
         if len(owners) > 1:
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
+        if sampler.needs_loss and self.classify_background and cls_loss.per_anchor is None:
+            raise ValueError(
+                f"SAMPLER {type(sampler).__name__} ranks anchors by their class loss, but "
+                f"{type(cls_loss).__name__} weighs them by all others and has none for each"
+            )
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
@@ -193,17 +199,19 @@ class DenseStream(nn.Module):
         first_normalizer = None
         for i, (stage, prediction) in enumerate(zip(self.stages, output.stages, strict=True)):
             suffix = f"_stage{i}" if i else ""
-            targets = self._targets(stage, output.priors, prediction, ground_truth)
+            targets = self._targets(stage, output, prediction, ground_truth)
             num_foreground = targets.foreground.sum()
             statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
-            normalizer = stage.normalizer(num_foreground)
+            normalizer = stage.normalizer(num_foreground, targets.valid.sum())
             first_normalizer = normalizer if first_normalizer is None else first_normalizer
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
             cls, box = self._stage_losses(stage, prediction, targets)
             if cls is not None:
-                losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / cls_normalizer
+                divisor = 1.0 if self.cls_loss.self_normalized else cls_normalizer
+                losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / divisor
             if box is not None:
-                losses[f"loss_box_reg{suffix}"] = box * self.box_weight * stage.weight / normalizer
+                divisor = 1.0 if self.box_loss.self_normalized else normalizer
+                losses[f"loss_box_reg{suffix}"] = box * self.box_weight * stage.weight / divisor
             for branch in self.branches.values():
                 if branch.last_stage_only and prediction is not output.stages[-1]:
                     continue
@@ -223,7 +231,7 @@ class DenseStream(nn.Module):
     def _targets(
         self,
         stage: Stage,
-        priors: Priors,
+        output: StreamOutput,
         prediction: StagePrediction,
         ground_truth: GroundTruth,
     ) -> Targets:
@@ -232,10 +240,23 @@ class DenseStream(nn.Module):
         if needs:
             prediction.boxes = self._boxes(prediction)
         targets = stage.assigner(
-            priors, prediction.anchors, ground_truth, prediction if needs else None
+            output.priors, prediction.anchors, ground_truth, prediction if needs else None
         )
-        mask = self.sampler(targets)
+        difficulty = None
+        if self.sampler.needs_loss:
+            difficulty = self._difficulty(output, prediction, targets)
+        mask = self.sampler(targets, anchors=prediction.anchors, difficulty=difficulty)
         return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
+
+    def _difficulty(
+        self, output: StreamOutput, prediction: StagePrediction, targets: Targets
+    ) -> Tensor:
+        """(N, R) loss of each anchor in what tells foreground from background."""
+        for name, branch in self.branches.items():
+            if branch.owns_background:
+                logits = branch.score_logits(output.branches[name])
+                return F.softplus(torch.where(targets.foreground, -logits, logits))
+        return self.cls_loss.per_anchor(prediction.cls_logits, targets.labels)
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets

@@ -1,21 +1,27 @@
 import torch
 
-from resobj_d2.losses import ForegroundCount, ForegroundEMA
+from resobj_d2.losses import ForegroundCount, ForegroundEMA, TrainedCount
+
+
+def call(normalizer, foreground, trained=1000):
+    return normalizer(torch.tensor(foreground), torch.tensor(trained))
 
 
 def test_ema_by_hand():
     normalizer = ForegroundEMA(initial=100.0, momentum=0.9)
-    assert normalizer(torch.tensor(50)).item() == 95.0
-    torch.testing.assert_close(normalizer(torch.tensor(0)), torch.tensor(0.9 * 95.0 + 0.1))
+    assert call(normalizer, 50).item() == 95.0
+    torch.testing.assert_close(call(normalizer, 0), torch.tensor(0.9 * 95.0 + 0.1))
 
 
 def test_ema_survives_a_checkpoint():
     first, second = ForegroundEMA(), ForegroundEMA()
-    first(torch.tensor(7))
+    call(first, 7)
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first(torch.tensor(3)), second(torch.tensor(3)))
+    assert torch.equal(call(first, 3), call(second, 3))
 
 
-def test_count_is_at_least_one():
-    assert ForegroundCount()(torch.tensor(0)).item() == 1.0
-    assert ForegroundCount()(torch.tensor(12)).item() == 12.0
+def test_counts_are_at_least_one():
+    assert call(ForegroundCount(), 0).item() == 1.0
+    assert call(ForegroundCount(), 12).item() == 12.0
+    assert call(TrainedCount(), 12, 0).item() == 1.0
+    assert call(TrainedCount(), 12, 256).item() == 256.0

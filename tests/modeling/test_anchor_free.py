@@ -106,9 +106,7 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):
     output = model.predict(model._preprocess(batch))["anchor_free"]
     (prediction,) = output.stages
     prediction.cls_logits.retain_grad()
-    targets = stream._targets(
-        stream.stages[0], output.priors, prediction, model._ground_truth(batch)
-    )
+    targets = stream._targets(stream.stages[0], output, prediction, model._ground_truth(batch))
     losses, _ = stream.losses(output, model._ground_truth(batch))
     losses["loss_cls"].backward()
     image, row = torch.nonzero(targets.excluded_class >= 0)[0].tolist()

@@ -157,7 +157,9 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch):
 
 def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
     class Nothing:
-        def __call__(self, targets):
+        needs_loss = False
+
+        def __call__(self, targets, *, anchors, difficulty):
             return torch.zeros_like(targets.valid)
 
     stream = model.streams["anchors"]

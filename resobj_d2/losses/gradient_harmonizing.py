@@ -1,0 +1,114 @@
+"""Gradient harmonising losses (Li, Liu, Wang, "Gradient Harmonized Single-stage Detector").
+
+Each element is weighted by the inverse of the number of elements with about the same gradient
+norm, counted in bins. These weights normalise the loss by themselves. The counts are running means
+over the calls: state, which checkpoints hold. They start at 0 without a correction, so the first
+calls weigh more, and they are those of this process alone, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+
+__all__ = ["GHMCLoss", "GHMRLoss"]
+
+
+class _GradientDensity(nn.Module):
+    """Running counts of gradient norms in equal bins over [0, 1].
+
+    Args:
+        bins: M.
+        momentum: of the running counts; 0 takes those of the batch alone.
+    """
+
+    def __init__(self, *, bins: int, momentum: float) -> None:
+        super().__init__()
+        if bins < 1 or not 0 <= momentum < 1:
+            raise ValueError(
+                f"GHM_BINS must be at least 1 and GHM_MOMENTUM in [0, 1), got {bins} and {momentum}"
+            )
+        self.bins = bins
+        self.momentum = momentum
+        self.register_buffer("counts", torch.zeros(bins))
+
+    @torch.no_grad()
+    def weights(self, norms: Tensor, counted: Tensor) -> Tensor:
+        """``1 / (count of its bin * number of bins in use)``, 0 where not counted.
+
+        With these the sum over the elements is the paper's Eq. 8: ``1/N sum(N / GD(g) * loss)``,
+        the gradient density GD being ``count * M`` with M the bins that are not empty.
+
+        Args:
+            norms: gradient norms in [0, 1].
+            counted: bool, the same shape.
+        """
+        index = (norms * self.bins).long().clamp(0, self.bins - 1)
+        found = torch.zeros(self.bins, device=norms.device)
+        found = found.scatter_add(0, index.flatten(), counted.flatten().float())
+        used = found > 0
+        mixed = self.momentum * self.counts + (1 - self.momentum) * found
+        # An empty bin keeps its count. A new tensor: the graph of an earlier call may hold the old.
+        self.counts = torch.where(used, mixed, self.counts)
+        weight = torch.where(used, 1 / (self.counts * used.sum()), 0.0)
+        return torch.where(counted, weight[index], 0.0)
+
+
+@CLS_LOSS_REGISTRY.register()
+class GHMCLoss(_GradientDensity):
+    """GHM-C: cross entropy over K sigmoids, harmonised by ``|sigmoid - target|`` (Eq. 3, 9)."""
+
+    self_normalized = True
+    per_anchor = None
+
+    def __init__(self, *, bins: int = 30, momentum: float = 0.75) -> None:
+        super().__init__(bins=bins, momentum=momentum)
+
+    @classmethod
+    def from_config(cls, node) -> GHMCLoss:
+        return cls(bins=node.GHM_BINS, momentum=node.GHM_MOMENTUM)
+
+    def forward(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """The harmonised mean over the anchors of ``mask`` and their classes."""
+        counted = (mask & (labels >= 0))[..., None].expand_as(logits)
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        # What does not count may hold anything: it is replaced, not multiplied by zero.
+        logits = torch.where(counted, logits.float(), 0.0)
+        wrong = torch.where(labels[..., None] == classes, -logits, logits)
+        weights = self.weights(torch.sigmoid(wrong.detach()), counted)
+        return (weights * F.softplus(wrong)).sum()
+
+
+@BOX_LOSS_REGISTRY.register()
+class GHMRLoss(_GradientDensity):
+    """GHM-R: ``sqrt(d^2 + mu^2) - mu`` on encoded deltas, harmonised by its slope (Eq. 10-13).
+
+    Args:
+        mu: how far from 0 the loss is a parabola.
+    """
+
+    space = "deltas"
+    self_normalized = True
+
+    def __init__(self, *, mu: float = 0.02, bins: int = 10, momentum: float = 0.7) -> None:
+        super().__init__(bins=bins, momentum=momentum)
+        if mu <= 0:
+            raise ValueError(f"BOX_LOSS.GHM_MU must be positive, got {mu}")
+        self.mu = mu
+
+    @classmethod
+    def from_config(cls, node) -> GHMRLoss:
+        return cls(mu=node.GHM_MU, bins=node.GHM_BINS, momentum=node.GHM_MOMENTUM)
+
+    def forward(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The harmonised mean over the four deltas of the rows in ``mask``."""
+        counted = mask[..., None].expand_as(pred)
+        distance = torch.where(counted, pred.float(), 0.0) - torch.where(
+            counted, target.float(), 0.0
+        )
+        root = torch.sqrt(distance**2 + self.mu**2)
+        weights = self.weights((distance.abs() / root).detach(), counted)
+        return (weights * (root - self.mu)).sum()

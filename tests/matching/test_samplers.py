@@ -1,0 +1,156 @@
+"""Which anchors each sampler keeps."""
+
+import pytest
+import torch
+
+from resobj_d2.matching import (
+    HardNegativeRatio,
+    IoUBalancedSampler,
+    KeepAll,
+    OHEMSampler,
+    RandomSampler,
+)
+from resobj_d2.structures import Targets
+
+K = 2
+
+
+def make_targets(labels, ious=None):
+    labels = torch.as_tensor(labels)
+    shape = labels.shape
+    return Targets(
+        labels=labels,
+        matched_boxes=torch.zeros(*shape, 4),
+        matched_ious=torch.zeros(shape) if ious is None else torch.as_tensor(ious),
+        gt_index=torch.zeros(shape, dtype=torch.int64),
+        num_classes=K,
+    )
+
+
+def boxes_apart(count):
+    """(R, 4) boxes of which none overlaps another."""
+    x = 10.0 * torch.arange(count)
+    return torch.stack((x, torch.zeros(count), x + 5, torch.full((count,), 5.0)), dim=1)
+
+
+def rows(mask):
+    return [torch.nonzero(x).flatten().tolist() for x in mask]
+
+
+def random_labels(images=3, anchors=400, foreground=0.1, seed=0):
+    torch.manual_seed(seed)
+    draw = torch.rand(images, anchors)
+    labels = torch.where(draw < foreground, 1, K)
+    return torch.where(draw > 0.9, -1, labels)
+
+
+def test_keep_all_keeps_what_is_labelled():
+    targets = make_targets([[0, -1, K, 1]])
+    assert rows(KeepAll()(targets, anchors=boxes_apart(4))) == [[0, 2, 3]]
+
+
+def test_random_sampler_counts():
+    labels = random_labels()
+    labels[1] = torch.where(labels[1] == 1, K, labels[1])  # an image without foreground
+    labels[2, 3:] = torch.where(labels[2, 3:] == K, -1, labels[2, 3:])  # hardly any background
+    targets = make_targets(labels)
+    sampler = RandomSampler(size=40, positive_fraction=0.25)
+    mask = sampler(targets, anchors=boxes_apart(400))
+    assert not (mask & ~targets.valid).any()
+    found = (mask & targets.foreground).sum(1).tolist(), (mask & targets.background).sum(1).tolist()
+    few = targets.background[2].sum().item()
+    assert found == ([10, 0, 10], [30, 40, few]) and few < 30
+
+
+def test_random_sampler_is_uniform_and_follows_the_seed():
+    targets = make_targets([[K] * 20])
+    sampler = RandomSampler(size=5)
+    torch.manual_seed(3)
+    first = sampler(targets, anchors=boxes_apart(20))
+    torch.manual_seed(3)
+    assert torch.equal(sampler(targets, anchors=boxes_apart(20)), first)
+    hits = sum(sampler(targets, anchors=boxes_apart(20)).float() for _ in range(800))
+    # 200 hits expected of each; 5 standard deviations are 61.
+    assert (hits - 200).abs().max() < 61
+
+
+def test_iou_balanced_sampler_by_hand():
+    """Bins [0, .1), [.1, .2), [.2, .3): 60, 3 and 20 negatives; 8 of each, 5 more from the rest."""
+    ious = torch.tensor([[0.05] * 60 + [0.15] * 3 + [0.25] * 20 + [0.9]])
+    labels = torch.tensor([[K] * 83 + [0]])
+    sampler = IoUBalancedSampler(size=25, positive_fraction=0.5, num_bins=3, negative_iou=0.3)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mask = sampler(make_targets(labels, ious), anchors=boxes_apart(84))[0]
+        low, middle, high = mask[:60].sum(), mask[60:63].sum(), mask[63:83].sum()
+        assert mask[83] and middle == 3 and low >= 8 and high >= 8 and low + middle + high == 24
+
+
+def test_iou_balanced_sampler_takes_all_where_there_are_few():
+    targets = make_targets([[K, K, -1, K, 0]], [[0.0, 0.39, 0.1, 0.2, 0.8]])
+    mask = IoUBalancedSampler(size=64)(targets, anchors=boxes_apart(5))
+    assert rows(mask) == [[0, 1, 3, 4]]
+
+
+def test_hard_negative_ratio_by_hand():
+    labels = [[0, K, K, K, K, K, -1], [K, K, K, K, K, K, K], [1, 0, K, K, -1, -1, -1]]
+    difficulty = torch.tensor([[0.0, 5, 1, 4, 2, 3, 9]] * 3)
+    mask = HardNegativeRatio(negative_ratio=3.0)(
+        make_targets(labels), anchors=boxes_apart(7), difficulty=difficulty
+    )
+    assert rows(mask) == [[0, 1, 3, 5], [], [0, 1, 2, 3]]
+
+
+def test_ohem_ranks_by_loss_after_nms():
+    anchors = torch.tensor(
+        [[0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10], [70, 0, 80, 10], [90, 0, 99, 10]]
+    ).float()  # the first two overlap by 9 / 11
+    targets = make_targets([[K, K, 0, K, -1], [K, K, 0, K, K]])
+    difficulty = torch.tensor([[2.0, 3.0, 1.0, 0.5, 9.0], [2.0, 1.0, 0.1, 0.2, 0.3]])
+    mask = OHEMSampler(size=3, nms_thresh=0.5)(targets, anchors=anchors, difficulty=difficulty)
+    assert rows(mask) == [[1, 2, 3], [0, 3, 4]]
+    loose = OHEMSampler(size=3, nms_thresh=0.9)(targets, anchors=anchors, difficulty=difficulty)
+    assert rows(loose)[0] == [0, 1, 2]
+
+
+def test_ohem_one_to_three_by_hand():
+    labels = [[0, 1, 0, K, K, K, K, K, K, K], [K] * 10]
+    difficulty = torch.arange(10.0).repeat(2, 1)
+    sampler = OHEMSampler(size=8, nms_thresh=0.5, positive_fraction=0.25)
+    mask = sampler(make_targets(labels), anchors=boxes_apart(10), difficulty=difficulty)
+    # Two hardest positives and six negatives; without positives there are no negatives either.
+    assert rows(mask) == [[1, 2, 4, 5, 6, 7, 8, 9], []]
+
+
+def test_ohem_with_refined_anchors_uses_each_images_own():
+    shared = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10]]).float()
+    anchors = torch.stack((shared, boxes_apart(2)))
+    targets = make_targets([[K, K], [K, K]])
+    mask = OHEMSampler(size=2)(targets, anchors=anchors, difficulty=torch.ones(2, 2))
+    assert rows(mask) == [[0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "sampler", [OHEMSampler(), HardNegativeRatio(), RandomSampler(), IoUBalancedSampler()]
+)
+def test_nothing_labelled_gives_nothing(sampler):
+    targets = make_targets([[-1] * 6])
+    mask = sampler(targets, anchors=boxes_apart(6), difficulty=torch.ones(1, 6))
+    assert mask.dtype == torch.bool and mask.shape == (1, 6) and not mask.any()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: RandomSampler(size=0), "SIZE"),
+        (lambda: OHEMSampler(size=0), "SIZE"),
+        (lambda: RandomSampler(positive_fraction=1.5), "POSITIVE_FRACTION"),
+        (lambda: IoUBalancedSampler(num_bins=0), "NUM_BINS"),
+        (lambda: IoUBalancedSampler(negative_iou=0.0), "NEGATIVE_IOU"),
+        (lambda: HardNegativeRatio(negative_ratio=0.0), "NEGATIVE_RATIO"),
+        (lambda: OHEMSampler(nms_thresh=1.5), "NMS_THRESH"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,113 @@
+"""Samplers and harmonised losses inside the detector."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch.nn import functional as F
+
+DENSE = "MODEL.DENSE."
+
+
+def build(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def opts(**keys):
+    return [x for key, value in keys.items() for x in (DENSE + key.replace("__", "."), value)]
+
+
+@pytest.mark.parametrize("name", ["SigmoidFocalLoss", "SigmoidCE"])
+def test_loss_per_anchor_adds_up_to_the_loss(tiny_cfg, name):
+    loss = build(tiny_cfg(*opts(CLS_LOSS__NAME=name))).streams["anchors"].cls_loss
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 30, 3), torch.randint(0, 4, (2, 30))
+    each = loss.per_anchor(logits, labels)
+    for mask in (torch.rand(2, 30) < 0.5, torch.ones(2, 30, dtype=torch.bool)):
+        torch.testing.assert_close(each[mask].sum(), loss(logits, labels, mask))
+
+
+@pytest.mark.parametrize("sampler", ["OHEMSampler", "HardNegativeRatio", "IoUBalancedSampler"])
+def test_training_step(tiny_cfg, make_batch, sampler):
+    options = opts(
+        SAMPLER__NAME=sampler, SAMPLER__SIZE=16, CLS_LOSS__NAME="SigmoidCE",
+        NORMALIZER__NAME="TrainedCount",
+    )  # fmt: skip
+    model = build(tiny_cfg(*options))
+    losses = model(make_batch([(96, 96, 2), (96, 96, 0)]))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert losses["loss_cls"] > 0
+
+
+def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch):
+    options = opts(
+        SAMPLER__NAME="OHEMSampler", SAMPLER__SIZE=8, SAMPLER__POSITIVE_FRACTION=0.0,
+        CLS_LOSS__NAME="SigmoidCE", NORMALIZER__NAME="TrainedCount",
+    )  # fmt: skip
+    model = build(tiny_cfg(*options))
+    stream = model.streams["anchors"]
+    batch = make_batch([(96, 96, 2)])
+    output = model.predict(model._preprocess(batch))["anchors"]
+    truth = model._ground_truth(batch)
+    (prediction,) = output.stages
+    targets = stream._targets(stream.stages[0], output, prediction, truth)
+    kept = targets.valid
+    assert kept.sum() == 8
+    one_hot = F.one_hot(targets.labels[kept], 4)[:, :3].float()
+    expected = F.binary_cross_entropy_with_logits(
+        prediction.cls_logits[kept], one_hot, reduction="sum"
+    )
+    losses, _ = stream.losses(output, truth)
+    torch.testing.assert_close(losses["loss_cls"], expected / 8)
+
+
+def test_objectness_is_what_ranks_where_it_owns_the_background(tiny_resobj, make_batch):
+    model = build(tiny_resobj(*opts(SAMPLER__NAME="HardNegativeRatio")))
+    stream = model.streams["anchors"]
+    seen = {}
+
+    class Spy:
+        needs_loss = True
+
+        def __call__(self, targets, *, anchors, difficulty):
+            seen.update(targets=targets, difficulty=difficulty)
+            return targets.valid
+
+    stream.sampler = Spy()
+    batch = make_batch([(96, 96, 2)])
+    output = model.predict(model._preprocess(batch))["anchors"]
+    stream.losses(output, model._ground_truth(batch))
+    logits = stream.branches["objectness"].score_logits(output.branches["objectness"])
+    expected = F.binary_cross_entropy_with_logits(
+        logits, seen["targets"].foreground.float(), reduction="none"
+    )
+    torch.testing.assert_close(seen["difficulty"], expected)
+    assert not seen["difficulty"].requires_grad
+
+
+def test_ghm_is_not_divided_and_its_state_is_in_checkpoints(tiny_cfg, make_batch):
+    options = opts(CLS_LOSS__NAME="GHMCLoss", BOX_LOSS__NAME="GHMRLoss", BOX_LOSS__WEIGHT=10.0)
+    model = build(tiny_cfg(*options))
+    batch = make_batch([(96, 96, 3)])
+    before = copy.deepcopy(model)
+    losses = model(batch)
+    rescaled = before
+    rescaled.streams["anchors"].stages[0].normalizer.mean.fill_(1.0)
+    for name, loss in rescaled(batch).items():
+        assert torch.equal(loss, losses[name])
+    state = model.state_dict()
+    assert state["streams.anchors.cls_loss.counts"].sum() > 0
+    assert state["streams.anchors.box_loss.counts"].sum() > 0
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_ranking_by_a_loss_that_has_none_per_anchor_is_refused(tiny_cfg, tiny_resobj):
+    options = opts(CLS_LOSS__NAME="GHMCLoss", SAMPLER__NAME="OHEMSampler")
+    with pytest.raises(ValueError, match="OHEMSampler ranks anchors .* GHMCLoss"):
+        build(tiny_cfg(*options))
+    # With objectness the objectness ranks them.
+    build(tiny_resobj(*options))
