@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kPart = int64_t(1) << 20;  // logits of a task
 constexpr int64_t kChunk = 4096;             // logits between two looks at the hits
 constexpr int64_t kStep = 64;                // logits, or cells, that one test may skip
-constexpr int64_t kGap = 512;                // cells not worth a new run
+constexpr int64_t kSparse = 8;               // a part of the cells that is few
 
 // The best `size` candidates of those offered, in any order.
 template <typename T>
@@ -58,17 +58,17 @@ class TopCandidates {
   std::vector<Candidate<T>> found_;
 };
 
-// Offsets of the values that are at least bound(offset), which NaN is not.
-template <typename T, typename Bound>
-int64_t find_hits(const T* values, int64_t count, const Bound& bound, int32_t* hits) {
+// The numbers in [0, count) that pass.
+template <typename Flag, typename Passes>
+int64_t find_hits(int64_t count, const Passes& passes, int32_t* hits) {
   int64_t found = 0;
   int64_t j = 0;
   for (; j + kStep <= count; j += kStep) {
-    std::conditional_t<sizeof(T) == 8, int64_t, int32_t> any = 0;
-    for (int64_t k = 0; k < kStep; ++k) any |= values[j + k] >= bound(j + k);
+    Flag any = 0;
+    for (int64_t k = 0; k < kStep; ++k) any |= passes(j + k);
     if (any == 0) continue;
     uint8_t flags[kStep];
-    for (int64_t k = 0; k < kStep; ++k) flags[k] = values[j + k] >= bound(j + k);
+    for (int64_t k = 0; k < kStep; ++k) flags[k] = passes(j + k);
     for (int64_t word = 0; word < kStep; word += sizeof(uint64_t)) {
       uint64_t bits;
       std::memcpy(&bits, flags + word, sizeof(bits));
@@ -81,7 +81,7 @@ int64_t find_hits(const T* values, int64_t count, const Bound& bound, int32_t* h
   }
   for (; j < count; ++j) {
     hits[found] = static_cast<int32_t>(j);
-    found += values[j] >= bound(j);
+    found += passes(j);
   }
   return found;
 }
@@ -123,10 +123,6 @@ class LevelScan {
   }
 
  private:
-  struct Run {
-    int64_t begin, end;
-  };
-
   void raise_bounds() {
     may_skip_ = false;
     for (int f = 0; f < rule_.num_factors; ++f) {
@@ -146,8 +142,8 @@ class LevelScan {
 
   void scan_all(int64_t begin, int64_t end) {
     const int64_t unit = planes_ ? level_.num_cells : rule_.num_classes;
-    const auto bound = [this](int64_t) { return bounds_[0]; };
-    scan(begin * unit, end * unit, bound, [this](int64_t element) {
+    const auto passes = [this](int64_t element) { return logits_[element] >= bounds_[0]; };
+    scan(begin * unit, end * unit, passes, [this](int64_t element) {
       if (planes_) {
         visit(element / level_.num_cells, element % level_.num_cells);
       } else {
@@ -159,20 +155,26 @@ class LevelScan {
   // The planes of an anchor's classes share what its factors allow.
   void scan_planes(int64_t begin, int64_t end) {
     std::vector<T> cell_bounds(level_.num_cells);
-    std::vector<Run> runs;
+    std::vector<int32_t> cells;
     int64_t last_anchor = -1;
     for (int64_t channel = begin; channel < end; ++channel) {
       const int64_t anchor = channel / rule_.num_classes;
       if (anchor != last_anchor) {
         run_vectorized([&] { bound_cells(anchor, cell_bounds); });
-        find_runs(cell_bounds, runs);
+        list_cells(cell_bounds, cells);
       }
       last_anchor = anchor;
-      const int64_t plane = channel * level_.num_cells;
-      const auto bound = [&](int64_t element) { return cell_bounds[element - plane]; };
-      for (const Run& run : runs) {
-        scan(plane + run.begin, plane + run.end, bound,
-             [&](int64_t element) { visit(channel, element - plane); });
+      const T* plane = logits_ + channel * level_.num_cells;
+      // A few cells are picked out; of many the whole plane is read, which comes as a stream.
+      const int64_t few = static_cast<int64_t>(cells.size());
+      if (few * kSparse <= level_.num_cells) {
+        scan(
+            0, few, [&](int64_t i) { return plane[cells[i]] >= bounds_[0]; },
+            [&](int64_t i) { visit(channel, cells[i]); });
+      } else {
+        scan(
+            0, level_.num_cells, [&](int64_t cell) { return plane[cell] >= cell_bounds[cell]; },
+            [&](int64_t cell) { visit(channel, cell); });
       }
     }
   }
@@ -190,48 +192,37 @@ class LevelScan {
     }
   }
 
-  // Cells of a plane that are worth a look. Small gaps are read through: memory comes in streams.
-  static void find_runs(const std::vector<T>& cell_bounds, std::vector<Run>& runs) {
-    runs.clear();
+  static void list_cells(const std::vector<T>& cell_bounds, std::vector<int32_t>& cells) {
     const int64_t num_cells = static_cast<int64_t>(cell_bounds.size());
-    for (int64_t begin = 0; begin < num_cells; begin += kStep) {
-      const int64_t end = std::min(begin + kStep, num_cells);
-      const bool any = std::any_of(cell_bounds.begin() + begin, cell_bounds.begin() + end,
-                                   [](T bound) { return bound != kNever; });
-      if (any) extend(runs, {begin, end}, kGap);
+    cells.resize(num_cells);
+    int64_t count = 0;
+    for (int64_t cell = 0; cell < num_cells; ++cell) {
+      cells[count] = static_cast<int32_t>(cell);
+      count += cell_bounds[cell] != kNever;
     }
+    cells.resize(count);
   }
 
   void scan_rows(int64_t begin, int64_t end) {
-    std::vector<Run> runs;
     for (int64_t row = begin; row < end; ++row) {
-      if (is_active(row % level_.num_anchors, row / level_.num_anchors)) {
-        extend(runs, {row, row + 1}, 0);
-      }
-    }
-    for (const Run& run : runs) scan_all(run.begin, run.end);
-  }
-
-  static void extend(std::vector<Run>& runs, const Run& run, int64_t gap) {
-    if (!runs.empty() && runs.back().end + gap >= run.begin) {
-      runs.back().end = run.end;
-    } else {
-      runs.push_back(run);
+      const int64_t first = row;
+      while (row < end && is_active(row % level_.num_anchors, row / level_.num_anchors)) ++row;
+      if (row > first) scan_all(first, row);
     }
   }
 
-  // Visits the logits from begin to end, in memory order, that are at least bound(element).
-  template <typename Bound, typename Visit>
-  void scan(int64_t begin, int64_t end, const Bound& bound, const Visit& visit_element) {
+  // Visits the numbers from begin to end that pass.
+  template <typename Passes, typename Visit>
+  void scan(int64_t begin, int64_t end, const Passes& passes, const Visit& visit_number) {
+    using Flag = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;  // so that loops vectorise
     int32_t hits[kChunk + 1];
     for (; begin < end; begin += kChunk) {
       const int64_t count = std::min(kChunk, end - begin);
       int64_t found = 0;
       run_vectorized([&] {
-        const auto bound_of = [&](int64_t j) { return bound(begin + j); };
-        found = find_hits(logits_ + begin, count, bound_of, hits);
+        found = find_hits<Flag>(count, [&](int64_t j) { return passes(begin + j); }, hits);
       });
-      for (int64_t h = 0; h < found; ++h) visit_element(begin + hits[h]);
+      for (int64_t h = 0; h < found; ++h) visit_number(begin + hits[h]);
     }
   }
 
