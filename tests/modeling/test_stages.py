@@ -124,7 +124,7 @@ def test_refined_anchors_and_their_labels():
     torch.testing.assert_close(output.stages[1].anchors, REFINED[None])
     assert not output.stages[1].anchors.requires_grad
     for i, (labels, index) in enumerate(((LABELS, 0), (REFINED_LABELS, 1))):
-        targets = stream._targets(stream.stages[i], output.priors, output.stages[i], GT)
+        targets = stream._targets(stream.stages[i], output, output.stages[i], GT)
         assert targets.labels[0].tolist() == labels
         assert targets.gt_index[0, 0] == index
         assert targets.matched_boxes[0, 0].tolist() == GT.boxes[index].tolist()
@@ -264,7 +264,7 @@ def test_stages_without_any_or_reachable_ground_truth():
         stream = stream_of(first_stage(), second)
         for truth in (empty, far):
             output = stream(features())
-            targets = stream._targets(second, output.priors, output.stages[1], truth)
+            targets = stream._targets(second, output, output.stages[1], truth)
             assert (targets.labels == K).all()
             losses, _ = stream.losses(output, truth)
             assert losses["loss_box_reg_stage1"] == 0
