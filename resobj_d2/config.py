@@ -182,6 +182,10 @@ def _add_objectness(dense: CfgNode, node_type: type) -> None:
     dense.OBJECTNESS.UNSELECTED = "update"
     # Initial objectness score; 0 stands for 1/NUM_CLASSES.
     dense.OBJECTNESS.PRIOR_PROB = 0.01
+    # Width of the hidden convolutions of all subnets; 0 is the tower's width, as in the paper.
+    dense.OBJECTNESS.HIDDEN_CHANNELS = 0
+    # Hidden convolutions of each subnet.
+    dense.OBJECTNESS.NUM_CONVS = 1
     # Initial bias of the residual predictors.
     dense.OBJECTNESS.RESIDUAL_BIAS = 0.0
     # Factors of the base loss and of each step's loss.

@@ -62,7 +62,7 @@ class _Network(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         images = ImageList(image, [tuple(image.shape[-2:])] * len(image))
         if isinstance(self.model, ResObjDenseDetector):
-            return _tensors(self.model.predict(images))
+            return _tensors(self.model.predict(images, every_step=False))
         features = self.model.backbone(image)
         if hasattr(self.model, "proposal_generator"):  # GeneralizedRCNN: without its RoIs
             maps = [features[name] for name in self.model.proposal_generator.in_features]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from resobj_d2.losses import ResidualObjectnessLoss
-from resobj_d2.structures import Targets, TowerFeatures
+from resobj_d2.structures import LevelMaps, Targets, TowerFeatures
 
 from .build import BRANCH_REGISTRY
 from .predictors import SharedConv, init_conv, prior_bias
@@ -77,27 +78,52 @@ class ScoreBranch(nn.Module):
 
 @dataclass
 class ObjectnessPrediction:
-    """``logits`` (N, R): o_0; ``residuals`` (T, N, R): r_1 .. r_T."""
+    """``logits`` (N, R): o_0; ``residuals`` (T, N, R): r_1 .. r_T.
+
+    Where only the last step was asked for, ``logits`` is o_T and there are no residuals.
+    """
 
     logits: Tensor
     residuals: Tensor
 
 
+def _summed(predictors: list[SharedConv], hidden: list[list[Tensor]]) -> Tensor:
+    """(N, R) sum of what each predictor makes of its own maps, by one convolution for all."""
+    weight = torch.cat([predictor.weight for predictor in predictors], dim=1)
+    bias = torch.stack([predictor.bias for predictor in predictors]).sum(dim=0)
+    levels = [torch.cat(maps, dim=1) for maps in zip(*hidden, strict=True)]
+    maps = [F.conv2d(x, weight, bias, padding=predictors[0].padding) for x in levels]
+    return LevelMaps(maps, channels=1).flatten().squeeze(-1)
+
+
 class _ObjectnessSubnet(nn.Module):
-    """A hidden 3x3 convolution with ReLU and a 3x3 predictor (Residual Objectness, Fig. 1e)."""
+    """Hidden 3x3 convolutions with ReLU and a 3x3 predictor (Residual Objectness, Fig. 1e).
 
-    def __init__(self, *, channels: int, num_anchors: int, bias: float) -> None:
+    Args:
+        hidden_channels: width of the hidden convolutions.
+        num_convs: how many there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        hidden_channels: int,
+        num_convs: int,
+        num_anchors: int,
+        bias: float,
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
+        widths = [in_channels] + [hidden_channels] * num_convs
+        layers = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        self.hidden = nn.Sequential(*layers)
         init_conv(self.hidden)
+        self.out_channels = widths[-1]
         self.predictor = SharedConv(
-            in_channels=channels, num_anchors=num_anchors, channels=1, bias_value=bias
+            in_channels=widths[-1], num_anchors=num_anchors, channels=1, bias_value=bias
         )
-
-    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Hidden features per level, and logits (N, R)."""
-        hidden = [self.hidden(x) for x in features]
-        return hidden, self.predictor(hidden).squeeze(-1)
 
 
 @BRANCH_REGISTRY.register()
@@ -114,6 +140,10 @@ class ObjectnessBranch(ScoreBranch):
         loss: the loss; its ``detach`` also decides where the subnets' input is cut.
         bias: initial bias of the objectness predictor.
         residual_bias: initial bias of the residual predictors.
+        hidden_channels: width of the subnets' hidden convolutions; None for ``in_channels``, as
+            in the paper.
+        num_convs: hidden convolutions of each subnet, 1 in the paper; with 0 the residual
+            predictors read what the base's reads.
     """
 
     name = "objectness"
@@ -129,8 +159,15 @@ class ObjectnessBranch(ScoreBranch):
         loss: ResidualObjectnessLoss,
         bias: float,
         residual_bias: float = 0.0,
+        hidden_channels: int | None = None,
+        num_convs: int = 1,
     ) -> None:
         super().__init__()
+        if hidden_channels is not None and hidden_channels < 1 or num_convs < 0:
+            raise ValueError(
+                "OBJECTNESS.HIDDEN_CHANNELS and NUM_CONVS cannot be negative, "
+                f"got {hidden_channels} and {num_convs}"
+            )
         if not 0 <= steps <= 8:
             raise ValueError(f"OBJECTNESS.STEPS must be 0..8, got {steps}")
         if source not in ("objectness", "class", "chain"):
@@ -140,9 +177,18 @@ class ObjectnessBranch(ScoreBranch):
         self.num_steps = steps
         self.source = source
         self.residual_loss = loss
-        self.base = _ObjectnessSubnet(channels=in_channels, num_anchors=num_anchors, bias=bias)
+        sizes = {
+            "hidden_channels": hidden_channels or in_channels,
+            "num_convs": num_convs,
+            "num_anchors": num_anchors,
+        }
+        self.base = _ObjectnessSubnet(in_channels=in_channels, bias=bias, **sizes)
         self.residuals = nn.ModuleList(
-            _ObjectnessSubnet(channels=in_channels, num_anchors=num_anchors, bias=residual_bias)
+            _ObjectnessSubnet(
+                in_channels=in_channels if source == "class" else self.base.out_channels,
+                bias=residual_bias,
+                **sizes,
+            )
             for _ in range(steps)
         )
 
@@ -167,20 +213,28 @@ class ObjectnessBranch(ScoreBranch):
             ),
             bias=prior_bias(node.PRIOR_PROB, num_classes),
             residual_bias=node.RESIDUAL_BIAS,
+            hidden_channels=node.HIDDEN_CHANNELS or None,
+            num_convs=node.NUM_CONVS,
         )
 
-    def predict(self, features: TowerFeatures) -> ObjectnessPrediction:
-        hidden, logits = self.base(features.cls)
+    def predict(self, features: TowerFeatures, *, every_step: bool = True) -> ObjectnessPrediction:
+        hidden = [[self.base.hidden(x) for x in features.cls]]
         detach = self.residual_loss.detach
         # The base subnet must not learn from residual losses through the hidden feature either.
-        source = [x.detach() for x in hidden] if detach != "none" else hidden
-        residuals = []
+        source = [x.detach() for x in hidden[0]] if detach != "none" else hidden[0]
         for subnet in self.residuals:
-            subnet_hidden, residual = subnet(features.cls if self.source == "class" else source)
+            read = features.cls if self.source == "class" else source
+            hidden.append([subnet.hidden(x) for x in read])
             if self.source == "chain":
-                cut = detach == "all"
-                source = [x.detach() for x in subnet_hidden] if cut else subnet_hidden
-            residuals.append(residual)
+                source = [x.detach() for x in hidden[-1]] if detach == "all" else hidden[-1]
+        predictors = [subnet.predictor for subnet in (self.base, *self.residuals)]
+        if every_step:
+            logits, *residuals = (
+                predictor(maps).squeeze(-1)
+                for predictor, maps in zip(predictors, hidden, strict=True)
+            )
+        else:
+            logits, residuals = _summed(predictors, hidden), []
         stacked = torch.stack(residuals) if residuals else logits.new_zeros((0, *logits.shape))
         return ObjectnessPrediction(logits=logits, residuals=stacked)
 

@@ -127,7 +127,7 @@ class ResObjDenseDetector(nn.Module):
             with ``pred_boxes``, ``scores``, ``pred_classes`` in the output resolution.
         """
         images = self._preprocess(batched_inputs)
-        outputs = self.predict(images)
+        outputs = self.predict(images, every_step=self.training)
         if self.training:
             return self._losses(outputs, self._ground_truth(batched_inputs))
         return self._detect(batched_inputs, images, outputs)
@@ -150,11 +150,16 @@ class ResObjDenseDetector(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return batch_images(images, self.backbone)
 
-    def predict(self, images: ImageList) -> dict[str, StreamOutput]:
-        """Everything the network predicts for normalised images, by stream."""
+    def predict(self, images: ImageList, *, every_step: bool = True) -> dict[str, StreamOutput]:
+        """Everything the network predicts for normalised images, by stream.
+
+        Args:
+            every_step: False where only the last refinement of the scores is wanted; its
+                predictors then run as one.
+        """
         features = self.backbone(images.tensor)
         tower = self.tower([features[f] for f in self.in_features])
-        return {name: stream(tower) for name, stream in self.streams.items()}
+        return {name: stream(tower, every_step=every_step) for name, stream in self.streams.items()}
 
     def _ground_truth(self, batched_inputs: list[dict]) -> GroundTruth:
         if "instances" not in batched_inputs[0]:

@@ -85,7 +85,7 @@ class QualityBranch(ScoreBranch):
             alpha=node.ALPHA,
         )
 
-    def predict(self, features: TowerFeatures) -> Tensor:
+    def predict(self, features: TowerFeatures, *, every_step: bool = True) -> Tensor:
         """(N, R) logits."""
         return self.predictor(getattr(features, self.reads)).squeeze(-1)
 

@@ -157,7 +157,11 @@ class DenseStream(nn.Module):
         """How often the most refined branch refines its score."""
         return max((b.num_steps for b in self.branches.values()), default=0)
 
-    def forward(self, features: TowerFeatures) -> StreamOutput:
+    def forward(self, features: TowerFeatures, *, every_step: bool = True) -> StreamOutput:
+        """
+        Args:
+            every_step: False where only the last refinement of the branches is wanted.
+        """
         priors: Priors = self.priors([tuple(x.shape[-2:]) for x in features.box])
         predictions: list[StagePrediction] = []
         first = features
@@ -166,7 +170,9 @@ class DenseStream(nn.Module):
             features = stage.features(features)
             predictions.append(stage(features, anchors, predictions))
         branches = {
-            name: branch.predict(features if branch.last_stage_only else first)
+            name: branch.predict(
+                features if branch.last_stage_only else first, every_step=every_step
+            )
             for name, branch in self.branches.items()
         }
         return StreamOutput(priors=priors, stages=predictions, branches=branches)

@@ -14,7 +14,7 @@ CHANNELS, ANCHORS = 4, 2
 LABELS = torch.tensor([[1, 0, 1, 0, 0, -1, 0, 0]], dtype=torch.int8)  # 2 x 2 cells, 2 anchors
 
 
-def branch(steps=2, source="objectness", detach="all", **loss_options):
+def branch(steps=2, source="objectness", detach="all", sizes=(None, 1), **loss_options):
     torch.manual_seed(0)
     result = ObjectnessBranch(
         in_channels=CHANNELS,
@@ -23,6 +23,8 @@ def branch(steps=2, source="objectness", detach="all", **loss_options):
         source=source,
         loss=ResidualObjectnessLoss(detach=detach, **loss_options),
         bias=0.0,
+        hidden_channels=sizes[0],
+        num_convs=sizes[1],
     )
     for parameter in result.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -209,3 +211,35 @@ def test_released_preset(repository, tiny_cfg, make_batch):
 def test_impossible_options_are_refused_at_build_time(tiny_resobj, opts, message):
     with pytest.raises(ValueError, match=message):
         build_model(tiny_resobj(*opts))
+
+
+@pytest.mark.parametrize("source", ["objectness", "class", "chain"])
+@pytest.mark.parametrize("steps, num_convs", [(0, 1), (2, 1), (3, 2), (2, 0)])
+def test_last_step_by_one_convolution(source, steps, num_convs):
+    module = branch(source=source, steps=steps, sizes=(5, num_convs))
+    _, tower = features()
+    merged = module.predict(tower, every_step=False)
+    assert merged.residuals.shape[0] == 0
+    torch.testing.assert_close(
+        module.score_logits(merged),
+        module.score_logits(module.predict(tower)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_width_and_depth_of_the_subnets():
+    module = branch(steps=2, sizes=(5, 2))
+    wide = module.base.hidden[0].in_channels
+    for subnet, reads in ((module.base, wide), (module.residuals[0], 5), (module.residuals[1], 5)):
+        widths = [(x.in_channels, x.out_channels) for x in subnet.hidden if hasattr(x, "weight")]
+        assert widths == [(reads, 5), (5, 5)]
+        assert subnet.predictor.in_channels == 5
+    flat = branch(steps=1, sizes=(5, 0))
+    assert len(flat.base.hidden) == 0 and flat.residuals[0].predictor.in_channels == wide
+
+
+@pytest.mark.parametrize("sizes", [(-1, 1), (8, -1)])
+def test_negative_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match="HIDDEN_CHANNELS and NUM_CONVS"):
+        branch(sizes=sizes)

@@ -141,5 +141,6 @@ def test_detections_per_step_end_with_the_detections(tiny_resobj, make_batch):
     with torch.no_grad():
         last = model(batch)
     for a, b in zip(steps[-1], last, strict=True):
-        assert torch.equal(a["instances"].scores, b["instances"].scores)
+        # One convolution for the sum of the steps rounds in another order than one for each.
+        torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
     assert not torch.equal(steps[0][0]["instances"].scores, steps[-1][0]["instances"].scores)
