@@ -243,3 +243,9 @@ def test_width_and_depth_of_the_subnets():
 def test_negative_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="HIDDEN_CHANNELS and NUM_CONVS"):
         branch(sizes=sizes)
+
+
+def test_depth_of_the_subnets_by_config(tiny_resobj):
+    model = build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.NUM_CONVS", 3))
+    objectness = model.streams["anchors"].branches["objectness"]
+    assert all(len(net.hidden) == 6 for net in (objectness.base, *objectness.residuals))
