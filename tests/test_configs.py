@@ -70,6 +70,29 @@ def test_yaml_steps_evaluates_and_round_trips(path, make_batch, tmp_path):
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
 
 
+@pytest.mark.parametrize("name", ["everything", "everything_fsaf"])
+def test_everything_together_learns(name, make_batch):
+    cfg = narrow(read(CONFIGS / f"small/cells_retinanet_{name}.yaml"))
+    # The running mean would fall from its initial 100, and with it the losses would rise.
+    cfg.MODEL.DENSE.NORMALIZER.NAME = "ForegroundCount"
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    batch = make_batch([(96, 96, 3), (96, 96, 1)])
+    totals = []
+    for _ in range(30):
+        total = sum(model(batch).values())
+        totals.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    # First it rises: the better the boxes, the more of them are foreground of the second stage.
+    assert totals[-1] < 0.5 * totals[0]
+    suffixes = ("", "_stage1", "_anchor_free") if name == "everything_fsaf" else ("", "_stage1")
+    assert all(model.statistics[f"num_foreground{x}"] > 0 for x in suffixes)
+
+
 @pytest.mark.parametrize("path", COMPLETE, ids=lambda p: p.stem)
 def test_output_folder_is_named_after_the_yaml(path):
     assert read(path).OUTPUT_DIR == f"output/{path.stem}"
