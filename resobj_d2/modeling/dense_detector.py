@@ -15,7 +15,7 @@ from resobj_d2.compat import batch_images
 from resobj_d2.structures import GroundTruth, StreamOutput
 
 from .build import TOWER_REGISTRY
-from .postprocess import DensePostprocess, to_instances
+from .postprocess import DensePostprocess, Scoring, to_instances
 from .stream import DenseStream
 
 __all__ = ["ResObjDenseDetector"]
@@ -144,6 +144,44 @@ class ResObjDenseDetector(nn.Module):
         return [
             self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
         ]
+
+    @property
+    def scoring(self) -> Scoring:
+        """How detections come from predictions; may be replaced."""
+        streams = self.streams.items()
+        return Scoring(
+            postprocess=self.postprocess,
+            fusion={name: stream.fusion for name, stream in streams},
+            stage_scores={name: stream.stage_scores for name, stream in streams},
+        )
+
+    @scoring.setter
+    def scoring(self, scoring: Scoring) -> None:
+        self.postprocess = scoring.postprocess
+        for name, stream in self.streams.items():
+            stream.fusion = scoring.fusion[name]
+            stream.stage_scores = scoring.stage_scores[name]
+
+    @torch.no_grad()
+    def detections_per_scoring(
+        self, batched_inputs: list[dict], scorings: Sequence[Scoring]
+    ) -> list[list[dict]]:
+        """Detections under several scorings, from one forward.
+
+        Returns:
+            For each scoring a list as :meth:`forward` returns at inference.
+        """
+        images = self._preprocess(batched_inputs)
+        outputs = self.predict(images, every_step=False)
+        own = self.scoring
+        try:
+            found = []
+            for scoring in scorings:
+                self.scoring = scoring
+                found.append(self._detect(batched_inputs, images, outputs))
+            return found
+        finally:
+            self.scoring = own
 
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
         images = [x["image"].to(self.device) for x in batched_inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detectron2.structures import Boxes, Instances
@@ -10,10 +11,12 @@ from detectron2.structures import Boxes, Instances
 from resobj_d2.ops import batched_nms
 from resobj_d2.structures import Candidates, StreamOutput
 
+from .fusion import ScoreFusion
+
 if TYPE_CHECKING:
     from .stream import DenseStream
 
-__all__ = ["DensePostprocess", "to_instances"]
+__all__ = ["DensePostprocess", "Scoring", "to_instances"]
 
 
 class DensePostprocess:
@@ -83,6 +86,21 @@ class DensePostprocess:
             self.max_detections,
         )
         return candidates.take(keep)
+
+
+@dataclass
+class Scoring:
+    """All that turns predictions into detections, and nothing that changes the predictions.
+
+    Attributes:
+        postprocess: thresholds and limits.
+        fusion: by stream, how probabilities make a score.
+        stage_scores: by stream, which stages' class probabilities count.
+    """
+
+    postprocess: DensePostprocess
+    fusion: dict[str, ScoreFusion]
+    stage_scores: dict[str, str]
 
 
 def to_instances(found: Candidates, image_size: tuple[int, int]) -> Instances:

@@ -1,0 +1,140 @@
+"""AP of one checkpoint over a grid of scoring settings, from one forward pass per image.
+
+The exponent of the confidence (RetinaNet-Conf, Table 5), for instance, or thresholds (Residual
+Objectness, Table 1)::
+
+    python -m resobj_d2.analysis.sweep --config-file CONFIG.yaml \\
+        --vary MODEL.DENSE.QUALITY.ALPHA 0.0 0.2 0.4 0.6 \\
+        --opts MODEL.WEIGHTS output/RUN/model_final.pth
+
+Each ``--vary`` adds an axis; all combinations are evaluated, each with its own threshold, top-k and
+NMS on the same predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.data.register import check_available
+from resobj_d2.engine import Trainer, load_config
+from resobj_d2.evaluation import build_evaluator
+from resobj_d2.modeling import ResObjDenseDetector
+from resobj_d2.modeling.postprocess import Scoring
+
+__all__ = ["main", "scoring_of", "sweep", "table"]
+
+_STREAMS = ("MODEL.DENSE.", "MODEL.DENSE.ANCHOR_FREE.")
+# What can change without another forward pass.
+SCORING_KEYS = (
+    "TEST.DETECTIONS_PER_IMAGE",
+    "MODEL.DENSE.POSTPROCESS.SCORE_THRESH",
+    "MODEL.DENSE.POSTPROCESS.TOPK",
+    "MODEL.DENSE.POSTPROCESS.NMS_THRESH",
+    *(
+        stream + key
+        for stream in _STREAMS
+        for key in ("FUSION.EXPONENTS", "FUSION.FLOORS", "QUALITY.ALPHA", "STAGE_SCORES")
+    ),
+)
+
+
+def scoring_of(cfg: CfgNode) -> Scoring:
+    """The scoring that a model of this configuration would have, without memory for its weights."""
+    with torch.device("meta"):
+        return ResObjDenseDetector(cfg).scoring
+
+
+def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST`` at every point of the grid.
+
+    Args:
+        cfg: of a ``ResObjDenseDetector``.
+        axes: values by key, each as on the command line.
+
+    Returns:
+        Per point ``{"settings": {key: value}, "results": {dataset: Detectron2's results}}``.
+
+    Raises:
+        ValueError: a key changes more than the scoring, or the settings are wrong.
+    """
+    unknown = sorted(set(axes) - set(SCORING_KEYS))
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} cannot be varied on one forward pass; these can: "
+            f"{', '.join(SCORING_KEYS)}"
+        )
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    scorings = []
+    for point in points:
+        varied = cfg.clone()
+        varied.defrost()
+        varied.merge_from_list([x for pair in point.items() for x in pair])
+        scorings.append(scoring_of(varied))
+    check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
+    model = Trainer.build_model(cfg).eval()
+    ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    rows = [{"settings": point, "results": {}} for point in points]
+    for dataset in cfg.DATASETS.TEST:
+        evaluators = [build_evaluator(cfg, dataset, None) for _ in points]
+        for evaluator in evaluators:
+            evaluator.reset()
+        for inputs in Trainer.build_test_loader(cfg, dataset):
+            found = model.detections_per_scoring(inputs, scorings)
+            for evaluator, outputs in zip(evaluators, found, strict=True):
+                evaluator.process(inputs, outputs)
+        for row, evaluator in zip(rows, evaluators, strict=True):
+            row["results"][dataset] = evaluator.evaluate()
+    return rows
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: the varied settings, then AP, AP50 and AP75 in percent."""
+    keys = list(rows[0]["settings"])
+    header = ["dataset", *(key.rpartition(".")[2] for key in keys), "AP", "AP50", "AP75"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in rows:
+        for dataset, results in row["results"].items():
+            cells = [dataset, *map(str, row["settings"].values())]
+            cells += [f"{results['bbox'][name]:.1f}" for name in header[-3:]]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m resobj_d2.analysis.sweep", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--vary", nargs="+", action="append", required=True, metavar=("KEY", "VALUE")
+    )
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
+    )
+    args = parser.parse_args(argv)
+    axes = {key: values for key, *values in args.vary}
+    empty = [key for key, values in axes.items() if not values]
+    if empty:
+        parser.error(f"--vary {empty[0]} needs values")
+    cfg = load_config(args.config_file, args.opts, training=False)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("a sweep needs trained weights: give MODEL.WEIGHTS <checkpoint>")
+    rows = sweep(cfg, axes)
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""A sweep gives what separate evaluations give, from one forward pass."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from resobj_d2.analysis.sweep import main, sweep, table
+from resobj_d2.engine import evaluate, load_config
+
+ALPHA = "MODEL.DENSE.QUALITY.ALPHA"
+THRESHOLD = "MODEL.DENSE.POSTPROCESS.SCORE_THRESH"
+
+
+@pytest.fixture
+def options(tiny_options, tmp_path, clean_catalogs):
+    """A detector with random weights on six generated pictures, as KEY VALUE overrides."""
+    scenes = [
+        {"name": "sweep_val", "format": "scenes", "split": "val", "root": str(tmp_path),
+         "image_size": 64, "num_train": 2, "num_val": 6}
+    ]  # fmt: skip
+    overrides = [
+        *tiny_options,
+        "MODEL.DENSE.NUM_CLASSES", "8",
+        "MODEL.DENSE.QUALITY.ENABLED", "True",
+        THRESHOLD, "0.0",
+        "DATASETS.REGISTER", str(scenes),
+        "DATASETS.TEST", "('sweep_val',)",
+        "DATALOADER.NUM_WORKERS", "0",
+        "INPUT.MIN_SIZE_TEST", "64",
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(load_config("", [*overrides, "DATASETS.TEST", "()"], training=False))
+    for module in model.streams.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.2)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    return [*overrides, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+
+
+def test_sweep_equals_separate_evaluations(options):
+    cfg = load_config("", options, training=False)
+    rows = sweep(cfg, {ALPHA: ["0.0", "0.9"], "TEST.DETECTIONS_PER_IMAGE": ["5", "100"]})
+    assert [list(row["settings"].values()) for row in rows] == [
+        ["0.0", "5"], ["0.0", "100"], ["0.9", "5"], ["0.9", "100"],
+    ]  # fmt: skip
+    found = []
+    for row in rows:
+        opts = [x for pair in row["settings"].items() for x in pair]
+        one = cfg.clone()
+        one.defrost()
+        one.merge_from_list(opts)
+        expected = evaluate(one)
+        assert row["results"]["sweep_val"]["bbox"] == pytest.approx(expected["bbox"], nan_ok=True)
+        found.append(row["results"]["sweep_val"]["bbox"]["AP"])
+    assert len(set(found)) > 1  # the settings matter
+
+
+def test_command(options, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("VERSION: 2\n")
+    output = tmp_path / "sweep.json"
+    arguments = ["--config-file", str(config), "--vary", THRESHOLD, "0.0", "0.9"]
+    assert main([*arguments, "--json", str(output), "--opts", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "| sweep_val | 0.9 | " in printed
+    assert len(json.loads(output.read_text())) == 2
+
+
+def test_model_keeps_its_own_scoring(tiny_cfg, make_batch):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(THRESHOLD, "0.0")).eval()
+    own = model.scoring
+    other = build_model(tiny_cfg(THRESHOLD, "0.999")).scoring
+    batch = make_batch([(64, 64, 0)])
+    strict, loose = model.detections_per_scoring(batch, [other, own])
+    assert len(strict[0]["instances"]) == 0 < len(loose[0]["instances"])
+    assert model.postprocess is own.postprocess
+    with torch.no_grad():
+        assert torch.equal(model(batch)[0]["instances"].scores, loose[0]["instances"].scores)
+
+
+def test_keys_that_change_the_predictions_are_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="MODEL.DENSE.OBJECTNESS.STEPS cannot be varied"):
+        sweep(tiny_cfg(), {"MODEL.DENSE.OBJECTNESS.STEPS": ["1"]})
+
+
+def test_missing_weights_and_values_are_refused(tiny_options, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("VERSION: 2\n")
+    options = ["--opts", *tiny_options, "DATASETS.TEST", "()"]
+    with pytest.raises(ValueError, match="give MODEL.WEIGHTS"):
+        main(["--config-file", str(config), "--vary", ALPHA, "0.5", *options])
+    with pytest.raises(SystemExit):
+        main(["--config-file", str(config), "--vary", ALPHA])
+    assert f"--vary {ALPHA} needs values" in capsys.readouterr().err
+
+
+def test_table_by_hand():
+    rows = [
+        {
+            "settings": {ALPHA: "0.4"},
+            "results": {"d": {"bbox": {"AP": 1.25, "AP50": 2.0, "AP75": 0.0}}},
+        }
+    ]
+    assert table(rows).splitlines() == [
+        "| dataset | ALPHA | AP | AP50 | AP75 |",
+        "|---|---|---|---|---|",
+        "| d | 0.4 | 1.2 | 2.0 | 0.0 |",
+    ]
