@@ -287,6 +287,8 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     cfg.DATASETS.REGISTER = []
     # "auto" is faster-coco-eval where it is installed and pycocotools otherwise.
     cfg.TEST.COCO_BACKEND = "auto"
+    # Evaluate boxes by GIoU as well: results "bbox_giou".
+    cfg.TEST.GIOU_EVAL = False
     # SSD's training augmentations, in front of resizing and flipping.
     # Random brightness, contrast, saturation, hue and order of channels.
     cfg.INPUT.PHOTOMETRIC = False

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from .giou import match_by_giou
+
 BACKENDS = ("auto", "faster-coco-eval", "pycocotools")
 
 
@@ -72,6 +74,8 @@ def evaluate_detections(
     detections: Sequence[dict],
     task: str,
     image_ids: Sequence[int] | None = None,
+    *,
+    giou: bool = False,
 ) -> CocoOutcome:
     """Run COCO's evaluation.
 
@@ -81,6 +85,7 @@ def evaluate_detections(
         detections: entries of a COCO results json; none is a result too (AP 0).
         task: "bbox" or "segm".
         image_ids: restrict the evaluation to these images.
+        giou: match boxes by GIoU; see :func:`.giou.match_by_giou`.
     """
     # Loading adds keys to the detections. With a box in it, COCO's code would take the area of the
     # box for that of the mask.
@@ -97,9 +102,14 @@ def evaluate_detections(
         evaluation = backend.new_evaluation(ground_truth, loaded, task)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
+        if giou:
+            match_by_giou(evaluation)
         evaluation.evaluate()
         evaluation.accumulate()
         printed.truncate(0)
         printed.seek(0)
         evaluation.summarize()
-    return CocoOutcome(evaluation=evaluation, summary=printed.getvalue().rstrip())
+    summary = printed.getvalue().rstrip()
+    if giou:
+        summary = summary.replace("[ IoU=", "[ GIoU=")
+    return CocoOutcome(evaluation=evaluation, summary=summary)

@@ -3,6 +3,7 @@
 Differences from Detectron2's ``COCOEvaluator``:
 
 - the implementation is ``TEST.COCO_BACKEND``;
+- ``TEST.GIOU_EVAL`` adds "bbox_giou", the same metrics with boxes matched by GIoU;
 - AP at IoU .8 and .9 and AR@100 are reported too;
 - no detection at all is AP 0, not NaN (NaN remains where there is no ground truth);
 - ground truth that COCO's code would misread is mended first, see :func:`prepare_ground_truth`.
@@ -36,7 +37,12 @@ def build_coco_evaluator(cfg, dataset_name: str, output_folder: str | None) -> C
         dataset_name: a registered data set; one without a COCO json is converted.
         output_folder: for ``coco_instances_results.json`` and Detectron2's other files, or None.
     """
-    return CocoEvaluator(dataset_name, output_dir=output_folder, backend_name=cfg.TEST.COCO_BACKEND)
+    return CocoEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        backend_name=cfg.TEST.COCO_BACKEND,
+        giou=cfg.TEST.GIOU_EVAL,
+    )
 
 
 def prepare_ground_truth(content: dict) -> tuple[dict, dict]:
@@ -84,6 +90,7 @@ class CocoEvaluator(COCOEvaluator):
         backend_name: one of :data:`.backend.BACKENDS`.
         distributed: whether to gather the predictions of all processes on the main one.
         tasks: "bbox", "segm" or both; by default what the predictions contain.
+        giou: whether to evaluate boxes by GIoU too, as "bbox_giou".
     """
 
     def __init__(
@@ -94,8 +101,10 @@ class CocoEvaluator(COCOEvaluator):
         backend_name: str = "auto",
         distributed: bool = True,
         tasks: Sequence[str] | None = None,
+        giou: bool = False,
     ):
         self._backend = load_backend(backend_name)
+        self._giou = giou
         _ensure_json(dataset_name, output_dir)
         super().__init__(
             dataset_name,
@@ -125,13 +134,22 @@ class CocoEvaluator(COCOEvaluator):
         if img_ids is not None:
             img_ids = [self._image_ids[identity] for identity in img_ids]
         for task in tasks:
-            self._logger.info(f"Evaluating {task} with {self._backend.name} ...")
-            outcome = evaluate_detections(
-                self._backend, self._coco_api, detections, task, image_ids=img_ids
-            )
-            self._logger.info("\n" + outcome.summary)
-            names = self._metadata.get("thing_classes")
-            self._results[task] = self._derive_coco_results(outcome.evaluation, task, names)
+            self._results[task] = self._evaluate(detections, task, img_ids)
+        if self._giou and "bbox" in tasks:
+            self._results["bbox_giou"] = self._evaluate(detections, "bbox", img_ids, giou=True)
+
+    def _evaluate(
+        self, detections: list[dict], task: str, image_ids: Sequence[int] | None, giou: bool = False
+    ) -> dict:
+        """The metrics of one task, logged and returned."""
+        rule = " by GIoU" if giou else ""
+        self._logger.info(f"Evaluating {task}{rule} with {self._backend.name} ...")
+        outcome = evaluate_detections(
+            self._backend, self._coco_api, detections, task, image_ids=image_ids, giou=giou
+        )
+        self._logger.info("\n" + outcome.summary)
+        names = self._metadata.get("thing_classes")
+        return self._derive_coco_results(outcome.evaluation, task, names)
 
     def _restore_category_ids(self, detections: list[dict]) -> None:
         """Replace class numbers 0..K-1 by the ids of the json, in place."""

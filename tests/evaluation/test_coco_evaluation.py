@@ -292,7 +292,7 @@ def test_auto_prefers_the_faster_one_and_leaves_pycocotools_alone(tmp_path):
     pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is optional")
     _register(tmp_path, _example())
     cfg = get_cfg()
-    cfg.TEST.COCO_BACKEND = "auto"
+    cfg.TEST.COCO_BACKEND, cfg.TEST.GIOU_EVAL = "auto", False
     results = _evaluate(build_coco_evaluator(cfg, "example", None), EXAMPLE_DETECTIONS)
     assert results["bbox"]["AP50"] == pytest.approx(100 * 28 / 101)
     assert load_backend("auto").name == "faster-coco-eval"
@@ -324,7 +324,7 @@ def _voc_evaluator(root, output, backend_name="pycocotools", **entry):
     entry = {"name": "v", "format": "voc", "root": str(root), "split": "test", **entry}
     register_datasets([{**entry, "classes": ["cat", "dog"]}])
     cfg = get_cfg()
-    cfg.TEST.COCO_BACKEND = backend_name
+    cfg.TEST.COCO_BACKEND, cfg.TEST.GIOU_EVAL = backend_name, False
     return build_evaluator(cfg, "v", str(output))
 
 
