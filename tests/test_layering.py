@@ -17,7 +17,7 @@ ALLOWED = {
     "checkpoint": set(),
     "data": set(),
     "modeling": {"structures", "ops", "losses", "matching", "compat"},
-    "evaluation": {"data"},
+    "evaluation": {"data", "ops"},
     "engine": {
         "modeling", "config", "compat", "checkpoint", "data", "evaluation", "analysis",
     },
