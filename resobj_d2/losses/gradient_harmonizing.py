@@ -47,8 +47,9 @@ class _GradientDensity(nn.Module):
             counted: bool, the same shape.
         """
         index = (norms * self.bins).long().clamp(0, self.bins - 1)
-        found = torch.zeros(self.bins, device=norms.device)
-        found = found.scatter_add(0, index.flatten(), counted.flatten().float())
+        # Whole numbers: adding ones in float32 stops at 2^24, less than a batch has elements.
+        found = torch.zeros(self.bins, dtype=torch.int32, device=norms.device)
+        found = found.scatter_add(0, index.flatten(), counted.flatten().int())
         used = found > 0
         mixed = self.momentum * self.counts + (1 - self.momentum) * found
         # An empty bin keeps its count. A new tensor: the graph of an earlier call may hold the old.

@@ -97,6 +97,24 @@ def test_nothing_to_learn_from_gives_zero_and_leaves_the_state():
     assert loss.counts.sum() == 0
 
 
+def test_more_elements_than_float32_can_count():
+    """A batch at 800 pixels has 30 million; 2^24 ones are as many as float32 can add up."""
+    loss = GHMCLoss(bins=2, momentum=0.0)
+    number = 2**24 + 2**20
+    loss.weights(torch.zeros(number), torch.ones(number, dtype=torch.bool))
+    assert loss.counts.tolist() == [number, 0]
+
+
+def test_gradient_of_the_box_loss_by_hand():
+    """One element of norm .6 and three of 0 in a bin each: slope .6 / (1 * 2)."""
+    loss = GHMRLoss(bins=2, momentum=0.0, mu=0.04)
+    pred = torch.tensor([[0.03, 0.0, 0.0, 0.0]], requires_grad=True)
+    value = loss(pred, torch.zeros(1, 4), torch.tensor([True]))
+    value.backward()
+    assert value.item() == pytest.approx((0.05 - 0.04) / 2)
+    torch.testing.assert_close(pred.grad, torch.tensor([[0.3, 0.0, 0.0, 0.0]]))
+
+
 @pytest.mark.parametrize("kwargs", [{"bins": 0}, {"momentum": 1.0}, {"momentum": -0.1}])
 def test_bad_options_are_refused(kwargs):
     with pytest.raises(ValueError, match="GHM_BINS"):
