@@ -151,6 +151,8 @@ def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.BOX_LOSS.BALANCED_ALPHA = 0.5
     dense.BOX_LOSS.BALANCED_GAMMA = 1.5
     dense.BOX_LOSS.BALANCED_BETA = 1.0
+    # mmdetection's way with BALANCED_BETA, whose slope jumps at 0.
+    dense.BOX_LOSS.BALANCED_PUBLIC = False
     # GHMRLoss, which wants a weight of about 10
     dense.BOX_LOSS.GHM_MU = 0.02
     dense.BOX_LOSS.GHM_BINS = 10

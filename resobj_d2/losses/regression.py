@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,12 +71,17 @@ class BalancedL1Loss:
         alpha, gamma: of the paper; the slope grows as ``alpha ln(b u + 1)`` up to ``gamma``.
         beta: where the logarithmic part ends; the paper's loss is the one with ``beta = 1``,
             others stretch it.
+        public: instead of stretching, put ``beta`` where mmdetection does. The slope then jumps
+            from 0 to ``alpha (1 - beta) / beta`` at a difference of 0 (4 with ``beta = 0.11``), to
+            compare with models trained so.
     """
 
     space = "deltas"
     self_normalized = False
 
-    def __init__(self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0) -> None:
+    def __init__(
+        self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, public: bool = False
+    ) -> None:
         if alpha <= 0 or gamma <= 0 or beta <= 0:
             raise ValueError(
                 "BOX_LOSS.BALANCED_ALPHA, BALANCED_GAMMA and BALANCED_BETA must be positive, "
@@ -83,15 +90,31 @@ class BalancedL1Loss:
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta
+        self.public = public
 
     @classmethod
     def from_config(cls, node) -> BalancedL1Loss:
-        return cls(alpha=node.BALANCED_ALPHA, gamma=node.BALANCED_GAMMA, beta=node.BALANCED_BETA)
+        return cls(
+            alpha=node.BALANCED_ALPHA,
+            gamma=node.BALANCED_GAMMA,
+            beta=node.BALANCED_BETA,
+            public=node.BALANCED_PUBLIC,
+        )
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         # Equal numbers have neither loss nor gradient.
         pred = torch.where(mask[..., None], pred.float(), 0.0)
         target = torch.where(mask[..., None], target.float(), 0.0)
+        if self.public:
+            return self._public(pred - target)
         return ops.balanced_l1_loss(
             pred, target, alpha=self.alpha, gamma=self.gamma, beta=self.beta
         )
+
+    def _public(self, difference: Tensor) -> Tensor:
+        """The sum over all elements."""
+        b = math.expm1(self.gamma / self.alpha)
+        distance = difference.abs()
+        x = distance.clamp(max=self.beta)
+        curved = self.alpha / b * (b * x + 1) * torch.log1p(b * x / self.beta) - self.alpha * x
+        return (curved + self.gamma * (distance - x)).sum()

@@ -83,6 +83,48 @@ def test_balanced_l1_by_hand():
     assert stretched.item() == pytest.approx(0.1 * (inside + outside), rel=1e-5)
 
 
+def test_public_balanced_l1_by_hand():
+    """mmdetection's formula with beta .11: not the clean one, and its slope jumps at 0."""
+    b, beta = math.e**3 - 1, 0.11
+    inside = 0.5 / b * (b * 0.05 + 1) * math.log(b * 0.05 / beta + 1) - 0.5 * 0.05
+    outside = 1.5 * 0.2 + 1.5 / b - 0.5 * beta
+    loss = BalancedL1Loss(beta=beta, public=True)
+    pred = torch.tensor([[0.05, -0.2, 1e-6, 0.0]], requires_grad=True)
+    value = loss(pred, torch.zeros(1, 4), YES)
+    # The third element's slope is its whole loss: alpha (1 - beta) / beta.
+    jump = 0.5 * (1 - beta) / beta
+    assert value.item() == pytest.approx(inside + outside + 1e-6 * jump, rel=1e-5)
+    value.backward()
+    assert pred.grad[0, 1].item() == -1.5
+    assert pred.grad[0, 2].item() == pytest.approx(jump, rel=1e-3)
+    assert pred.grad[0, 3].item() == 0
+    torch.testing.assert_close(
+        BalancedL1Loss(public=True)(pred, torch.ones(1, 4), YES),
+        BalancedL1Loss()(pred, torch.ones(1, 4), YES),
+    )
+
+
+@pytest.mark.parametrize(
+    "loss, expected, apart",
+    [
+        (IoULoss(), 1.0, 1.0),
+        (NegativeLogIoULoss(), -math.log(1e-6), -math.log(1e-6)),
+        # Within the target: hull = union, GIoU 0. Apart: hull 12x4, union 16.
+        (GIoULoss(), 1.0, 1 + 32 / 48),
+    ],
+)
+def test_a_box_without_area_has_a_loss_and_a_finite_gradient(loss, expected, apart):
+    for corner, value in ((3.0, expected), (12.0, apart)):
+        pred = torch.tensor([[corner, 0.0, corner, 4.0]], requires_grad=True)
+        target = PRED if corner > 6 else TARGET
+        found = loss(pred, target, YES)
+        assert found.item() == pytest.approx(value, rel=1e-5)
+        found.backward()
+        assert torch.isfinite(pred.grad).all()
+    both = loss(torch.zeros(1, 4), torch.zeros(1, 4), YES)
+    assert torch.isfinite(both)
+
+
 @pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
 def test_pairs_outside_the_mask_do_not_count_even_if_not_finite(name, tiny_cfg):
     loss = BOX_LOSS_REGISTRY.get(name).from_config(tiny_cfg().MODEL.DENSE.BOX_LOSS)
