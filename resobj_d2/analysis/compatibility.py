@@ -102,6 +102,13 @@ REFUSALS = [
         "others and has none for each",
     )
     for sampler in ("HardNegativeRatio", "OHEMSampler")
+] + [
+    Refusal(
+        {"SAMPLER": "IoUBalancedSampler", "ANCHOR_FREE": streams},
+        "SAMPLER IoUBalancedSampler draws background by its IoU, but FSAFAssigner does not go by "
+        "IoU: it would draw at random",
+    )
+    for streams in ("beside anchors", "alone")
 ]
 
 

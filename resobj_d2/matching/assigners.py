@@ -35,6 +35,7 @@ class MaxIoUAssigner:
     """
 
     needs_predictions = False
+    labels_by_iou = True
 
     def __init__(
         self,

@@ -27,7 +27,8 @@ ASSIGNER_REGISTRY.__doc__ = """
 Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL.DENSE.ASSIGNER``:
 ``assigner(priors, anchors, ground_truth, prediction) -> Targets`` with ``anchors`` (R, 4) or
 (N, R, 4). ``needs_predictions`` says whether it reads the (detached) StagePrediction; otherwise
-``prediction`` is None.
+``prediction`` is None. ``labels_by_iou`` says whether ``matched_ious`` tell how much background
+overlaps; otherwise they are 0 there.
 """
 
 SAMPLER_REGISTRY = Registry("SAMPLER")
@@ -36,5 +37,6 @@ Selection of the labelled anchors that are trained, built as ``Entry.from_config
 ``MODEL.DENSE.SAMPLER``: ``sampler(targets, anchors=, difficulty=) -> (N, R) bool``, a subset of
 ``targets.valid``. Anchors outside it become ignored for every loss. ``needs_loss`` says whether it
 ranks anchors by ``difficulty``, the (N, R) detached loss of each: that of the objectness where it
-owns the background, otherwise the class loss. Without it ``difficulty`` is None.
+owns the background, otherwise the class loss. Without it ``difficulty`` is None. ``needs_ious``
+says whether it reads the ``matched_ious`` of background.
 """

@@ -58,6 +58,7 @@ class FSAFAssigner:
     """
 
     needs_predictions = True
+    labels_by_iou = False
 
     def __init__(
         self,

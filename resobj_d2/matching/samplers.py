@@ -52,6 +52,7 @@ class KeepAll:
     """Every labelled anchor, as in RetinaNet and Residual Objectness ("sampling-free")."""
 
     needs_loss = False
+    needs_ious = False
 
     @classmethod
     def from_config(cls, node) -> KeepAll:
@@ -73,6 +74,7 @@ class RandomSampler:
     """
 
     needs_loss = False
+    needs_ious = False
 
     def __init__(self, *, size: int = 256, positive_fraction: float = 0.5) -> None:
         _check_size(size, positive_fraction)
@@ -105,8 +107,11 @@ class IoUBalancedSampler(RandomSampler):
 
     Args:
         num_bins: K bins of equal width over IoUs from 0 to ``negative_iou``.
-        negative_iou: the IoU below which the assigner makes an anchor background.
+        negative_iou: the IoU below which the assigner makes an anchor background. Background of
+            a larger one (a stage may have other thresholds) counts in the last bin.
     """
+
+    needs_ious = True
 
     def __init__(
         self,
@@ -157,6 +162,7 @@ class HardNegativeRatio:
     """
 
     needs_loss = True
+    needs_ious = False
 
     def __init__(self, *, negative_ratio: float = 3.0) -> None:
         if negative_ratio <= 0:
@@ -190,6 +196,7 @@ class OHEMSampler:
     """
 
     needs_loss = True
+    needs_ious = False
 
     def __init__(
         self, *, size: int = 128, nms_thresh: float = 0.5, positive_fraction: float = 0.0
@@ -218,7 +225,7 @@ class OHEMSampler:
                 continue
             most = max(1, int(self.size * self.positive_fraction))
             positive = self._hardest(boxes, loss, targets.foreground[i], most)
-            quota = (positive.sum() * ((self.size - most) / most)).long()
+            quota = positive.sum() * (self.size - most) // most
             negative = self._hardest(boxes, loss, targets.background[i], self.size - most, quota)
             rows.append(positive | negative)
         return torch.stack(rows)

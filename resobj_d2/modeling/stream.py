@@ -84,11 +84,7 @@ class DenseStream(nn.Module):
         if len(owners) > 1:
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
-        if sampler.needs_loss and self.classify_background and cls_loss.per_anchor is None:
-            raise ValueError(
-                f"SAMPLER {type(sampler).__name__} ranks anchors by their class loss, but "
-                f"{type(cls_loss).__name__} weighs them by all others and has none for each"
-            )
+        self._check_sampler()
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
@@ -151,6 +147,22 @@ class DenseStream(nn.Module):
                 {b.name: b.fusion_share for b in branches if b.fusion_share is not None},
             ),
         )
+
+    def _check_sampler(self) -> None:
+        """Refuse a sampler that would not find what it goes by."""
+        name = type(self.sampler).__name__
+        ranks_by_class = self.sampler.needs_loss and self.classify_background
+        if ranks_by_class and self.cls_loss.per_anchor is None:
+            raise ValueError(
+                f"SAMPLER {name} ranks anchors by their class loss, but "
+                f"{type(self.cls_loss).__name__} weighs them by all others and has none for each"
+            )
+        for stage in self.stages:
+            if self.sampler.needs_ious and not stage.assigner.labels_by_iou:
+                raise ValueError(
+                    f"SAMPLER {name} draws background by its IoU, but "
+                    f"{type(stage.assigner).__name__} does not go by IoU: it would draw at random"
+                )
 
     @property
     def num_steps(self) -> int:
