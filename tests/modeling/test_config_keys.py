@@ -79,6 +79,38 @@ def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
     assert before != expected  # the default is another one
 
 
+@pytest.mark.parametrize(
+    "slot, name, key, value, path, expected",
+    [
+        ("CLS_LOSS", "GHMCLoss", "GHM_BINS", "7", "cls_loss.bins", 7),
+        ("CLS_LOSS", "GHMCLoss", "GHM_MOMENTUM", "0.5", "cls_loss.momentum", 0.5),
+        ("BOX_LOSS", "GHMRLoss", "GHM_BINS", "7", "box_loss.bins", 7),
+        ("BOX_LOSS", "GHMRLoss", "GHM_MOMENTUM", "0.5", "box_loss.momentum", 0.5),
+        ("BOX_LOSS", "GHMRLoss", "GHM_MU", "0.1", "box_loss.mu", 0.1),
+        ("BOX_LOSS", "BalancedL1Loss", "BALANCED_ALPHA", "0.6", "box_loss.alpha", 0.6),
+        ("BOX_LOSS", "BalancedL1Loss", "BALANCED_GAMMA", "1.2", "box_loss.gamma", 1.2),
+        ("BOX_LOSS", "BalancedL1Loss", "BALANCED_BETA", "0.11", "box_loss.beta", 0.11),
+        ("BOX_LOSS", "BalancedL1Loss", "BALANCED_PUBLIC", "True", "box_loss.public", True),
+        ("SAMPLER", "RandomSampler", "SIZE", "64", "sampler.size", 64),
+        ("SAMPLER", "RandomSampler", "POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
+        ("SAMPLER", "IoUBalancedSampler", "SIZE", "64", "sampler.size", 64),
+        ("SAMPLER", "IoUBalancedSampler", "POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
+        ("SAMPLER", "IoUBalancedSampler", "NUM_BINS", "5", "sampler.num_bins", 5),
+        ("SAMPLER", "IoUBalancedSampler", "NEGATIVE_IOU", "0.3", "sampler.negative_iou", 0.3),
+        ("SAMPLER", "OHEMSampler", "SIZE", "64", "sampler.size", 64),
+        ("SAMPLER", "OHEMSampler", "POSITIVE_FRACTION", "0.25", "sampler.positive_fraction", 0.25),
+        ("SAMPLER", "OHEMSampler", "NMS_THRESH", "0.7", "sampler.nms_thresh", 0.7),
+        ("SAMPLER", "HardNegativeRatio", "NEGATIVE_RATIO", "2.0", "sampler.negative_ratio", 2.0),
+    ],
+)
+def test_key_of_a_chosen_entry_reaches_it(tiny_cfg, slot, name, key, value, path, expected):
+    base = [f"MODEL.DENSE.{slot}.NAME", name]
+    before = get(build_model(tiny_cfg(*base)), path)
+    after = get(build_model(tiny_cfg(*base, f"MODEL.DENSE.{slot}.{key}", value)), path)
+    assert after == expected
+    assert before != expected  # the default is another one
+
+
 @pytest.mark.parametrize("name, loss", [("CLS_LOSS", "loss_cls"), ("BOX_LOSS", "loss_box_reg")])
 def test_weight_scales_its_loss(tiny_cfg, make_batch, name, loss):
     batch = make_batch([(96, 96, 3)])

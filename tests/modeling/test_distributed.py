@@ -54,9 +54,16 @@ EVERYTHING = [
     "MODEL.DENSE.STAGES", "[{'CLS': 'own', 'TOWER': 'gated'}]",
     "MODEL.DENSE.QUALITY.ENABLED", "True",
 ]  # fmt: skip
+OHEM_GHM = [
+    "MODEL.DENSE.SAMPLER.NAME", "OHEMSampler",
+    "MODEL.DENSE.SAMPLER.POSITIVE_FRACTION", "0.25",
+    "MODEL.DENSE.BOX_LOSS.NAME", "GHMRLoss",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [[], EVERYTHING], ids=["fl", "resobj_gated_conf"])
+@pytest.mark.parametrize(
+    "method", [[], EVERYTHING, OHEM_GHM], ids=["fl", "resobj_gated_conf", "ohem_ghm"]
+)
 def test_empty_process_keeps_step(tiny_options, tmp_path, method):
     options = [*tiny_options, *method]
     processes = [
