@@ -14,9 +14,15 @@ from detectron2.engine import defaults
 from detectron2.engine import launch as detectron2_launch
 from detectron2.structures import ImageList
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["TRAINER_SAVES_OPTIMIZER", "batch_images", "ddp_on_cpu", "launch"]
+__all__ = [
+    "TRAINER_SAVES_OPTIMIZER",
+    "batch_images",
+    "ddp_on_cpu",
+    "launch",
+    "update_loss_normalizer",
+]
 
 # Detectron2 0.5 leaves the optimiser out of its checkpoints: a resumed run starts with momentum 0.
 TRAINER_SAVES_OPTIMIZER = "state_dict" in vars(defaults.DefaultTrainer)
@@ -33,6 +39,18 @@ def batch_images(images: list[Tensor], backbone) -> ImageList:
             images, backbone.size_divisibility, padding_constraints=constraints
         )
     return ImageList.from_tensors(images, backbone.size_divisibility)
+
+
+def update_loss_normalizer(retinanet: nn.Module, value: float) -> float:
+    """Move RetinaNet's running mean of foreground counts towards ``value`` and return it.
+
+    Upstream main has a method for it that all dense detectors share, 0.5 does it inside the loss.
+    """
+    if hasattr(retinanet, "_ema_update"):
+        return retinanet._ema_update("loss_normalizer", value, 100)
+    momentum = retinanet.loss_normalizer_momentum
+    retinanet.loss_normalizer = momentum * retinanet.loss_normalizer + (1 - momentum) * value
+    return retinanet.loss_normalizer
 
 
 def launch(

@@ -14,6 +14,7 @@ ALLOWED = {
     "matching": {"structures", "ops"},
     "config": {"modeling"},
     "compat": set(),
+    "acceleration": {"ops", "compat"},
     "checkpoint": set(),
     "data": set(),
     "modeling": {"structures", "ops", "losses", "matching", "compat"},
