@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.ops import nms
 
 from resobj_d2.matching import (
     HardNegativeRatio,
@@ -111,6 +112,21 @@ def test_ohem_ranks_by_loss_after_nms():
     assert rows(mask) == [[1, 2, 3], [0, 3, 4]]
     loose = OHEMSampler(size=3, nms_thresh=0.9)(targets, anchors=anchors, difficulty=difficulty)
     assert rows(loose)[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size, thresh", [(16, 0.5), (16, 0.7), (1000, 0.5)])
+def test_ohem_is_a_loop_over_torchvisions_nms(size, thresh):
+    torch.manual_seed(1)
+    corner = 100 * torch.rand(300, 2)
+    anchors = torch.cat((corner, corner + 10 + 40 * torch.rand(300, 2)), dim=1)
+    labels = random_labels(images=2, anchors=300)
+    difficulty = torch.rand(2, 300)
+    sampler = OHEMSampler(size=size, nms_thresh=thresh)
+    mask = sampler(make_targets(labels), anchors=anchors, difficulty=difficulty)
+    for i in range(2):
+        valid = torch.nonzero(labels[i] != -1).flatten()
+        keep = nms(anchors[valid], difficulty[i, valid], thresh)[:size]
+        assert rows(mask)[i] == sorted(valid[keep].tolist())
 
 
 def test_ohem_one_to_three_by_hand():
