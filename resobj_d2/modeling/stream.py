@@ -260,6 +260,10 @@ class DenseStream(nn.Module):
         targets = stage.assigner(
             output.priors, prediction.anchors, ground_truth, prediction if needs else None
         )
+        if targets.excluded_class is not None and not self.classify_background:
+            # What may be an object of some class must not learn that it is none.
+            unsure = targets.excluded_class >= 0
+            targets = replace(targets, labels=torch.where(unsure, IGNORE, targets.labels))
         difficulty = None
         if self.sampler.needs_loss:
             difficulty = self._difficulty(output, prediction, targets)
@@ -274,7 +278,8 @@ class DenseStream(nn.Module):
             if branch.owns_background:
                 logits = branch.score_logits(output.branches[name])
                 return F.softplus(torch.where(targets.foreground, -logits, logits))
-        return self.cls_loss.per_anchor(prediction.cls_logits, targets.labels)
+        logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
+        return self.cls_loss.per_anchor(logits, targets.labels)
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import pairwise_iou
+from torch.nn import functional as F
 
 from resobj_d2.structures import Candidates
 
@@ -115,6 +116,44 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):
     excluded = targets.excluded_class[image, row]
     assert gradient[excluded] == 0
     assert gradient.count_nonzero() == len(gradient) - 1
+
+
+def test_objectness_does_not_learn_that_the_excluded_class_is_background(tiny_cfg, make_batch):
+    """Points without a negative of their box's class have no label for the objectness either."""
+    objectness = ["MODEL.DENSE.ANCHOR_FREE.OBJECTNESS.ENABLED", "True"]
+    model = build(tiny_cfg, *FSAF, *objectness)
+    stream = model.streams["anchor_free"]
+    batch = make_batch([(96, 96, 1)])
+    output = model.predict(model._preprocess(batch))["anchor_free"]
+    truth = model._ground_truth(batch)
+    targets = stream._targets(stream.stages[0], output, output.stages[0], truth)
+    excluded = targets.excluded_class >= 0
+    assert excluded.any()
+    assert targets.background.any()
+    logits = output.branches["objectness"].logits
+    logits.retain_grad()
+    losses, _ = stream.losses(output, truth)
+    losses["loss_objectness"].backward()
+    assert (logits.grad[excluded] == 0).all()
+    assert (logits.grad[targets.background] != 0).all()
+
+
+def test_excluded_class_does_not_make_a_point_hard(tiny_cfg, make_batch):
+    options = ["SAMPLER.NAME", "HardNegativeRatio", "CLS_LOSS.NAME", "SigmoidCE"]
+    options = [x if i % 2 else f"MODEL.DENSE.ANCHOR_FREE.{x}" for i, x in enumerate(options)]
+    model = build(tiny_cfg, *FSAF, *options)
+    stream = model.streams["anchor_free"]
+    batch = make_batch([(96, 96, 1)])
+    output = model.predict(model._preprocess(batch))["anchor_free"]
+    targets = stream._targets(
+        stream.stages[0], output, output.stages[0], model._ground_truth(batch)
+    )
+    image, row = torch.nonzero(targets.excluded_class >= 0)[0].tolist()
+    others = torch.arange(3) != targets.excluded_class[image, row]
+    targets.labels[image, row] = targets.num_classes  # whatever the sampler said
+    difficulty = stream._difficulty(output, output.stages[0], targets)[image, row]
+    expected = F.softplus(output.stages[0].cls_logits[image, row][others]).sum()
+    torch.testing.assert_close(difficulty, expected)
 
 
 def test_works_with_objectness_on_the_anchors(tiny_resobj, make_batch):
