@@ -14,7 +14,8 @@ Classification losses. An entry is built as ``Entry.from_config(node)`` from
 SUM over the anchors in ``mask``. It never averages, unless ``self_normalized`` says that its
 weights do; the normaliser then does not divide it. Scores are sigmoids of the logits.
 ``per_anchor(logits, labels) -> (N, R)`` is the loss of each anchor, for samplers that rank by it,
-or None where a loss has no such thing.
+or None where a loss has no such thing. Each stage has one of its own, so that a loss with a state
+(an ``nn.Module`` with buffers) knows only the anchors of that stage; so it is with box losses.
 """
 
 BOX_LOSS_REGISTRY = Registry("BOX_LOSS")

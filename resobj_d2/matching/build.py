@@ -17,8 +17,9 @@ CODER_REGISTRY = Registry("CODER")
 CODER_REGISTRY.__doc__ = """
 Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
 ``encode(anchors, boxes) -> deltas`` and ``decode(anchors, deltas) -> boxes``, all (..., 4) and
-broadcast over the leading dimensions. ``initial_delta`` is where the box predictor's bias starts.
-``delta_options`` are the ``weights`` and ``scale_clamp`` with which ``ops.dense_detections``
+broadcast over the leading dimensions. ``initial_delta`` is where the bias of the box predictor on
+the priors starts, ``identity_delta`` where those of later stages start: boxes then stay as they
+are. ``delta_options`` are the ``weights`` and ``scale_clamp`` with which ``ops.dense_detections``
 decodes the same deltas, or None where it cannot and ``decode`` is to do it for every anchor.
 """
 

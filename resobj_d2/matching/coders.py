@@ -32,6 +32,7 @@ class DeltaCoder:
     """
 
     initial_delta = 0.0
+    identity_delta = 0.0
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class LTRBCoder:
 
     # The ReLU passes no gradient below zero, so predictions start above it.
     initial_delta = 0.1
+    identity_delta = 0.5
     delta_options = None
 
     @classmethod

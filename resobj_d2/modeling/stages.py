@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from resobj_d2.losses import NORMALIZER_REGISTRY
+from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from resobj_d2.matching import ASSIGNER_REGISTRY, MaxIoUAssigner
 from resobj_d2.structures import StagePrediction, TowerFeatures
 
@@ -17,6 +18,7 @@ from .predictors import SharedConv, init_conv, prior_bias
 
 __all__ = ["Stage", "StageOptions", "build_stages"]
 
+TASKS = ("cls", "box")
 _CHOICES = {
     "CLS": ("shared", "own", "none"),
     "BOX": ("own", "shared", "none"),
@@ -87,7 +89,12 @@ class StageOptions:
     @property
     def tasks(self) -> list[str]:
         """The tasks that have a predictor of their own."""
-        return [task for task in ("cls", "box") if getattr(self, task) == "own"]
+        return [task for task in TASKS if getattr(self, task) == "own"]
+
+    @property
+    def trained(self) -> list[str]:
+        """The tasks that have a loss."""
+        return [task for task in TASKS if getattr(self, task) != "none"]
 
     def assigner(self, num_classes: int) -> MaxIoUAssigner:
         thresholds, labels = self.iou_thresholds, self.iou_labels
@@ -108,7 +115,9 @@ class StageOptions:
 
 
 class Stage(nn.Module):
-    """The predictors of one set of anchors, the rule that labels these, and their normaliser.
+    """One set of anchors: predictors, the rule that labels them, losses and normaliser.
+
+    Losses and normaliser may have a state, which is that of these anchors.
 
     Args:
         cls: predictor of K logits per anchor from the class tower's levels; None to use those of
@@ -116,10 +125,11 @@ class Stage(nn.Module):
         box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
         assigner: see ``ASSIGNER_REGISTRY``.
         normalizer: see ``NORMALIZER_REGISTRY``.
+        cls_loss: see ``CLS_LOSS_REGISTRY``; None if its labels do not train the class logits.
+        box_loss: see ``BOX_LOSS_REGISTRY``; None if it moves no boxes.
         tower: see ``TOWER_REGISTRY``; None to read what the stage before it reads.
         gates: by task the convolution that gates the feature of the tower before it, which is
             then added to the pyramid's; empty for none.
-        trains_cls: whether its labels train the class logits.
         repeats_box: without ``box``, apply the latest deltas once more.
         weight: factor of its losses.
         own_cls_normalizer: divide the class loss by this stage's normaliser, not by the first's.
@@ -132,9 +142,10 @@ class Stage(nn.Module):
         box: nn.Module | None,
         assigner,
         normalizer: nn.Module,
+        cls_loss,
+        box_loss,
         tower: nn.Module | None = None,
         gates: Mapping[str, nn.Module] | None = None,
-        trains_cls: bool = True,
         repeats_box: bool = False,
         weight: float = 1.0,
         own_cls_normalizer: bool = True,
@@ -146,7 +157,8 @@ class Stage(nn.Module):
         self.normalizer = normalizer
         self.tower = tower
         self.gates = nn.ModuleDict(gates or {})
-        self.trains_cls = trains_cls
+        self.cls_loss = cls_loss
+        self.box_loss = box_loss
         self.repeats_box = repeats_box
         self.weight = weight
         self.own_cls_normalizer = own_cls_normalizer
@@ -202,42 +214,39 @@ def build_stages(
         num_classes: K.
         in_channels: channels of the tower.
         num_anchors: A.
-        coder: see ``CODER_REGISTRY``; knows where its deltas start.
+        coder: see ``CODER_REGISTRY``; knows where deltas start.
         tower_node: ``MODEL.DENSE.TOWER``, for stages with a tower of their own.
         pyramid_channels: channels of what towers read, per level.
     """
     sizes = {"in_channels": in_channels, "num_anchors": num_anchors}
-    predictors = {
-        "cls": {
-            "channels": num_classes,
-            "bias_value": prior_bias(node.CLS_LOSS.PRIOR_PROB, num_classes),
-        },
-        "box": {"channels": 4, "bias_value": coder.initial_delta},
+    channels = {"cls": num_classes, "box": 4}
+    losses = {
+        "cls": (CLS_LOSS_REGISTRY, node.CLS_LOSS),
+        "box": (BOX_LOSS_REGISTRY, node.BOX_LOSS),
     }
 
-    def predictor(task: str, tasks: Sequence[str] = ("cls", "box")) -> SharedConv | None:
-        return SharedConv(**sizes, **predictors[task]) if task in tasks else None
-
-    def normalizer() -> nn.Module:
-        return NORMALIZER_REGISTRY.get(node.NORMALIZER.NAME).from_config(node.NORMALIZER)
+    def parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
+        """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
+        bias = {"cls": prior_bias(node.CLS_LOSS.PRIOR_PROB, num_classes), "box": delta}
+        found = {"normalizer": _entry(NORMALIZER_REGISTRY, node.NORMALIZER)}
+        for task in TASKS:
+            found[task] = found[f"{task}_loss"] = None
+            if task in own:
+                found[task] = SharedConv(**sizes, channels=channels[task], bias_value=bias[task])
+            if task in trained:
+                found[f"{task}_loss"] = _entry(*losses[task])
+        return found
 
     assigner = ASSIGNER_REGISTRY.get(node.ASSIGNER.NAME).from_config(node.ASSIGNER, num_classes)
-    stages = [
-        Stage(
-            cls=predictor("cls"), box=predictor("box"), assigner=assigner, normalizer=normalizer()
-        )
-    ]
+    stages = [Stage(assigner=assigner, **parts(TASKS, TASKS, coder.initial_delta))]
     for i, entry in enumerate(node.STAGES):
         try:
             options = StageOptions.from_entry(entry)
             stage = Stage(
-                cls=predictor("cls", options.tasks),
-                box=predictor("box", options.tasks),
+                **parts(options.tasks, options.trained, coder.identity_delta),
                 assigner=options.assigner(num_classes),
-                normalizer=normalizer(),
                 tower=_own_tower(options, tower_node, pyramid_channels),
                 gates=_gates(options, in_channels, pyramid_channels),
-                trains_cls=options.cls != "none",
                 repeats_box=options.box == "shared",
                 weight=options.weight,
                 own_cls_normalizer=options.normalizer == "own",
@@ -246,6 +255,10 @@ def build_stages(
             raise ValueError(f"STAGES[{i}]: {error}") from error
         stages.append(stage)
     return stages
+
+
+def _entry(registry: Registry, node):
+    return registry.get(node.NAME).from_config(node)
 
 
 def _own_tower(options: StageOptions, node, pyramid_channels: Sequence[int]) -> nn.Module | None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
 from resobj_d2.ops import dense_detections
 from resobj_d2.structures import (
@@ -44,9 +43,8 @@ class DenseStream(nn.Module):
 
     Args:
         priors, coder, sampler: see the registries in ``resobj_d2.matching``.
-        cls_loss, box_loss: see the registries in ``resobj_d2.losses``.
-        cls_weight, box_weight: factors of these losses.
-        stages: at least one, the first with both predictors.
+        stages: at least one, the first with both predictors and both losses.
+        cls_weight, box_weight: factors of the stages' losses.
         stage_scores: class probabilities are those of the last stage with a class predictor of its
             own ("last"), or the mean over all of these ("mean", as in Cascade R-CNN).
         branches: score branches, by their ``name``.
@@ -59,11 +57,9 @@ class DenseStream(nn.Module):
         priors: nn.Module,
         coder,
         sampler,
-        cls_loss,
-        box_loss,
+        stages: Sequence[Stage],
         cls_weight: float = 1.0,
         box_weight: float = 1.0,
-        stages: Sequence[Stage],
         stage_scores: str = "last",
         branches: Sequence[ScoreBranch] = (),
         fusion: ScoreFusion,
@@ -72,11 +68,9 @@ class DenseStream(nn.Module):
         self.priors = priors
         self.coder = coder
         self.sampler = sampler
-        self.cls_loss = cls_loss
-        self.box_loss = box_loss
+        self.stages = nn.ModuleList(stages)
         self.cls_weight = cls_weight
         self.box_weight = box_weight
-        self.stages = nn.ModuleList(stages)
         self.stage_scores = stage_scores
         self.branches = nn.ModuleDict({b.name: b for b in branches})
         self.fusion = fusion
@@ -132,13 +126,11 @@ class DenseStream(nn.Module):
             priors=priors,
             coder=coder,
             sampler=SAMPLER_REGISTRY.get(node.SAMPLER.NAME).from_config(node.SAMPLER),
-            cls_loss=CLS_LOSS_REGISTRY.get(node.CLS_LOSS.NAME).from_config(node.CLS_LOSS),
-            box_loss=BOX_LOSS_REGISTRY.get(node.BOX_LOSS.NAME).from_config(node.BOX_LOSS),
-            cls_weight=node.CLS_LOSS.WEIGHT,
-            box_weight=node.BOX_LOSS.WEIGHT,
             stages=build_stages(
                 node, coder=coder, tower_node=tower_node, pyramid_channels=pyramid_channels, **sizes
             ),
+            cls_weight=node.CLS_LOSS.WEIGHT,
+            box_weight=node.BOX_LOSS.WEIGHT,
             stage_scores=node.STAGE_SCORES,
             branches=branches,
             fusion=ScoreFusion.from_config(
@@ -151,11 +143,12 @@ class DenseStream(nn.Module):
     def _check_sampler(self) -> None:
         """Refuse a sampler that would not find what it goes by."""
         name = type(self.sampler).__name__
+        cls_loss = self.stages[0].cls_loss
         ranks_by_class = self.sampler.needs_loss and self.classify_background
-        if ranks_by_class and self.cls_loss.per_anchor is None:
+        if ranks_by_class and cls_loss.per_anchor is None:
             raise ValueError(
                 f"SAMPLER {name} ranks anchors by their class loss, but "
-                f"{type(self.cls_loss).__name__} weighs them by all others and has none for each"
+                f"{type(cls_loss).__name__} weighs them by all others and has none for each"
             )
         for stage in self.stages:
             if self.sampler.needs_ious and not stage.assigner.labels_by_iou:
@@ -225,10 +218,10 @@ class DenseStream(nn.Module):
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
             cls, box = self._stage_losses(stage, prediction, targets)
             if cls is not None:
-                divisor = 1.0 if self.cls_loss.self_normalized else cls_normalizer
+                divisor = 1.0 if stage.cls_loss.self_normalized else cls_normalizer
                 losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / divisor
             if box is not None:
-                divisor = 1.0 if self.box_loss.self_normalized else normalizer
+                divisor = 1.0 if stage.box_loss.self_normalized else normalizer
                 losses[f"loss_box_reg{suffix}"] = box * self.box_weight * stage.weight / divisor
             for branch in self.branches.values():
                 if branch.last_stage_only and prediction is not output.stages[-1]:
@@ -279,7 +272,7 @@ class DenseStream(nn.Module):
                 logits = branch.score_logits(output.branches[name])
                 return F.softplus(torch.where(targets.foreground, -logits, logits))
         logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
-        return self.cls_loss.per_anchor(logits, targets.labels)
+        return self.stages[0].cls_loss.per_anchor(logits, targets.labels)
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets
@@ -287,20 +280,20 @@ class DenseStream(nn.Module):
         """Sums of the class and the box loss; None for what the stage does not train."""
         foreground = targets.foreground
         cls = None
-        if stage.trains_cls:
-            cls = self.cls_loss(
+        if stage.cls_loss is not None:
+            cls = stage.cls_loss(
                 _without_excluded(prediction.cls_logits, targets.excluded_class),
                 targets.labels,
                 targets.valid if self.classify_background else foreground,
             )
         if prediction.box is None:
             return cls, None
-        if self.box_loss.space == "deltas":
+        if stage.box_loss.space == "deltas":
             pred = prediction.deltas
             target = self.coder.encode(prediction.anchors, targets.matched_boxes)
         else:
             pred, target = self._boxes(prediction), targets.matched_boxes
-        return cls, self.box_loss(pred, target, foreground)
+        return cls, stage.box_loss(pred, target, foreground)
 
     @torch.no_grad()
     def candidates(

@@ -208,3 +208,5 @@ def test_ltrb_coder_by_hand():
         LTRBCoder().decode(anchors, negative), torch.tensor([[24.0, 20.0, 56.0, 24.0]])
     )
     assert math.isclose(LTRBCoder.initial_delta, 0.1)
+    same = torch.full((1, 4), LTRBCoder.identity_delta)
+    torch.testing.assert_close(LTRBCoder().decode(boxes, same), boxes)

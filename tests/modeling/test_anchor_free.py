@@ -99,6 +99,17 @@ def test_box_predictor_starts_where_the_relu_passes(tiny_cfg):
     assert (model.streams["anchors"].stages[0].box.bias == 0.0).all()
 
 
+def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch):
+    """To LTRBCoder a delta of 0 or of .1 would be a box of no, or a fifth of, the size."""
+    model = build(tiny_cfg, *ALONE, "MODEL.DENSE.ANCHOR_FREE.STAGES", "[{}]")
+    stream = model.streams["anchor_free"]
+    batch = make_batch([(96, 96, 1)])
+    with torch.no_grad():
+        torch.nn.init.zeros_(stream.stages[1].box.weight)
+        first, second = model.predict(model._preprocess(batch))["anchor_free"].stages
+        torch.testing.assert_close(stream._boxes(second), stream._boxes(first))
+
+
 def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):
     """Effective points on levels not chosen learn nothing about their box's class."""
     model = build(tiny_cfg, *FSAF)

@@ -20,11 +20,11 @@ LOSS = "branches.objectness.residual_loss"
 @pytest.mark.parametrize(
     "key, value, path, expected",
     [
-        ("CLS_LOSS.FOCAL_ALPHA", "0.4", "cls_loss.alpha", 0.4),
-        ("CLS_LOSS.FOCAL_GAMMA", "1.5", "cls_loss.gamma", 1.5),
+        ("CLS_LOSS.FOCAL_ALPHA", "0.4", "stages.0.cls_loss.alpha", 0.4),
+        ("CLS_LOSS.FOCAL_GAMMA", "1.5", "stages.0.cls_loss.gamma", 1.5),
         ("CLS_LOSS.WEIGHT", "0.1", "cls_weight", 0.1),
         ("BOX_LOSS.WEIGHT", "2.0", "box_weight", 2.0),
-        ("BOX_LOSS.BETA", "0.5", "box_loss.beta", 0.5),
+        ("BOX_LOSS.BETA", "0.5", "stages.0.box_loss.beta", 0.5),
         ("CODER.WEIGHTS", "[10., 10., 5., 5.]", "coder.weights", (10.0, 10.0, 5.0, 5.0)),
         ("ASSIGNER.IOU_THRESHOLDS", "[0.3, 0.6]", "stages.0.assigner.iou_thresholds", [0.3, 0.6]),
         ("ASSIGNER.IOU_LABELS", "[0, 0, 1]", "stages.0.assigner.iou_labels", [0, 0, 1]),

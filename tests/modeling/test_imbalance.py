@@ -21,7 +21,7 @@ def opts(**keys):
 
 @pytest.mark.parametrize("name", ["SigmoidFocalLoss", "SigmoidCE"])
 def test_loss_per_anchor_adds_up_to_the_loss(tiny_cfg, name):
-    loss = build(tiny_cfg(*opts(CLS_LOSS__NAME=name))).streams["anchors"].cls_loss
+    loss = build(tiny_cfg(*opts(CLS_LOSS__NAME=name))).streams["anchors"].stages[0].cls_loss
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 30, 3), torch.randint(0, 4, (2, 30))
     each = loss.per_anchor(logits, labels)
@@ -99,10 +99,29 @@ def test_ghm_is_not_divided_and_its_state_is_in_checkpoints(tiny_cfg, make_batch
     for name, loss in rescaled(batch).items():
         assert torch.equal(loss, losses[name])
     state = model.state_dict()
-    assert state["streams.anchors.cls_loss.counts"].sum() > 0
-    assert state["streams.anchors.box_loss.counts"].sum() > 0
+    assert state["streams.anchors.stages.0.cls_loss.counts"].sum() > 0
+    assert state["streams.anchors.stages.0.box_loss.counts"].sum() > 0
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_ghm_counts_each_stage_by_itself(tiny_cfg, make_batch):
+    """The same batch again and again: the running counts become those of the batch, per stage."""
+    options = opts(
+        CLS_LOSS__NAME="GHMCLoss", BOX_LOSS__NAME="GHMRLoss", STAGES=[{}, {"CLS": "none"}]
+    )
+    model = build(tiny_cfg(*options))
+    batch = make_batch([(96, 96, 3)])
+    with torch.no_grad():
+        for _ in range(40):
+            model(batch)
+    stages = model.streams["anchors"].stages
+    for i, suffix in enumerate(("", "_stage1", "_stage2")):
+        foreground = model.statistics[f"num_foreground{suffix}"].item()
+        assert stages[i].box_loss.counts.sum().item() == pytest.approx(4 * foreground, rel=1e-3)
+    assert stages[0].box_loss.counts.sum() != stages[1].box_loss.counts.sum()
+    assert stages[0].cls_loss.counts.sum() != stages[1].cls_loss.counts.sum()
+    assert stages[2].cls_loss is None
 
 
 def test_ranking_by_a_loss_that_has_none_per_anchor_is_refused(tiny_cfg, tiny_resobj):

@@ -56,6 +56,9 @@ def assigner(low, high, **options):
     return MaxIoUAssigner(num_classes=K, iou_thresholds=[low, high], **options)
 
 
+LOSSES = {"cls_loss": SigmoidFocalLoss(), "box_loss": SmoothL1Loss(beta=0.11)}
+
+
 def first_stage(deltas=DELTAS):
     torch.manual_seed(0)
     return Stage(
@@ -63,11 +66,12 @@ def first_stage(deltas=DELTAS):
         box=Fixed(deltas),
         assigner=assigner(0.4, 0.5),
         normalizer=ForegroundCount(),
+        **LOSSES,
     )
 
 
 def second_stage(cls=None, box=None, **options):
-    options.setdefault("own_cls_normalizer", False)
+    options = {**LOSSES, "own_cls_normalizer": False, **options}
     return Stage(
         cls=cls,
         box=box,
@@ -82,8 +86,6 @@ def stream_of(*stages, **options):
         priors=FixedPriors(),
         coder=DeltaCoder(),
         sampler=KeepAll(),
-        cls_loss=SigmoidFocalLoss(),
-        box_loss=SmoothL1Loss(beta=0.11),
         stages=stages,
         fusion=ScoreFusion(),
         **options,
@@ -225,7 +227,7 @@ def test_class_only_and_box_only_stages():
     assert output.box_stage is output.stages[1]
     assert {"loss_cls_stage2", "loss_box_reg_stage1"} <= set(stream.losses(output, GT)[0])
 
-    stream = stream_of(first_stage(), second_stage(box=Fixed(shift), trains_cls=False))
+    stream = stream_of(first_stage(), second_stage(box=Fixed(shift), cls_loss=None))
     losses, _ = stream.losses(stream(features()), GT)
     assert set(losses) == {"loss_cls", "loss_box_reg", "loss_box_reg_stage1"}
 
@@ -287,7 +289,13 @@ def test_gate_by_hand():
     tower = ConvTower(in_channels=[3, 3], channels=3, num_convs=1)
     gates = {task: nn.Conv2d(3, 3, 1) for task in ("cls", "box")}
     stage = Stage(
-        cls=None, box=None, assigner=None, normalizer=nn.Identity(), tower=tower, gates=gates
+        cls=None,
+        box=None,
+        assigner=None,
+        normalizer=nn.Identity(),
+        **LOSSES,
+        tower=tower,
+        gates=gates,
     )
     levels = [torch.randn(1, 3, 4, 4), torch.randn(1, 3, 2, 2)]
     before = TowerFeatures(
@@ -312,7 +320,9 @@ def test_gate_by_hand():
 def test_own_tower_leaves_the_other_task_alone():
     torch.manual_seed(0)
     tower = ConvTower(in_channels=[3], channels=3, num_convs=1, tasks=["box"])
-    stage = Stage(cls=None, box=None, assigner=None, normalizer=nn.Identity(), tower=tower)
+    stage = Stage(
+        cls=None, box=None, assigner=None, normalizer=nn.Identity(), **LOSSES, tower=tower
+    )
     x = torch.randn(1, 3, 4, 4)
     before = TowerFeatures(cls=[x + 1], box=[x + 2], pyramid=[x])
     after = stage.features(before)
