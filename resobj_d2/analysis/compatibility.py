@@ -223,9 +223,9 @@ below the table: it raises `ValueError` when the model is built, with the reason
 `tests/modeling/test_compositions.py` shows both.
 
 OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS and SAMPLER are nodes of `MODEL.DENSE`; with
-ANCHOR_FREE they were said to both streams. The values of STAGES are explained in
-[methods](methods.md), those of QUALITY are the tower it reads. Whether a combination detects
-better is another question."""
+ANCHOR_FREE they were said to both streams, so what either refuses is refused. The values of STAGES
+are explained in [methods](methods.md), those of QUALITY are the tower it reads. Whether a
+combination detects better is another question."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
