@@ -11,6 +11,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "instruction_sets.h"
 #include "resobj/bits.h"
 #include "resobj/match_checks.h"
 
@@ -188,7 +189,9 @@ class Matcher {
   void for_each_group(const F& f) {
     const int64_t tasks = arguments_.num_images * num_groups_;
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) f(task / num_groups_, task % num_groups_);
+      run_vectorized([&] {
+        for (int64_t task = begin; task < end; ++task) f(task / num_groups_, task % num_groups_);
+      });
     });
   }
 

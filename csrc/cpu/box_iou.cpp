@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "instruction_sets.h"
 #include "resobj/box_checks.h"
 #include "resobj/box_math.h"
 
@@ -46,20 +47,22 @@ void fill(const T* boxes1, int64_t rows, const T* boxes2, int64_t columns, T* ou
   const int64_t row_tasks = ceil_div(rows, rows_per_task);
   const int64_t column_tasks = ceil_div(columns, kColumns);
   torch::stable::parallel_for(0, row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
-    ColumnBlock<T> block;
-    int64_t loaded = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t column_task = task / row_tasks;
-      const int64_t first_column = column_task * kColumns;
-      const int64_t count = std::min(kColumns, columns - first_column);
-      if (column_task != loaded) block.load(boxes2 + 4 * first_column, count);
-      loaded = column_task;
-      const int64_t first_row = (task - column_task * row_tasks) * rows_per_task;
-      const int64_t last_row = std::min(rows, first_row + rows_per_task);
-      for (int64_t i = first_row; i < last_row; ++i) {
-        fill_row<kind>(boxes1 + 4 * i, block, count, out + i * columns + first_column);
+    run_vectorized([&] {
+      ColumnBlock<T> block;
+      int64_t loaded = -1;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t column_task = task / row_tasks;
+        const int64_t first_column = column_task * kColumns;
+        const int64_t count = std::min(kColumns, columns - first_column);
+        if (column_task != loaded) block.load(boxes2 + 4 * first_column, count);
+        loaded = column_task;
+        const int64_t first_row = (task - column_task * row_tasks) * rows_per_task;
+        const int64_t last_row = std::min(rows, first_row + rows_per_task);
+        for (int64_t i = first_row; i < last_row; ++i) {
+          fill_row<kind>(boxes1 + 4 * i, block, count, out + i * columns + first_column);
+        }
       }
-    }
+    });
   });
 }
 
