@@ -7,6 +7,7 @@ argument checks and the conversion of half precision.
 from . import _native
 from ._native import native_status
 from .anchor_matching import AnchorMatches, match_anchors
+from .anchor_refinement import ReassignedAnchors, reassign_anchors
 from .box_iou import box_iou_aligned, pairwise_box_iou
 from .box_loss import balanced_l1_loss, giou_loss
 from .dense_detections import DenseDetections, dense_detections
@@ -17,6 +18,7 @@ from .residual_objectness import ResidualObjectnessOutput, residual_objectness_b
 __all__ = [
     "AnchorMatches",
     "DenseDetections",
+    "ReassignedAnchors",
     "ResidualObjectnessOutput",
     "balanced_l1_loss",
     "batched_nms",
@@ -28,6 +30,7 @@ __all__ = [
     "matrix_nms",
     "native_status",
     "pairwise_box_iou",
+    "reassign_anchors",
     "residual_objectness_bce",
     "sigmoid_focal_loss",
     "soft_nms",

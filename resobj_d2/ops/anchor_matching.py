@@ -91,23 +91,17 @@ def match_anchors(
         TypeError: a tensor is not floating point.
         ValueError: a shape, a device, a size or an option is wrong.
     """
-    _check_boxes("anchors", anchors, anchors, (2, 3))
-    _check_rule(list(thresholds), list(labels), ignore_iof)
-    _check_ragged("gt", gt_boxes, gt_sizes, anchors)
-    if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
-        raise ValueError(
-            f"match_anchors: anchors are of {anchors.shape[0]} images, gt_sizes of {len(gt_sizes)}"
-        )
-    dtype = torch.promote_types(torch.promote_types(anchors.dtype, gt_boxes.dtype), torch.float32)
-    if ignore_boxes is not None:
-        _check_ragged("ignore", ignore_boxes, ignore_sizes, anchors)
-        dtype = torch.promote_types(dtype, ignore_boxes.dtype)
-        ignore_boxes = ignore_boxes.to(dtype)
-    if len(ignore_sizes) != (0 if ignore_boxes is None else len(gt_sizes)):
-        raise ValueError(
-            "match_anchors: ignore_sizes must have one size per image with ignore_boxes and none "
-            f"without, got {len(ignore_sizes)} for {len(gt_sizes)} images"
-        )
+    dtype = check_match(
+        "match_anchors",
+        anchors,
+        gt_boxes,
+        gt_sizes,
+        thresholds,
+        labels,
+        ignore_boxes,
+        ignore_sizes,
+        ignore_iof,
+    )
     return AnchorMatches(
         *torch.ops.resobj_d2.match_anchors(
             anchors.to(dtype),
@@ -117,48 +111,77 @@ def match_anchors(
             labels,
             allow_low_quality,
             d2_compat,
-            ignore_boxes,
+            None if ignore_boxes is None else ignore_boxes.to(dtype),
             ignore_sizes,
             ignore_iof,
         )
     )
 
 
-def _check_boxes(name: str, boxes: Tensor, anchors: Tensor, dims: tuple[int, ...]) -> None:
+def check_match(
+    op: str,
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    gt_sizes: Sequence[int],
+    thresholds: Sequence[float],
+    labels: Sequence[int],
+    ignore_boxes: Tensor | None,
+    ignore_sizes: Sequence[int],
+    ignore_iof: float,
+) -> torch.dtype:
+    """Refuse what cannot be matched, in the name of ``op``; the dtype to compute in."""
+    _check_boxes(op, "anchors", anchors, anchors, (2, 3))
+    _check_rule(op, list(thresholds), list(labels), ignore_iof)
+    _check_ragged(op, "gt", gt_boxes, gt_sizes, anchors)
+    if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
+        raise ValueError(
+            f"{op}: anchors are of {anchors.shape[0]} images, gt_sizes of {len(gt_sizes)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(anchors.dtype, gt_boxes.dtype), torch.float32)
+    if ignore_boxes is not None:
+        _check_ragged(op, "ignore", ignore_boxes, ignore_sizes, anchors)
+        dtype = torch.promote_types(dtype, ignore_boxes.dtype)
+    if len(ignore_sizes) != (0 if ignore_boxes is None else len(gt_sizes)):
+        raise ValueError(
+            f"{op}: ignore_sizes must have one size per image with ignore_boxes and none "
+            f"without, got {len(ignore_sizes)} for {len(gt_sizes)} images"
+        )
+    return dtype
+
+
+def _check_boxes(op: str, name: str, boxes: Tensor, anchors: Tensor, dims: tuple[int, ...]) -> None:
     if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
         found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"match_anchors: {name} must be a floating-point tensor, got {found}")
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {found}")
     if boxes.dim() not in dims or boxes.shape[-1] != 4:
         shapes = " or ".join({2: "(number, 4)", 3: "(images, number, 4)"}[d] for d in dims)
-        raise ValueError(
-            f"match_anchors: {name} must have shape {shapes}, got {tuple(boxes.shape)}"
-        )
+        raise ValueError(f"{op}: {name} must have shape {shapes}, got {tuple(boxes.shape)}")
     if boxes.device != anchors.device:
-        raise ValueError(
-            f"match_anchors: {name} is on {boxes.device}, but anchors is on {anchors.device}"
-        )
+        raise ValueError(f"{op}: {name} is on {boxes.device}, but anchors is on {anchors.device}")
 
 
-def _check_ragged(prefix: str, boxes: Tensor, sizes: Sequence[int], anchors: Tensor) -> None:
-    _check_boxes(f"{prefix}_boxes", boxes, anchors, (2,))
+def _check_ragged(
+    op: str, prefix: str, boxes: Tensor, sizes: Sequence[int], anchors: Tensor
+) -> None:
+    _check_boxes(op, f"{prefix}_boxes", boxes, anchors, (2,))
     if any(size < 0 for size in sizes) or sum(sizes) != boxes.shape[0]:
         raise ValueError(
-            f"match_anchors: {prefix}_sizes must be sizes that sum to the {boxes.shape[0]} rows "
+            f"{op}: {prefix}_sizes must be sizes that sum to the {boxes.shape[0]} rows "
             f"of {prefix}_boxes, got {list(sizes)}"
         )
 
 
-def _check_rule(thresholds: list[float], labels: list[int], ignore_iof: float) -> None:
+def _check_rule(op: str, thresholds: list[float], labels: list[int], ignore_iof: float) -> None:
     ascending = thresholds == sorted(thresholds) and all(t > 0 for t in thresholds)
     if not 0 < len(thresholds) <= MAX_THRESHOLDS or not ascending:
         raise ValueError(
-            f"match_anchors: thresholds must be 1 to {MAX_THRESHOLDS} positive numbers in "
+            f"{op}: thresholds must be 1 to {MAX_THRESHOLDS} positive numbers in "
             f"ascending order, got {thresholds}"
         )
     if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1} or labels[0] == 1:
         raise ValueError(
-            f"match_anchors: labels must be {len(thresholds) + 1} values of -1, 0, 1, the first "
+            f"{op}: labels must be {len(thresholds) + 1} values of -1, 0, 1, the first "
             f"not 1, got {labels}"
         )
     if not ignore_iof > 0:
-        raise ValueError(f"match_anchors: ignore_iof must be above 0, got {ignore_iof}")
+        raise ValueError(f"{op}: ignore_iof must be above 0, got {ignore_iof}")

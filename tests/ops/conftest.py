@@ -24,6 +24,7 @@ class Implementation:
     pairwise_box_iou: Callable
     residual_objectness_bce: Callable
     match_anchors: Callable
+    reassign_anchors: Callable
     sigmoid_focal_loss: Callable
     box_iou_aligned: Callable
     giou_loss: Callable
@@ -48,6 +49,15 @@ def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="i
 def _reference_match(anchors, gt_boxes, gt_sizes, *, thresholds, labels, **options):
     return ops.AnchorMatches(
         *reference.match_anchors(anchors, gt_boxes, gt_sizes, thresholds, labels, **options)
+    )
+
+
+def _reference_reassign(anchors, deltas, gt_boxes, gt_sizes, *, thresholds, labels,
+                        weights=(1.0, 1.0, 1.0, 1.0), scale_clamp=SCALE_CLAMP,
+                        **options):  # fmt: skip
+    arguments = gt_sizes, list(weights), scale_clamp, thresholds, labels
+    return ops.ReassignedAnchors(
+        *reference.reassign_anchors(anchors, deltas, gt_boxes, *arguments, **options)
     )
 
 
@@ -100,6 +110,7 @@ def impl(request) -> Implementation:
             reference.pairwise_box_iou,
             _reference_residual,
             _reference_match,
+            _reference_reassign,
             _reference_focal,
             reference.box_iou_aligned,
             reference.giou_loss,
@@ -119,6 +130,7 @@ def impl(request) -> Implementation:
         ops.pairwise_box_iou,
         ops.residual_objectness_bce,
         ops.match_anchors,
+        ops.reassign_anchors,
         ops.sigmoid_focal_loss,
         ops.box_iou_aligned,
         ops.giou_loss,

@@ -215,6 +215,7 @@ def test_more_candidates_than_a_task_keeps(impl):
 
 
 def test_equal_to_detectron2s_retinanet():
+    pytest.importorskip("detectron2")
     from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.meta_arch import retinanet
     from detectron2.structures import Boxes

@@ -80,6 +80,11 @@ def match_arguments(size):
     }
 
 
+def reassign_arguments(size):
+    deltas = 0.2 * torch.randn(2, size, 4)
+    return {**match_arguments(size), "deltas": deltas, "weights": [10.0, 10.0, 5.0, 5.0]}
+
+
 def candidate_arguments(size):
     return {"boxes": boxes(size), "scores": rand(size), "idxs": torch.randint(0, 3, (size,))}
 
@@ -111,6 +116,7 @@ CASES = {
     "match_anchors": Case(match_arguments, many=20000),
     "matrix_nms": Case(candidate_arguments, many=4500),
     "pairwise_box_iou": Case(overlap_arguments, many=5000),
+    "reassign_anchors": Case(reassign_arguments, many=20000),
     "residual_objectness_bce": Case(residual_arguments, ("logits", "residuals"), many=40000),
     "sigmoid_focal_loss": Case(focal_arguments, ("logits",)),
     "soft_nms": Case(candidate_arguments, many=4500),

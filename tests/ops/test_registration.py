@@ -99,6 +99,19 @@ def match_samples():
     yield refined, anchors, [1, 2], *rule, True, False, anchors[:1], [1, 0], 0.3
 
 
+def reassign_samples():
+    anchors = torch.tensor([[0.0, 0, 4, 4], [1, 1, 3, 3], [5, 5, 9, 9]])
+    deltas = torch.tensor([[0.1, 0, 0, 0.2], [0, 0, 0, 0], [0, 0.1, -0.1, 0]])
+    rule = [1.0, 1.0, 1.0, 1.0], 4.0, [0.4, 0.5], [0, -1, 1]
+    yield anchors, torch.stack((deltas, -deltas)), anchors[:2], [0, 2], *rule
+    double = deltas[None].double().requires_grad_()
+    yield anchors.double(), double, anchors[:0].double(), [0], *rule, True, True
+    refined = torch.stack((anchors, anchors + 1))
+    both = torch.stack((deltas, deltas))
+    yield refined, both, anchors, [1, 2], *rule, True, False, anchors[:1], [1, 0], 0.3
+    yield anchors[:0], deltas[None, :0], anchors, [3], *rule
+
+
 def _focal_tensors():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 5, generator=generator)
@@ -165,6 +178,7 @@ SAMPLES = {
     "soft_nms_padded": soft_samples,
     "matrix_nms": matrix_samples,
     "match_anchors": match_samples,
+    "reassign_anchors": reassign_samples,
     "pairwise_box_iou": box_samples,
     "box_iou_aligned": aligned_samples,
     "_box_iou_aligned_backward": aligned_backward_samples,

@@ -4,6 +4,7 @@ Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins ov
 """
 
 from .anchor_matching import match_anchors
+from .anchor_refinement import reassign_anchors
 from .box_iou import box_iou_aligned, box_iou_aligned_backward, pairwise_box_iou
 from .box_loss import (
     balanced_l1_loss,
@@ -38,6 +39,7 @@ __all__ = [
     "match_anchors",
     "matrix_nms",
     "pairwise_box_iou",
+    "reassign_anchors",
     "residual_objectness_bce",
     "residual_objectness_bce_backward",
     "selected_by",

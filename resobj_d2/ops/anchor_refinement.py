@@ -1,0 +1,127 @@
+"""Anchors that a stage moves, matched again where they arrive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from .anchor_matching import check_match
+
+__all__ = ["ReassignedAnchors", "reassign_anchors"]
+
+
+class ReassignedAnchors(NamedTuple):
+    """What :func:`reassign_anchors` returns; nothing carries a gradient."""
+
+    boxes: Tensor  # (N, R, 4) the refined anchors
+    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
+    ious: Tensor  # (N, R) IoU with that box; 0 without boxes
+    kind: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
+    targets: Tensor  # (N, R, 4) deltas from the refined anchor to its box; 0 if not foreground
+
+
+def _fake(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds, labels,
+          allow_low_quality=False, d2_compat=False, ignore_boxes=None, ignore_sizes=(),
+          ignore_iof=0.5):  # fmt: skip
+    shape = (len(gt_sizes), deltas.shape[1])
+    return (
+        deltas.new_empty((*shape, 4)),
+        deltas.new_empty(shape, dtype=torch.int64),
+        deltas.new_empty(shape),
+        deltas.new_empty(shape, dtype=torch.int8),
+        deltas.new_empty((*shape, 4)),
+    )
+
+
+_reassign_anchors = define_op(
+    "reassign_anchors(Tensor anchors, Tensor deltas, Tensor gt_boxes, int[] gt_sizes, "
+    "float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
+    "bool allow_low_quality=False, bool d2_compat=False, Tensor? ignore_boxes=None, "
+    "int[] ignore_sizes=[], float ignore_iof=0.5) "
+    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor kind, Tensor targets)",
+    reference=reference.reassign_anchors,
+    fake=_fake,
+    backward=no_backward("reassign_anchors has no gradient"),
+    setup_context=mark_outputs_non_differentiable,
+)
+
+
+def reassign_anchors(
+    anchors: Tensor,  # (R, 4) or (N, R, 4)
+    deltas: Tensor,  # (N, R, 4)
+    gt_boxes: Tensor,  # (sum M_i, 4)
+    gt_sizes: Sequence[int],  # M_i
+    *,
+    thresholds: Sequence[float],
+    labels: Sequence[int],
+    allow_low_quality: bool = False,
+    d2_compat: bool = False,
+    ignore_boxes: Tensor | None = None,  # (sum of ignore_sizes, 4)
+    ignore_sizes: Sequence[int] = (),
+    ignore_iof: float = 0.5,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    scale_clamp: float = math.log(1000.0 / 16),
+) -> ReassignedAnchors:
+    """Move every anchor by its deltas, match it where it arrives, and encode what it matched.
+
+    Consistent optimisation (Kong et al. 2019, Eq. 1 and 2) and every other stage after the first
+    need this: ``Box2BoxTransform.apply_deltas``, :func:`match_anchors` and ``get_deltas`` in one
+    call, without the M x R matrix. An anchor whose refined box is not finite or has no area stays
+    where it is.
+
+    Args:
+        anchors: (R, 4) shared by the images, or (N, R, 4), for example those of another stage.
+        deltas: (N, R, 4) ``dx, dy, dw, dh``.
+        weights: positive factors of the four deltas, as in Detectron2's ``Box2BoxTransform``.
+        scale_clamp: upper bound of dw and dh, so that exp cannot overflow.
+
+    The other arguments are those of :func:`match_anchors`.
+
+    Returns:
+        :class:`ReassignedAnchors`. Targets of a foreground anchor whose box, or which itself, has
+        no area are 0.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: a shape, a device, a size or an option is wrong.
+    """
+    op = "reassign_anchors"
+    if not isinstance(deltas, Tensor) or not deltas.is_floating_point():
+        found = deltas.dtype if isinstance(deltas, Tensor) else type(deltas).__name__
+        raise TypeError(f"{op}: deltas must be a floating-point tensor, got {found}")
+    dtype = check_match(
+        op, anchors, gt_boxes, gt_sizes, thresholds, labels, ignore_boxes, ignore_sizes, ignore_iof
+    )
+    if deltas.shape != (len(gt_sizes), anchors.shape[-2], 4):
+        raise ValueError(
+            f"{op}: deltas must have shape ({len(gt_sizes)}, {anchors.shape[-2]}, 4) for these "
+            f"anchors and gt_sizes, got {tuple(deltas.shape)}"
+        )
+    if deltas.device != anchors.device:
+        raise ValueError(f"{op}: deltas is on {deltas.device}, but anchors is on {anchors.device}")
+    if len(weights) != 4 or not all(w > 0 for w in weights):
+        raise ValueError(f"{op}: weights must be four positive numbers, got {list(weights)}")
+    dtype = torch.promote_types(dtype, deltas.dtype)
+    return ReassignedAnchors(
+        *_reassign_anchors(
+            anchors.to(dtype),
+            deltas.to(dtype),
+            gt_boxes.to(dtype),
+            list(gt_sizes),
+            list(weights),
+            scale_clamp,
+            list(thresholds),
+            list(labels),
+            allow_low_quality,
+            d2_compat,
+            None if ignore_boxes is None else ignore_boxes.to(dtype),
+            list(ignore_sizes),
+            ignore_iof,
+        )
+    )
