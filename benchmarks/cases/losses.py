@@ -24,7 +24,8 @@ def with_gradient(loss_of, pred: Tensor) -> Call:
 
 def verify(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=1e-5)
+    # Half the gradients of the focal loss are below 1.3e-5.
+    torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=1e-7)
 
 
 # Focal loss, from class numbers with ignored anchors as Detectron2's RetinaNet has them.
