@@ -187,7 +187,7 @@ Kept run(const char* op, const Tensor& boxes, const Tensor& scores, const Tensor
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
                    double iou_threshold, int64_t max_output) {
   Kept kept = run("batched_nms", boxes, scores, idxs, iou_threshold, max_output);
-  const int64_t count = wait_for_count(kept.count, current_stream(boxes));
+  const int64_t count = wait_for_count(kept.count);
   return torch::stable::narrow(kept.keep, 0, 0, count);
 }
 

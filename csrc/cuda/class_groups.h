@@ -121,12 +121,11 @@ class ClassGroups {
   Tensor boxes_, scores_, classes_, ranks_, by_rank_;
 };
 
-// The number in a tensor of one; the host waits for it.
-inline int64_t wait_for_count(const Tensor& count, cudaStream_t stream) {
+// The number in a tensor of one. The host waits for it as it does in Tensor.item(), so that
+// torch.cuda.set_sync_debug_mode notices.
+inline int64_t wait_for_count(const Tensor& count) {
   int64_t value = 0;
-  STD_CUDA_CHECK(cudaMemcpyAsync(&value, count.const_data_ptr<int64_t>(), sizeof(value),
-                                 cudaMemcpyDeviceToHost, stream));
-  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(count.get(), &value));
   return value;
 }
 

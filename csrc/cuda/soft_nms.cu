@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, c
                                     double min_score, int64_t max_output) {
   Taken taken =
       run("soft_nms", boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output);
-  const int64_t count = wait_for_count(taken.count, current_stream(boxes));
+  const int64_t count = wait_for_count(taken.count);
   return {torch::stable::narrow(taken.keep, 0, 0, count),
           torch::stable::narrow(taken.new_scores, 0, 0, count)};
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -122,6 +123,8 @@ CASES = {
     "soft_nms": Case(candidate_arguments, many=4500),
     "soft_nms_padded": Case(candidate_arguments, many=4500),
 }
+# The shape of their results is not known before; all others leave the host alone.
+WAIT_FOR_THE_DEVICE = {"batched_nms", "soft_nms"}
 DIFFERENTIABLE = [name for name, case in CASES.items() if case.gradients]
 
 
@@ -267,6 +270,22 @@ def test_any_number_of_threads_gives_the_same_bits(name, threads):
         assert_same_bits(results_of(name, arguments), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_the_host_waits_for_cuda_only_where_it_must(name):
+    arguments = arguments_of(name, 40, "cuda")
+    results_of(name, arguments)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results_of(name, arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = sum("called a synchronizing" in str(warning.message) for warning in caught)
+    assert waits == (name in WAIT_FOR_THE_DEVICE)
 
 
 @pytest.mark.parametrize("name", CASES)
