@@ -1,5 +1,6 @@
 """COCO's AP with GIoU in the matching: by hand, and against plain loops."""
 
+import itertools
 import json
 import logging
 import math
@@ -21,6 +22,8 @@ from resobj_d2.evaluation.coco import prepare_ground_truth
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
+# All, small, medium and large boxes, in square pixels.
+AREAS = [(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)]
 
 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])
@@ -46,29 +49,44 @@ def overlap(detection, truth, crowd):
     return shared / union - (hull - union) / hull
 
 
-def match(detections, boxes, threshold):
-    """(score, hit) of each detection that counts, in one image and class, best first."""
+def match(detections, boxes, threshold, area):
+    """(score, hit) of each detection that counts, in one image and class, best first.
+
+    Crowd regions and boxes outside of ``area`` (smallest, largest) are neither found nor missed:
+    what lies on them does not count, and a box serves once, a region as often as needed.
+    """
     taken = set()
     outcomes = []
+    smallest, largest = area
+
+    def best_of(item, ignored):
+        values = {
+            number: overlap(item["bbox"], b["bbox"], b["iscrowd"])
+            for number, b in enumerate(boxes)
+            if is_ignored(b, area) == ignored and (b["iscrowd"] or number not in taken)
+        }
+        best = max(values, key=values.get, default=None)
+        return best if best is not None and values[best] >= threshold else None
+
     for item in sorted(detections, key=lambda d: -d["score"])[:100]:
-        best, best_value = None, min(threshold, 1 - 1e-10)
-        for number, box in enumerate(boxes):
-            value = overlap(item["bbox"], box["bbox"], False)
-            if not box["iscrowd"] and number not in taken and value >= best_value:
-                best, best_value = number, value
-        if best is not None:
-            taken.add(best)
+        found, ignored = best_of(item, False), False
+        if found is None:
+            found, ignored = best_of(item, True), True
+        taken.add(found)
+        if found is not None and not ignored:
             outcomes.append((item["score"], True))
-        elif not any(
-            overlap(item["bbox"], b["bbox"], True) >= threshold for b in boxes if b["iscrowd"]
-        ):
+        elif found is None and smallest <= item["bbox"][2] * item["bbox"][3] <= largest:
             outcomes.append((item["score"], False))
     return outcomes
 
 
-def average_precision(outcomes, positives):
-    """Over 101 recalls, of (score, hit) in the order of images."""
-    precisions, recalls, hits = [], [], 0
+def is_ignored(truth, area):
+    return bool(truth["iscrowd"]) or not area[0] <= truth["area"] <= area[1]
+
+
+def precision_and_recall(outcomes, positives):
+    """AP over 101 recalls and the last recall, of (score, hit) in the order of images."""
+    precisions, recalls, hits = [], [0.0], 0
     for rank, (_, hit) in enumerate(sorted(outcomes, key=lambda o: -o[0]), start=1):
         hits += hit
         precisions.append(hits / rank)
@@ -76,44 +94,49 @@ def average_precision(outcomes, positives):
     # COCO's recalls, rounded as they are: .28000000000000003 is not reached by 7 of 25.
     points = np.linspace(0.0, 1.0, 101)
     best = [
-        max((p for p, r in zip(precisions, recalls, strict=True) if r >= point), default=0.0)
+        max((p for p, r in zip(precisions, recalls[1:], strict=True) if r >= point), default=0.0)
         for point in points
     ]
-    return sum(best) / 101
+    return sum(best) / 101, recalls[-1]
 
 
-def ap_by_loops(content, detections):
-    """AP of each threshold, averaged over the classes with ground truth."""
+def results_by_loops(content, detections):
+    """AP and recall, (2, thresholds, classes, areas); -1 for classes without ground truth."""
     truth, found = defaultdict(list), defaultdict(list)
     for item in content["annotations"]:
         truth[item["image_id"], item["category_id"]].append(item)
     for item in detections:
         found[item["image_id"], item["category_id"]].append(item)
     images = sorted(image["id"] for image in content["images"])
-    result = []
-    for threshold in THRESHOLDS:
-        values = []
-        for category in (c["id"] for c in content["categories"]):
-            positives = sum(not b["iscrowd"] for i in images for b in truth[i, category])
-            if positives:
-                outcomes = [
-                    outcome
-                    for i in images
-                    for outcome in match(found[i, category], truth[i, category], threshold)
-                ]
-                values.append(average_precision(outcomes, positives))
-        result.append(sum(values) / len(values))
+    classes = sorted(c["id"] for c in content["categories"])
+    result = np.full((2, len(THRESHOLDS), len(classes), len(AREAS)), -1.0)
+    for t, c, a in np.ndindex(result.shape[1:]):
+        boxes = {i: truth[i, classes[c]] for i in images}
+        positives = sum(not is_ignored(b, AREAS[a]) for i in images for b in boxes[i])
+        if positives:
+            outcomes = [
+                outcome
+                for i in images
+                for outcome in match(found[i, classes[c]], boxes[i], THRESHOLDS[t], AREAS[a])
+            ]
+            result[:, t, c, a] = precision_and_recall(outcomes, positives)
     return result
 
 
 def check_against_loops(backend, content, detections):
+    """Every threshold, class and area; returns AP by GIoU and by IoU."""
     prepared, _ = prepare_ground_truth(content)
-    expected = ap_by_loops(prepared, detections)
+    precision, recall = results_by_loops(prepared, detections)
     index = backend.index(prepared)
-    stats = evaluate_detections(backend, index, detections, "bbox", giou=True).evaluation.stats
-    assert stats[:3] == pytest.approx([sum(expected) / 10, expected[0], expected[5]], abs=1e-9)
-    plain = evaluate_detections(backend, index, detections, "bbox").evaluation.stats
-    return stats[0], plain[0]
+    by_giou = evaluate_detections(backend, index, detections, "bbox", giou=True).evaluation
+    # Of COCO's limits on the number of detections, 1, 10 and 100, the last.
+    found = by_giou.eval["precision"][..., -1].mean(axis=1)
+    np.testing.assert_allclose(found, precision, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(by_giou.eval["recall"][..., -1], recall, rtol=0, atol=1e-9)
+    everything, valid = precision[..., 0], precision[..., 0] > -1
+    assert by_giou.stats[0] == pytest.approx(everything[valid].mean(), abs=1e-9)
+    plain = evaluate_detections(backend, index, detections, "bbox").evaluation
+    return by_giou.stats[0], plain.stats[0]
 
 
 def box(image, category, bbox, **more):
@@ -121,27 +144,32 @@ def box(image, category, bbox, **more):
 
 
 def random_set(seed):
-    """Six images, three classes, crowds, and detections near the boxes and far from them."""
+    """Eight images of which one is empty, three classes of small to large boxes, and crowds.
+
+    Detections are near the boxes and far from them. As in COCO, the area of a box is that of its
+    mask.
+    """
     draw = random.Random(seed)
     content = {
-        "images": [{"id": i, "width": 200, "height": 200} for i in range(6)],
+        "images": [{"id": i, "width": 500, "height": 500} for i in range(8)],
         "categories": [{"id": c, "name": str(c)} for c in (2, 5, 6)],
         "annotations": [],
     }
     detections = []
-    for image in range(6):
-        for category in (2, 5, 6):
+    for image, category in itertools.product(range(7), (2, 5, 6)):
+        for _ in range(draw.randrange(4)):
+            side = draw.choice((10, 40, 120))
+            bbox = [draw.uniform(0, 300) for _ in "xy"]
+            bbox += [side * draw.uniform(0.7, 1.6) for _ in "wh"]
+            more = {"iscrowd": int(draw.random() < 0.2)}
+            more["area"] = bbox[2] * bbox[3] * draw.uniform(0.5, 1)
+            content["annotations"].append(box(image, category, bbox, **more))
             for _ in range(draw.randrange(4)):
-                bbox = [draw.uniform(0, 140), draw.uniform(0, 140)]
-                bbox += [draw.uniform(5, 60), draw.uniform(5, 60)]
-                crowd = int(draw.random() < 0.25)
-                content["annotations"].append(box(image, category, bbox, iscrowd=crowd))
-                for _ in range(draw.randrange(4)):
-                    moved = [v + draw.gauss(0, 4) for v in bbox[:2]]
-                    moved += [v * draw.uniform(0.8, 1.25) for v in bbox[2:]]
-                    detections.append(box(image, category, moved, score=draw.random()))
-            far = [draw.uniform(0, 150), draw.uniform(0, 150), 20.0, 20.0]
-            detections.append(box(image, category, far, score=draw.random()))
+                moved = [v + side * draw.gauss(0, 0.1) for v in bbox[:2]]
+                moved += [v * draw.uniform(0.8, 1.25) for v in bbox[2:]]
+                detections.append(box(image, category, moved, score=draw.random()))
+        far = [*(draw.uniform(300, 400) for _ in "xy"), *(draw.uniform(10, 100) for _ in "wh")]
+        detections.append(box(image, category, far, score=draw.random()))
     return content, detections
 
 
@@ -149,6 +177,8 @@ def random_set(seed):
 def test_equals_plain_loops_on_random_boxes(backend, seed):
     content, detections = random_set(seed)
     assert any(item["iscrowd"] for item in content["annotations"])
+    for area in AREAS:
+        assert any(not is_ignored(item, area) for item in content["annotations"])
     by_giou, by_iou = check_against_loops(backend, content, detections)
     assert by_giou < by_iou  # GIoU is never above IoU, and here it is often below
 
