@@ -5,6 +5,9 @@ import json
 import logging
 import math
 import random
+import subprocess
+import sys
+import textwrap
 from collections import defaultdict
 
 import numpy as np
@@ -286,3 +289,56 @@ def test_off_by_default():
     cfg = get_cfg()
     add_resobj_config(cfg)
     assert cfg.TEST.GIOU_EVAL is False
+
+
+WORKER = """
+    import json
+    import sys
+
+    import torch
+    import torch.distributed as dist
+    from detectron2.data import MetadataCatalog
+    from detectron2.structures import Boxes, Instances
+
+    from resobj_d2.evaluation import CocoEvaluator
+
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    metadata = MetadataCatalog.get("example")
+    metadata.json_file, metadata.thing_classes = f"{folder}/truth.json", ["cat"]
+    metadata.thing_dataset_id_to_contiguous_id = {1: 0}
+    evaluator = CocoEvaluator("example", giou=True)
+    evaluator.reset()
+    instances = Instances((300, 300))
+    instances.pred_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [2, 1, 12, 11]])[rank : rank + 1])
+    instances.scores = torch.tensor([0.9 - 0.1 * rank])
+    instances.pred_classes = torch.zeros(1, dtype=torch.int64)
+    evaluator.process([{"image_id": 1 + rank}], [{"instances": instances}])
+    with open(f"{folder}/results{rank}.json", "w") as file:
+        json.dump(evaluator.evaluate(), file)
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_result(tmp_path):
+    """A box of its image found exactly by one process, the other's as in ``test_by_hand``.
+
+    At .5 both are found; from .55 GIoU takes the first alone, which is 51 of 101 recalls.
+    """
+    content = {
+        "images": [{"id": i, "width": 300, "height": 300} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": i, **box(i, 1, [0, 0, 10, 10])} for i in (1, 2)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    script = textwrap.dedent(WORKER)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)])
+        for rank in (0, 1)
+    ]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"results{r}.json").read_text()) for r in (0, 1))
+    assert not second  # the main process alone has results
+    assert first["bbox"]["AP"] == pytest.approx(10 * (2 + 8 * 51 / 101))
+    assert first["bbox_giou"]["AP"] == pytest.approx(10 * (1 + 9 * 51 / 101))
