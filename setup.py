@@ -30,6 +30,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 try:
@@ -336,6 +337,16 @@ def soname(library: Path) -> str:
     return f"{library.stem}-interface{interface}.so"
 
 
+class WholeSource(sdist):
+    """Everything that the README's commands use, not only what is installed or compiled."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        patterns = ("configs/**/*", "csrc/*.md", "docs/**/*", "tests/**/*.py", "train_net.py")
+        found = {str(path) for pattern in patterns for path in Path().glob(pattern)}
+        more = sorted(name for name in found - set(files) if os.path.isfile(name))
+        super().make_release_tree(base_dir, [*files, *more])
+
+
 def torch_folder() -> Path:
     import torch
 
@@ -364,5 +375,5 @@ setup(
         native_extension(CUDA, "cuda/*.cu"),
         native_extension(BUILD_INFO, "build_info.cpp"),
     ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlainWheel},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlainWheel, "sdist": WholeSource},
 )
