@@ -44,14 +44,16 @@ def run(repository, tmp_path):
             *map(str, opts),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            command, cwd=repository, env=environment, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        # A file, not a pipe: of a run that is not waited for nobody would read it, and it fills.
+        log = tmp_path / "log.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, cwd=repository, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
         if not wait:
             return process
-        output, _ = process.communicate(timeout=400)
-        return process.returncode, output
+        process.wait(timeout=400)
+        return process.returncode, log.read_text(errors="replace")
 
     return start
 
