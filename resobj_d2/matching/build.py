@@ -38,6 +38,6 @@ Selection of the labelled anchors that are trained, built as ``Entry.from_config
 ``MODEL.DENSE.SAMPLER``: ``sampler(targets, anchors=, difficulty=) -> (N, R) bool``, a subset of
 ``targets.valid``. Anchors outside it become ignored for every loss. ``needs_loss`` says whether it
 ranks anchors by ``difficulty``, the (N, R) detached loss of each: that of the objectness where it
-owns the background, otherwise the class loss. Without it ``difficulty`` is None. ``needs_ious``
-says whether it reads the ``matched_ious`` of background.
+owns the background, otherwise the class loss; infinite where that is NaN. Without it
+``difficulty`` is None. ``needs_ious`` says whether it reads the ``matched_ious`` of background.
 """

@@ -270,9 +270,10 @@ class DenseStream(nn.Module):
         for name, branch in self.branches.items():
             if branch.owns_background:
                 logits = branch.score_logits(output.branches[name])
-                return F.softplus(torch.where(targets.foreground, -logits, logits))
+                loss = F.softplus(torch.where(targets.foreground, -logits, logits))
+                return _without_nan(loss)
         logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
-        return self.stages[0].cls_loss.per_anchor(logits, targets.labels)
+        return _without_nan(self.stages[0].cls_loss.per_anchor(logits, targets.labels))
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets
@@ -362,6 +363,11 @@ class DenseStream(nn.Module):
             mean = sum(torch.sigmoid(x.float()) for x in maps) / len(maps)
             levels.append(torch.logit(mean))
         return LevelMaps(levels, predicted[-1].channels)
+
+
+def _without_nan(difficulty: Tensor) -> Tensor:
+    """NaN as the hardest of all: a sampler that dropped it would hide that training has failed."""
+    return torch.where(difficulty.isnan(), math.inf, difficulty)
 
 
 def _without_excluded(logits: Tensor, excluded: Tensor | None) -> Tensor:

@@ -42,6 +42,30 @@ def test_training_step(tiny_cfg, make_batch, sampler):
     assert losses["loss_cls"] > 0
 
 
+@pytest.mark.parametrize("objectness", [False, True])
+@pytest.mark.parametrize(
+    "sampler, fraction", [("OHEMSampler", 0.0), ("OHEMSampler", 0.25), ("HardNegativeRatio", 0.25)]
+)
+def test_ranking_by_loss_does_not_hide_a_nan(tiny_cfg, make_batch, sampler, fraction, objectness):
+    """One NaN among the background is the hardest anchor, so the loss shows it."""
+    options = opts(
+        SAMPLER__NAME=sampler, SAMPLER__SIZE=16, SAMPLER__POSITIVE_FRACTION=fraction,
+        CLS_LOSS__NAME="SigmoidCE", OBJECTNESS__ENABLED=objectness, OBJECTNESS__STEPS=0,
+    )  # fmt: skip
+    model = build(tiny_cfg(*options))
+    stream = model.streams["anchors"]
+    batch = make_batch([(96, 96, 2)])
+    output = model.predict(model._preprocess(batch))["anchors"]
+    truth = model._ground_truth(batch)
+    targets = stream.stages[0].assigner(output.priors, output.priors.boxes, truth)
+    row = targets.background[0].nonzero()[0].item()
+    found = output.branches["objectness"].logits if objectness else output.stages[0].cls_logits
+    with torch.no_grad():
+        found[0, row] = torch.nan
+    losses, _ = stream.losses(output, truth)
+    assert losses["loss_objectness" if objectness else "loss_cls"].isnan()
+
+
 def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch):
     options = opts(
         SAMPLER__NAME="OHEMSampler", SAMPLER__SIZE=8, SAMPLER__POSITIVE_FRACTION=0.0,
