@@ -16,6 +16,9 @@ __all__ = ["GIoULoss", "IoULoss", "NegativeLogIoULoss"]
 def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """(P,) IoU of each pair, 1 without a gradient where ``mask`` is False.
 
+    Elsewhere a pair that is not finite gives NaN, so that a broken prediction shows in the loss; as
+    a mere overlap it would be a finite 0.
+
     Crossed corners of ``pred`` are put in order, so that such a box is pulled back instead of
     having a negative area (GIoU, Algorithm 1).
     """
@@ -24,9 +27,10 @@ def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     low, high = torch.minimum(pred[:, :2], pred[:, 2:]), torch.maximum(pred[:, :2], pred[:, 2:])
     # The unit square stands in for pairs that do not count: they may hold anything, even NaN.
     unit = F.pad(pred.new_zeros(2), (0, 2), value=1.0)
-    return ops.box_iou_aligned(
-        torch.where(mask, torch.cat((low, high), dim=1), unit), torch.where(mask, target, unit)
-    )
+    pred = torch.where(mask, torch.cat((low, high), dim=1), unit)
+    target = torch.where(mask, target, unit)
+    finite = (torch.isfinite(pred) & torch.isfinite(target)).all(dim=1)
+    return torch.where(finite, ops.box_iou_aligned(pred, target), torch.nan)
 
 
 @BOX_LOSS_REGISTRY.register()

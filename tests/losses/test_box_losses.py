@@ -143,6 +143,16 @@ def test_pairs_outside_the_mask_do_not_count_even_if_not_finite(name, tiny_cfg):
     assert nothing.item() == 0 and nothing.requires_grad
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
+def test_a_pair_that_counts_and_is_not_finite_shows(name, value, tiny_cfg):
+    loss = BOX_LOSS_REGISTRY.get(name).from_config(tiny_cfg().MODEL.DENSE.BOX_LOSS)
+    pred = torch.cat((PRED, PRED))
+    pred[1, 2] = value
+    both = torch.ones(2, dtype=torch.bool)
+    assert not torch.isfinite(loss(pred, torch.cat((TARGET, TARGET)), both))
+
+
 @pytest.mark.parametrize("key", ["alpha", "gamma", "beta"])
 def test_balanced_l1_refuses_what_is_not_positive(key):
     with pytest.raises(ValueError, match=f"BALANCED_{key.upper()}"):
