@@ -40,8 +40,12 @@ class ScoreBranch(nn.Module):
     fusion_share: float | None = None
     num_steps = 0
 
-    def predict(self, features: TowerFeatures) -> object:
-        """Whatever ``loss`` and ``score_logits`` need."""
+    def predict(self, features: TowerFeatures, *, every_step: bool = True) -> object:
+        """Whatever ``loss`` and ``score_logits`` need.
+
+        Args:
+            every_step: False where only the last refinement is wanted (at inference).
+        """
         raise TypeError(f"{type(self).__name__} must define predict")
 
     def loss(
