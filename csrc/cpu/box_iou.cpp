@@ -66,14 +66,13 @@ void fill(const T* boxes1, int64_t rows, const T* boxes2, int64_t columns, T* ou
   });
 }
 
-Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind) {
-  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+void write_overlaps(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
+                    Tensor& result) {
   const Overlap overlap_kind = parse_overlap("pairwise_box_iou", kind);
   const Tensor a = torch::stable::contiguous(boxes1);
   const Tensor b = torch::stable::contiguous(boxes2);
   const int64_t rows = a.size(0);
   const int64_t columns = b.size(0);
-  Tensor result = new_tensor(a, {rows, columns});
   dispatch_float(a, [&](auto scalar) {
     using T = decltype(scalar);
     const T* first = a.const_data_ptr<T>();
@@ -88,7 +87,20 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
         return fill<Overlap::kIof>(first, rows, second, columns, out);
     }
   });
+}
+
+Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind) {
+  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+  Tensor result = new_tensor(boxes1, {boxes1.size(0), boxes2.size(0)});
+  write_overlaps(boxes1, boxes2, kind, result);
   return result;
+}
+
+void pairwise_box_iou_out(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
+                          Tensor out) {
+  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+  check_overlap_out(boxes1, boxes2, out);
+  write_overlaps(boxes1, boxes2, kind, out);
 }
 
 }  // namespace
@@ -96,4 +108,5 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
   m.impl("pairwise_box_iou", TORCH_BOX(&resobj::pairwise_box_iou));
+  m.impl("_pairwise_box_iou_out", TORCH_BOX(&resobj::pairwise_box_iou_out));
 }

@@ -52,13 +52,11 @@ void launch(const Tensor& boxes1, const Tensor& boxes2, Tensor& out) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind) {
-  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+void write_overlaps(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
+                    Tensor& out) {
   const Overlap overlap_kind = parse_overlap("pairwise_box_iou", kind);
-  const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
   const Tensor a = torch::stable::contiguous(boxes1);
   const Tensor b = torch::stable::contiguous(boxes2);
-  Tensor out = new_tensor(a, {a.size(0), b.size(0)});
   dispatch_float(a, [&](auto scalar) {
     using T = decltype(scalar);
     switch (overlap_kind) {
@@ -70,7 +68,22 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
         return launch<Overlap::kIof, T>(a, b, out);
     }
   });
-  return out;
+}
+
+Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind) {
+  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+  const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
+  Tensor result = new_tensor(boxes1, {boxes1.size(0), boxes2.size(0)});
+  write_overlaps(boxes1, boxes2, kind, result);
+  return result;
+}
+
+void pairwise_box_iou_out(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
+                          Tensor out) {
+  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
+  check_overlap_out(boxes1, boxes2, out);
+  const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
+  write_overlaps(boxes1, boxes2, kind, out);
 }
 
 }  // namespace
@@ -78,4 +91,5 @@ Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::s
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
   m.impl("pairwise_box_iou", TORCH_BOX(&resobj::pairwise_box_iou));
+  m.impl("_pairwise_box_iou_out", TORCH_BOX(&resobj::pairwise_box_iou_out));
 }

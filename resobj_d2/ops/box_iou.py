@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, compute_dtype, require_floating, require_same_device
+from ._checks import (
+    as_dtype,
+    compute_dtype,
+    require_dtype,
+    require_floating,
+    require_same_device,
+)
 from ._library import define_op, mark_outputs_non_differentiable, no_backward
 
 KINDS = ("iou", "giou", "iof")
@@ -22,6 +28,18 @@ define_op(
     fake=_fake,
     backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
     setup_context=mark_outputs_non_differentiable,
+)
+
+
+def _fake_out(boxes1: Tensor, boxes2: Tensor, kind: str, out: Tensor) -> None:
+    pass
+
+
+define_op(
+    "_pairwise_box_iou_out(Tensor boxes1, Tensor boxes2, str kind, Tensor(a!) out) -> ()",
+    reference=reference.pairwise_box_iou_out,
+    fake=_fake_out,
+    backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
 )
 
 
@@ -65,6 +83,8 @@ def pairwise_box_iou(
     boxes1: Tensor,  # (M, 4)
     boxes2: Tensor,  # (R, 4)
     kind: str = "iou",
+    *,
+    out: Tensor | None = None,  # (M, R)
 ) -> Tensor:  # (M, R)
     """Overlap of each box of ``boxes1`` with each box of ``boxes2``.
 
@@ -80,14 +100,18 @@ def pairwise_box_iou(
             IoU where the smallest enclosing box has no area.
             ``"iof"``: intersection over the area of the box from ``boxes2``, the share of an anchor
             that lies inside an ignore (crowd) region given in ``boxes1``; 0 for a box without area.
+        out: where the result is written and what is then returned: a tensor of the result's shape,
+            dtype and device, with any strides, that asks for no gradient and shares no memory with
+            the boxes. Reused from call to call it saves the allocation.
 
     Returns:
         (M, R) in float64 if an input is float64, else float32 (half precision is computed in
         float32). A pair with a NaN coordinate gets the worst value of its kind: 0, or -1 for GIoU.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape, a device or ``kind`` is wrong.
+        TypeError: an argument is not a floating-point tensor, or ``out`` has another dtype than the
+            result.
+        ValueError: a shape, a device or ``kind`` is wrong, or ``out`` asks for a gradient.
     """
     op = "pairwise_box_iou"
     require_floating(op, boxes1=boxes1, boxes2=boxes2)
@@ -98,9 +122,22 @@ def pairwise_box_iou(
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     dtype = compute_dtype(boxes1, boxes2)
-    return torch.ops.resobj_d2.pairwise_box_iou(
-        as_dtype(boxes1, dtype), as_dtype(boxes2, dtype), kind
+    boxes1, boxes2 = as_dtype(boxes1, dtype), as_dtype(boxes2, dtype)
+    if out is None:
+        return torch.ops.resobj_d2.pairwise_box_iou(boxes1, boxes2, kind)
+    require_dtype(op, dtype, out=out)
+    require_same_device(op, boxes1=boxes1, out=out)
+    if out.shape != (len(boxes1), len(boxes2)):
+        raise ValueError(
+            f"{op}: out must have shape {(len(boxes1), len(boxes2))}, got {tuple(out.shape)}"
+        )
+    if out.requires_grad:
+        raise ValueError(f"{op}: out must not require a gradient, which the result has not")
+    target = (
+        out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     )
+    torch.ops.resobj_d2._pairwise_box_iou_out(boxes1.detach(), boxes2.detach(), kind, target)
+    return out if target is out else out.copy_(target)
 
 
 def box_iou_aligned(

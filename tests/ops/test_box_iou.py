@@ -135,6 +135,72 @@ def test_errors_name_the_argument(arguments, error, message):
         ops.pairwise_box_iou(*arguments)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_out_is_written_and_returned(native_device, kind, dtype):
+    first, second = (random_boxes(n, n, dtype).to(native_device) for n in (3, 2000))
+    expected = ops.pairwise_box_iou(first, second, kind)
+    out = torch.full((3, 2000), NAN, dtype=dtype, device=native_device)
+    assert ops.pairwise_box_iou(first.requires_grad_(), second, kind, out=out) is out
+    assert torch.equal(out, expected) and not out.requires_grad
+
+
+def test_out_with_other_strides(native_device):
+    first, second = (random_boxes(n, n).to(native_device) for n in (3, 50))
+    wide = torch.full((50, 7), NAN, device=native_device)
+    out = wide.t()[2:5]
+    assert ops.pairwise_box_iou(first, second, out=out) is out
+    assert torch.equal(out, ops.pairwise_box_iou(first, second))
+    assert wide[:, :2].isnan().all() and wide[:, 5:].isnan().all()
+
+
+def test_out_of_half_precision_boxes_is_float32(native_device):
+    boxes = random_boxes(4, 1).to(native_device).half()
+    out = torch.empty(4, 4, device=native_device)
+    assert torch.equal(
+        ops.pairwise_box_iou(boxes, boxes, out=out), ops.pairwise_box_iou(boxes, boxes)
+    )
+
+
+def test_out_in_a_compiled_function():
+    boxes, out = random_boxes(4, 1), torch.zeros(4, 4)
+    compiled = torch.compile(
+        lambda boxes, out: ops.pairwise_box_iou(boxes, boxes, out=out) + 1,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    expected = ops.pairwise_box_iou(boxes, boxes)
+    assert torch.equal(compiled(boxes, out), expected + 1) and torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "out, error, message",
+    [
+        (torch.zeros(2, 3), ValueError, r"out must have shape \(2, 2\), got \(2, 3\)"),
+        (torch.zeros(2, 2).double(), TypeError, "out must be a tensor of torch.float32"),
+        (torch.zeros(2, 2, device="meta"), ValueError, "out is on meta, but boxes1 is on cpu"),
+        (torch.zeros(2, 2, requires_grad=True), ValueError, "out must not require a gradient"),
+    ],
+)
+def test_errors_about_out(out, error, message):
+    with pytest.raises(error, match=message):
+        ops.pairwise_box_iou(GOOD, GOOD, out=out)
+
+
+@pytest.mark.parametrize(
+    "out, message",
+    [
+        (torch.zeros(2, 3), "out must be contiguous, with a row for each"),
+        (torch.zeros(4, 2)[::2], "out must be contiguous, with a row for each"),
+        (torch.zeros(2, 2).double(), "out must have the dtype of boxes1"),
+    ],
+)
+def test_kernels_refuse_what_the_wrapper_would_about_out(native_device, out, message):
+    boxes = GOOD.to(native_device)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.resobj_d2._pairwise_box_iou_out(boxes, boxes, "iou", out.to(native_device))
+
+
 @pytest.mark.parametrize(
     "first, second, kind, message",
     [

@@ -30,6 +30,11 @@ def box_samples():
     yield boxes.double().requires_grad_(), boxes.double(), "iof"
 
 
+def box_out_samples():
+    for boxes in (torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [4, 4, 4, 4]]), torch.rand(0, 4)):
+        yield boxes, boxes[:2], "giou", boxes.new_zeros(len(boxes), len(boxes[:2]))
+
+
 def _pair_tensors(requires_grad=False):
     pred = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3], [4, 4, 4, 4], [9, 9, 5, 7]])
     target = torch.tensor([[1.0, 1, 3, 4], [1, 1, 3, 3], [0, 0, 1, 1], [4, 4, 8, 8]])
@@ -180,6 +185,7 @@ SAMPLES = {
     "match_anchors": match_samples,
     "reassign_anchors": reassign_samples,
     "pairwise_box_iou": box_samples,
+    "_pairwise_box_iou_out": box_out_samples,
     "box_iou_aligned": aligned_samples,
     "_box_iou_aligned_backward": aligned_backward_samples,
     "giou_loss": giou_samples,

@@ -28,6 +28,18 @@ inline void check_pairs(const char* op, const Argument& pred, const Argument& ta
   check_same_shape(op, target, pred);
 }
 
+// Where pairwise_box_iou is to write.
+inline void check_overlap_out(const Tensor& boxes1, const Tensor& boxes2, const Tensor& out) {
+  const char* op = "pairwise_box_iou";
+  check_devices(op, {{"boxes1", boxes1}, {"out", out}});
+  check_dtypes(op, {{"boxes1", boxes1}, {"out", out}});
+  const bool fits =
+      out.dim() == 2 && out.size(0) == boxes1.size(0) && out.size(1) == boxes2.size(0);
+  STD_TORCH_CHECK(fits && out.is_contiguous(), op,
+                  ": out must be contiguous, with a row for each box of boxes1 and a column for "
+                  "each of boxes2");
+}
+
 inline Overlap parse_overlap(const char* op, const std::string& kind) {
   if (kind == "iou") return Overlap::kIou;
   if (kind == "giou") return Overlap::kGiou;

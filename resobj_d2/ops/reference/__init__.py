@@ -5,7 +5,12 @@ Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins ov
 
 from .anchor_matching import match_anchors
 from .anchor_refinement import reassign_anchors
-from .box_iou import box_iou_aligned, box_iou_aligned_backward, pairwise_box_iou
+from .box_iou import (
+    box_iou_aligned,
+    box_iou_aligned_backward,
+    pairwise_box_iou,
+    pairwise_box_iou_out,
+)
 from .box_loss import (
     balanced_l1_loss,
     balanced_l1_loss_backward,
@@ -39,6 +44,7 @@ __all__ = [
     "match_anchors",
     "matrix_nms",
     "pairwise_box_iou",
+    "pairwise_box_iou_out",
     "reassign_anchors",
     "residual_objectness_bce",
     "residual_objectness_bce_backward",

@@ -13,6 +13,11 @@ def pairwise_box_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tenso
     return _overlap(boxes1[:, None], boxes2, kind)
 
 
+def pairwise_box_iou_out(boxes1: Tensor, boxes2: Tensor, kind: str, out: Tensor) -> None:
+    """See ``out`` of :func:`resobj_d2.ops.pairwise_box_iou`."""
+    out.copy_(pairwise_box_iou(boxes1, boxes2, kind))
+
+
 def box_iou_aligned(pred: Tensor, target: Tensor, kind: str = "iou") -> Tensor:
     """See :func:`resobj_d2.ops.box_iou_aligned`."""
     return _overlap(pred, target, kind)
