@@ -1,6 +1,7 @@
 """Anchors, box parametrisations, label assignment and sampling; imports no Detectron2."""
 
 from .assigners import MaxIoUAssigner
+from .bipartite_assigner import BestAnchorAssigner
 from .build import ASSIGNER_REGISTRY, CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
 from .coders import DeltaCoder, LTRBCoder
 from .level_selection import FSAFAssigner
@@ -12,6 +13,7 @@ from .samplers import (
     OHEMSampler,
     RandomSampler,
 )
+from .ssd_priors import SSDAnchors, ssd_anchors
 
 __all__ = [
     "ASSIGNER_REGISTRY",
@@ -19,6 +21,7 @@ __all__ = [
     "PRIORS_REGISTRY",
     "SAMPLER_REGISTRY",
     "AnchorGrid",
+    "BestAnchorAssigner",
     "DeltaCoder",
     "FSAFAssigner",
     "HardNegativeRatio",
@@ -29,5 +32,7 @@ __all__ = [
     "OHEMSampler",
     "OctaveAnchors",
     "RandomSampler",
+    "SSDAnchors",
     "octave_anchors",
+    "ssd_anchors",
 ]

@@ -1,0 +1,118 @@
+"""SSD's label assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resobj_d2 import ops
+from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
+
+from .assigners import MaxIoUAssigner
+from .build import ASSIGNER_REGISTRY
+
+__all__ = ["BestAnchorAssigner"]
+
+
+@ASSIGNER_REGISTRY.register()
+class BestAnchorAssigner(MaxIoUAssigner):
+    """IoU thresholds, after every ground truth got its best anchor (Liu et al. 2016, "SSD", 2.2).
+
+    Exactly one anchor: of several with the same IoU the first. It is trained as that ground truth
+    even where it overlaps another one more. Two with the same best anchor: the later one has it,
+    and the other only what the thresholds give it. A ground truth that overlaps no anchor gets
+    none. ``MaxIoUAssigner`` with ``allow_low_quality`` takes all anchors of the same best IoU
+    instead, and each keeps the ground truth that it overlaps most.
+
+    ``Targets.gt_index`` is the ground truth an anchor is trained as, ``matched_ious`` still the
+    best IoU with any. Memory is that of the result and O(R + M) more, never the M x R matrix.
+
+    Args:
+        num_classes, iou_thresholds, iou_labels: see :class:`MaxIoUAssigner`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        iou_thresholds: Sequence[float] = (0.5,),
+        iou_labels: Sequence[int] = (0, 1),
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            iou_thresholds=iou_thresholds,
+            iou_labels=iou_labels,
+            allow_low_quality=False,
+        )
+
+    @classmethod
+    def from_config(cls, node, num_classes: int) -> BestAnchorAssigner:
+        return cls(
+            num_classes=num_classes,
+            iou_thresholds=node.IOU_THRESHOLDS,
+            iou_labels=node.IOU_LABELS,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        priors: Priors,
+        anchors: Tensor,
+        ground_truth: GroundTruth,
+        prediction: StagePrediction | None = None,
+    ) -> Targets:
+        """
+        Args:
+            anchors: (R, 4) shared by the batch, or (N, R, 4).
+        """
+        targets = super().__call__(priors, anchors, ground_truth, prediction)
+        owner = _owners(anchors, ground_truth)
+        owned = owner >= 0
+        offsets = ground_truth.offsets
+        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
+        rows = [x + first for x, first in zip(owner, offsets, strict=False)]
+        # Rows of anchors without an owner lead to some box or past the last; none is used.
+        rows = torch.where(owned, torch.stack(rows), len(ground_truth.boxes))
+        classes = F.pad(ground_truth.classes, (0, 1))
+        boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
+        return replace(
+            targets,
+            labels=torch.where(owned, classes[rows], targets.labels),
+            matched_boxes=torch.where(owned[..., None], boxes[rows], targets.matched_boxes),
+            gt_index=torch.where(owned, owner, targets.gt_index),
+        )
+
+
+def _owners(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
+    """(N, R) row, within its image, of the ground truth whose best anchor this is; else -1."""
+    num_anchors = anchors.shape[-2]
+    best = _best_anchors(anchors, ground_truth).split(ground_truth.sizes)
+    owners = []
+    for index in best:
+        # One more entry takes what overlaps nothing. The largest row is the later ground truth.
+        empty = torch.full((num_anchors + 1,), -1, dtype=torch.int64, device=anchors.device)
+        rows = torch.arange(len(index), device=anchors.device)
+        owners.append(empty.scatter_reduce(0, index, rows, "amax")[:-1])
+    return torch.stack(owners)
+
+
+def _best_anchors(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
+    """(sum M_i,) first best anchor of each ground truth; R where it overlaps none."""
+    num_anchors = anchors.shape[-2]
+    # match_anchors with exchanged roles: the "anchors" are the boxes and look for their best
+    # among the anchors. All images that share their anchors are one such image.
+    pairs = [(ground_truth.boxes, anchors)]
+    if anchors.dim() == 3:
+        pairs = list(zip(ground_truth.boxes.split(ground_truth.sizes), anchors, strict=True))
+    found = []
+    for boxes, candidates in pairs:
+        match = ops.match_anchors(
+            boxes, candidates, [num_anchors], thresholds=[1.0], labels=[0, 0],
+            allow_low_quality=False,
+        )  # fmt: skip
+        found.append(torch.where(match.ious[0] > 0, match.gt_index[0], num_anchors))
+    return torch.cat(found)
