@@ -1,4 +1,4 @@
-"""Checkpoints: Detectron2's checkpointer with clear errors and a map from its RetinaNet."""
+"""Checkpoints: Detectron2's checkpointer with clear errors and maps from other layouts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pickle
 import re
 
 from detectron2.checkpoint import DetectionCheckpointer
+
+from .vgg_weights import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
 
 __all__ = ["CheckpointError", "ResObjCheckpointer", "rename_retinanet_weights"]
 
@@ -39,6 +41,7 @@ class ResObjCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also
 
     - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``;
+    - loads torchvision's VGG16 into the backbone of an SSD;
     - tells a missing or truncated file from a wrong one;
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
@@ -74,12 +77,24 @@ class ResObjCheckpointer(DetectionCheckpointer):
                 f"{os.path.abspath(filename)} is no checkpoint: it holds a "
                 f"{type(loaded['model']).__name__}, not a dict of weights"
             )
-        names = [name.removeprefix("module.") for name in loaded["model"]]
-        if any(name.startswith("head.cls_subnet.") for name in names) and any(
-            name.startswith("streams.") for name in self.model.state_dict()
-        ):
-            loaded["model"] = rename_retinanet_weights(loaded["model"])
+        try:
+            loaded["model"] = self._renamed(loaded["model"])
+        except ValueError as error:
+            raise CheckpointError(f"{os.path.abspath(filename)}: {error}") from None
         return loaded
+
+    def _renamed(self, weights: dict) -> dict:
+        """Weights of another layout in that of the model."""
+        own = self.model.state_dict()
+        names = [name.removeprefix("module.") for name in weights]
+        if any(name.startswith("head.cls_subnet.") for name in names) and any(
+            name.startswith("streams.") for name in own
+        ):
+            return rename_retinanet_weights(weights)
+        prefix = vgg16_prefix(own)
+        if prefix and LAST_CONVOLUTION in weights:
+            return convert_vgg16(weights, prefix)
+        return weights
 
     def _load_model(self, checkpoint: dict):
         incompatible = super()._load_model(checkpoint)

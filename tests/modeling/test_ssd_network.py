@@ -9,8 +9,10 @@ from torch import nn
 from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
+from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.modeling.backbones import SSDVGG16, ChannelNorm
 from resobj_d2.modeling.necks import SSDExtras
+from resobj_d2.vgg_weights import convert_vgg16, vgg16_prefix
 
 
 class Coarse(Backbone):
@@ -62,6 +64,77 @@ def test_torchvision_checkpoint_loads(tmp_path):
     network = SSDVGG16()
     DetectionCheckpointer(network).load(str(tmp_path / "vgg16.pth"))
     assert torch.equal(network.features[28].weight, features["features.28.weight"])
+
+
+@pytest.fixture(scope="module")
+def torchvision_vgg16():
+    """torchvision's VGG16 with random convolutions; its classifier has no memory."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = vgg16(weights=None)
+    model.features.to_empty(device="cpu")
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.normal_(layer.bias, std=0.1)
+    return model
+
+
+def as_checkpoint(model):
+    """Its weights; those of the classifier tell by their values where they stood."""
+    weights = model.state_dict()
+    outputs = torch.arange(4096.0)
+    place = torch.arange(49.0).repeat(512)  # fc6 reads 512 channels of 7x7
+    weights["classifier.0.weight"] = place.expand(4096, 25088)
+    weights["classifier.0.bias"] = outputs
+    weights["classifier.3.weight"] = outputs.expand(4096, 4096)
+    weights["classifier.3.bias"] = -outputs
+    return {k: v for k, v in weights.items() if not v.is_meta}
+
+
+def test_whole_torchvision_checkpoint_into_a_detectors_backbone(torchvision_vgg16, tmp_path):
+    torch.save(as_checkpoint(torchvision_vgg16), tmp_path / "vgg16.pth")
+    model = nn.ModuleDict(
+        {"backbone": SSDExtras(bottom_up=SSDVGG16(), in_features=["conv4_3", "fc7"], channels=[8])}
+    )
+    ResObjCheckpointer(model).load(str(tmp_path / "vgg16.pth"))
+    vgg = model["backbone"].bottom_up
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found = vgg(image)
+        conv4_3 = torchvision_vgg16.features[:23](image)
+    assert conv4_3.abs().sum() > 0
+    torch.testing.assert_close(found["conv4_3"], vgg.norm(conv4_3))
+    # Rows and columns 0, 3 and 6 of 7; outputs 0, 4, 8, ...
+    kept = torch.tensor([[0.0, 3, 6], [21, 24, 27], [42, 45, 48]])
+    assert torch.equal(vgg.fc[0].weight, kept.expand(1024, 512, 3, 3))
+    assert torch.equal(vgg.fc[0].bias, torch.arange(0, 4096.0, 4))
+    assert torch.equal(vgg.fc[2].weight[:, :, 0, 0], torch.arange(0, 4096.0, 4).expand(1024, 1024))
+    assert torch.equal(vgg.fc[2].bias, -torch.arange(0, 4096.0, 4))
+
+
+def test_fc6_keeps_every_fourth_output():
+    fc6 = torch.arange(4096.0)[:, None].expand(4096, 25088)
+    weights = {"classifier.0.weight": fc6, "classifier.0.bias": torch.zeros(4096)}
+    weights["classifier.3.weight"] = torch.arange(4096.0)[:, None].expand(4096, 4096)
+    weights["classifier.3.bias"] = torch.zeros(4096)
+    found = convert_vgg16(weights, "net.")
+    expected = torch.arange(0, 4096.0, 4)
+    assert torch.equal(found["net.fc.0.weight"][:, 511, 2, 2], expected)
+    assert torch.equal(found["net.fc.2.weight"][:, 1023, 0, 0], expected)
+
+
+def test_another_vgg_is_refused():
+    with pytest.raises(ValueError, match="features.28.weight has the shape .512,."):
+        convert_vgg16({"features.28.weight": torch.zeros(512)})
+
+
+def test_prefix_of_the_network_in_a_model(network):
+    assert vgg16_prefix(f"backbone.bottom_up.{k}" for k in network.state_dict()) == (
+        "backbone.bottom_up."
+    )
+    assert vgg16_prefix(network.state_dict()) == ""
+    assert vgg16_prefix(["features.28.weight", "classifier.0.weight"]) is None
 
 
 def test_frozen_blocks(network):

@@ -1,0 +1,61 @@
+"""torchvision's VGG16 checkpoints for SSD's VGG16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["convert_vgg16", "vgg16_prefix"]
+
+LAST_CONVOLUTION = "features.28.weight"
+_SHAPES = {
+    LAST_CONVOLUTION: (512, 512, 3, 3),
+    "classifier.0.weight": (4096, 25088),
+    "classifier.3.weight": (4096, 4096),
+}
+
+
+def vgg16_prefix(names: Iterable[str]) -> str | None:
+    """What stands in front of the names of an ``SSDVGG16`` among a model's parameters, or None."""
+    names = set(names)
+    for name in names:
+        prefix = name.removesuffix(LAST_CONVOLUTION)
+        if prefix != name and f"{prefix}fc.0.weight" in names:
+            return prefix
+    return None
+
+
+def convert_vgg16(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """torchvision's VGG16 to ``SSDVGG16``: other names, and convolutions for fc6 and fc7.
+
+    As in Liu et al. 2016, "SSD", section 3: of fc6, a 7x7 convolution of 4096 outputs, every third
+    row and column and every fourth output are kept, of fc7 every fourth input and output.
+
+    Args:
+        weights: ``features.*`` and perhaps ``classifier.*``, without which fc6 and fc7 are missing.
+        prefix: of the names in the model.
+
+    Raises:
+        ValueError: the shapes are not those of VGG16 (but of another VGG).
+    """
+    for name, shape in _SHAPES.items():
+        if name in weights and tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(weights[name].shape)}, in VGG16 it has {shape}"
+            )
+    found = {
+        prefix + name: value for name, value in weights.items() if name.startswith("features.")
+    }
+    if "classifier.0.weight" in weights:
+        fc6, bias6, fc7, bias7 = (
+            torch.as_tensor(weights[f"classifier.{layer}.{kind}"])
+            for layer in (0, 3)
+            for kind in ("weight", "bias")
+        )
+        found[f"{prefix}fc.0.weight"] = fc6.view(4096, 512, 7, 7)[::4, :, ::3, ::3].contiguous()
+        found[f"{prefix}fc.0.bias"] = bias6[::4].contiguous()
+        found[f"{prefix}fc.2.weight"] = fc7[::4, ::4, None, None].contiguous()
+        found[f"{prefix}fc.2.bias"] = bias7[::4].contiguous()
+    return found
