@@ -79,8 +79,10 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # Side of the smallest square anchor of a level, in strides of that level.
     dense.PRIORS.SCALE = 4.0
     dense.PRIORS.SCALES_PER_OCTAVE = 3
-    # height / width
+    # height / width; SSDAnchors: a list for each level, longer to shorter side, above 1.
     dense.PRIORS.ASPECT_RATIOS = [0.5, 1.0, 2.0]
+    # SSDAnchors: the size in pixels of each level's boxes, and one more.
+    dense.PRIORS.MIN_SIZES = []
     # Position of the first cell's centre in strides, in [0, 1).
     dense.PRIORS.OFFSET = 0.0
 
