@@ -293,6 +293,8 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     cfg.TEST.COCO_BACKEND = "auto"
     # Evaluate boxes by GIoU as well: results "bbox_giou".
     cfg.TEST.GIOU_EVAL = False
+    # [height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*.
+    cfg.INPUT.FIXED_SIZE = []
     # SSD's training augmentations, in front of resizing and flipping.
     # Random brightness, contrast, saturation, hue and order of channels.
     cfg.INPUT.PHOTOMETRIC = False

@@ -10,13 +10,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation, convert_image_to_rgb, read_image
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
 from .checkpoint import ResObjCheckpointer
+from .data.augmentation import build_size_augmentations
 
 __all__ = ["ImageError", "Predictor"]
 
@@ -46,7 +47,7 @@ class Predictor:
         self.model = (_load_model(cfg) if model is None else model).eval()
         self.num_steps: int = getattr(self.model, "num_steps", 0)
         self._format = cfg.INPUT.FORMAT
-        self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        self._augmentations = T.AugmentationList(build_size_augmentations(cfg, is_train=False))
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
         self.class_names: list[str] = list(metadata.get("thing_classes", [])) if metadata else []
         numbers = metadata.get("thing_dataset_id_to_contiguous_id") if metadata else None

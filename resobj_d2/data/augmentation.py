@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-__all__ = ["ExpandCanvas", "IoUCrop", "PhotometricDistortion", "build_box_augmentations"]
+__all__ = [
+    "ExpandCanvas",
+    "IoUCrop",
+    "PhotometricDistortion",
+    "build_box_augmentations",
+    "build_size_augmentations",
+]
 
 
 class _Distort(Transform):
@@ -150,3 +157,18 @@ def build_box_augmentations(cfg) -> list[T.Augmentation]:
     if node.IOU_CROP:
         augmentations.append(IoUCrop())
     return augmentations
+
+
+def build_size_augmentations(cfg, *, is_train: bool) -> list[T.Augmentation]:
+    """Detectron2's augmentations; with ``cfg.INPUT.FIXED_SIZE`` images get that size instead.
+
+    Raises:
+        ValueError: FIXED_SIZE is neither empty nor two positive numbers.
+    """
+    augmentations = detection_utils.build_augmentation(cfg, is_train)
+    size = tuple(cfg.INPUT.FIXED_SIZE)
+    if not size:
+        return augmentations
+    if len(size) != 2 or not all(isinstance(x, int) and x > 0 for x in size):
+        raise ValueError(f"INPUT.FIXED_SIZE must be [height, width] or [], got {list(size)}")
+    return [T.Resize(size) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]

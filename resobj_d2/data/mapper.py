@@ -12,9 +12,9 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from .augmentation import build_box_augmentations
+from .augmentation import build_box_augmentations, build_size_augmentations
 
-__all__ = ["BoxMapper", "ImageErrorMapper", "build_train_mapper"]
+__all__ = ["BoxMapper", "ImageErrorMapper", "build_test_mapper", "build_train_mapper"]
 
 
 class BoxMapper:
@@ -61,7 +61,7 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
         ValueError: such augmentations together with masks, keypoints, proposals or INPUT.CROP.
     """
     own = build_box_augmentations(cfg)
-    if not own:
+    if not own and not cfg.INPUT.FIXED_SIZE:
         return DatasetMapper(cfg, True)
     clashes = {
         "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
@@ -72,11 +72,16 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
     found = [key for key, value in clashes.items() if value]
     if found:
         raise ValueError(
-            "INPUT.PHOTOMETRIC, EXPAND and IOU_CROP are for box detectors and cannot be combined "
-            f"with {found}"
+            "INPUT.PHOTOMETRIC, EXPAND, IOU_CROP and FIXED_SIZE are for box detectors and cannot "
+            f"be combined with {found}"
         )
-    stock = detection_utils.build_augmentation(cfg, True)
+    stock = build_size_augmentations(cfg, is_train=True)
     return BoxMapper(augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)
+
+
+def build_test_mapper(cfg) -> DatasetMapper:
+    """Detectron2's mapper with the image size of ``cfg.INPUT``."""
+    return DatasetMapper(cfg, False, augmentations=build_size_augmentations(cfg, is_train=False))
 
 
 class ImageErrorMapper:

@@ -7,18 +7,14 @@ import os
 import weakref
 from collections import OrderedDict
 
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
-from resobj_d2.data.mapper import ImageErrorMapper, build_train_mapper
+from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 
@@ -85,7 +81,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
-        mapper = ImageErrorMapper(DatasetMapper(cfg, False))
+        mapper = ImageErrorMapper(build_test_mapper(cfg))
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod

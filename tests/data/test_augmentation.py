@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from resobj_d2.data.augmentation import ExpandCanvas, IoUCrop, PhotometricDistortion
-from resobj_d2.data.mapper import BoxMapper, build_train_mapper
+from resobj_d2.data.mapper import BoxMapper, build_test_mapper, build_train_mapper
 
 
 @pytest.fixture
@@ -159,9 +159,33 @@ def test_plain_configs_keep_detectron2s_mapper(tiny_cfg):
     assert type(build_train_mapper(tiny_cfg())) is DatasetMapper
 
 
+def test_fixed_size_stretches_images_and_boxes(record, tiny_cfg):
+    cfg = tiny_cfg("INPUT.FIXED_SIZE", "[120, 40]", "INPUT.RANDOM_FLIP", "none")
+    mapped = build_train_mapper(cfg)(record)
+    assert mapped["image"].shape == (3, 120, 40)
+    stock = build_train_mapper(
+        tiny_cfg("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", "(60,)")
+    )
+    # The image is 60 high and 80 wide: twice as high, half as wide.
+    expected = stock(record)["instances"].gt_boxes.tensor * torch.tensor([0.5, 2.0, 0.5, 2.0])
+    torch.testing.assert_close(mapped["instances"].gt_boxes.tensor, expected)
+    tested = build_test_mapper(cfg)(record)
+    assert tested["image"].shape == (3, 120, 40)
+    assert (tested["height"], tested["width"]) == (60, 80)
+
+
+def test_fixed_size_comes_after_ssds_augmentations(record, tiny_cfg):
+    cfg = tiny_cfg("INPUT.FIXED_SIZE", "[32, 64]", "INPUT.EXPAND", "4.0", "INPUT.IOU_CROP", "True")
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert build_train_mapper(cfg)(record)["image"].shape == (3, 32, 64)
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [
+        (["INPUT.FIXED_SIZE", "[512]"], "FIXED_SIZE"),
+        (["INPUT.FIXED_SIZE", "[512, 0]"], "FIXED_SIZE"),
         (["INPUT.EXPAND", "0.5"], "at least 1"),
         (["INPUT.PHOTOMETRIC", "True", "INPUT.FORMAT", "L"], "BGR or RGB"),
         (["INPUT.IOU_CROP", "True", "MODEL.MASK_ON", "True"], "MODEL.MASK_ON"),
