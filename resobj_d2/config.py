@@ -86,6 +86,12 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # Position of the first cell's centre in strides, in [0, 1).
     dense.PRIORS.OFFSET = 0.0
 
+    dense.PREDICTOR = node_type()
+    # "SharedConv": one convolution for all levels; "PerLevelConv": one for each.
+    dense.PREDICTOR.NAME = "SharedConv"
+    # 3 or 1
+    dense.PREDICTOR.KERNEL_SIZE = 3
+
     dense.CODER = node_type()
     dense.CODER.NAME = "DeltaCoder"
     dense.CODER.WEIGHTS = [1.0, 1.0, 1.0, 1.0]
@@ -190,6 +196,8 @@ def _add_objectness(dense: CfgNode, node_type: type) -> None:
     dense.OBJECTNESS.HIDDEN_CHANNELS = 0
     # Hidden convolutions of each subnet.
     dense.OBJECTNESS.NUM_CONVS = 1
+    # Those of the base's subnet alone; -1 for NUM_CONVS.
+    dense.OBJECTNESS.BASE_CONVS = -1
     # Initial bias of the residual predictors.
     dense.OBJECTNESS.RESIDUAL_BIAS = 0.0
     # Factors of the base loss and of each step's loss.

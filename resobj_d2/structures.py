@@ -38,18 +38,43 @@ class Priors:
         boxes: (R, 4), level after level; within a level row-major over cells, then over the
             anchors of a cell.
         level_sizes: anchors per level, sums to R.
+        sizes: (H_l, W_l) per level.
         strides: pixels between neighbouring cells, per level.
     """
 
     boxes: Tensor
     level_sizes: list[int]
+    sizes: list[tuple[int, int]]
     strides: list[int]
 
     def __post_init__(self) -> None:
+        if not len(self.level_sizes) == len(self.sizes) == len(self.strides):
+            raise ValueError(
+                f"{len(self.level_sizes)} level sizes, {len(self.sizes)} map sizes and "
+                f"{len(self.strides)} strides"
+            )
         if self.boxes.shape != (sum(self.level_sizes), 4):
             raise ValueError(
                 f"boxes must be ({sum(self.level_sizes)}, 4), got {tuple(self.boxes.shape)}"
             )
+
+    @property
+    def num_anchors(self) -> list[int]:
+        """A_l per level."""
+        pairs = zip(self.level_sizes, self.sizes, strict=True)
+        return [n // max(h * w, 1) for n, (h, w) in pairs]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the padded network input in pixels."""
+        height, width = self.sizes[0]
+        return height * self.strides[0], width * self.strides[0]
+
+    @cached_property
+    def cell_sides(self) -> Tensor:
+        """(R, 1) the stride of each anchor's level, float32."""
+        levels = zip(self.level_sizes, self.strides, strict=True)
+        return torch.cat([self.boxes.new_full((n, 1), stride) for n, stride in levels])
 
 
 @dataclass
@@ -149,8 +174,8 @@ class StagePrediction:
     Attributes:
         anchors: (R, 4) for the first stage, (N, R, 4) for refined anchors; never carries a
             gradient.
-        cls: K logits per anchor; a stage without a class predictor repeats those of the stage
-            before it.
+        cls: the class loss's logits per anchor, K or K + 1; a stage without a class predictor
+            repeats those of the stage before it.
         box: 4 deltas per anchor, in the coder's parametrisation; None for a stage that leaves the
             boxes as they are.
         boxes: (N, R, 4) decoded, without gradient, for an assigner that reads predictions.
@@ -165,7 +190,7 @@ class StagePrediction:
 
     @cached_property
     def cls_logits(self) -> Tensor:
-        """(N, R, K)."""
+        """(N, R, K), or K + 1 as the class loss has it."""
         return self.cls.flatten()
 
     @cached_property
@@ -204,6 +229,7 @@ class Targets:
         num_classes: K.
         excluded_class: (N, R) int64, a class that an anchor is not trained against, -1 for none;
             None where the assigner excludes nothing.
+        box_weights: (N, R) factor of each anchor's box loss; None for 1.
     """
 
     labels: Tensor
@@ -212,6 +238,7 @@ class Targets:
     gt_index: Tensor
     num_classes: int
     excluded_class: Tensor | None = None
+    box_weights: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:

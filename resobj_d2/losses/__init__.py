@@ -2,9 +2,15 @@
 
 from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
-from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
+from .classification import SigmoidCE, SigmoidFocalLoss, SigmoidScores, sigmoid_focal_loss
 from .gradient_harmonizing import GHMCLoss, GHMRLoss
-from .normalizer import ForegroundCount, ForegroundEMA, TrainedCount
+from .normalizer import (
+    ForegroundCount,
+    ForegroundCountPlusOne,
+    ForegroundEMA,
+    ImageCount,
+    TrainedCount,
+)
 from .objectness import ResidualObjectnessLoss
 from .quality import QualityLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
@@ -15,10 +21,12 @@ __all__ = [
     "NORMALIZER_REGISTRY",
     "BalancedL1Loss",
     "ForegroundCount",
+    "ForegroundCountPlusOne",
     "ForegroundEMA",
     "GHMCLoss",
     "GHMRLoss",
     "GIoULoss",
+    "ImageCount",
     "IoULoss",
     "L1Loss",
     "NegativeLogIoULoss",
@@ -26,6 +34,7 @@ __all__ = [
     "ResidualObjectnessLoss",
     "SigmoidCE",
     "SigmoidFocalLoss",
+    "SigmoidScores",
     "SmoothL1Loss",
     "TrainedCount",
     "sigmoid_focal_loss",

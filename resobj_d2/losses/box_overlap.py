@@ -38,6 +38,7 @@ class IoULoss:
     """``1 - IoU`` (Rezatofighi et al. 2019). No gradient where the boxes do not overlap."""
 
     space = "boxes"
+    weighted = False
     self_normalized = False
 
     @classmethod
@@ -53,6 +54,7 @@ class NegativeLogIoULoss:
     """``-ln IoU`` (Yu et al. 2016, UnitBox; FSAF). No gradient below an IoU of ``min_iou``."""
 
     space = "boxes"
+    weighted = False
     self_normalized = False
 
     def __init__(self, *, min_iou: float = 1e-6) -> None:
@@ -71,6 +73,7 @@ class GIoULoss:
     """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient for boxes apart too."""
 
     space = "boxes"
+    weighted = False
     self_normalized = False
 
     @classmethod

@@ -7,10 +7,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.structures import LevelMaps
 
 from .build import CLS_LOSS_REGISTRY
 
-__all__ = ["SigmoidCE", "SigmoidFocalLoss", "sigmoid_focal_loss"]
+__all__ = ["SigmoidCE", "SigmoidFocalLoss", "SigmoidScores", "sigmoid_focal_loss"]
+
+
+class SigmoidScores:
+    """What class losses share whose scores are the sigmoids of one logit per class."""
+
+    @staticmethod
+    def num_logits(num_classes: int) -> int:
+        return num_classes
+
+    @staticmethod
+    def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
+        return maps
 
 
 def sigmoid_focal_loss(
@@ -38,7 +51,7 @@ def sigmoid_focal_loss(
 
 
 @CLS_LOSS_REGISTRY.register()
-class SigmoidFocalLoss:
+class SigmoidFocalLoss(SigmoidScores):
     """Focal loss (Lin et al., RetinaNet) as a classification loss slot."""
 
     self_normalized = False
@@ -63,7 +76,7 @@ class SigmoidFocalLoss:
 
 
 @CLS_LOSS_REGISTRY.register()
-class SigmoidCE:
+class SigmoidCE(SigmoidScores):
     """Binary cross entropy over K sigmoids.
 
     It is the class loss of RetinaNet-Obj and ResObj (Residual Objectness, Eq. 3: foreground

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+from .classification import SigmoidScores
 
 __all__ = ["GHMCLoss", "GHMRLoss"]
 
@@ -59,7 +60,7 @@ class _GradientDensity(nn.Module):
 
 
 @CLS_LOSS_REGISTRY.register()
-class GHMCLoss(_GradientDensity):
+class GHMCLoss(_GradientDensity, SigmoidScores):
     """GHM-C: cross entropy over K sigmoids, harmonised by ``|sigmoid - target|`` (Eq. 3, 9)."""
 
     self_normalized = True
@@ -92,6 +93,7 @@ class GHMRLoss(_GradientDensity):
     """
 
     space = "deltas"
+    weighted = False
     self_normalized = True
 
     def __init__(self, *, mu: float = 0.02, bins: int = 10, momentum: float = 0.7) -> None:

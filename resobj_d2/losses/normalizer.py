@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from .build import NORMALIZER_REGISTRY
 
-__all__ = ["ForegroundCount", "ForegroundEMA", "TrainedCount"]
+__all__ = [
+    "ForegroundCount",
+    "ForegroundCountPlusOne",
+    "ForegroundEMA",
+    "ImageCount",
+    "TrainedCount",
+]
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
@@ -28,8 +34,32 @@ class ForegroundCount(nn.Module):
     def from_config(cls, node) -> ForegroundCount:
         return cls()
 
-    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
+
+
+@NORMALIZER_REGISTRY.register()
+class ForegroundCountPlusOne(nn.Module):
+    """Foreground anchors of the batch (mean over processes) and one more, as in EfficientDet."""
+
+    @classmethod
+    def from_config(cls, node) -> ForegroundCountPlusOne:
+        return cls()
+
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
+        return _mean_over_processes(num_foreground.float()) + 1.0
+
+
+@NORMALIZER_REGISTRY.register()
+class ImageCount(nn.Module):
+    """Images of the batch: a mean over images of sums over anchors, as in Darknet."""
+
+    @classmethod
+    def from_config(cls, node) -> ImageCount:
+        return cls()
+
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
+        return _mean_over_processes(num_foreground.new_full((), num_images, dtype=torch.float32))
 
 
 @NORMALIZER_REGISTRY.register()
@@ -40,7 +70,7 @@ class TrainedCount(nn.Module):
     def from_config(cls, node) -> TrainedCount:
         return cls()
 
-    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_trained.float()).clamp(min=1.0)
 
 
@@ -67,7 +97,7 @@ class ForegroundEMA(nn.Module):
     def from_config(cls, node) -> ForegroundEMA:
         return cls(initial=node.INITIAL, momentum=node.MOMENTUM)
 
-    def forward(self, num_foreground: Tensor, num_trained: Tensor) -> Tensor:
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         """Scalar counts of this batch. Returns the updated mean of the first."""
         count = _mean_over_processes(num_foreground.float().clamp(min=1.0))
         # A new tensor, not an in-place update: the loss graph holds the value it divided by.

@@ -36,6 +36,7 @@ class SmoothL1Loss:
     """Smooth L1 on encoded deltas, Detectron2's default with ``beta = 0.1``."""
 
     space = "deltas"
+    weighted = False
     self_normalized = False
 
     def __init__(self, *, beta: float = 0.1) -> None:
@@ -77,6 +78,7 @@ class BalancedL1Loss:
     """
 
     space = "deltas"
+    weighted = False
     self_normalized = False
 
     def __init__(

@@ -36,6 +36,7 @@ class MaxIoUAssigner:
 
     needs_predictions = False
     labels_by_iou = True
+    weighs_boxes = False
 
     def __init__(
         self,

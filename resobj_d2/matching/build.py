@@ -16,11 +16,13 @@ Prior boxes. An entry is an ``nn.Module`` built as ``Entry.from_config(node, str
 CODER_REGISTRY = Registry("CODER")
 CODER_REGISTRY.__doc__ = """
 Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
-``encode(anchors, boxes) -> deltas`` and ``decode(anchors, deltas) -> boxes``, all (..., 4) and
-broadcast over the leading dimensions. ``initial_delta`` is where the bias of the box predictor on
-the priors starts, ``identity_delta`` where those of later stages start: boxes then stay as they
-are. ``delta_options`` are the ``weights`` and ``scale_clamp`` with which ``ops.dense_detections``
-decodes the same deltas, or None where it cannot and ``decode`` is to do it for every anchor.
+``encode(anchors, boxes, cell_sides) -> deltas`` and ``decode(anchors, deltas, cell_sides) ->
+boxes``, all (..., 4) and broadcast over the leading dimensions; ``cell_sides`` (R, 1) are the
+strides of the anchors' levels, which most parametrisations ignore. ``initial_delta`` is where the
+bias of the box predictor on the priors starts, ``identity_delta`` where those of later stages
+start: boxes then stay as they are. ``delta_options`` are the ``weights`` and ``scale_clamp`` with
+which ``ops.dense_detections`` decodes the same deltas, or None where it cannot and ``decode`` is to
+do it for every anchor.
 """
 
 ASSIGNER_REGISTRY = Registry("ASSIGNER")
@@ -28,7 +30,8 @@ ASSIGNER_REGISTRY.__doc__ = """
 Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL.DENSE.ASSIGNER``:
 ``assigner(priors, anchors, ground_truth, prediction) -> Targets`` with ``anchors`` (R, 4) or
 (N, R, 4). ``needs_predictions`` says whether it reads the (detached) StagePrediction; otherwise
-``prediction`` is None. ``labels_by_iou`` says whether ``matched_ious`` tell how much background
+``prediction`` is None. ``weighs_boxes`` says whether its targets have ``box_weights``.
+``labels_by_iou`` says whether ``matched_ious`` tell how much background
 overlaps; otherwise they are 0 there.
 """
 

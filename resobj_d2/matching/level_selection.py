@@ -59,6 +59,7 @@ class FSAFAssigner:
 
     needs_predictions = True
     labels_by_iou = False
+    weighs_boxes = False
 
     def __init__(
         self,

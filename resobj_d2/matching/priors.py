@@ -57,7 +57,10 @@ class AnchorGrid(nn.Module):
             raise ValueError(f"{len(sizes)} feature maps for {len(self.strides)} levels of anchors")
         boxes = [self._level(i, height, width) for i, (height, width) in enumerate(sizes)]
         return Priors(
-            boxes=torch.cat(boxes), level_sizes=[len(b) for b in boxes], strides=self.strides
+            boxes=torch.cat(boxes),
+            level_sizes=[len(b) for b in boxes],
+            sizes=list(sizes),
+            strides=self.strides,
         )
 
     def _level(self, level: int, height: int, width: int) -> Tensor:

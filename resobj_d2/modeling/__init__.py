@@ -2,19 +2,20 @@
 
 from .backbones import SSDVGG16, DarkNet, TimmBackbone
 from .branches import ObjectnessBranch, ScoreBranch
-from .build import BRANCH_REGISTRY, TOWER_REGISTRY
+from .build import BRANCH_REGISTRY, PREDICTOR_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
 from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras
 from .postprocess import DensePostprocess
-from .predictors import SharedConv
+from .predictors import HeadParts, PerLevelConv, SharedConv
 from .quality_branch import QualityBranch
 from .stages import Stage
 from .stream import DenseStream
-from .towers import ConvTower
+from .towers import ConvTower, NoTower
 
 __all__ = [
     "BRANCH_REGISTRY",
+    "PREDICTOR_REGISTRY",
     "TOWER_REGISTRY",
     "BalancedFeaturePyramid",
     "BiFPN",
@@ -22,7 +23,10 @@ __all__ = [
     "DarkNet",
     "DensePostprocess",
     "DenseStream",
+    "HeadParts",
+    "NoTower",
     "ObjectnessBranch",
+    "PerLevelConv",
     "QualityBranch",
     "ResObjDenseDetector",
     "SSDExtras",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resobj_d2.losses import ResidualObjectnessLoss
-from resobj_d2.structures import LevelMaps, Targets, TowerFeatures
+from resobj_d2.structures import Targets, TowerFeatures
 
 from .build import BRANCH_REGISTRY
-from .predictors import SharedConv, init_conv, prior_bias
+from .predictors import HeadParts, prior_bias
 
 __all__ = ["ObjectnessBranch", "ObjectnessPrediction", "ScoreBranch"]
 
@@ -91,43 +91,31 @@ class ObjectnessPrediction:
     residuals: Tensor
 
 
-def _summed(predictors: list[SharedConv], hidden: list[list[Tensor]]) -> Tensor:
-    """(N, R) sum of what each predictor makes of its own maps, by one convolution for all."""
-    weight = torch.cat([predictor.weight for predictor in predictors], dim=1)
-    bias = torch.stack([predictor.bias for predictor in predictors]).sum(dim=0)
-    levels = [torch.cat(maps, dim=1) for maps in zip(*hidden, strict=True)]
-    maps = [F.conv2d(x, weight, bias, padding=predictors[0].padding) for x in levels]
-    return LevelMaps(maps, channels=1).flatten().squeeze(-1)
-
-
 class _ObjectnessSubnet(nn.Module):
-    """Hidden 3x3 convolutions with ReLU and a 3x3 predictor (Residual Objectness, Fig. 1e).
+    """Hidden convolutions and a predictor (Residual Objectness, Fig. 1e).
 
     Args:
-        hidden_channels: width of the hidden convolutions.
+        parts: what its layers are made of.
+        in_channels: channels of what it reads, per level.
+        hidden_channels: width of the hidden convolutions; None for that of what they read.
         num_convs: how many there are.
     """
 
     def __init__(
         self,
         *,
-        in_channels: int,
-        hidden_channels: int,
+        parts: HeadParts,
+        in_channels: Sequence[int],
+        hidden_channels: int | None,
         num_convs: int,
-        num_anchors: int,
         bias: float,
     ) -> None:
         super().__init__()
-        widths = [in_channels] + [hidden_channels] * num_convs
-        layers = []
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
-        self.hidden = nn.Sequential(*layers)
-        init_conv(self.hidden)
-        self.out_channels = widths[-1]
-        self.predictor = SharedConv(
-            in_channels=widths[-1], num_anchors=num_anchors, channels=1, bias_value=bias
+        self.hidden = parts.hidden(
+            in_channels=in_channels, channels=hidden_channels, num_convs=num_convs
         )
+        self.out_channels = self.hidden.out_channels
+        self.predictor = parts.predictor(in_channels=self.out_channels, channels=1, bias=bias)
 
 
 @BRANCH_REGISTRY.register()
@@ -137,17 +125,17 @@ class ObjectnessBranch(ScoreBranch):
     Chen et al., "Residual Objectness for Imbalance Reduction", Fig. 1 and Algorithm 1.
 
     Args:
-        in_channels: channels of the class tower.
-        num_anchors: A.
+        parts: what its layers are made of.
         steps: T >= 0.
         source: what the residual subnets read: "objectness", "class" or "chain".
         loss: the loss; its ``detach`` also decides where the subnets' input is cut.
         bias: initial bias of the objectness predictor.
         residual_bias: initial bias of the residual predictors.
-        hidden_channels: width of the subnets' hidden convolutions; None for ``in_channels``, as
-            in the paper.
+        hidden_channels: width of the subnets' hidden convolutions; None for that of what they
+            read, as in the paper.
         num_convs: hidden convolutions of each subnet, 1 in the paper; with 0 the residual
             predictors read what the base's reads.
+        base_convs: those of the base's alone; None for ``num_convs``.
     """
 
     name = "objectness"
@@ -156,8 +144,7 @@ class ObjectnessBranch(ScoreBranch):
     def __init__(
         self,
         *,
-        in_channels: int,
-        num_anchors: int,
+        parts: HeadParts,
         steps: int,
         source: str = "objectness",
         loss: ResidualObjectnessLoss,
@@ -165,12 +152,14 @@ class ObjectnessBranch(ScoreBranch):
         residual_bias: float = 0.0,
         hidden_channels: int | None = None,
         num_convs: int = 1,
+        base_convs: int | None = None,
     ) -> None:
         super().__init__()
-        if hidden_channels is not None and hidden_channels < 1 or num_convs < 0:
+        base_convs = num_convs if base_convs is None else base_convs
+        if hidden_channels is not None and hidden_channels < 1 or min(num_convs, base_convs) < 0:
             raise ValueError(
-                "OBJECTNESS.HIDDEN_CHANNELS and NUM_CONVS cannot be negative, "
-                f"got {hidden_channels} and {num_convs}"
+                "OBJECTNESS.HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS cannot be negative, "
+                f"got {hidden_channels}, {num_convs} and {base_convs}"
             )
         if not 0 <= steps <= 8:
             raise ValueError(f"OBJECTNESS.STEPS must be 0..8, got {steps}")
@@ -181,31 +170,26 @@ class ObjectnessBranch(ScoreBranch):
         self.num_steps = steps
         self.source = source
         self.residual_loss = loss
-        sizes = {
-            "hidden_channels": hidden_channels or in_channels,
-            "num_convs": num_convs,
-            "num_anchors": num_anchors,
-        }
-        self.base = _ObjectnessSubnet(in_channels=in_channels, bias=bias, **sizes)
-        self.residuals = nn.ModuleList(
-            _ObjectnessSubnet(
-                in_channels=in_channels if source == "class" else self.base.out_channels,
-                bias=residual_bias,
-                **sizes,
-            )
-            for _ in range(steps)
+        sizes = {"parts": parts, "hidden_channels": hidden_channels}
+        self.base = _ObjectnessSubnet(
+            in_channels=parts.in_channels, num_convs=base_convs, bias=bias, **sizes
         )
+        self.residuals = nn.ModuleList()
+        read = parts.in_channels if source == "class" else self.base.out_channels
+        for _ in range(steps):
+            subnet = _ObjectnessSubnet(
+                in_channels=read, num_convs=num_convs, bias=residual_bias, **sizes
+            )
+            self.residuals.append(subnet)
+            read = subnet.out_channels if source == "chain" else read
 
     @classmethod
-    def from_config(
-        cls, node, *, num_classes: int, in_channels: int, num_anchors: int
-    ) -> ObjectnessBranch | None:
+    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> ObjectnessBranch | None:
         node = node.OBJECTNESS
         if not node.ENABLED:
             return None
         return cls(
-            in_channels=in_channels,
-            num_anchors=num_anchors,
+            parts=parts,
             steps=node.STEPS,
             source=node.SOURCE,
             loss=ResidualObjectnessLoss(
@@ -219,16 +203,17 @@ class ObjectnessBranch(ScoreBranch):
             residual_bias=node.RESIDUAL_BIAS,
             hidden_channels=node.HIDDEN_CHANNELS or None,
             num_convs=node.NUM_CONVS,
+            base_convs=None if node.BASE_CONVS < 0 else node.BASE_CONVS,
         )
 
     def predict(self, features: TowerFeatures, *, every_step: bool = True) -> ObjectnessPrediction:
-        hidden = [[self.base.hidden(x) for x in features.cls]]
+        hidden = [self.base.hidden(features.cls)]
         detach = self.residual_loss.detach
         # The base subnet must not learn from residual losses through the hidden feature either.
         source = [x.detach() for x in hidden[0]] if detach != "none" else hidden[0]
         for subnet in self.residuals:
             read = features.cls if self.source == "class" else source
-            hidden.append([subnet.hidden(x) for x in read])
+            hidden.append(subnet.hidden(read))
             if self.source == "chain":
                 source = [x.detach() for x in hidden[-1]] if detach == "all" else hidden[-1]
         predictors = [subnet.predictor for subnet in (self.base, *self.residuals)]
@@ -238,7 +223,8 @@ class ObjectnessBranch(ScoreBranch):
                 for predictor, maps in zip(predictors, hidden, strict=True)
             )
         else:
-            logits, residuals = _summed(predictors, hidden), []
+            maps = type(predictors[0]).sum_of(predictors, hidden)
+            logits, residuals = maps.flatten().squeeze(-1), []
         stacked = torch.stack(residuals) if residuals else logits.new_zeros((0, *logits.shape))
         return ObjectnessPrediction(logits=logits, residuals=stacked)
 

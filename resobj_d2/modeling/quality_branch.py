@@ -11,7 +11,7 @@ from resobj_d2.structures import Targets, TowerFeatures
 
 from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
-from .predictors import SharedConv
+from .predictors import HeadParts
 
 __all__ = ["QualityBranch"]
 
@@ -25,8 +25,7 @@ class QualityBranch(ScoreBranch):
     to the last: its target is the IoU of the box that is detected.
 
     Args:
-        in_channels: channels of the tower.
-        num_anchors: A.
+        parts: what its layer is made of.
         reads: the tower, "cls" or "box".
         loss: between prediction and IoU.
         weight: factor of that loss.
@@ -43,8 +42,7 @@ class QualityBranch(ScoreBranch):
     def __init__(
         self,
         *,
-        in_channels: int,
-        num_anchors: int,
+        parts: HeadParts,
         reads: str = "cls",
         loss: QualityLoss,
         weight: float = 1.0,
@@ -61,18 +59,15 @@ class QualityBranch(ScoreBranch):
         self.weight = weight
         self.detach_target = detach_target
         self.fusion_share = alpha
-        self.predictor = SharedConv(in_channels=in_channels, num_anchors=num_anchors, channels=1)
+        self.predictor = parts.predictor(channels=1)
 
     @classmethod
-    def from_config(
-        cls, node, *, num_classes: int, in_channels: int, num_anchors: int
-    ) -> QualityBranch | None:
+    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> QualityBranch | None:
         node = node.QUALITY
         if not node.ENABLED:
             return None
         return cls(
-            in_channels=in_channels,
-            num_anchors=num_anchors,
+            parts=parts,
             reads=node.READS,
             loss=QualityLoss(
                 kind=node.LOSS,

@@ -14,7 +14,7 @@ from resobj_d2.matching import ASSIGNER_REGISTRY, MaxIoUAssigner
 from resobj_d2.structures import StagePrediction, TowerFeatures
 
 from .build import TOWER_REGISTRY
-from .predictors import SharedConv, init_conv, prior_bias
+from .predictors import HeadParts, init_conv, prior_bias
 
 __all__ = ["Stage", "StageOptions", "build_stages"]
 
@@ -120,8 +120,8 @@ class Stage(nn.Module):
     Losses and normaliser may have a state, which is that of these anchors.
 
     Args:
-        cls: predictor of K logits per anchor from the class tower's levels; None to use those of
-            the stage before it.
+        cls: predictor of the class loss's logits from the class tower's levels; None to use those
+            of the stage before it.
         box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
         assigner: see ``ASSIGNER_REGISTRY``.
         normalizer: see ``NORMALIZER_REGISTRY``.
@@ -201,8 +201,7 @@ def build_stages(
     node,
     *,
     num_classes: int,
-    in_channels: int,
-    num_anchors: int,
+    parts: HeadParts,
     coder,
     tower_node,
     pyramid_channels: Sequence[int],
@@ -212,41 +211,40 @@ def build_stages(
     Args:
         node: the stream's config.
         num_classes: K.
-        in_channels: channels of the tower.
-        num_anchors: A.
+        parts: what predictors are made of.
         coder: see ``CODER_REGISTRY``; knows where deltas start.
         tower_node: ``MODEL.DENSE.TOWER``, for stages with a tower of their own.
         pyramid_channels: channels of what towers read, per level.
     """
-    sizes = {"in_channels": in_channels, "num_anchors": num_anchors}
-    channels = {"cls": num_classes, "box": 4}
+    cls_channels = CLS_LOSS_REGISTRY.get(node.CLS_LOSS.NAME).num_logits(num_classes)
+    channels = {"cls": cls_channels, "box": 4}
     losses = {
         "cls": (CLS_LOSS_REGISTRY, node.CLS_LOSS),
         "box": (BOX_LOSS_REGISTRY, node.BOX_LOSS),
     }
 
-    def parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
+    def own_parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
         """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
         bias = {"cls": prior_bias(node.CLS_LOSS.PRIOR_PROB, num_classes), "box": delta}
         found = {"normalizer": _entry(NORMALIZER_REGISTRY, node.NORMALIZER)}
         for task in TASKS:
             found[task] = found[f"{task}_loss"] = None
             if task in own:
-                found[task] = SharedConv(**sizes, channels=channels[task], bias_value=bias[task])
+                found[task] = parts.predictor(channels=channels[task], bias=bias[task])
             if task in trained:
                 found[f"{task}_loss"] = _entry(*losses[task])
         return found
 
     assigner = ASSIGNER_REGISTRY.get(node.ASSIGNER.NAME).from_config(node.ASSIGNER, num_classes)
-    stages = [Stage(assigner=assigner, **parts(TASKS, TASKS, coder.initial_delta))]
+    stages = [Stage(assigner=assigner, **own_parts(TASKS, TASKS, coder.initial_delta))]
     for i, entry in enumerate(node.STAGES):
         try:
             options = StageOptions.from_entry(entry)
             stage = Stage(
-                **parts(options.tasks, options.trained, coder.identity_delta),
+                **own_parts(options.tasks, options.trained, coder.identity_delta),
                 assigner=options.assigner(num_classes),
                 tower=_own_tower(options, tower_node, pyramid_channels),
-                gates=_gates(options, in_channels, pyramid_channels),
+                gates=_gates(options, parts.in_channels, pyramid_channels),
                 repeats_box=options.box == "shared",
                 weight=options.weight,
                 own_cls_normalizer=options.normalizer == "own",
@@ -269,17 +267,18 @@ def _own_tower(options: StageOptions, node, pyramid_channels: Sequence[int]) -> 
 
 
 def _gates(
-    options: StageOptions, channels: int, pyramid_channels: Sequence[int]
+    options: StageOptions, channels: Sequence[int], pyramid_channels: Sequence[int]
 ) -> dict[str, nn.Module]:
     if options.tower != "gated":
         return {}
-    if set(pyramid_channels) != {channels}:
+    if len({*channels, *pyramid_channels}) != 1:
         raise ValueError(
-            f"TOWER gated adds the tower's {channels} channels to the pyramid's "
+            f"TOWER gated adds the tower's channels {list(channels)} to the pyramid's "
             f"{list(pyramid_channels)}: make TOWER.CHANNELS equal to them"
         )
+    width = channels[0]
     gates = {}
     for task in options.tasks:
-        gates[task] = nn.Conv2d(channels, channels, kernel_size=1)
+        gates[task] = nn.Conv2d(width, width, kernel_size=1)
         init_conv(gates[task])
     return gates

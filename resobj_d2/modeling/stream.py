@@ -28,6 +28,7 @@ from resobj_d2.structures import (
 from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
 from .fusion import ScoreFusion
+from .predictors import HeadParts
 from .stages import Stage, build_stages
 
 __all__ = ["DenseStream"]
@@ -79,6 +80,7 @@ class DenseStream(nn.Module):
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
         self._check_sampler()
+        self._check_box_weights()
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
@@ -106,16 +108,10 @@ class DenseStream(nn.Module):
             strides: of the feature maps, per level.
         """
         priors = PRIORS_REGISTRY.get(node.PRIORS.NAME).from_config(node.PRIORS, strides)
-        if len(set(priors.num_anchors)) != 1:
-            raise ValueError(
-                f"shared predictors need equal anchors per level: {priors.num_anchors}"
-            )
-        num_anchors = priors.num_anchors[0]
-        sizes = {
-            "num_classes": num_classes,
-            "in_channels": in_channels[0],
-            "num_anchors": num_anchors,
-        }
+        parts = HeadParts.from_config(
+            node, tower_node, in_channels=in_channels, num_anchors=priors.num_anchors
+        )
+        sizes = {"num_classes": num_classes, "parts": parts}
         branches = [
             branch
             for _, entry in sorted(BRANCH_REGISTRY)
@@ -157,6 +153,15 @@ class DenseStream(nn.Module):
                     f"{type(stage.assigner).__name__} does not go by IoU: it would draw at random"
                 )
 
+    def _check_box_weights(self) -> None:
+        for stage in self.stages:
+            loss = stage.box_loss
+            if loss is not None and stage.assigner.weighs_boxes and not loss.weighted:
+                raise ValueError(
+                    f"ASSIGNER {type(stage.assigner).__name__} weighs the boxes, which BOX_LOSS "
+                    f"{type(loss).__name__} cannot"
+                )
+
     @property
     def num_steps(self) -> int:
         """How often the most refined branch refines its score."""
@@ -171,7 +176,7 @@ class DenseStream(nn.Module):
         predictions: list[StagePrediction] = []
         first = features
         for stage in self.stages:
-            anchors = self._refined(predictions[-1]) if predictions else priors.boxes
+            anchors = self._refined(predictions[-1], priors) if predictions else priors.boxes
             features = stage.features(features)
             predictions.append(stage(features, anchors, predictions))
         branches = {
@@ -182,19 +187,19 @@ class DenseStream(nn.Module):
         }
         return StreamOutput(priors=priors, stages=predictions, branches=branches)
 
-    def _boxes(self, prediction: StagePrediction) -> Tensor:
+    def _boxes(self, prediction: StagePrediction, priors: Priors) -> Tensor:
         """The (N, R, 4) boxes a stage predicts."""
         if prediction.box is None:
             return prediction.anchors
-        return self.coder.decode(prediction.anchors, prediction.deltas)
+        return self.coder.decode(prediction.anchors, prediction.deltas, priors.cell_sides)
 
     @torch.no_grad()
-    def _refined(self, prediction: StagePrediction) -> Tensor:
+    def _refined(self, prediction: StagePrediction, priors: Priors) -> Tensor:
         """The anchors of the next stage: (N, R, 4), detached, not clipped to the image.
 
         An anchor whose decoded box is not finite or has no area stays where it is.
         """
-        boxes = self._boxes(prediction)
+        boxes = self._boxes(prediction, priors)
         usable = torch.isfinite(boxes) & (boxes[..., 2:] > boxes[..., :2]).repeat(1, 1, 2)
         return torch.where(usable.all(dim=-1, keepdim=True), boxes, prediction.anchors)
 
@@ -213,10 +218,12 @@ class DenseStream(nn.Module):
             targets = self._targets(stage, output, prediction, ground_truth)
             num_foreground = targets.foreground.sum()
             statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
-            normalizer = stage.normalizer(num_foreground, targets.valid.sum())
+            normalizer = stage.normalizer(
+                num_foreground, targets.valid.sum(), ground_truth.num_images
+            )
             first_normalizer = normalizer if first_normalizer is None else first_normalizer
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
-            cls, box = self._stage_losses(stage, prediction, targets)
+            cls, box = self._stage_losses(stage, prediction, targets, output.priors)
             if cls is not None:
                 divisor = 1.0 if stage.cls_loss.self_normalized else cls_normalizer
                 losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / divisor
@@ -229,7 +236,7 @@ class DenseStream(nn.Module):
                 found = branch.loss(
                     output.branches[branch.name],
                     targets=targets,
-                    boxes=self._boxes(prediction) if branch.needs_boxes else None,
+                    boxes=self._boxes(prediction, output.priors) if branch.needs_boxes else None,
                     level_sizes=output.priors.level_sizes,
                     normalizer=normalizer if branch.last_stage_only else cls_normalizer,
                 )
@@ -249,7 +256,7 @@ class DenseStream(nn.Module):
         """Assign, sample; anchors that are not sampled become ignored for every loss."""
         needs = stage.assigner.needs_predictions
         if needs:
-            prediction.boxes = self._boxes(prediction)
+            prediction.boxes = self._boxes(prediction, output.priors)
         targets = stage.assigner(
             output.priors, prediction.anchors, ground_truth, prediction if needs else None
         )
@@ -276,7 +283,7 @@ class DenseStream(nn.Module):
         return _without_nan(self.stages[0].cls_loss.per_anchor(logits, targets.labels))
 
     def _stage_losses(
-        self, stage: Stage, prediction: StagePrediction, targets: Targets
+        self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
     ) -> tuple[Tensor | None, Tensor | None]:
         """Sums of the class and the box loss; None for what the stage does not train."""
         foreground = targets.foreground
@@ -291,10 +298,11 @@ class DenseStream(nn.Module):
             return cls, None
         if stage.box_loss.space == "deltas":
             pred = prediction.deltas
-            target = self.coder.encode(prediction.anchors, targets.matched_boxes)
+            target = self.coder.encode(prediction.anchors, targets.matched_boxes, priors.cell_sides)
         else:
-            pred, target = self._boxes(prediction), targets.matched_boxes
-        return cls, stage.box_loss(pred, target, foreground)
+            pred, target = self._boxes(prediction, priors), targets.matched_boxes
+        weights = (targets.box_weights,) if stage.box_loss.weighted else ()
+        return cls, stage.box_loss(pred, target, foreground, *weights)
 
     @torch.no_grad()
     def candidates(
@@ -316,7 +324,7 @@ class DenseStream(nn.Module):
         """
         cls, moved = self._class_maps(output), output.box_stage
         decoding = self.coder.delta_options
-        boxes = self._boxes(moved) if decoding is None else moved.anchors
+        boxes = self._boxes(moved, output.priors) if decoding is None else moved.anchors
         names = ["cls", *self.branches]
         if max_detections is None:
             max_detections = sum(min(topk, x[0].numel()) for x in cls.levels)
@@ -350,9 +358,9 @@ class DenseStream(nn.Module):
         ]
 
     def _class_maps(self, output: StreamOutput) -> LevelMaps:
-        """Logits of the class probabilities."""
+        """K logits per anchor whose sigmoids are the class probabilities."""
         predicted = [
-            prediction.cls
+            stage.cls_loss.sigmoid_logits(prediction.cls)
             for stage, prediction in zip(self.stages, output.stages, strict=True)
             if stage.cls is not None
         ]

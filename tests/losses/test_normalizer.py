@@ -1,10 +1,16 @@
 import torch
 
-from resobj_d2.losses import ForegroundCount, ForegroundEMA, TrainedCount
+from resobj_d2.losses import (
+    ForegroundCount,
+    ForegroundCountPlusOne,
+    ForegroundEMA,
+    ImageCount,
+    TrainedCount,
+)
 
 
-def call(normalizer, foreground, trained=1000):
-    return normalizer(torch.tensor(foreground), torch.tensor(trained))
+def call(normalizer, foreground, trained=1000, images=4):
+    return normalizer(torch.tensor(foreground), torch.tensor(trained), images)
 
 
 def test_ema_by_hand():
@@ -25,3 +31,9 @@ def test_counts_are_at_least_one():
     assert call(ForegroundCount(), 12).item() == 12.0
     assert call(TrainedCount(), 12, 0).item() == 1.0
     assert call(TrainedCount(), 12, 256).item() == 256.0
+
+
+def test_counts_of_other_things():
+    assert call(ForegroundCountPlusOne(), 0).item() == 1.0
+    assert call(ForegroundCountPlusOne(), 12).item() == 13.0
+    assert call(ImageCount(), 12, images=3).item() == 3.0

@@ -6,6 +6,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 
 from resobj_d2.matching import AnchorGrid, DeltaCoder, octave_anchors
+from resobj_d2.structures import Priors
 
 
 def retinanet_anchors(strides=(8, 16, 32, 64, 128)):
@@ -89,3 +90,12 @@ def test_decoding_is_float32_for_half_precision():
 def test_bad_weights_are_refused():
     with pytest.raises(ValueError, match="WEIGHTS"):
         DeltaCoder(weights=(1.0, 1.0, 0.0, 1.0))
+
+
+def test_what_priors_know_of_their_levels():
+    grid = AnchorGrid(shapes=[[(4, 4), (8, 4)], [(16, 16)]], strides=[8, 16])
+    priors = grid([(2, 3), (1, 2)])
+    assert priors.num_anchors == [2, 1] and priors.input_size == (16, 24)
+    assert priors.cell_sides.flatten().tolist() == [8.0] * 12 + [16.0] * 2
+    with pytest.raises(ValueError, match="1 level sizes, 2 map sizes and 1 strides"):
+        Priors(boxes=torch.zeros(2, 4), level_sizes=[2], sizes=[(1, 1), (1, 1)], strides=[8])

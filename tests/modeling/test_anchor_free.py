@@ -106,8 +106,9 @@ def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch):
     batch = make_batch([(96, 96, 1)])
     with torch.no_grad():
         torch.nn.init.zeros_(stream.stages[1].box.weight)
-        first, second = model.predict(model._preprocess(batch))["anchor_free"].stages
-        torch.testing.assert_close(stream._boxes(second), stream._boxes(first))
+        output = model.predict(model._preprocess(batch))["anchor_free"]
+        first, second = output.stages
+        torch.testing.assert_close(*(stream._boxes(x, output.priors) for x in (second, first)))
 
 
 def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):

@@ -35,7 +35,7 @@ LOSS = "branches.objectness.residual_loss"
         ("PRIORS.SCALES_PER_OCTAVE", "2", "priors.num_anchors", [6] * 5),
         ("PRIORS.ASPECT_RATIOS", "[1.0]", "priors.num_anchors", [3] * 5),
         ("OBJECTNESS.STEPS", "3", "num_steps", 3),
-        ("OBJECTNESS.HIDDEN_CHANNELS", "8", "branches.objectness.base.out_channels", 8),
+        ("OBJECTNESS.HIDDEN_CHANNELS", "8", "branches.objectness.base.out_channels", [8] * 5),
         ("OBJECTNESS.SOURCE", "chain", "branches.objectness.source", "chain"),
         ("OBJECTNESS.DETACH", "none", f"{LOSS}.detach", "none"),
         ("OBJECTNESS.MIN_SCOPE", "level", f"{LOSS}.min_scope", "level"),

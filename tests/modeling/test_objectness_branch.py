@@ -7,18 +7,28 @@ import torch
 from detectron2.modeling import build_model
 
 from resobj_d2.losses import ResidualObjectnessLoss
-from resobj_d2.modeling import ObjectnessBranch
+from resobj_d2.modeling import HeadParts, ObjectnessBranch, PerLevelConv, SharedConv
+from resobj_d2.modeling.towers import ConvStack, PerLevelStack
 from resobj_d2.structures import TowerFeatures
 
 CHANNELS, ANCHORS = 4, 2
 LABELS = torch.tensor([[1, 0, 1, 0, 0, -1, 0, 0]], dtype=torch.int8)  # 2 x 2 cells, 2 anchors
 
 
+PARTS = HeadParts(
+    in_channels=[CHANNELS],
+    num_anchors=[ANCHORS],
+    make_predictor=SharedConv,
+    make_hidden=lambda *, in_channels, channels, num_convs: ConvStack(
+        in_channels=in_channels, channels=channels[0], num_convs=num_convs
+    ),
+)
+
+
 def branch(steps=2, source="objectness", detach="all", sizes=(None, 1), **loss_options):
     torch.manual_seed(0)
     result = ObjectnessBranch(
-        in_channels=CHANNELS,
-        num_anchors=ANCHORS,
+        parts=PARTS,
         steps=steps,
         source=source,
         loss=ResidualObjectnessLoss(detach=detach, **loss_options),
@@ -241,7 +251,7 @@ def test_width_and_depth_of_the_subnets():
 
 @pytest.mark.parametrize("sizes", [(-1, 1), (8, -1)])
 def test_negative_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="HIDDEN_CHANNELS and NUM_CONVS"):
+    with pytest.raises(ValueError, match="HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS cannot"):
         branch(sizes=sizes)
 
 
@@ -249,3 +259,29 @@ def test_depth_of_the_subnets_by_config(tiny_resobj):
     model = build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.NUM_CONVS", 3))
     objectness = model.streams["anchors"].branches["objectness"]
     assert all(len(net.hidden) == 6 for net in (objectness.base, *objectness.residuals))
+
+
+def test_levels_of_their_own_width_and_number_of_anchors():
+    """YOLOv3's: the base reads the tower, each residual subnet has a hidden layer per level."""
+    torch.manual_seed(0)
+    parts = HeadParts(
+        in_channels=[4, 6],
+        num_anchors=[2, 3],
+        make_predictor=PerLevelConv,
+        make_hidden=PerLevelStack,
+    )
+    module = ObjectnessBranch(
+        parts=parts, steps=2, loss=ResidualObjectnessLoss(), bias=-1.0, base_convs=0
+    )
+    x = [torch.randn(1, 4, 2, 2), torch.randn(1, 6, 1, 1)]
+    tower = TowerFeatures(cls=x, box=x, pyramid=x)
+    prediction = module.predict(tower)
+    assert prediction.logits.shape == (1, 2 * 4 + 3) and prediction.residuals.shape[0] == 2
+    base = [conv(level) for conv, level in zip(module.base.predictor.levels, x, strict=True)]
+    torch.testing.assert_close(
+        prediction.logits[0, 8:], base[1].flatten(), msg="the base reads the tower itself"
+    )
+    widths = [stack[0].weight.shape[:2] for stack in module.residuals[0].hidden.levels]
+    assert widths == [(4, 4), (6, 6)]
+    last = module.predict(tower, every_step=False)
+    torch.testing.assert_close(module.score_logits(last), module.score_logits(prediction))

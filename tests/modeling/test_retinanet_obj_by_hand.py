@@ -103,7 +103,7 @@ def test_objectness_reads_the_class_tower(case):
     branch = model.streams["anchors"].branches["objectness"]
     got = branch.predict(tower).logits
     expected, other = (
-        branch.base.predictor([branch.base.hidden(x) for x in maps]).squeeze(-1)
+        branch.base.predictor(branch.base.hidden(maps)).squeeze(-1)
         for maps in (tower.cls, tower.box)
     )
     assert torch.equal(got, expected) and not torch.equal(got, other)

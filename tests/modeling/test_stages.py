@@ -49,7 +49,9 @@ class Fixed(nn.Module):
 
 class FixedPriors(nn.Module):
     def forward(self, sizes):
-        return Priors(boxes=ANCHORS, level_sizes=[len(ANCHORS)], strides=[8])
+        return Priors(
+            boxes=ANCHORS, level_sizes=[len(ANCHORS)], sizes=[(1, len(ANCHORS))], strides=[8]
+        )
 
 
 def assigner(low, high, **options):
@@ -223,7 +225,7 @@ def test_class_only_and_box_only_stages():
     output = stream(features())
     twice = REFINED + torch.tensor([1.0, 0, 1, 0])
     torch.testing.assert_close(output.stages[2].anchors, twice[None])
-    torch.testing.assert_close(stream._boxes(output.stages[2]), twice[None])
+    torch.testing.assert_close(stream._boxes(output.stages[2], output.priors), twice[None])
     assert output.box_stage is output.stages[1]
     assert {"loss_cls_stage2", "loss_box_reg_stage1"} <= set(stream.losses(output, GT)[0])
 
@@ -239,7 +241,7 @@ def test_shared_box_applies_the_same_deltas_again():
     # The stage between moves nothing, so the third starts where the second did.
     torch.testing.assert_close(output.stages[2].anchors, REFINED[None])
     assert output.stages[2].deltas is output.stages[0].deltas
-    boxes = stream._boxes(output.stages[2])[0, [0, 1, 2]]
+    boxes = stream._boxes(output.stages[2], output.priors)[0, [0, 1, 2]]
     torch.testing.assert_close(
         boxes, torch.tensor([[10.0, 0, 20, 10], [0, 0, 10, 10], [6, 0, 16, 10]])
     )
