@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from resobj_d2 import ops
 from resobj_d2.compat import update_loss_normalizer
+from resobj_d2.ops._native import NATIVE
 from resobj_d2.ops.anchor_matching import MAX_THRESHOLDS
 
 __all__ = ["FusedMatcher", "accelerate", "accelerated_parts", "restore"]
@@ -242,7 +243,8 @@ def accelerate(model: nn.Module, *, losses: bool = False) -> nn.Module:
             equal to rounding (about 1e-6), no longer to the last bit.
 
     Returns:
-        ``model``. One in which nothing can be accelerated is returned unchanged, with a warning.
+        ``model``. One in which nothing can be accelerated is returned unchanged, with a warning. A
+        warning also says if the operators have no kernels where the model's parameters are now.
     """
     restore(model)
     for name, module in model.named_modules():
@@ -265,7 +267,20 @@ def accelerate(model: nn.Module, *, losses: bool = False) -> nn.Module:
             "for subclasses that keep their methods",
             type(model).__name__,
         )
+    else:
+        _warn_without_kernels(next(model.parameters()).device.type)
     return model
+
+
+def _warn_without_kernels(backend: str) -> None:
+    status = ops.native_status().get(backend, f"there are none for {backend}")
+    if status != NATIVE:
+        logger.warning(
+            "the model is on %s, whose kernels are not in use (%s): its labels are right, but no "
+            "faster than Detectron2's",
+            backend,
+            status,
+        )
 
 
 def restore(model: nn.Module) -> nn.Module:

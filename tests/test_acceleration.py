@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
 import resobj_d2
+from resobj_d2 import ops
 from resobj_d2.acceleration import FusedMatcher, accelerated_parts
 
 RCNN = [
@@ -198,6 +199,17 @@ def test_says_what_it_did_and_undoes_it(build, caplog, name):
         == build(name).get_submodule(PARTS[name]).anchor_matcher.thresholds
     )
     assert accelerated_parts(model) == {}
+
+
+def test_says_if_there_are_no_kernels(build, caplog, monkeypatch):
+    status = {"cpu": "native", "cuda": "not built", "build": {}}
+    monkeypatch.setattr(ops, "native_status", lambda: status)
+    resobj_d2.accelerate(build("RetinaNet"))
+    assert not caplog.messages
+    status["cpu"] = "built from other sources"
+    resobj_d2.accelerate(build("RetinaNet"))
+    (message,) = caplog.messages
+    assert message.startswith("the model is on cpu, whose kernels are not in use (built from other")
 
 
 def test_other_instances_are_not_touched(build):
