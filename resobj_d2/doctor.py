@@ -97,6 +97,7 @@ def _check_torch(report: Report) -> bool:
 def _check_kernels(report: Report) -> None:
     try:
         from . import ops
+        from .ops._native import cpu_capability
     except Exception as error:
         report.fact("operators", f"cannot be imported: {error}")
         report.problem(
@@ -108,6 +109,8 @@ def _check_kernels(report: Report) -> None:
     status = ops.native_status()
     for backend in ("cpu", "cuda"):
         report.fact(f"{backend} kernels", status[backend])
+    if capability := cpu_capability():
+        report.fact("cpu instructions", capability)
     for name, value in status["build"].items():
         report.fact(f"built: {name}", value)
     if status["cpu"] != "native":

@@ -316,7 +316,7 @@ class Matcher {
       }
       int8_t* kind = kind_ + position(image, first);
       for (int64_t j = 0; j < count; ++j) {
-        kind[j] = (covered[j] != 0) & (kind[j] != 1) ? int8_t(-1) : kind[j];
+        kind[j] = ((covered[j] != 0) & (kind[j] != 1)) ? int8_t(-1) : kind[j];
       }
     });
   }

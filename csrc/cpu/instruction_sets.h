@@ -6,13 +6,24 @@
 
 namespace resobj {
 
+enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
+
+// The best that this processor has, or less where torch's own variable ATEN_CPU_CAPABILITY is
+// "avx2" or "default". Found once per process.
+InstructionSet instruction_set();
+
 #if defined(__x86_64__) && defined(__GNUC__)
+
+#if defined(__clang__)
+#define RESOBJ_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#else
+// GCC prefers half the width for most processors; clang has no such option here.
+#define RESOBJ_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
 
 // `flatten` inlines all that `body` calls, so all of it is compiled for these instructions.
 template <typename Body>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), flatten,
-               noinline)) void
-run_with_avx512(const Body& body) {
+__attribute__((target(RESOBJ_AVX512), flatten, noinline)) void run_with_avx512(const Body& body) {
   body();
 }
 
@@ -23,13 +34,13 @@ __attribute__((target("avx2"), flatten, noinline)) void run_with_avx2(const Body
 
 template <typename Body>
 void run_vectorized(const Body& body) {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    run_with_avx512(body);
-  } else if (__builtin_cpu_supports("avx2")) {
-    run_with_avx2(body);
-  } else {
-    body();
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
+      return run_with_avx512(body);
+    case InstructionSet::kAvx2:
+      return run_with_avx2(body);
+    case InstructionSet::kBaseline:
+      return body();
   }
 }
 

@@ -7,6 +7,7 @@ every torch >= 2.10.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import mmap
 import os
@@ -59,6 +60,18 @@ def load() -> None:
             raise ImportError(
                 f"RESOBJ_REQUIRE_NATIVE asks for the {backend} kernels: {_status[backend]}"
             )
+
+
+def cpu_capability() -> str | None:
+    """Vector instructions the CPU kernels use, "avx512", "avx2" or "default"; None without them.
+
+    Torch's variable ``ATEN_CPU_CAPABILITY`` limits these, too. Results do not depend on it.
+    """
+    if _status["cpu"] != NATIVE:
+        return None
+    find = ctypes.CDLL(str(library_path("cpu"))).resobj_cpu_capability
+    find.restype = ctypes.c_char_p
+    return find().decode()
 
 
 def _load(backend: str) -> str:

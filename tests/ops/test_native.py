@@ -100,3 +100,54 @@ def test_libraries_use_the_stable_abi_and_no_python(native_backend):
     assert [s for s in of_torch if not s.startswith(("aoti_torch_", "torch_"))] == []
     versions = {s.rpartition("@")[2].partition("_")[0] for s in symbols if "@" in s}
     assert versions <= {"GLIBC", "GLIBCXX", "CXXABI", "GCC"}
+
+
+DIGESTS = """
+import hashlib, numpy, torch
+from resobj_d2 import ops
+from resobj_d2.ops._native import cpu_capability
+print(cpu_capability())
+random = numpy.random.RandomState(0)
+def rand(*shape):  # torch's own depend on the instructions
+    return torch.from_numpy(random.rand(*shape)).float()
+def number(low, high, *shape):
+    return torch.from_numpy(random.randint(low, high, shape))
+R = 3001
+corner = rand(R, 2) * 100
+boxes = torch.cat((corner, corner + 1 + rand(R, 2) * 20), dim=1)
+logits, residuals = rand(2, R) * 4 - 2, rand(2, 2, R) - 0.5
+labels = number(-1, 2, 2, R).to(torch.int8)
+classes, scores, idxs = (rand(R, 7) * 4 - 2).requires_grad_(), rand(R), number(0, 3, R)
+focal = ops.sigmoid_focal_loss(classes, number(-1, 8, R))
+gts = boxes[:9] + 1, [4, 5]
+rule = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1], "allow_low_quality": True}
+results = {
+    "giou": [ops.pairwise_box_iou(boxes[:9], boxes, "giou")],
+    "match": ops.match_anchors(boxes, *gts, **rule),
+    "reassign": ops.reassign_anchors(boxes, rand(2, R, 4), *gts, **rule),
+    "objectness": ops.residual_objectness_bce(logits, residuals, labels),
+    "focal": [focal, *torch.autograd.grad(focal, classes)],
+    "giou loss": [ops.giou_loss(boxes, boxes + 1)],
+    "balanced": [ops.balanced_l1_loss(boxes, boxes.flip(0))],
+    "nms": [ops.batched_nms(boxes, scores, idxs, 0.5)],
+    "matrix": [ops.matrix_nms(boxes, scores, idxs)],
+}
+for name, tensors in results.items():
+    data = b"".join(x.detach().numpy().tobytes() for x in tensors)
+    print(name, hashlib.sha256(data).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_all_vector_instructions_give_the_same_bits():
+    if ops.native_status()["cpu"] != "native":
+        pytest.skip("the cpu kernels are not built")
+    found = {}
+    for limit in ("default", "avx2", "avx512"):
+        result = run(DIGESTS, ATEN_CPU_CAPABILITY=limit)
+        assert result.returncode == 0, result.stderr
+        capability, *digests = result.stdout.splitlines()
+        found[capability] = digests
+    if len(found) == 1:
+        pytest.skip("this processor has no AVX2")
+    assert len(set(map(tuple, found.values()))) == 1, found
