@@ -30,7 +30,8 @@ ASSIGNER_REGISTRY.__doc__ = """
 Label assignment, built as ``Entry.from_config(node, num_classes)`` from ``MODEL.DENSE.ASSIGNER``:
 ``assigner(priors, anchors, ground_truth, prediction) -> Targets`` with ``anchors`` (R, 4) or
 (N, R, 4). ``needs_predictions`` says whether it reads the (detached) StagePrediction; otherwise
-``prediction`` is None. ``weighs_boxes`` says whether its targets have ``box_weights``.
+``prediction`` is None. Its ``cls`` are then K logits whose sigmoids are the class probabilities,
+whatever the class loss. ``weighs_boxes`` says whether its targets have ``box_weights``.
 ``labels_by_iou`` says whether ``matched_ious`` tell how much background
 overlaps; otherwise they are 0 there.
 """

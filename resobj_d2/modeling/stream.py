@@ -254,12 +254,14 @@ class DenseStream(nn.Module):
         ground_truth: GroundTruth,
     ) -> Targets:
         """Assign, sample; anchors that are not sampled become ignored for every loss."""
-        needs = stage.assigner.needs_predictions
-        if needs:
-            prediction.boxes = self._boxes(prediction, output.priors)
-        targets = stage.assigner(
-            output.priors, prediction.anchors, ground_truth, prediction if needs else None
-        )
+        seen = None
+        if stage.assigner.needs_predictions:
+            seen = replace(
+                prediction,
+                cls=self.stages[0].cls_loss.sigmoid_logits(prediction.cls),
+                boxes=self._boxes(prediction, output.priors),
+            )
+        targets = stage.assigner(output.priors, prediction.anchors, ground_truth, seen)
         if targets.excluded_class is not None and not self.classify_background:
             # What may be an object of some class must not learn that it is none.
             unsure = targets.excluded_class >= 0
