@@ -14,6 +14,7 @@ from .normalizer import (
 from .objectness import ResidualObjectnessLoss
 from .quality import QualityLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
+from .softmax import SoftmaxCE
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -36,6 +37,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "SigmoidScores",
     "SmoothL1Loss",
+    "SoftmaxCE",
     "TrainedCount",
     "sigmoid_focal_loss",
     "smooth_l1_loss",

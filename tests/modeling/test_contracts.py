@@ -51,6 +51,26 @@ METHODS["iou_balanced_consistent"] = [
     "MODEL.DENSE.BOX_LOSS.NAME", "BalancedL1Loss",
     "MODEL.DENSE.BOX_LOSS.BALANCED_PUBLIC", True,
 ]  # fmt: skip
+METHODS["ssd_consistent"] = [
+    "MODEL.BACKBONE.NAME", "build_ssd_extras_backbone",
+    "MODEL.SSD_EXTRAS.BOTTOM_UP", "build_resnet_backbone",
+    "MODEL.SSD_EXTRAS.IN_FEATURES", ["res3", "res4", "res5"],
+    "MODEL.SSD_EXTRAS.CHANNELS", [16],
+    "MODEL.SSD_EXTRAS.LAST_KERNEL", 3,
+    "MODEL.DENSE.IN_FEATURES", ["s1", "s2", "s3", "s4"],
+    "MODEL.DENSE.TOWER.NAME", "NoTower",
+    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
+    "MODEL.DENSE.PRIORS.NAME", "SSDAnchors",
+    "MODEL.DENSE.PRIORS.MIN_SIZES", [10, 20, 30, 50, 70],
+    "MODEL.DENSE.PRIORS.ASPECT_RATIOS", [[2], [2, 3], [2, 3], [2]],
+    "MODEL.DENSE.ASSIGNER.NAME", "BestAnchorAssigner",
+    "MODEL.DENSE.ASSIGNER.IOU_THRESHOLDS", [0.5],
+    "MODEL.DENSE.ASSIGNER.IOU_LABELS", [0, 1],
+    "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio",
+    "MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE",
+    "MODEL.DENSE.CLS_LOSS.PRIOR_PROB", 0.5,
+    "MODEL.DENSE.STAGES", [{"NORMALIZER": "own", "ALLOW_LOW_QUALITY": True}],
+]  # fmt: skip
 
 
 @pytest.fixture(params=METHODS)
@@ -234,7 +254,8 @@ def test_non_finite_predictions_give_no_detections_and_no_crash(model, make_batc
     with torch.no_grad():
         for stage in model.streams["anchors"].stages:
             if stage.box is not None:
-                stage.box.bias.fill_(float("nan"))
+                for parameter in stage.box.parameters():
+                    parameter.fill_(float("nan"))
         model.postprocess.score_thresh = 0.0
         (result,) = model(make_batch([(96, 96, 0)]))
     assert len(result["instances"]) == 0
