@@ -31,7 +31,21 @@ def narrow(cfg):
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
+    if cfg.MODEL.DENSE.PRIORS.NAME == "SSDAnchors":
+        narrow_ssd(cfg)
     return cfg
+
+
+def narrow_ssd(cfg):
+    """Four levels on the ResNet: seven ask for 512 pixels, and VGG16 has one width."""
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
+    cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_resnet_backbone"
+    cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.SSD_EXTRAS.CHANNELS = [32]
+    cfg.MODEL.DENSE.IN_FEATURES = cfg.MODEL.DENSE.IN_FEATURES[:4]
+    for key, levels in (("MIN_SIZES", 5), ("ASPECT_RATIOS", 4)):
+        cfg.MODEL.DENSE.PRIORS[key] = cfg.MODEL.DENSE.PRIORS[key][:levels]
 
 
 def distinct():
