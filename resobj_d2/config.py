@@ -83,6 +83,8 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     dense.PRIORS.ASPECT_RATIOS = [0.5, 1.0, 2.0]
     # SSDAnchors: the size in pixels of each level's boxes, and one more.
     dense.PRIORS.MIN_SIZES = []
+    # YOLOAnchors: for each level its [width, height] pairs in pixels.
+    dense.PRIORS.SIZES = []
     # Position of the first cell's centre in strides, in [0, 1).
     dense.PRIORS.OFFSET = 0.0
 
@@ -114,6 +116,8 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # A box's effective points on the levels not chosen: "other_classes" (negatives of all classes
     # but the box's), "background" or "ignore".
     dense.ASSIGNER.UNSELECTED = "other_classes"
+    # YOLOAssigner: a background anchor whose predicted box overlaps an object more is ignored.
+    dense.ASSIGNER.IGNORE_IOU = 0.7
 
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"
@@ -266,7 +270,7 @@ def _add_backbones(cfg: CfgNode, node_type: type) -> None:
 
 
 def _add_necks(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_{balanced_fpn,bifpn,ssd_extras}_backbone."""
+    """Used where MODEL.BACKBONE.NAME is build_{balanced_fpn,bifpn,ssd_extras,yolo}_backbone."""
     bfp = cfg.MODEL.BFP = node_type()
     # The registered backbone whose pyramid is balanced.
     bfp.PYRAMID = "build_retinanet_resnet_fpn_backbone"
@@ -292,6 +296,13 @@ def _add_necks(cfg: CfgNode, node_type: type) -> None:
     extras.CHANNELS = [512, 256, 256, 256, 256]
     # Kernel of the last extra level, 3 or 4.
     extras.LAST_KERNEL = 4
+
+    pyramid = cfg.MODEL.YOLO_PYRAMID = node_type()
+    # The registered backbone below, and its maps that are scales, finest first.
+    pyramid.BOTTOM_UP = "build_darknet_backbone"
+    pyramid.IN_FEATURES = ["dark3", "dark4", "dark5"]
+    # Width of each scale's 1x1 convolutions; its 3x3 ones and its tower have twice that.
+    pyramid.CHANNELS = [128, 256, 512]
 
 
 def _add_run(cfg: CfgNode, node_type: type) -> None:

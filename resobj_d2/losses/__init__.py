@@ -15,6 +15,7 @@ from .objectness import ResidualObjectnessLoss
 from .quality import QualityLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
 from .softmax import SoftmaxCE
+from .yolo_box import YOLOBoxLoss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -39,6 +40,7 @@ __all__ = [
     "SmoothL1Loss",
     "SoftmaxCE",
     "TrainedCount",
+    "YOLOBoxLoss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -14,6 +14,8 @@ from .samplers import (
     RandomSampler,
 )
 from .ssd_priors import SSDAnchors, ssd_anchors
+from .yolo_assigner import YOLOAssigner
+from .yolo_priors import YOLOAnchors, YOLOCoder
 
 __all__ = [
     "ASSIGNER_REGISTRY",
@@ -33,6 +35,9 @@ __all__ = [
     "OctaveAnchors",
     "RandomSampler",
     "SSDAnchors",
+    "YOLOAnchors",
+    "YOLOAssigner",
+    "YOLOCoder",
     "octave_anchors",
     "ssd_anchors",
 ]

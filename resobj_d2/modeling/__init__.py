@@ -5,13 +5,14 @@ from .branches import ObjectnessBranch, ScoreBranch
 from .build import BRANCH_REGISTRY, PREDICTOR_REGISTRY, TOWER_REGISTRY
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
-from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras
+from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras, YOLOPyramid
 from .postprocess import DensePostprocess
 from .predictors import HeadParts, PerLevelConv, SharedConv
 from .quality_branch import QualityBranch
 from .stages import Stage
 from .stream import DenseStream
 from .towers import ConvTower, NoTower
+from .yolo_tower import YOLOTower
 
 __all__ = [
     "BRANCH_REGISTRY",
@@ -36,4 +37,6 @@ __all__ = [
     "SharedConv",
     "Stage",
     "TimmBackbone",
+    "YOLOPyramid",
+    "YOLOTower",
 ]

@@ -1,0 +1,49 @@
+"""YOLOv3's box loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .build import BOX_LOSS_REGISTRY
+
+__all__ = ["YOLOBoxLoss"]
+
+
+@BOX_LOSS_REGISTRY.register()
+class YOLOBoxLoss:
+    """Cross entropy for the place in the cell, half the squared difference for the logarithmic size.
+
+    Its gradients are those that Darknet writes down instead of a loss: ``sigmoid(t) - sigmoid(t*)``
+    for tx and ty, ``t - t*`` for tw and th, each times the anchor's weight. It goes with
+    ``YOLOCoder``. The cross entropy of a perfect prediction is that of its target, not 0.
+    """
+
+    space = "deltas"
+    weighted = True
+    self_normalized = False
+
+    @classmethod
+    def from_config(cls, node) -> YOLOBoxLoss:
+        return cls()
+
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """The float32 sum over the rows in ``mask``.
+
+        Args:
+            pred, target: (..., 4) deltas of ``YOLOCoder``.
+            mask: (...) bool.
+            weights: (...) factor of each row; None for 1.
+        """
+        zero = pred.new_zeros((), dtype=torch.float32)
+        pred = torch.where(mask[..., None], pred.float(), zero)
+        target = torch.where(mask[..., None], target.float(), zero)
+        factor = mask.float() if weights is None else torch.where(mask, weights.float(), zero)
+        place = F.binary_cross_entropy_with_logits(
+            pred[..., :2], torch.sigmoid(target[..., :2]), reduction="none"
+        )
+        size = 0.5 * (pred[..., 2:] - target[..., 2:]) ** 2
+        return ((place + size).sum(dim=-1) * factor).sum()

@@ -1,0 +1,129 @@
+"""YOLOv3's label assignment."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from resobj_d2 import ops
+from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
+
+from .build import ASSIGNER_REGISTRY
+
+__all__ = ["YOLOAssigner"]
+
+
+@ASSIGNER_REGISTRY.register()
+class YOLOAssigner:
+    """One responsible anchor for each ground truth (Redmon and Farhadi, "YOLOv3", section 2.1).
+
+    It is the anchor, among those of all levels in the cells that hold the box's centre, whose
+    shape overlaps the box's most when both lie on the same corner; of equal shapes the first.
+    Other anchors are background, unless the box they predict now overlaps some ground truth by
+    more than ``ignore_iou``: these are ignored. Two ground truths with the same responsible
+    anchor: the later one has it (Darknet trains the anchor's class as both). A ground truth
+    without area, or whose centre lies outside the network input, has none.
+
+    ``Targets.matched_ious`` are those of the predicted boxes; ``box_weights`` are
+    ``2 - w h / (W H)`` of the ground truth on a network input of W x H pixels, which gives small
+    boxes up to twice the weight of large ones (Darknet).
+
+    Args:
+        num_classes: K.
+        ignore_iou: see above.
+    """
+
+    needs_predictions = True
+    labels_by_iou = True
+    weighs_boxes = True
+
+    def __init__(self, *, num_classes: int, ignore_iou: float = 0.7) -> None:
+        if not 0 < ignore_iou <= 1:
+            raise ValueError(f"ASSIGNER.IGNORE_IOU must be in (0, 1], got {ignore_iou}")
+        self.num_classes = num_classes
+        self.ignore_iou = ignore_iou
+
+    @classmethod
+    def from_config(cls, node, num_classes: int) -> YOLOAssigner:
+        return cls(num_classes=num_classes, ignore_iou=node.IGNORE_IOU)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        priors: Priors,
+        anchors: Tensor,
+        ground_truth: GroundTruth,
+        prediction: StagePrediction,
+    ) -> Targets:
+        """
+        Args:
+            anchors: (R, 4) shared by the batch, or (N, R, 4).
+            prediction: with ``boxes`` (N, R, 4).
+        """
+        match = ops.match_anchors(
+            prediction.boxes, ground_truth.boxes, ground_truth.sizes,
+            thresholds=[1.0], labels=[0, 0], allow_low_quality=False,
+        )  # fmt: skip
+        owner = _owners(priors, ground_truth)
+        owned = owner >= 0
+        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
+        rows = [x + first for x, first in zip(owner, ground_truth.offsets, strict=False)]
+        rows = torch.where(owned, torch.stack(rows), len(ground_truth.boxes))
+        classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
+        # The last row is of anchors without a ground truth: no area, so a weight that nobody uses.
+        boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
+        height, width = priors.input_size
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        ignored = ~owned & (match.ious > self.ignore_iou)
+        return Targets(
+            labels=torch.where(ignored, IGNORE, classes[rows]),
+            matched_boxes=torch.where(owned[..., None], boxes[rows], anchors),
+            matched_ious=match.ious,
+            gt_index=torch.where(owned, owner, match.gt_index),
+            num_classes=self.num_classes,
+            box_weights=(2 - area / (height * width))[rows],
+        )
+
+
+def _owners(priors: Priors, ground_truth: GroundTruth) -> Tensor:
+    """(N, R) row, within its image, of the ground truth that an anchor is responsible for; or -1."""
+    num_anchors = len(priors.boxes)
+    owners = []
+    for index in _responsible(priors, ground_truth.boxes).split(ground_truth.sizes):
+        # One more entry takes what no anchor is responsible for. The largest row is the later one.
+        empty = torch.full((num_anchors + 1,), -1, dtype=torch.int64, device=index.device)
+        rows = torch.arange(len(index), device=index.device)
+        owners.append(empty.scatter_reduce(0, index, rows, "amax")[:-1])
+    return torch.stack(owners)
+
+
+def _responsible(priors: Priors, boxes: Tensor) -> Tensor:
+    """(M,) the anchor responsible for each box (M, 4); R where there is none."""
+    starts = [0, *accumulate(priors.level_sizes)]
+    # The first cell's anchors have the shapes of all cells.
+    cells = [
+        priors.boxes[start : start + count]
+        for start, count in zip(starts, priors.num_anchors, strict=False)
+    ]
+    shapes = torch.cat(cells)
+    shapes = shapes[:, 2:] - shapes[:, :2]
+    size = boxes[:, 2:] - boxes[:, :2]
+    shared = torch.minimum(size[:, None], shapes).prod(dim=-1)
+    union = size.prod(dim=-1)[:, None] + shapes.prod(dim=-1) - shared
+    best = (shared / union).argmax(dim=1)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+
+    result = torch.full_like(best, len(priors.boxes))
+    first = 0
+    levels = zip(starts, priors.num_anchors, priors.sizes, priors.strides, strict=False)
+    for start, count, (height, width), stride in levels:
+        x, y = torch.floor(centre / stride).unbind(dim=1)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        usable = inside & (size > 0).all(dim=1) & (best >= first) & (best < first + count)
+        cell = torch.where(usable, y * width + x, 0).long()
+        result = torch.where(usable, start + cell * count + best - first, result)
+        first += count
+    return result

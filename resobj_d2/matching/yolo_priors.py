@@ -1,0 +1,87 @@
+"""YOLOv3's priors and how it writes boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .build import CODER_REGISTRY, PRIORS_REGISTRY
+from .priors import AnchorGrid
+
+__all__ = ["YOLOAnchors", "YOLOCoder"]
+
+
+@PRIORS_REGISTRY.register()
+class YOLOAnchors(AnchorGrid):
+    """Priors of any shape, listed by the config (Redmon and Farhadi, "YOLOv3", section 2.3)."""
+
+    @classmethod
+    def from_config(cls, node, strides: Sequence[int]) -> YOLOAnchors:
+        """Raises ValueError where ``PRIORS.SIZES`` is no list of [width, height] per level."""
+        sizes = node.SIZES
+        pairs = all(
+            isinstance(level, (list, tuple))
+            and level
+            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in level)
+            for level in sizes
+        )
+        if len(sizes) != len(strides) or not pairs:
+            raise ValueError(
+                f"PRIORS.SIZES of YOLOAnchors must be a list of [width, height] for each of the "
+                f"{len(strides)} levels, finest first, got {list(sizes)}"
+            )
+        return cls(shapes=sizes, strides=strides, offset=node.OFFSET)
+
+
+@CODER_REGISTRY.register()
+class YOLOCoder:
+    """``(tx, ty, tw, th)``: the centre inside the anchor's cell, the size in units of the anchor.
+
+    ``x = anchor_x + (sigmoid(tx) - 1/2) stride``, ``w = anchor_w exp(tw)`` (YOLOv3, section 2.1),
+    for anchors in the middle of their cells (``PRIORS.OFFSET: 0.5``): the centre cannot leave the
+    cell.
+
+    Args:
+        scale_clamp: upper bound of tw and th at decoding, so that exp cannot overflow.
+        margin: encoded centres keep this distance, in cells, from the cell's border, where t would
+            be infinite.
+    """
+
+    initial_delta = 0.0
+    identity_delta = 0.0
+    delta_options = None
+
+    def __init__(
+        self, *, scale_clamp: float = math.log(1000.0 / 16), margin: float = 1e-6
+    ) -> None:
+        self.scale_clamp = scale_clamp
+        self.margin = margin
+
+    @classmethod
+    def from_config(cls, node) -> YOLOCoder:
+        return cls()
+
+    def encode(self, anchors: Tensor, boxes: Tensor, cell_sides: Tensor) -> Tensor:
+        """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size.
+
+        Centres outside an anchor's cell become the nearest that it can predict.
+
+        Args:
+            cell_sides: (R, 1) stride of each anchor's level in pixels.
+        """
+        shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
+        place = (shift / cell_sides + 0.5).clamp(self.margin, 1 - self.margin)
+        size = (boxes[..., 2:] - boxes[..., :2]) / (anchors[..., 2:] - anchors[..., :2])
+        return torch.cat((torch.logit(place), torch.log(size)), dim=-1)
+
+    def decode(self, anchors: Tensor, deltas: Tensor, cell_sides: Tensor) -> Tensor:
+        """Boxes (..., 4) in float32, not clipped to the image."""
+        deltas = deltas.float()
+        middle = (anchors[..., :2] + anchors[..., 2:]) / 2
+        centre = middle + (torch.sigmoid(deltas[..., :2]) - 0.5) * cell_sides
+        scale = torch.exp(deltas[..., 2:].clamp(max=self.scale_clamp))
+        half = 0.5 * (anchors[..., 2:] - anchors[..., :2]) * scale
+        return torch.cat((centre - half, centre + half), dim=-1)
