@@ -33,6 +33,8 @@ def narrow(cfg):
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
     if cfg.MODEL.DENSE.PRIORS.NAME == "SSDAnchors":
         narrow_ssd(cfg)
+    cfg.MODEL.DARKNET.STEM_CHANNELS = 4
+    cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
     return cfg
 
 

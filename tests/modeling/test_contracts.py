@@ -71,6 +71,23 @@ METHODS["ssd_consistent"] = [
     "MODEL.DENSE.CLS_LOSS.PRIOR_PROB", 0.5,
     "MODEL.DENSE.STAGES", [{"NORMALIZER": "own", "ALLOW_LOW_QUALITY": True}],
 ]  # fmt: skip
+METHODS["yolov3_resobj"] = METHODS["resobj"] + [
+    "MODEL.BACKBONE.NAME", "build_yolo_backbone",
+    "MODEL.DARKNET.STEM_CHANNELS", 4,
+    "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
+    "MODEL.YOLO_PYRAMID.CHANNELS", [8, 12, 16],
+    "MODEL.DENSE.IN_FEATURES", ["y3", "y4", "y5"],
+    "MODEL.DENSE.TOWER.NAME", "YOLOTower",
+    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
+    "MODEL.DENSE.PREDICTOR.KERNEL_SIZE", 1,
+    "MODEL.DENSE.PRIORS.NAME", "YOLOAnchors",
+    "MODEL.DENSE.PRIORS.OFFSET", 0.5,
+    "MODEL.DENSE.PRIORS.SIZES", [[[10, 13], [16, 30]], [[30, 61]], [[116, 90], [62, 45]]],
+    "MODEL.DENSE.CODER.NAME", "YOLOCoder",
+    "MODEL.DENSE.ASSIGNER.NAME", "YOLOAssigner",
+    "MODEL.DENSE.BOX_LOSS.NAME", "YOLOBoxLoss",
+    "MODEL.DENSE.OBJECTNESS.BASE_CONVS", 0,
+]  # fmt: skip
 
 
 @pytest.fixture(params=METHODS)
