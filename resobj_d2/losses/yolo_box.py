@@ -13,7 +13,7 @@ __all__ = ["YOLOBoxLoss"]
 
 @BOX_LOSS_REGISTRY.register()
 class YOLOBoxLoss:
-    """Cross entropy for the place in the cell, half the squared difference for the logarithmic size.
+    """Cross entropy for the place in the cell, half the squared difference for the log-size.
 
     Its gradients are those that Darknet writes down instead of a loss: ``sigmoid(t) - sigmoid(t*)``
     for tx and ty, ``t - t*`` for tw and th, each times the anchor's weight. It goes with

@@ -89,7 +89,7 @@ class YOLOAssigner:
 
 
 def _owners(priors: Priors, ground_truth: GroundTruth) -> Tensor:
-    """(N, R) row, within its image, of the ground truth that an anchor is responsible for; or -1."""
+    """(N, R) row, within its image, of the ground truth an anchor is responsible for; or -1."""
     num_anchors = len(priors.boxes)
     owners = []
     for index in _responsible(priors, ground_truth.boxes).split(ground_truth.sizes):

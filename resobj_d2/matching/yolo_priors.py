@@ -54,9 +54,7 @@ class YOLOCoder:
     identity_delta = 0.0
     delta_options = None
 
-    def __init__(
-        self, *, scale_clamp: float = math.log(1000.0 / 16), margin: float = 1e-6
-    ) -> None:
+    def __init__(self, *, scale_clamp: float = math.log(1000.0 / 16), margin: float = 1e-6) -> None:
         self.scale_clamp = scale_clamp
         self.margin = margin
 
