@@ -12,6 +12,8 @@ from .vgg_weights import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
 
 __all__ = ["CheckpointError", "ResObjCheckpointer", "rename_retinanet_weights"]
 
+# Detectron2's RPN head -> ResObjRPNHead with an objectness branch.
+_RPN_NAMES = ("rpn_head.objectness_logits.", "rpn_head.objectness.base.predictor.")
 # Detectron2's RetinaNet -> ResObjDenseDetector. The layers inside are in the same order.
 _RETINANET_NAMES = (
     (r"^head\.cls_subnet\.", "tower.cls."),
@@ -40,7 +42,8 @@ def rename_retinanet_weights(weights: dict) -> dict:
 class ResObjCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also
 
-    - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``;
+    - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``, and the RPN of its other
+      detectors into one with Residual Objectness;
     - loads torchvision's VGG16 into the backbone of an SSD;
     - tells a missing or truncated file from a wrong one;
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
@@ -94,6 +97,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
         prefix = vgg16_prefix(own)
         if prefix and LAST_CONVOLUTION in weights:
             return convert_vgg16(weights, prefix)
+        if any(_RPN_NAMES[1] in name for name in own):
+            return {name.replace(*_RPN_NAMES): value for name, value in weights.items()}
         return weights
 
     def _load_model(self, checkpoint: dict):

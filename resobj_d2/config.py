@@ -29,6 +29,7 @@ def add_resobj_config(cfg: CfgNode) -> None:
     _add_stream(dense, node_type)
     _add_anchor_free(dense, node_type)
     _add_inference(dense, node_type)
+    _add_rpn(cfg, node_type)
     _add_backbones(cfg, node_type)
     _add_necks(cfg, node_type)
     _add_run(cfg, node_type)
@@ -247,6 +248,33 @@ def _add_inference(dense: CfgNode, node_type: type) -> None:
     # Candidates per level in front of NMS.
     dense.POSTPROCESS.TOPK = 1000
     dense.POSTPROCESS.NMS_THRESH = 0.5
+
+
+def _add_rpn(cfg: CfgNode, node_type: type) -> None:
+    """Used where MODEL.PROPOSAL_GENERATOR.NAME is ResObjRPN and MODEL.RPN.HEAD_NAME ResObjRPNHead.
+
+    The defaults are Detectron2's RPN, whose keys MODEL.RPN.* keep their meanings.
+    """
+    rpn = cfg.MODEL.RESOBJ_RPN = node_type()
+    _add_objectness(rpn, node_type)
+    # The base reads the head's 3x3 convolution, as in every RPN.
+    rpn.OBJECTNESS.BASE_CONVS = 0
+
+    rpn.SAMPLER = node_type()
+    # "" is Detectron2's random sampling; otherwise as MODEL.DENSE.SAMPLER.NAME. SIZE and
+    # POSITIVE_FRACTION are MODEL.RPN.BATCH_SIZE_PER_IMAGE and MODEL.RPN.POSITIVE_FRACTION,
+    # NEGATIVE_IOU the lower one of MODEL.RPN.IOU_THRESHOLDS.
+    rpn.SAMPLER.NAME = ""
+    # See MODEL.DENSE.SAMPLER.
+    rpn.SAMPLER.NUM_BINS = 3
+    rpn.SAMPLER.NMS_THRESH = 0.5
+    rpn.SAMPLER.NEGATIVE_RATIO = 3.0
+
+    # Divides the sums of OBJECTNESS; as MODEL.DENSE.NORMALIZER.
+    rpn.NORMALIZER = node_type()
+    rpn.NORMALIZER.NAME = "ForegroundCount"
+    rpn.NORMALIZER.INITIAL = 100.0
+    rpn.NORMALIZER.MOMENTUM = 0.9
 
 
 def _add_backbones(cfg: CfgNode, node_type: type) -> None:

@@ -91,6 +91,33 @@ def tiny_resobj(tiny_cfg):
 
 
 @pytest.fixture
+def tiny_rcnn(tiny_cfg):
+    """The same with Detectron2's Faster R-CNN around ``ResObjRPN``, which is off."""
+
+    def build(*opts):
+        return tiny_cfg(
+            "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+            "MODEL.PROPOSAL_GENERATOR.NAME", "ResObjRPN",
+            "MODEL.RPN.HEAD_NAME", "ResObjRPNHead",
+            "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "500",
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100",
+            "MODEL.RPN.POST_NMS_TOPK_TEST", "100",
+            "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]",
+            "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+            "MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4', 'p5']",
+            "MODEL.ROI_HEADS.NUM_CLASSES", "3",
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32",
+            "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+            "MODEL.ROI_BOX_HEAD.NUM_FC", "1",
+            "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+            *opts,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
 def make_batch():
     """A function: [(height, width, number of boxes)] to Detectron2's training input."""
     from detectron2.structures import Boxes, Instances

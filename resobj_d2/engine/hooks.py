@@ -56,7 +56,7 @@ class NonFiniteLossGuard(HookBase):
 
 
 class StatisticsHook(HookBase):
-    """Log what the detector measured of its last batch (``model.statistics``).
+    """Log what the parts of the detector measured of their last batch (``module.statistics``).
 
     The tensors stay on the device until the logging period ends. Write it in front of the
     writers' hook.
@@ -69,11 +69,15 @@ class StatisticsHook(HookBase):
     def __init__(self, *, period: int = 20, on_end: Callable[[], None] | None = None) -> None:
         self.period = period
         self.on_end = on_end
+        self._sources: list[nn.Module] = []
         self._pending: list[dict[str, torch.Tensor]] = []
 
+    def before_train(self) -> None:
+        modules = self.trainer.model.modules()
+        self._sources = [m for m in modules if isinstance(getattr(m, "statistics", None), dict)]
+
     def after_step(self) -> None:
-        model = self.trainer.model
-        statistics = getattr(getattr(model, "module", model), "statistics", None)
+        statistics = {k: x for module in self._sources for k, x in module.statistics.items()}
         if not statistics:
             return
         self._pending.append(statistics)

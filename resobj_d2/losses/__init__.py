@@ -11,7 +11,7 @@ from .normalizer import (
     ImageCount,
     TrainedCount,
 )
-from .objectness import ResidualObjectnessLoss
+from .objectness import ResidualObjectnessLoss, objectness_difficulty
 from .quality import QualityLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
 from .softmax import SoftmaxCE
@@ -41,6 +41,7 @@ __all__ = [
     "SoftmaxCE",
     "TrainedCount",
     "YOLOBoxLoss",
+    "objectness_difficulty",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -18,14 +18,30 @@ leaves a choice; each is an argument:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resobj_d2 import ops
 from resobj_d2.ops.residual_objectness import DETACH, MIN_SCOPES, UNSELECTED
 
-__all__ = ["ResidualObjectnessLoss"]
+__all__ = ["ResidualObjectnessLoss", "objectness_difficulty"]
+
+
+def objectness_difficulty(logits: Tensor, foreground: Tensor) -> Tensor:
+    """(N, R) BCE of each anchor, for samplers that rank by it.
+
+    NaN is the hardest of all: a sampler that dropped it would hide that training has failed.
+
+    Args:
+        logits: (N, R) objectness.
+        foreground: (N, R) bool; all others count as background.
+    """
+    loss = F.softplus(torch.where(foreground, -logits, logits))
+    return torch.where(loss.isnan(), math.inf, loss)
 
 
 @dataclass(frozen=True, kw_only=True)

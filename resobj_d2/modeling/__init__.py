@@ -8,6 +8,7 @@ from .fusion import ScoreFusion
 from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras, YOLOPyramid
 from .postprocess import DensePostprocess
 from .predictors import HeadParts, PerLevelConv, SharedConv
+from .proposals import ResObjRPN, ResObjRPNHead
 from .quality_branch import QualityBranch
 from .stages import Stage
 from .stream import DenseStream
@@ -30,6 +31,8 @@ __all__ = [
     "PerLevelConv",
     "QualityBranch",
     "ResObjDenseDetector",
+    "ResObjRPN",
+    "ResObjRPNHead",
     "SSDExtras",
     "SSDVGG16",
     "ScoreBranch",

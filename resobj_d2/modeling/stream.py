@@ -9,8 +9,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from resobj_d2.losses import objectness_difficulty
 from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
 from resobj_d2.ops import dense_detections
 from resobj_d2.structures import (
@@ -279,8 +279,7 @@ class DenseStream(nn.Module):
         for name, branch in self.branches.items():
             if branch.owns_background:
                 logits = branch.score_logits(output.branches[name])
-                loss = F.softplus(torch.where(targets.foreground, -logits, logits))
-                return _without_nan(loss)
+                return objectness_difficulty(logits, targets.foreground)
         logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
         return _without_nan(self.stages[0].cls_loss.per_anchor(logits, targets.labels))
 
