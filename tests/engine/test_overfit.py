@@ -1,0 +1,43 @@
+"""Each family of detectors learns a handful of real images by heart.
+
+python -m pytest -m slow tests/engine/test_overfit.py -k ssd
+"""
+
+import json
+
+import pytest
+
+# Large objects of COCO, one to five an image.
+IMAGES = [24577, 425988, 294920, 501760]
+
+
+@pytest.fixture
+def few_images(shared_data, tmp_path):
+    """An entry of DATASETS.REGISTER with only those images."""
+    folder = shared_data / "coco_mini"
+    data = json.loads((folder / "annotations/train.json").read_text())
+    data["images"] = [x for x in data["images"] if x["id"] in IMAGES]
+    data["annotations"] = [x for x in data["annotations"] if x["image_id"] in IMAGES]
+    assert len(data["images"]) == len(IMAGES)
+    (tmp_path / "few.json").write_text(json.dumps(data))
+    return {
+        "name": "few_train", "format": "coco",
+        "json": str(tmp_path / "few.json"), "images": str(folder / "images"),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["overfit_ssd"])
+def test_learns_a_few_images_by_heart(name, repository, few_images, tmp_path, clean_catalogs):
+    from resobj_d2.engine import Trainer
+    from resobj_d2.engine.setup import load_config
+
+    cfg = load_config(
+        str(repository / f"configs/small/{name}.yaml"),
+        ["DATASETS.REGISTER", str([few_images]), "OUTPUT_DIR", str(tmp_path / "out")]
+        + ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"],
+    )
+    (tmp_path / "out").mkdir()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert trainer.train()["bbox"]["AP50"] > 90
