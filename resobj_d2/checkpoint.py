@@ -9,6 +9,7 @@ import re
 from detectron2.checkpoint import DetectionCheckpointer
 
 from .vgg_weights import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
+from .yolo_weights import is_darknet_file, read_darknet_state
 
 __all__ = ["CheckpointError", "ResObjCheckpointer", "rename_retinanet_weights"]
 
@@ -45,6 +46,7 @@ class ResObjCheckpointer(DetectionCheckpointer):
     - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``, and the RPN of its other
       detectors into one with Residual Objectness;
     - loads torchvision's VGG16 into the backbone of an SSD;
+    - loads Darknet's files into a YOLOv3 or into the DarkNet of any detector;
     - tells a missing or truncated file from a wrong one;
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
@@ -62,6 +64,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
+        if is_darknet_file(filename):
+            return {"model": read_darknet_state(filename, self.model)}
         try:
             loaded = super()._load_file(filename)
         except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
