@@ -1,4 +1,4 @@
-"""Darknet's files in this package's detectors: the whole YOLOv3, or the DarkNet below any of them."""
+"""Darknet's files in this package: the whole YOLOv3, or the DarkNet of any detector."""
 
 from __future__ import annotations
 

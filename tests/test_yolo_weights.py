@@ -83,7 +83,7 @@ def sigmoid(x):
 
 
 def detect(x, stride):
-    """Darknet's yolo layer: boxes (H, W, 3, 4) in pixels and objectness times class (H, W, 3, K)."""
+    """Darknet's yolo layer: boxes (H, W, 3, 4) in pixels, objectness times class (H, W, 3, K)."""
     _, h, w = x.shape
     x = x.reshape(3, 5 + K, h, w).transpose(2, 3, 0, 1)
     column, row = np.arange(w)[None, :, None], np.arange(h)[:, None, None]
