@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def run(repository, tmp_path):
     """A function that starts train_net.py on 64 px scenes, writing to ``tmp_path / "out"``."""
 
-    def start(*opts, flags=(), wait=True):
+    def start(*opts, flags=(), wait=True, config="scenes_retinanet_resobj_t2"):
         entries = [
             {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(tmp_path),
              "image_size": 64, "num_train": 16, "num_val": 6}
@@ -26,7 +26,7 @@ def run(repository, tmp_path):
         ]  # fmt: skip
         command = [
             sys.executable, "-W", "ignore", str(repository / "train_net.py"),
-            "--config-file", str(repository / "configs/small/scenes_retinanet_resobj_t2.yaml"),
+            "--config-file", str(repository / f"configs/small/{config}.yaml"),
             *flags,
             "DATASETS.REGISTER", str(entries),
             "DATASETS.TRAIN", "('tiny_train',)",
@@ -110,6 +110,36 @@ def test_two_processes_train_and_evaluate(run, tmp_path):
     assert code == 0, output
     assert "Rank of current process: 0. World size: 2" in output
     assert "bbox/AP" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+# Families that are no RetinaNet: a yaml and what it needs besides, to learn scenes of 64 pixels.
+FAMILIES = {
+    "ssd": ("overfit_ssd", ["INPUT.FIXED_SIZE", "[64, 96]", "MODEL.DENSE.NUM_CLASSES", "8"]),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_trains_on_two_processes_resumes_and_predicts(family, run, tmp_path, repository):
+    config, options = FAMILIES[family]
+    out = tmp_path / "out"
+    code, output = run("SOLVER.MAX_ITER", 3, *options, flags=["--num-gpus", "2"], config=config)
+    assert code == 0, output
+    assert "bbox/AP" in (out / "metrics.json").read_text()
+    code, output = run("SOLVER.MAX_ITER", 5, *options, flags=["--resume"], config=config)
+    assert code == 0, output
+    assert "Starting training from iteration 3" in output
+    images = sorted(str(x) for x in tmp_path.glob("scenes/val/*.png"))
+    command = [
+        sys.executable, "-W", "ignore", "-m", "resobj_d2.predict", "--input", *images,
+        "--output", str(tmp_path / "found"), "--config-file",
+        str(repository / f"configs/small/{config}.yaml"), *options,
+        "DATASETS.TEST", "()", "MODEL.WEIGHTS", str(out / "model_final.pth"),
+    ]  # fmt: skip
+    subprocess.run(command, cwd=repository, check=True, timeout=200)
+    found = json.loads((tmp_path / "found/results.json").read_text())
+    for x, y, width, height in (row["bbox"] for row in found):
+        assert x >= 0 and y >= 0 and x + width <= 64.01 and y + height <= 64.01
+    assert found and {row["image_id"] for row in found} <= set(range(1, len(images) + 1))
 
 
 def test_no_gpus_means_one_process_on_the_cpu(run, tmp_path):
