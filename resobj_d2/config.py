@@ -342,6 +342,10 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     cfg.TEST.GIOU_EVAL = False
     # [height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*.
     cfg.INPUT.FIXED_SIZE = []
+    # Lengths of the images' longer side, one of which every MULTI_SCALE_PERIOD training batches
+    # get after loading; [] for never.
+    cfg.INPUT.MULTI_SCALE = []
+    cfg.INPUT.MULTI_SCALE_PERIOD = 10
     # SSD's training augmentations, in front of resizing and flipping.
     # Random brightness, contrast, saturation, hue and order of channels.
     cfg.INPUT.PHOTOMETRIC = False

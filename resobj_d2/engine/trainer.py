@@ -19,6 +19,8 @@ from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 
 from .hooks import NonFiniteLossGuard, StatisticsHook
+from .multi_scale import MultiScale
+from .schedule import build_schedule
 
 __all__ = ["Trainer", "evaluate"]
 
@@ -42,6 +44,9 @@ class Trainer(DefaultTrainer):
             NonFiniteLossGuard(output_dir=self.cfg.OUTPUT_DIR),
             StatisticsHook(on_end=self._draw_curves),
         ]
+        multi_scale = MultiScale.from_config(self.cfg)
+        if multi_scale is not None:
+            own.append(multi_scale)
         stock = super().build_hooks()
         writer = next((i for i, h in enumerate(stock) if isinstance(h, hooks.PeriodicWriter)), None)
         if writer is None:  # not the main process
@@ -73,6 +78,10 @@ class Trainer(DefaultTrainer):
         output = os.path.join(self.cfg.OUTPUT_DIR, "objectness_curves.png")
         if plot_objectness_curves(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), output):
             logger.info("Objectness curves are in %s", output)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_schedule(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):

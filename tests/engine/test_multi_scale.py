@@ -1,0 +1,114 @@
+"""Training at changing sizes: what a batch becomes, and which size when."""
+
+import pytest
+import torch
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from resobj_d2.engine import MultiScale
+from resobj_d2.engine.multi_scale import resize_inputs
+
+
+def example(height, width, box=(10.0, 20.0, 30.0, 40.0), dtype=torch.uint8):
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor([box]))
+    instances.gt_classes = torch.tensor([2])
+    image = torch.full((3, height, width), 7).to(dtype)
+    return {"image": image, "instances": instances, "height": 500, "width": 400, "image_id": 3}
+
+
+def test_longer_side_gets_the_length_and_boxes_follow():
+    inputs = example(100, 50)
+    (found,) = resize_inputs([inputs], 40)
+    assert found["image"].shape == (3, 40, 20) and found["image"].dtype == torch.uint8
+    assert (found["image"] == 7).all()
+    assert found["instances"].image_size == (40, 20)
+    assert found["instances"].gt_boxes.tensor.tolist() == [[4.0, 8.0, 12.0, 16.0]]
+    assert found["instances"].gt_classes.tolist() == [2]
+    assert (found["height"], found["width"], found["image_id"]) == (500, 400, 3)
+    # The input is as it was: data sets that are kept in memory must not shrink.
+    assert inputs["image"].shape == (3, 100, 50)
+    assert inputs["instances"].gt_boxes.tensor.tolist() == [[10.0, 20.0, 30.0, 40.0]]
+
+
+def test_shapes_of_a_batch_may_differ_and_odd_ones_round():
+    found = resize_inputs([example(64, 64), example(37, 64)], 32)
+    assert [tuple(x["image"].shape[1:]) for x in found] == [(32, 32), (18, 32)]
+    # 37 * 32 / 64 = 18.5 rounds to 18: boxes follow the pixels there are.
+    assert found[1]["instances"].gt_boxes.tensor[0, 3].item() == pytest.approx(40 * 18 / 37)
+
+
+def test_image_without_objects_and_of_that_size():
+    inputs = example(32, 64, dtype=torch.float32)
+    inputs["instances"] = inputs["instances"][[]]
+    (found,) = resize_inputs([inputs], 32)
+    assert len(found["instances"]) == 0 and found["instances"].image_size == (16, 32)
+    assert found["image"].dtype == torch.float32
+    (same,) = resize_inputs([inputs], 64)
+    assert torch.equal(same["image"], inputs["image"])
+
+
+class Sizes(nn.Module):
+    """Notes the longer sides that it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.found = []
+
+    def forward(self, batch):
+        self.found.append(max(batch[0]["image"].shape))
+        return {}
+
+
+class Loop(TrainerBase):
+    def __init__(self):
+        super().__init__()
+        self.model = Sizes()
+
+    def run_step(self):
+        self.model.train()
+        self.model([example(64, 48)])
+        self.model.eval()
+        self.model([example(64, 48)])
+
+
+def sizes_of(hook, start, end):
+    """Longer sides at training and at evaluation, per iteration."""
+    loop = Loop()
+    loop.register_hooks([hook])
+    loop.train(start, end)
+    found = loop.model.found
+    loop.model.train()
+    loop.model([example(64, 48)])
+    assert found.pop() == 64  # the hook is gone
+    return found[::2], found[1::2]
+
+
+def test_sizes_change_every_few_iterations_and_resume():
+    def hook(seed=5):
+        return MultiScale(sizes=[32, 64, 96, 128], period=10, seed=seed)
+
+    found, evaluated = sizes_of(hook(), 0, 200)
+    assert set(found) == {32, 64, 96, 128}
+    assert all(len(set(found[i : i + 10])) == 1 for i in range(0, 200, 10))
+    assert set(evaluated) == {64}
+    # A resumed run, and another process, choose the same.
+    assert sizes_of(hook(), 73, 120)[0] == found[73:120]
+    assert sizes_of(hook(seed=6), 0, 200)[0] != found
+
+
+@pytest.mark.parametrize("sizes, period", [([], 10), ([0], 10), ([320.5], 10), ([320], 0)])
+def test_bad_options_are_refused(sizes, period):
+    with pytest.raises(ValueError, match="MULTI_SCALE"):
+        MultiScale(sizes=sizes, period=period, seed=0)
+
+
+def test_built_from_config(tiny_cfg):
+    assert MultiScale.from_config(tiny_cfg()) is None
+    cfg = tiny_cfg("INPUT.MULTI_SCALE", [320, 608], "INPUT.MULTI_SCALE_PERIOD", 3, "SEED", 4)
+    hook = MultiScale.from_config(cfg)
+    assert (hook.sizes, hook.period, hook.seed) == ([320, 608], 3, 4)
+    unseeded = MultiScale.from_config(tiny_cfg("INPUT.MULTI_SCALE", [320], "SEED", -1))
+    assert unseeded.seed >= 0
