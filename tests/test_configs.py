@@ -139,6 +139,20 @@ def test_table_lists_every_coco_config():
         assert row[-2] == "-" or 20 < float(row[-2].split()[0]) < 60
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/yolov3_*.yaml")))
+def test_yolov3_has_darknets_schedule(path):
+    cfg = read(path)
+    solver, size = cfg.SOLVER, int(path.stem[-3:])
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WEIGHT_DECAY) == (64, 0.001, 0.0005)
+    assert (solver.STEPS, solver.MAX_ITER) == ((400000, 450000), 500200)
+    assert (solver.WARMUP_METHOD, solver.WARMUP_ITERS) == ("power4", 1000)
+    assert cfg.INPUT.MULTI_SCALE == list(range(320, 609, 32))
+    assert cfg.INPUT.MULTI_SCALE_PERIOD == 10
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (size, size)
+    steps = {"obj": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
+    assert cfg.MODEL.DENSE.OBJECTNESS.STEPS == steps
+
+
 @pytest.mark.parametrize(
     "name, sizes, iterations, steps",
     [
