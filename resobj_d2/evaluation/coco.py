@@ -24,7 +24,7 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 
 from ..data.coco_json import is_degenerate
-from .backend import evaluate_detections, load_backend
+from .backend import CocoBackend, evaluate_detections, load_backend
 
 _TASKS = ("bbox", "segm")
 
@@ -79,6 +79,14 @@ def prepare_ground_truth(content: dict) -> tuple[dict, dict]:
             for number, item in enumerate(kept, start=1)
         ]
     return prepared, image_ids
+
+
+def ground_truth_index(dataset_name: str, backend: CocoBackend) -> tuple[object, dict]:
+    """COCO's index over a registered data set, and its image ids by those of the data set."""
+    _ensure_json(dataset_name, None)
+    with open(MetadataCatalog.get(dataset_name).json_file, encoding="utf-8") as file:
+        prepared, image_ids = prepare_ground_truth(json.load(file))
+    return backend.index(prepared), image_ids
 
 
 class CocoEvaluator(COCOEvaluator):

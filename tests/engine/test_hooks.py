@@ -73,3 +73,15 @@ def test_statistics_are_means_over_the_period_without_missing_values(tmp_path):
     assert logged[2] == (2.0, 7.0)  # the mean of 1 and 3; the NaN is left out
     assert logged[3] == (10.0, 7.0)  # what remained at the end
     assert ended == [True]
+
+
+def test_statistics_of_the_parts_are_logged():
+    """An RPN inside GeneralizedRCNN, say, measures something of its own."""
+    model = Losses([({}, {"a": torch.tensor(1.0)})] * 2)
+    model.part = nn.Module()
+    model.part.statistics = {"b": torch.tensor(2.0)}
+    loop = Loop(model)
+    loop.register_hooks([StatisticsHook(period=2)])
+    loop.train(0, 2)
+    latest = loop.storage.latest()
+    assert {name: value for name, (value, _) in latest.items()} == {"a": 1.0, "b": 2.0}

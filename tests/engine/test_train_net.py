@@ -166,6 +166,36 @@ def test_stock_faster_rcnn_trains_through_the_same_script(run, tmp_path):
     assert "loss_rpn_cls" in logged and "bbox/AP" in logged
 
 
+def test_resobj_rpn_in_two_processes_resumes_and_draws(run, tmp_path):
+    options = [
+        "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+        "MODEL.PROPOSAL_GENERATOR.NAME", "ResObjRPN",
+        "MODEL.RPN.HEAD_NAME", "ResObjRPNHead",
+        "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
+        "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", True,
+        "MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll",
+        "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4', 'p5']",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 8,
+        "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+        "MODEL.ROI_BOX_HEAD.NUM_FC", 1,
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64], [128], [256]]",
+        "SOLVER.CHECKPOINT_PERIOD", 3,
+    ]  # fmt: skip
+    code, output = run(*options, "SOLVER.MAX_ITER", 3, flags=["--num-gpus", "2"])
+    assert code == 0, output
+    code, output = run(*options, "SOLVER.MAX_ITER", 6, flags=["--num-gpus", "2", "--resume"])
+    assert code == 0, output
+    assert "Starting training from iteration 3" in output
+    out = tmp_path / "out"
+    logged = {}
+    for line in (out / "metrics.json").read_text().splitlines():
+        logged.update(json.loads(line))
+    assert {"loss_rpn_objectness", "loss_rpn_residual_2", "loss_rpn_loc", "bbox/AP"} <= set(logged)
+    assert 0 < logged["objectness/step2/positive"] < 1
+    assert (out / "objectness_curves.png").stat().st_size > 0
+
+
 def test_diverging_run_says_why(run, tmp_path):
     code, output = run("SOLVER.BASE_LR", 1e12, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
     assert code != 0

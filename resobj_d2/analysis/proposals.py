@@ -1,0 +1,196 @@
+"""Average recall of a two-stage detector's proposals, at each step of its objectness.
+
+::
+
+    python -m resobj_d2.analysis.proposals --config-file CONFIG.yaml \\
+        MODEL.WEIGHTS output/RUN/model_final.pth
+
+COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the part of all objects that the best
+ranked proposals of their image find, where a proposal finds one object. The class of an object
+plays no part. ARs, ARm and ARl count objects below 32^2 pixels, up to 96^2 and above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch import nn
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.data.register import check_available
+from resobj_d2.engine import Trainer, load_config
+from resobj_d2.evaluation.backend import CocoBackend, load_backend
+from resobj_d2.evaluation.coco import ground_truth_index
+
+__all__ = ["average_recall", "evaluate_proposals", "main", "table"]
+
+_AREAS = {"AR": "all", "ARs": "small", "ARm": "medium", "ARl": "large"}
+
+
+def average_recall(
+    backend: CocoBackend, ground_truth, proposals: Sequence[dict], limits: Sequence[int]
+) -> dict[str, float]:
+    """COCO's average recall in percent, whatever the classes.
+
+    Args:
+        backend: the implementation that made ``ground_truth``.
+        ground_truth: an index from ``backend.index``; images without proposals count too.
+        proposals: ``image_id``, ``bbox`` and ``score``, as in a COCO results json.
+        limits: how many of the best proposals of each image may find objects.
+
+    Returns:
+        ``{"AR@100": ..., "ARs@100": ...}`` for each limit and each range of areas, NaN where no
+        object has such an area.
+    """
+    if not proposals:
+        raise ValueError("there is no proposal at all")
+    # COCO's code looks for proposals under the classes of the ground truth, though it then
+    # takes all classes for one.
+    category = ground_truth.getCatIds()[0]
+    found = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
+    evaluation = backend.new_evaluation(ground_truth, found, "bbox")
+    evaluation.params.useCats = 0
+    evaluation.params.maxDets = sorted(limits)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = np.asarray(evaluation.eval["recall"])  # IoU thresholds, 1, areas, limits; -1 for none
+    labels = list(evaluation.params.areaRngLbl)
+    results = {}
+    for k, limit in enumerate(sorted(limits)):
+        for name, area in _AREAS.items():
+            values = recall[:, 0, labels.index(area), k]
+            results[f"{name}@{limit}"] = 100 * values.mean() if (values > -1).all() else np.nan
+    return {name: float(value) for name, value in results.items()}
+
+
+def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list[dict]:
+    """Average recall of ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+
+    Args:
+        cfg: of Detectron2's ``GeneralizedRCNN`` or ``ProposalNetwork``; where its RPN refines the
+            objectness, each step ranks the proposals once.
+        limits: numbers of proposals per image.
+
+    Returns:
+        ``{"dataset": name, "step": t, "results": average_recall(...)}`` per data set and step.
+
+    Raises:
+        ValueError: the model has no proposals, or too few for the limits.
+    """
+    if min(limits) < 1 or max(limits) > cfg.MODEL.RPN.POST_NMS_TOPK_TEST:
+        raise ValueError(
+            f"the numbers of proposals must be 1 to MODEL.RPN.POST_NMS_TOPK_TEST "
+            f"({cfg.MODEL.RPN.POST_NMS_TOPK_TEST}), got {list(limits)}"
+        )
+    check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
+    model = Trainer.build_model(cfg).eval()
+    if getattr(model, "proposal_generator", None) is None:
+        raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} makes no proposals")
+    ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    backend = load_backend(cfg.TEST.COCO_BACKEND)
+    rows = []
+    for dataset in cfg.DATASETS.TEST:
+        ground_truth, image_ids = ground_truth_index(dataset, backend)
+        found: dict[int, list[dict]] = {}
+        for inputs in Trainer.build_test_loader(cfg, dataset):
+            for step, proposals in enumerate(proposals_per_step(model, inputs)):
+                for x, instances in zip(inputs, proposals, strict=True):
+                    entries = _coco_entries(instances, image_ids[x["image_id"]])
+                    found.setdefault(step, []).extend(entries)
+        for step, proposals in found.items():
+            results = average_recall(backend, ground_truth, proposals, limits)
+            rows.append({"dataset": dataset, "step": step, "results": results})
+    return rows
+
+
+@torch.no_grad()
+def proposals_per_step(model: nn.Module, batched_inputs: list[dict]) -> list[list[Instances]]:
+    """Proposals in pixels of the output, as ranked at each step.
+
+    Args:
+        model: Detectron2's ``GeneralizedRCNN`` or ``ProposalNetwork``.
+
+    Returns:
+        T + 1 lists, or one for an RPN without steps, each with the ``Instances`` of every image.
+    """
+    images = model.preprocess_image(batched_inputs)
+    features = model.backbone(images.tensor)
+    rpn = model.proposal_generator
+    if hasattr(rpn, "proposals_per_step"):
+        steps = rpn.proposals_per_step(images, features)
+    else:
+        steps = [rpn(images, features)[0]]
+    return [
+        [
+            detector_postprocess(
+                # Rescaling changes the boxes in place, and steps may share them.
+                Instances(
+                    found.image_size,
+                    proposal_boxes=Boxes(found.proposal_boxes.tensor.clone()),
+                    objectness_logits=found.objectness_logits,
+                ),
+                x.get("height", found.image_size[0]),
+                x.get("width", found.image_size[1]),
+            )
+            for found, x in zip(step, batched_inputs, strict=True)
+        ]
+        for step in steps
+    ]
+
+
+def _coco_entries(proposals: Instances, image_id: int) -> list[dict]:
+    boxes = proposals.proposal_boxes.tensor.cpu()
+    boxes = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    scores = proposals.objectness_logits.tolist()
+    return [
+        {"image_id": image_id, "bbox": box, "score": score}
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: AR in percent by data set and step."""
+    names = [n for n in rows[0]["results"] if n.startswith("AR@")]
+    last = names[-1].partition("@")[2]
+    names += [f"{area}@{last}" for area in list(_AREAS)[1:]]
+    lines = ["| " + " | ".join(["dataset", "step", *names]) + " |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        cells = [row["dataset"], str(row["step"])]
+        cells += [f"{row['results'][name]:.1f}" for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m resobj_d2.analysis.proposals", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--limits", nargs="+", type=int, default=[100, 300, 1000], help="proposals per image"
+    )
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+    )
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config_file, args.opts, training=False)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("proposals need trained weights: give MODEL.WEIGHTS <checkpoint>")
+    rows = evaluate_proposals(cfg, limits=args.limits)
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
