@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "error: no objectness in "
             + ", ".join(options.runs)
-            + "; only detectors with OBJECTNESS.ENABLED, under MODEL.DENSE or MODEL.RESOBJ_RPN, log it",
+            + "; it is logged with MODEL.DENSE (or RESOBJ_RPN).OBJECTNESS.ENABLED",
             file=sys.stderr,
         )
         return 1
