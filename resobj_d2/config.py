@@ -30,6 +30,7 @@ def add_resobj_config(cfg: CfgNode) -> None:
     _add_anchor_free(dense, node_type)
     _add_inference(dense, node_type)
     _add_rpn(cfg, node_type)
+    _add_roi(cfg, node_type)
     _add_backbones(cfg, node_type)
     _add_necks(cfg, node_type)
     _add_run(cfg, node_type)
@@ -122,17 +123,13 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
 
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"
-    # Anchors per image (RandomSampler, IoUBalancedSampler, OHEMSampler).
+    # Anchors per image (RandomSampler, IoUBalancedSampler, HardExampleSampler, OHEMSampler).
     dense.SAMPLER.SIZE = 256
     # Largest part of them that is foreground; OHEMSampler: 0 for no say.
     dense.SAMPLER.POSITIVE_FRACTION = 0.5
-    # IoUBalancedSampler: bins over the IoUs from 0 to that below which anchors are background.
-    dense.SAMPLER.NUM_BINS = 3
+    # IoUBalancedSampler: the IoU below which anchors are background.
     dense.SAMPLER.NEGATIVE_IOU = 0.4
-    # OHEMSampler: of the NMS over the anchors.
-    dense.SAMPLER.NMS_THRESH = 0.5
-    # HardNegativeRatio: background anchors per foreground anchor.
-    dense.SAMPLER.NEGATIVE_RATIO = 3.0
+    _add_sampler_options(dense.SAMPLER)
 
     # Stages after the first, a list of dicts; see resobj_d2.modeling.stages.StageOptions. Each
     # trains on the boxes that the stage before it predicts; {} is consistent optimisation.
@@ -140,6 +137,17 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     # "last": class probabilities of the last stage with a class predictor of its own; "mean": of
     # all of these.
     dense.STAGE_SCORES = "last"
+
+
+def _add_sampler_options(sampler: CfgNode) -> None:
+    # RandomSampler, IoUBalancedSampler: foreground evenly from the objects.
+    sampler.INSTANCE_BALANCED = False
+    # IoUBalancedSampler: bins over the IoUs from 0 to that below which anchors are background.
+    sampler.NUM_BINS = 3
+    # OHEMSampler: of the NMS over the anchors.
+    sampler.NMS_THRESH = 0.5
+    # HardNegativeRatio: background anchors per foreground anchor.
+    sampler.NEGATIVE_RATIO = 3.0
 
 
 def _add_losses(dense: CfgNode, node_type: type) -> None:
@@ -158,23 +166,27 @@ def _add_losses(dense: CfgNode, node_type: type) -> None:
     dense.BOX_LOSS = node_type()
     dense.BOX_LOSS.NAME = "SmoothL1Loss"
     dense.BOX_LOSS.WEIGHT = 1.0
-    # Where SmoothL1Loss bends.
-    dense.BOX_LOSS.BETA = 0.1
-    # BalancedL1Loss
-    dense.BOX_LOSS.BALANCED_ALPHA = 0.5
-    dense.BOX_LOSS.BALANCED_GAMMA = 1.5
-    dense.BOX_LOSS.BALANCED_BETA = 1.0
-    # mmdetection's way with BALANCED_BETA, whose slope jumps at 0.
-    dense.BOX_LOSS.BALANCED_PUBLIC = False
-    # GHMRLoss, which wants a weight of about 10
-    dense.BOX_LOSS.GHM_MU = 0.02
-    dense.BOX_LOSS.GHM_BINS = 10
-    dense.BOX_LOSS.GHM_MOMENTUM = 0.7
+    _add_box_loss_options(dense.BOX_LOSS)
 
     dense.NORMALIZER = node_type()
     dense.NORMALIZER.NAME = "ForegroundEMA"
     dense.NORMALIZER.INITIAL = 100.0
     dense.NORMALIZER.MOMENTUM = 0.9
+
+
+def _add_box_loss_options(loss: CfgNode) -> None:
+    # Where SmoothL1Loss bends.
+    loss.BETA = 0.1
+    # BalancedL1Loss
+    loss.BALANCED_ALPHA = 0.5
+    loss.BALANCED_GAMMA = 1.5
+    loss.BALANCED_BETA = 1.0
+    # mmdetection's way with BALANCED_BETA, whose slope jumps at 0.
+    loss.BALANCED_PUBLIC = False
+    # GHMRLoss, which wants a weight of about 10
+    loss.GHM_MU = 0.02
+    loss.GHM_BINS = 10
+    loss.GHM_MOMENTUM = 0.7
 
 
 def _add_objectness(dense: CfgNode, node_type: type) -> None:
@@ -212,23 +224,27 @@ def _add_objectness(dense: CfgNode, node_type: type) -> None:
 
 def _add_quality(dense: CfgNode, node_type: type) -> None:
     """The predicted IoU of a box with its object, a factor of the score."""
-    dense.QUALITY = node_type()
-    dense.QUALITY.ENABLED = False
+    _add_quality_options(dense, node_type)
     # The tower it reads: "cls" (RetinaNet-Conf) or "box" (IoU-aware RetinaNet).
     dense.QUALITY.READS = "cls"
+
+
+def _add_quality_options(node: CfgNode, node_type: type) -> None:
+    quality = node.QUALITY = node_type()
+    quality.ENABLED = False
     # ce, ce_w (also trains the background towards 0), l1, smooth_l1, l2 or gfocal.
-    dense.QUALITY.LOSS = "ce"
-    dense.QUALITY.WEIGHT = 1.0
+    quality.LOSS = "ce"
+    quality.WEIGHT = 1.0
     # Weight of the background in ce_w.
-    dense.QUALITY.NEGATIVE_WEIGHT = 0.0001
+    quality.NEGATIVE_WEIGHT = 0.0001
     # Exponent of gfocal.
-    dense.QUALITY.GAMMA = 2.0
+    quality.GAMMA = 2.0
     # Where smooth_l1 bends.
-    dense.QUALITY.BETA = 0.11
+    quality.BETA = 0.11
     # The IoU is a constant for the loss; False: the loss moves the boxes too.
-    dense.QUALITY.DETACH_TARGET = True
+    quality.DETACH_TARGET = True
     # Exponent of the quality in the score; that of every other factor is 1 - ALPHA.
-    dense.QUALITY.ALPHA = 0.4
+    quality.ALPHA = 0.4
 
 
 def _add_fusion(dense: CfgNode, node_type: type) -> None:
@@ -265,16 +281,37 @@ def _add_rpn(cfg: CfgNode, node_type: type) -> None:
     # POSITIVE_FRACTION are MODEL.RPN.BATCH_SIZE_PER_IMAGE and MODEL.RPN.POSITIVE_FRACTION,
     # NEGATIVE_IOU the lower one of MODEL.RPN.IOU_THRESHOLDS.
     rpn.SAMPLER.NAME = ""
-    # See MODEL.DENSE.SAMPLER.
-    rpn.SAMPLER.NUM_BINS = 3
-    rpn.SAMPLER.NMS_THRESH = 0.5
-    rpn.SAMPLER.NEGATIVE_RATIO = 3.0
+    _add_sampler_options(rpn.SAMPLER)
 
     # Divides the sums of OBJECTNESS; as MODEL.DENSE.NORMALIZER.
     rpn.NORMALIZER = node_type()
     rpn.NORMALIZER.NAME = "ForegroundCount"
     rpn.NORMALIZER.INITIAL = 100.0
     rpn.NORMALIZER.MOMENTUM = 0.9
+
+
+def _add_roi(cfg: CfgNode, node_type: type) -> None:
+    """Used where MODEL.ROI_HEADS.NAME is ResObjROIHeads or ResObjCascadeROIHeads.
+
+    The defaults are Detectron2's heads, whose keys keep their meanings.
+    """
+    roi = cfg.MODEL.RESOBJ_ROI = node_type()
+    roi.BOX_LOSS = node_type()
+    # "" is Detectron2's loss; otherwise as MODEL.DENSE.BOX_LOSS.NAME. It is divided by the sampled
+    # RoIs; its weight is MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT.
+    roi.BOX_LOSS.NAME = ""
+    _add_box_loss_options(roi.BOX_LOSS)
+
+    roi.SAMPLER = node_type()
+    # "" is Detectron2's random sampling; otherwise as MODEL.DENSE.SAMPLER.NAME. SIZE and
+    # POSITIVE_FRACTION are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE and
+    # MODEL.ROI_HEADS.POSITIVE_FRACTION, NEGATIVE_IOU the lowest of MODEL.ROI_HEADS.IOU_THRESHOLDS.
+    roi.SAMPLER.NAME = ""
+    _add_sampler_options(roi.SAMPLER)
+    roi.SAMPLER.NMS_THRESH = 0.7  # the OHEM paper's
+
+    # The predicted IoU of a detected box with its object; see MODEL.DENSE.QUALITY.
+    _add_quality_options(roi, node_type)
 
 
 def _add_backbones(cfg: CfgNode, node_type: type) -> None:

@@ -54,6 +54,15 @@ class QualityLoss:
         if self.kind == "smooth_l1" and not self.beta > 0:
             raise ValueError(f"QUALITY.BETA must be positive, got {self.beta}")
 
+    @classmethod
+    def from_config(cls, node) -> QualityLoss:
+        return cls(
+            kind=node.LOSS,
+            negative_weight=node.NEGATIVE_WEIGHT,
+            gamma=node.GAMMA,
+            beta=node.BETA,
+        )
+
     def __call__(
         self, logits: Tensor, targets: Tensor, foreground: Tensor, background: Tensor
     ) -> Tensor:

@@ -2,11 +2,18 @@
 
 from .assigners import MaxIoUAssigner
 from .bipartite_assigner import BestAnchorAssigner
-from .build import ASSIGNER_REGISTRY, CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
+from .build import (
+    ASSIGNER_REGISTRY,
+    CODER_REGISTRY,
+    PRIORS_REGISTRY,
+    SAMPLER_REGISTRY,
+    build_two_stage_sampler,
+)
 from .coders import DeltaCoder, LTRBCoder
 from .level_selection import FSAFAssigner
 from .priors import AnchorGrid, OctaveAnchors, octave_anchors
 from .samplers import (
+    HardExampleSampler,
     HardNegativeRatio,
     IoUBalancedSampler,
     KeepAll,
@@ -26,6 +33,7 @@ __all__ = [
     "BestAnchorAssigner",
     "DeltaCoder",
     "FSAFAssigner",
+    "HardExampleSampler",
     "HardNegativeRatio",
     "IoUBalancedSampler",
     "KeepAll",
@@ -38,6 +46,7 @@ __all__ = [
     "YOLOAnchors",
     "YOLOAssigner",
     "YOLOCoder",
+    "build_two_stage_sampler",
     "octave_anchors",
     "ssd_anchors",
 ]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from fvcore.common.registry import Registry
 
-__all__ = ["ASSIGNER_REGISTRY", "CODER_REGISTRY", "PRIORS_REGISTRY", "SAMPLER_REGISTRY"]
+__all__ = [
+    "ASSIGNER_REGISTRY",
+    "CODER_REGISTRY",
+    "PRIORS_REGISTRY",
+    "SAMPLER_REGISTRY",
+    "build_two_stage_sampler",
+]
 
 PRIORS_REGISTRY = Registry("PRIORS")
 PRIORS_REGISTRY.__doc__ = """
@@ -45,3 +51,23 @@ ranks anchors by ``difficulty``, the (N, R) detached loss of each: that of the o
 owns the background, otherwise the class loss; infinite where that is NaN. Without it
 ``difficulty`` is None. ``needs_ious`` says whether it reads the ``matched_ious`` of background.
 """
+
+
+def build_two_stage_sampler(node, detectron2):
+    """The sampler of a stage of Detectron2's R-CNN, which has keys of its own for its size.
+
+    Args:
+        node: the ``SAMPLER`` node of ``MODEL.RESOBJ_RPN`` or ``MODEL.RESOBJ_ROI``.
+        detectron2: ``MODEL.RPN`` or ``MODEL.ROI_HEADS``.
+
+    Returns:
+        An entry of ``SAMPLER_REGISTRY``; None for Detectron2's own sampling.
+    """
+    if not node.NAME:
+        return None
+    node = node.clone()
+    node.defrost()
+    node.SIZE = detectron2.BATCH_SIZE_PER_IMAGE
+    node.POSITIVE_FRACTION = detectron2.POSITIVE_FRACTION
+    node.NEGATIVE_IOU = detectron2.IOU_THRESHOLDS[0]
+    return SAMPLER_REGISTRY.get(node.NAME).from_config(node)

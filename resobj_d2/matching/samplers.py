@@ -14,7 +14,14 @@ from resobj_d2.structures import Targets
 
 from .build import SAMPLER_REGISTRY
 
-__all__ = ["HardNegativeRatio", "IoUBalancedSampler", "KeepAll", "OHEMSampler", "RandomSampler"]
+__all__ = [
+    "HardExampleSampler",
+    "HardNegativeRatio",
+    "IoUBalancedSampler",
+    "KeepAll",
+    "OHEMSampler",
+    "RandomSampler",
+]
 
 
 def _best(keys: Tensor, eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
@@ -64,6 +71,30 @@ class KeepAll:
         return targets.valid
 
 
+def _rank_in_group(groups: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """A random order within groups.
+
+    Args:
+        groups: (N, R) int64 >= -1.
+        eligible: (N, R) bool.
+
+    Returns:
+        (N, R) the place of each eligible element among the eligible ones of its group, from 0, and
+        (N,) the number of groups that have an eligible element.
+    """
+    last = torch.iinfo(groups.dtype).max
+    shuffle = torch.rand(groups.shape, device=groups.device).argsort(dim=1)
+    shuffled = torch.where(eligible, groups, last).gather(1, shuffle)
+    value, order = shuffled.sort(dim=1, stable=True)
+    starts = torch.ones_like(eligible)
+    starts[:, 1:] = value[:, 1:] != value[:, :-1]
+    place = torch.arange(groups.shape[1], device=groups.device).expand_as(groups)
+    rank = place - torch.where(starts, place, 0).cummax(dim=1).values
+    index = shuffle.gather(1, order)
+    count = (starts & (value != last)).sum(dim=1)
+    return torch.zeros_like(groups).scatter(1, index, rank), count
+
+
 @SAMPLER_REGISTRY.register()
 class RandomSampler:
     """A fixed number of anchors of each image at random (Ren et al., Faster R-CNN, section 3.1.3).
@@ -71,31 +102,53 @@ class RandomSampler:
     Args:
         size: anchors per image.
         positive_fraction: largest part of them that is foreground; background fills up.
+        instance_balanced: where there is too much foreground, an object has at most its share of
+            it and one more, as long as there are enough others (Libra R-CNN, section 3.1).
     """
 
     needs_loss = False
     needs_ious = False
 
-    def __init__(self, *, size: int = 256, positive_fraction: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        size: int = 256,
+        positive_fraction: float = 0.5,
+        instance_balanced: bool = False,
+    ) -> None:
         _check_size(size, positive_fraction)
         self.size = size
         self.max_positive = int(size * positive_fraction)
+        self.instance_balanced = instance_balanced
 
     @classmethod
     def from_config(cls, node) -> RandomSampler:
-        return cls(size=node.SIZE, positive_fraction=node.POSITIVE_FRACTION)
+        return cls(
+            size=node.SIZE,
+            positive_fraction=node.POSITIVE_FRACTION,
+            instance_balanced=node.INSTANCE_BALANCED,
+        )
 
     def __call__(
         self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
     ) -> Tensor:
-        foreground = targets.foreground
-        count = foreground.sum(dim=1).clamp(max=self.max_positive)
-        positive = _some(foreground, count, self.max_positive)
-        negative = self.negatives(targets, self.size - count)
+        count = targets.foreground.sum(dim=1).clamp(max=self.max_positive)
+        positive = self.positives(targets, count, difficulty)
+        negative = self.negatives(targets, self.size - count, difficulty)
         return positive | negative
 
-    def negatives(self, targets: Targets, quota: Tensor) -> Tensor:
-        """(N, R) bool, ``quota`` (N,) background anchors of each image."""
+    def positives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
+        """(N, R) bool, ``quota`` (N,) foreground anchors of each image, which has as many."""
+        keys = torch.rand(targets.labels.shape, device=targets.labels.device)
+        if self.instance_balanced:
+            rank, objects = _rank_in_group(targets.gt_index, targets.foreground)
+            share = (quota / objects.clamp(min=1)).round() + 1
+            # Those within their object's share come first.
+            keys = keys + (rank < share[:, None])
+        return _best(keys, targets.foreground, quota, self.max_positive)
+
+    def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
+        """(N, R) bool, ``quota`` (N,) background anchors of each image, or all if fewer."""
         return _some(targets.background, quota, self.size)
 
 
@@ -118,10 +171,13 @@ class IoUBalancedSampler(RandomSampler):
         *,
         size: int = 256,
         positive_fraction: float = 0.5,
+        instance_balanced: bool = False,
         num_bins: int = 3,
         negative_iou: float = 0.4,
     ) -> None:
-        super().__init__(size=size, positive_fraction=positive_fraction)
+        super().__init__(
+            size=size, positive_fraction=positive_fraction, instance_balanced=instance_balanced
+        )
         if num_bins < 1 or not 0 < negative_iou <= 1:
             raise ValueError(
                 "SAMPLER.NUM_BINS must be at least 1 and NEGATIVE_IOU in (0, 1], "
@@ -135,11 +191,12 @@ class IoUBalancedSampler(RandomSampler):
         return cls(
             size=node.SIZE,
             positive_fraction=node.POSITIVE_FRACTION,
+            instance_balanced=node.INSTANCE_BALANCED,
             num_bins=node.NUM_BINS,
             negative_iou=node.NEGATIVE_IOU,
         )
 
-    def negatives(self, targets: Targets, quota: Tensor) -> Tensor:
+    def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
         background = targets.background
         bins = (targets.matched_ious * (self.num_bins / self.negative_iou)).long()
         bins = bins.clamp(max=self.num_bins - 1)
@@ -149,6 +206,34 @@ class IoUBalancedSampler(RandomSampler):
             chosen = chosen | _some(background & (bins == b), share, self.size)
         rest = quota - chosen.sum(dim=1)
         return chosen | _some(background & ~chosen, rest, self.size)
+
+
+@SAMPLER_REGISTRY.register()
+class HardExampleSampler(RandomSampler):
+    """The hardest foreground and the hardest background of each image, in a fixed number.
+
+    Online hard example mining as later toolkits have it: without the paper's NMS, and with a limit
+    on the foreground (Shrivastava et al. 2016; :class:`OHEMSampler` is the paper's).
+
+    Args:
+        size: anchors per image.
+        positive_fraction: largest part of them that is foreground; background fills up.
+    """
+
+    needs_loss = True
+
+    def __init__(self, *, size: int = 512, positive_fraction: float = 0.25) -> None:
+        super().__init__(size=size, positive_fraction=positive_fraction)
+
+    @classmethod
+    def from_config(cls, node) -> HardExampleSampler:
+        return cls(size=node.SIZE, positive_fraction=node.POSITIVE_FRACTION)
+
+    def positives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
+        return _best(difficulty, targets.foreground, quota, self.max_positive)
+
+    def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
+        return _best(difficulty, targets.background, quota, self.size)
 
 
 @SAMPLER_REGISTRY.register()

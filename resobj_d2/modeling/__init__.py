@@ -10,6 +10,7 @@ from .postprocess import DensePostprocess
 from .predictors import HeadParts, PerLevelConv, SharedConv
 from .proposals import ResObjRPN, ResObjRPNHead
 from .quality_branch import QualityBranch
+from .roi import ResObjBoxPredictor, ResObjCascadeROIHeads, ResObjROIHeads
 from .stages import Stage
 from .stream import DenseStream
 from .towers import ConvTower, NoTower
@@ -30,7 +31,10 @@ __all__ = [
     "ObjectnessBranch",
     "PerLevelConv",
     "QualityBranch",
+    "ResObjBoxPredictor",
+    "ResObjCascadeROIHeads",
     "ResObjDenseDetector",
+    "ResObjROIHeads",
     "ResObjRPN",
     "ResObjRPNHead",
     "SSDExtras",

@@ -69,12 +69,7 @@ class QualityBranch(ScoreBranch):
         return cls(
             parts=parts,
             reads=node.READS,
-            loss=QualityLoss(
-                kind=node.LOSS,
-                negative_weight=node.NEGATIVE_WEIGHT,
-                gamma=node.GAMMA,
-                beta=node.BETA,
-            ),
+            loss=QualityLoss.from_config(node),
             weight=node.WEIGHT,
             detach_target=node.DETACH_TARGET,
             alpha=node.ALPHA,

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from resobj_d2.losses import NORMALIZER_REGISTRY, objectness_difficulty
-from resobj_d2.matching import SAMPLER_REGISTRY, MaxIoUAssigner
+from resobj_d2.matching import MaxIoUAssigner, build_two_stage_sampler
 from resobj_d2.structures import IGNORE, GroundTruth, LevelMaps, Priors, Targets
 
 from ..branches import ObjectnessPrediction
@@ -77,7 +77,7 @@ class ResObjRPN(RPN):
                 iou_thresholds=cfg.MODEL.RPN.IOU_THRESHOLDS,
                 iou_labels=cfg.MODEL.RPN.IOU_LABELS,
             ),
-            "sampler": _sampler_of(cfg),
+            "sampler": build_two_stage_sampler(node.SAMPLER, cfg.MODEL.RPN),
             "normalizer": normalizer,
         }
 
@@ -206,15 +206,3 @@ class ResObjRPN(RPN):
 def _per_level(deltas: LevelMaps) -> list[Tensor]:
     """L tensors (N, H_l * W_l * A, 4), as Detectron2's RPN has them."""
     return [LevelMaps([x], deltas.channels).flatten() for x in deltas.levels]
-
-
-def _sampler_of(cfg):
-    """The sampler of ``MODEL.RESOBJ_RPN.SAMPLER``; size and fraction are those of Detectron2."""
-    node = cfg.MODEL.RESOBJ_RPN.SAMPLER.clone()
-    if not node.NAME:
-        return None
-    node.defrost()
-    node.SIZE = cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE
-    node.POSITIVE_FRACTION = cfg.MODEL.RPN.POSITIVE_FRACTION
-    node.NEGATIVE_IOU = cfg.MODEL.RPN.IOU_THRESHOLDS[0]
-    return SAMPLER_REGISTRY.get(node.NAME).from_config(node)

@@ -1,0 +1,192 @@
+"""What a box head predicts for its RoIs, with this package's box losses and a box quality."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from resobj_d2 import ops
+from resobj_d2.losses import BOX_LOSS_REGISTRY, QualityLoss
+
+__all__ = ["ResObjBoxPredictor"]
+
+
+class ResObjBoxPredictor(FastRCNNOutputLayers):
+    """Detectron2's box predictor with a choice of box losses and an IoU output.
+
+    ``forward`` returns the class logits (R, K + 1) and the deltas (R, 4 K or 4) of R RoIs and, with
+    ``quality_loss``, the logits (R,) of the IoU of each RoI's box with its object. That output
+    serves all classes of a RoI and learns with the box of the RoI's own class (the score of
+    RetinaNet-Conf, Eq. 9 and 11, on RoIs). Without either option this is Detectron2's predictor.
+
+    Args:
+        input_shape: of the feature of a RoI.
+        box_loss: an entry of ``BOX_LOSS_REGISTRY``, on the deltas or the decoded boxes of the
+            foreground's own classes. Its sum is divided by the number of sampled RoIs and weighted
+            by ``loss_weight["loss_box_reg"]``. None for Detectron2's loss.
+        quality_loss: between the IoU output and the IoU; None for no such output.
+        quality_weight: factor of that loss, which is divided by the number of foreground RoIs.
+        quality_detach_target: take the IoU as a constant; otherwise the loss also moves the boxes.
+        quality_alpha: a in the score ``class^(1 - a) * IoU^a``.
+        fast_rcnn: arguments of Detectron2's ``FastRCNNOutputLayers``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        box_loss=None,
+        quality_loss: QualityLoss | None = None,
+        quality_weight: float = 1.0,
+        quality_detach_target: bool = True,
+        quality_alpha: float = 0.4,
+        **fast_rcnn,
+    ) -> None:
+        super().__init__(input_shape, **fast_rcnn)
+        if not 0 <= quality_alpha <= 1:
+            raise ValueError(f"QUALITY.ALPHA must be in [0, 1], got {quality_alpha}")
+        self.box_loss = box_loss
+        self.quality_loss = quality_loss
+        self.quality_weight = quality_weight
+        self.quality_detach_target = quality_detach_target
+        self.quality_alpha = quality_alpha
+        if quality_loss is not None:
+            self.quality_score = nn.Linear(self.cls_score.in_features, 1)
+            nn.init.normal_(self.quality_score.weight, std=0.01)
+            nn.init.zeros_(self.quality_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        quality = cfg.MODEL.RESOBJ_ROI.QUALITY
+        return {
+            **super().from_config(cfg, input_shape),
+            "box_loss": _box_loss_of(cfg),
+            "quality_loss": QualityLoss.from_config(quality) if quality.ENABLED else None,
+            "quality_weight": quality.WEIGHT,
+            "quality_detach_target": quality.DETACH_TARGET,
+            "quality_alpha": quality.ALPHA,
+        }
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: (R, ...) features. See the class for what comes back."""
+        predictions = super().forward(x)
+        if self.quality_loss is None:
+            return predictions
+        return *predictions, self.quality_score(x.flatten(start_dim=1)).squeeze(1)
+
+    def losses(
+        self, predictions: tuple[Tensor, ...], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Detectron2's ``loss_cls`` and ``loss_box_reg``, and ``loss_quality``."""
+        losses = super().losses(predictions[:2], proposals)
+        if self.quality_loss is not None:
+            losses["loss_quality"] = self._quality_loss(predictions, proposals)
+        return losses
+
+    def box_reg_loss(
+        self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            proposal_boxes, gt_boxes: (R, 4).
+            pred_deltas: (R, 4 K or 4).
+            gt_classes: (R,) in [0, K], K for background.
+
+        Returns:
+            Scalar; 0 without RoIs.
+        """
+        if self.box_loss is None:
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        rows = self._foreground(gt_classes).nonzero().squeeze(1)
+        pred = _of_own_class(pred_deltas[rows].float(), gt_classes[rows])
+        if self.box_loss.space == "boxes":
+            pred = self.box2box_transform.apply_deltas(pred, proposal_boxes[rows])
+            target = gt_boxes[rows]
+        else:
+            target = self.box2box_transform.get_deltas(proposal_boxes[rows], gt_boxes[rows])
+        total = self.box_loss(pred, target, torch.ones_like(rows, dtype=torch.bool))
+        return total if self.box_loss.self_normalized else total / max(len(gt_classes), 1)
+
+    def _quality_loss(self, predictions: tuple[Tensor, ...], proposals: list[Instances]) -> Tensor:
+        _, deltas, logits = predictions
+        gt_classes = torch.cat([x.gt_classes for x in proposals])
+        foreground = self._foreground(gt_classes)
+        rows = foreground.nonzero().squeeze(1)
+        proposal_boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
+        # An image without objects has no gt_boxes, and no foreground that would need them.
+        gt_boxes = torch.cat(
+            [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals]
+        )
+        deltas = deltas.detach() if self.quality_detach_target else deltas
+        boxes = self.box2box_transform.apply_deltas(
+            _of_own_class(deltas[rows], gt_classes[rows]), proposal_boxes[rows]
+        )
+        ious = ops.box_iou_aligned(boxes, gt_boxes[rows])
+        if len(rows):
+            get_event_storage().put_scalar("fast_rcnn/box_iou", ious.detach().mean().item())
+        targets = torch.zeros_like(logits, dtype=torch.float32).index_put((rows,), ious.float())
+        background = gt_classes == self.num_classes
+        total = self.quality_loss(logits, targets, foreground, background)
+        return total * self.quality_weight / max(len(rows), 1)
+
+    def _foreground(self, gt_classes: Tensor) -> Tensor:
+        return (gt_classes >= 0) & (gt_classes < self.num_classes)
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, ...], proposals: list[Instances]
+    ) -> tuple[Tensor, ...]:
+        """The scores (R_i, K + 1) of each image, those of the K classes fused with the IoU."""
+        probs = super().predict_probs(predictions[:2], proposals)
+        if self.quality_loss is None:
+            return probs
+        quality = predictions[2].float().sigmoid()[:, None].split([len(x) for x in proposals])
+        a = self.quality_alpha
+        return tuple(
+            torch.cat((p[:, :-1] ** (1 - a) * q**a, p[:, -1:]), dim=1)
+            for p, q in zip(probs, quality, strict=True)
+        )
+
+    # Detectron2 unpacks two predictions in these.
+
+    def predict_boxes(self, predictions: tuple[Tensor, ...], proposals: list[Instances]):
+        """The boxes (R_i, 4 K or 4) of each image."""
+        return super().predict_boxes(predictions[:2], proposals)
+
+    def predict_boxes_for_gt_classes(
+        self, predictions: tuple[Tensor, ...], proposals: list[Instances]
+    ):
+        """The boxes (R_i, 4) of the RoIs' own classes, of each image."""
+        return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
+
+
+def _of_own_class(deltas: Tensor, classes: Tensor) -> Tensor:
+    """(R, 4) of (R, 4 K), or of (R, 4) that serve all classes."""
+    if deltas.shape[1] == 4:
+        return deltas
+    return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas)), classes]
+
+
+def _box_loss_of(cfg):
+    """The loss that ``MODEL.RESOBJ_ROI.BOX_LOSS`` names."""
+    node = cfg.MODEL.RESOBJ_ROI.BOX_LOSS
+    if not node.NAME:
+        return None
+    kind = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE
+    if kind != "smooth_l1":
+        raise ValueError(
+            f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} replaces the box loss of Detectron2, so "
+            f"leave MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE at 'smooth_l1', got {kind!r}"
+        )
+    loss = BOX_LOSS_REGISTRY.get(node.NAME).from_config(node)
+    if loss.weighted:
+        raise ValueError(
+            f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} is made for another parametrisation of "
+            "boxes than Detectron2's deltas"
+        )
+    return loss

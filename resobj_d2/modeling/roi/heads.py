@@ -1,0 +1,187 @@
+"""Detectron2's RoI heads with this package's samplers and box predictor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.structures import ImageList, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+from torch.nn import functional as F
+
+from resobj_d2.matching import build_two_stage_sampler
+from resobj_d2.structures import IGNORE, Targets
+
+from .box_predictor import ResObjBoxPredictor
+
+__all__ = ["ResObjCascadeROIHeads", "ResObjROIHeads"]
+
+
+class _SampledROIHeads:
+    """What both kinds of heads share: a mixin in front of one of Detectron2's classes.
+
+    Args:
+        sampler: an entry of ``SAMPLER_REGISTRY`` that chooses the proposals of each image; None for
+            Detectron2's random sampling.
+        heads: arguments of Detectron2's class.
+    """
+
+    @configurable
+    def __init__(self, *, sampler=None, **heads) -> None:
+        super().__init__(**heads)
+        self.sampler = sampler
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        return {**super().from_config(cfg, input_shape), "sampler": _sampler_of(cfg)}
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As Detectron2's heads."""
+        if self.training and self.sampler is not None:
+            if targets is None:
+                raise ValueError("training the RoI heads needs 'instances' in every input dict")
+            proposals = self._sampled(features, proposals, targets)
+        return super().forward(images, features, proposals, targets)
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Detectron2's sampling; with a sampler nothing, as :meth:`forward` has the features."""
+        if self.sampler is not None:
+            return proposals
+        return super().label_and_sample_proposals(proposals, targets)
+
+    @torch.no_grad()
+    def _sampled(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """The chosen proposals with the ground truth of each, as Detectron2's sampling has them."""
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        labelled = [self._label(x, gt) for x, gt in zip(proposals, targets, strict=True)]
+        difficulty = [None] * len(proposals)
+        if self.sampler.needs_loss:
+            logits = self._class_logits(features, proposals).float()
+            labels = torch.cat([x.labels[0] for x in labelled])
+            loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+            # A NaN that no sampler chose would hide that training has failed.
+            loss = torch.where(loss.isnan(), math.inf, loss)
+            difficulty = [x[None] for x in loss.split([len(x) for x in proposals])]
+        chosen = []
+        for x, gt, labels, hard in zip(proposals, targets, labelled, difficulty, strict=True):
+            mask = self.sampler(labels, anchors=x.proposal_boxes.tensor, difficulty=hard)
+            chosen.append(_with_ground_truth(x, gt, labels, mask[0].nonzero().squeeze(1)))
+        self._log_counts(chosen)
+        return chosen
+
+    def _label(self, proposals: Instances, gt: Instances) -> Targets:
+        """One image's targets, by Detectron2's matcher."""
+        boxes = proposals.proposal_boxes
+        ious = pairwise_iou(gt.gt_boxes, boxes)
+        index, matched = self.proposal_matcher(ious)
+        if len(gt):
+            labels = gt.gt_classes[index]
+            best, matched_boxes = ious.max(dim=0).values, gt.gt_boxes.tensor[index]
+        else:
+            labels, index = torch.zeros_like(index), torch.full_like(index, -1)
+            best, matched_boxes = ious.new_zeros(len(boxes)), boxes.tensor
+        labels = torch.where(matched == 0, self.num_classes, labels)
+        labels = torch.where(matched == -1, IGNORE, labels)
+        return Targets(
+            labels=labels[None],
+            matched_boxes=matched_boxes[None],
+            matched_ious=best[None],
+            gt_index=index[None],
+            num_classes=self.num_classes,
+        )
+
+    def _log_counts(self, proposals: list[Instances]) -> None:
+        background = sum((x.gt_classes == self.num_classes).sum().item() for x in proposals)
+        foreground = sum(len(x) for x in proposals) - background
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", foreground / len(proposals))
+        storage.put_scalar("roi_head/num_bg_samples", background / len(proposals))
+
+
+@ROI_HEADS_REGISTRY.register()
+class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
+    """Detectron2's ``StandardROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling, quality.
+
+    The mask and keypoint heads are Detectron2's and read the same proposals.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape) -> dict:
+        parts = super()._init_box_head(cfg, input_shape)
+        parts["box_predictor"] = ResObjBoxPredictor(cfg, parts["box_head"].output_shape)
+        return parts
+
+    def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+        """(R, K + 1) of all proposals of the batch."""
+        maps = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(maps, [x.proposal_boxes for x in proposals])
+        return self.box_predictor(self.box_head(pooled))[0]
+
+
+@ROI_HEADS_REGISTRY.register()
+class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
+    """Detectron2's ``CascadeROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling, quality.
+
+    Sampling is for the first stage, by its loss; the others train on the boxes that come out.
+    Each stage predicts the quality of its own boxes, and the mean of the fused scores counts.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape) -> dict:
+        parts = super()._init_box_head(cfg, input_shape)
+        parts["box_predictors"] = [
+            ResObjBoxPredictor(
+                cfg, head.output_shape, box2box_transform=predictor.box2box_transform
+            )
+            for head, predictor in zip(parts["box_heads"], parts["box_predictors"], strict=True)
+        ]
+        return parts
+
+    def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+        """(R, K + 1) of all proposals of the batch, by the first stage."""
+        maps = [features[name] for name in self.box_in_features]
+        return self._run_stage(maps, proposals, 0)[0]
+
+
+def _with_ground_truth(
+    proposals: Instances, gt: Instances, targets: Targets, rows: Tensor
+) -> Instances:
+    """The proposals ``rows``, each with ``gt_classes`` and all ``gt_*`` fields of its object."""
+    chosen = proposals[rows]
+    chosen.gt_classes = targets.labels[0, rows]
+    if len(gt):
+        objects = targets.gt_index[0, rows]
+        for name, value in gt.get_fields().items():
+            if name.startswith("gt_") and not chosen.has(name):
+                chosen.set(name, value[objects])
+    return chosen
+
+
+def _sampler_of(cfg):
+    """The sampler of ``MODEL.RESOBJ_ROI.SAMPLER``, or None."""
+    node = cfg.MODEL.RESOBJ_ROI.SAMPLER
+    sampler = build_two_stage_sampler(node, cfg.MODEL.ROI_HEADS)
+    # Detectron2 0.5 has no such key.
+    sigmoid = cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False)
+    if sampler is not None and sampler.needs_loss and sigmoid:
+        raise ValueError(
+            f"MODEL.RESOBJ_ROI.SAMPLER.NAME {node.NAME} ranks proposals by softmax cross entropy, "
+            "so MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
+        )
+    return sampler
