@@ -5,6 +5,7 @@ import torch
 from torchvision.ops import nms
 
 from resobj_d2.matching import (
+    HardExampleSampler,
     HardNegativeRatio,
     IoUBalancedSampler,
     KeepAll,
@@ -147,7 +148,15 @@ def test_ohem_with_refined_anchors_uses_each_images_own():
 
 
 @pytest.mark.parametrize(
-    "sampler", [OHEMSampler(), HardNegativeRatio(), RandomSampler(), IoUBalancedSampler()]
+    "sampler",
+    [
+        HardExampleSampler(),
+        HardNegativeRatio(),
+        IoUBalancedSampler(),
+        OHEMSampler(),
+        RandomSampler(),
+        RandomSampler(instance_balanced=True),
+    ],
 )
 def test_nothing_labelled_gives_nothing(sampler):
     targets = make_targets([[-1] * 6])
@@ -170,3 +179,55 @@ def test_nothing_labelled_gives_nothing(sampler):
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def with_objects(labels, objects):
+    targets = make_targets(labels)
+    targets.gt_index = torch.as_tensor(objects)
+    return targets
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, IoUBalancedSampler])
+def test_instance_balanced_foreground_by_hand(kind):
+    """50 anchors on object 0, 3 on object 1, 7 on object 2, for 12 places: at most 5 of each."""
+    objects = [[2] * 7 + [0] * 50 + [1] * 3 + [0] * 20]
+    labels = [[1] * 60 + [K] * 20]
+    sampler = kind(size=24, positive_fraction=0.5, instance_balanced=True)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        mask = sampler(with_objects(labels, objects), anchors=boxes_apart(80))[0]
+        counts = mask[7:57].sum().item(), mask[57:60].sum().item(), mask[:7].sum().item()
+        # 5 + 3 + 5 are within their objects' share; one of them is too many.
+        assert sum(counts) == 12 and mask[60:].sum() == 12
+        assert counts[0] in (4, 5) and counts[1] in (2, 3) and counts[2] in (4, 5)
+
+
+def test_instance_balanced_foreground_fills_up_and_follows_the_seed():
+    """30 anchors on object 0, 1 on object 1: 6 are object 0's share, 3 more fill the ten up."""
+    targets = with_objects([[0] * 31], [[0] * 30 + [1]])
+    sampler = RandomSampler(size=10, positive_fraction=1.0, instance_balanced=True)
+    torch.manual_seed(3)
+    first = sampler(targets, anchors=boxes_apart(31))
+    assert first[0, 30] and first.sum() == 10
+    torch.manual_seed(3)
+    assert torch.equal(sampler(targets, anchors=boxes_apart(31)), first)
+    few = with_objects([[0, K, -1, 1]], [[0, 0, 0, 1]])
+    assert rows(sampler(few, anchors=boxes_apart(4))) == [[0, 1, 3]]
+
+
+def test_instance_balanced_choice_within_an_object_is_uniform():
+    targets = with_objects([[0] * 8 + [1] * 2], [[0] * 8 + [1] * 2])
+    sampler = RandomSampler(size=4, positive_fraction=1.0, instance_balanced=True)
+    torch.manual_seed(0)
+    hits = sum(sampler(targets, anchors=boxes_apart(10))[0].float() for _ in range(1500))
+    # 3 of 8 and 2 of 2 are within their share; 4 of these 5 are chosen: .3 and .8.
+    expected = torch.tensor([0.3] * 8 + [0.8] * 2) * 1500
+    assert (hits - expected).abs().max() < 5 * (1500 * 0.25) ** 0.5
+
+
+def test_hard_examples_by_hand():
+    labels = [[0, 1, 0, K, K, K, K, K, -1], [K] * 9, [0] * 9]
+    difficulty = torch.tensor([[1.0, 3, 2, 1, 5, 3, 4, 2, 9]] * 3)
+    sampler = HardExampleSampler(size=4, positive_fraction=0.5)
+    mask = sampler(make_targets(labels), anchors=boxes_apart(9), difficulty=difficulty)
+    assert rows(mask) == [[1, 2, 4, 6], [4, 5, 6, 8], [4, 8]]
