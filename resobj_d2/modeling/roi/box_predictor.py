@@ -167,9 +167,10 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
 
 def _of_own_class(deltas: Tensor, classes: Tensor) -> Tensor:
     """(R, 4) of (R, 4 K), or of (R, 4) that serve all classes."""
-    if deltas.shape[1] == 4:
+    count, width = deltas.shape
+    if width == 4:
         return deltas
-    return deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas)), classes]
+    return deltas.view(count, width // 4, 4)[torch.arange(count, device=deltas.device), classes]
 
 
 def _box_loss_of(cfg):

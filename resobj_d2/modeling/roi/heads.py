@@ -51,7 +51,7 @@ class _SampledROIHeads:
         if self.training and self.sampler is not None:
             if targets is None:
                 raise ValueError("training the RoI heads needs 'instances' in every input dict")
-            proposals = self._sampled(features, proposals, targets)
+            proposals = self.sample_proposals(features, proposals, targets)
         return super().forward(images, features, proposals, targets)
 
     def label_and_sample_proposals(
@@ -63,7 +63,7 @@ class _SampledROIHeads:
         return super().label_and_sample_proposals(proposals, targets)
 
     @torch.no_grad()
-    def _sampled(
+    def sample_proposals(
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
         """The chosen proposals with the ground truth of each, as Detectron2's sampling has them."""

@@ -1,0 +1,517 @@
+"""Detectron2's RoI heads with other box losses, samplers and an IoU output."""
+
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, pairwise_iou
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from resobj_d2.losses import (
+    BalancedL1Loss,
+    GHMRLoss,
+    GIoULoss,
+    IoULoss,
+    NegativeLogIoULoss,
+    QualityLoss,
+    SmoothL1Loss,
+)
+from resobj_d2.modeling import ResObjBoxPredictor
+
+KINDS = {
+    "faster": [],
+    "mask": ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
+             "MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"],
+    "keypoint": ["MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "4",
+                 "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)"],
+    "cascade": ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+}  # fmt: skip
+OURS = {"cascade": "ResObjCascadeROIHeads"}
+THEIRS = {"cascade": "CascadeROIHeads"}
+EVERYTHING = [
+    "MODEL.RESOBJ_ROI.BOX_LOSS.NAME", "GIoULoss",
+    "MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler",
+    "MODEL.RESOBJ_ROI.QUALITY.ENABLED", "True",
+]  # fmt: skip
+SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
+
+
+@pytest.fixture
+def make_cfg(tiny_rcnn):
+    def build(kind, *opts, heads=OURS):
+        default = "ResObjROIHeads" if heads is OURS else "StandardROIHeads"
+        return tiny_rcnn("MODEL.ROI_HEADS.NAME", heads.get(kind, default), *KINDS[kind], *opts)
+
+    return build
+
+
+@pytest.fixture
+def rcnn_batch(make_batch):
+    """A function: ``make_batch`` with masks and four keypoints of each object."""
+
+    def build(shapes, **options):
+        batch = make_batch(shapes, **options)
+        for x in batch:
+            gt = x["instances"]
+            masks = torch.zeros(len(gt), *gt.image_size, dtype=torch.bool)
+            points = torch.zeros(len(gt), 4, 3)
+            for i, (x1, y1, x2, y2) in enumerate(gt.gt_boxes.tensor.tolist()):
+                masks[i, int(y1) : int(y2), int(x1) : int(x2)] = True
+                corners = torch.tensor([[x1, y1], [x2, y1], [x1, y2], [x2, y2]])
+                centre = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2])
+                points[i] = torch.cat((0.5 * (corners + centre), torch.full((4, 1), 2.0)), dim=1)
+            gt.gt_masks = BitMasks(masks)
+            gt.gt_keypoints = Keypoints(points)
+        return batch
+
+    return build
+
+
+def spread(model):
+    """Predictions far enough apart that detections are many and scores do not tie."""
+    predictors = model.roi_heads.box_predictor
+    for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
+        torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.05)
+        predictor.test_score_thresh = 0.05
+    return model
+
+
+def losses_of(model, batch):
+    with EventStorage():
+        return model(batch)
+
+
+def detect(model, batch):
+    with torch.no_grad():
+        return [x["instances"] for x in model.eval()(batch)]
+
+
+# With everything off.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_off_is_detectron2(make_cfg, rcnn_batch, kind):
+    theirs = spread(build_model(make_cfg(kind, heads=THEIRS)))
+    ours = spread(build_model(make_cfg(kind)))
+    ours.load_state_dict(theirs.state_dict())
+    batch = rcnn_batch(SHAPES)
+    found = []
+    for model in (ours, theirs):
+        torch.manual_seed(3)
+        losses = losses_of(model, batch)
+        sum(losses.values()).backward()
+        found.append(losses)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for a, b in zip(detect(ours, batch), detect(theirs, batch), strict=True):
+        assert len(b) > 10 and a.get_fields().keys() == b.get_fields().keys()
+        for name, value in b.get_fields().items():
+            value = value.tensor if isinstance(value, Boxes) else value
+            other = a.get(name).tensor if isinstance(a.get(name), Boxes) else a.get(name)
+            assert torch.equal(other, value), name
+
+
+def test_off_is_detectron2_where_masks_train_on_predicted_boxes(make_cfg, rcnn_batch):
+    key = ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"]
+    theirs = build_model(make_cfg("mask", *key, heads=THEIRS))
+    ours = build_model(make_cfg("mask", *key))
+    ours.load_state_dict(theirs.state_dict())
+    batch = rcnn_batch(SHAPES)
+    found = []
+    for model in (ours, theirs):
+        torch.manual_seed(3)
+        found.append(losses_of(model, batch))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
+
+
+# Box losses.
+
+
+def predictor(num_classes=2, channels=4, weights=(10.0, 10.0, 5.0, 5.0), **options):
+    return ResObjBoxPredictor(
+        ShapeSpec(channels=channels),
+        box2box_transform=Box2BoxTransform(weights=weights),
+        num_classes=num_classes,
+        **options,
+    )
+
+
+# Two RoIs of class 0 and 1 and two of background; all are (0, 0, 10, 10).
+ROIS = torch.tensor([[0.0, 0, 10, 10]] * 4)
+CLASSES = torch.tensor([0, 1, 2, 2])
+# Object 0 is the upper half; object 1 touches nothing; of background nothing matters.
+OBJECTS = torch.tensor([[0.0, 0, 10, 5], [20, 0, 30, 10], [0, 0, 0, 0], [5, 5, 9, 9]])
+BALANCED_AT_1 = 1.5 * (math.exp(3) / (math.exp(3) - 1)) - 0.5
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        (IoULoss(), 0.5 + 1.0),
+        (NegativeLogIoULoss(), math.log(2) - math.log(1e-6)),
+        (GIoULoss(), 0.5 + 4 / 3),  # the hull of the second pair is 300, the union 200
+        # Deltas 0: (dy, dh) = (-2.5, 5 ln .5) and dx = 20.
+        (SmoothL1Loss(beta=1.0), 2.5 - 0.5 + 5 * math.log(2) - 0.5 + 20 - 0.5),
+        (BalancedL1Loss(), 3 * BALANCED_AT_1 + 1.5 * (1.5 + 5 * math.log(2) - 1 + 19)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_box_loss_by_hand(loss, expected, agnostic):
+    model = predictor(box_loss=loss, cls_agnostic_bbox_reg=agnostic)
+    deltas = torch.zeros(4, 4)
+    if not agnostic:  # those of other classes do not count, whatever they are
+        deltas = torch.full((4, 2, 4), torch.nan)
+        deltas[0, 0] = deltas[1, 1] = 0.0
+        deltas = deltas.view(4, 8)
+    deltas.requires_grad_()
+    total = model.box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
+    assert total.item() == pytest.approx(expected / 4, rel=1e-5)
+    total.backward()
+    grad = deltas.grad.view(4, -1, 4)
+    assert torch.isfinite(grad).all() and grad[0, 0].any() and not grad[2:].any()
+
+
+def test_box_loss_has_detectron2s_weight_and_divisor():
+    model = predictor(box_loss=IoULoss(), loss_weight={"loss_box_reg": 10.0})
+    deltas = torch.zeros(4, 8)
+    proposals = []
+    for rows in (slice(0, 3), slice(3, 4)):  # the second image has no objects
+        x = Instances((40, 40))
+        x.proposal_boxes, x.gt_classes = Boxes(ROIS[rows]), CLASSES[rows]
+        if rows.start == 0:
+            x.gt_boxes = Boxes(OBJECTS[rows])
+        proposals.append(x)
+    with EventStorage():
+        losses = model.losses((torch.zeros(4, 3), deltas), proposals)
+    assert losses["loss_box_reg"].item() == pytest.approx(10 * 1.5 / 4)
+    assert losses["loss_cls"].item() == pytest.approx(math.log(3))
+
+
+def test_smooth_l1_entry_is_detectron2s_loss():
+    torch.manual_seed(0)
+    rois = 50 * torch.rand(30, 2)
+    rois = torch.cat((rois, rois + 5 + 30 * torch.rand(30, 2)), dim=1)
+    deltas, classes = torch.randn(30, 12), torch.randint(4, (30,))
+    ours = predictor(3, box_loss=SmoothL1Loss(beta=0.5))
+    theirs = predictor(3, smooth_l1_beta=0.5)
+    a, b = (m.box_reg_loss(rois, rois.flip(0), deltas, classes) for m in (ours, theirs))
+    torch.testing.assert_close(a, b)
+
+
+def test_self_normalized_loss_is_not_divided():
+    loss = GHMRLoss(mu=0.02, bins=10, momentum=0.0)
+    deltas = torch.zeros(4, 8)
+    a = predictor(box_loss=loss).box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
+    targets = Box2BoxTransform((10.0, 10.0, 5.0, 5.0)).get_deltas(ROIS[:2], OBJECTS[:2])
+    b = GHMRLoss(mu=0.02, bins=10, momentum=0.0)(
+        torch.zeros(2, 4), targets, torch.ones(2, dtype=torch.bool)
+    )
+    torch.testing.assert_close(a, b)
+
+
+# Sampling.
+
+
+def regions(heads, boxes, seed=0):
+    """Proposals of images of 64 px with these boxes, and features for the heads."""
+    torch.manual_seed(seed)
+    proposals = []
+    for x in boxes:
+        proposals.append(Instances((64, 64)))
+        proposals[-1].proposal_boxes = Boxes(x)
+        proposals[-1].objectness_logits = torch.zeros(len(x))
+    sides = {"p3": 8, "p4": 4, "p5": 2}
+    maps = {name: torch.randn(len(boxes), 32, side, side) for name, side in sides.items()}
+    return proposals, maps
+
+
+def random_boxes(count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    corner = 44 * torch.rand(count, 2, generator=g)
+    return torch.cat((corner, corner + 4 + 16 * torch.rand(count, 2, generator=g)), dim=1)
+
+
+@pytest.mark.parametrize("kind", ["faster", "cascade"])
+def test_ohem_takes_the_hardest_by_class_loss(make_cfg, make_batch, kind):
+    opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler",
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "12"]  # fmt: skip
+    heads = spread(build_model(make_cfg(kind, *opts))).roi_heads
+    gt = [x["instances"] for x in make_batch([(64, 64, 3), (64, 64, 0)])]
+    near = gt[0].gt_boxes.tensor.repeat(4, 1) + torch.arange(12.0)[:, None] / 6
+    proposals, maps = regions(heads, [torch.cat((random_boxes(40), near)), random_boxes(30, 1)])
+    with EventStorage() as storage:
+        chosen = heads.sample_proposals(maps, proposals, gt)
+    if kind == "faster":
+        pool, head, last = heads.box_pooler, heads.box_head, heads.box_predictor
+    else:
+        pool, head, last = heads.box_pooler, heads.box_head[0], heads.box_predictor[0]
+    for i, count in enumerate((3, 0)):
+        boxes = Boxes.cat([proposals[i].proposal_boxes, gt[i].gt_boxes])
+        ious = pairwise_iou(boxes, gt[i].gt_boxes)
+        best = ious.max(dim=1) if count else None
+        labels = torch.full((len(boxes),), 3)
+        if count:
+            labels[best.values >= 0.5] = gt[i].gt_classes[best.indices[best.values >= 0.5]]
+        with torch.no_grad():
+            logits = last(head(pool([x[i : i + 1] for x in maps.values()], [boxes])))[0]
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        expected = []
+        positive = (labels < 3).nonzero().flatten()
+        kept = positive[loss[positive].argsort(descending=True)[:3]]  # a quarter of 12
+        negative = (labels == 3).nonzero().flatten()
+        hardest = negative[loss[negative].argsort(descending=True)[: 12 - len(kept)]]
+        expected = torch.cat((kept, hardest)).sort().values
+        assert torch.equal(chosen[i].proposal_boxes.tensor, boxes.tensor[expected])
+        assert torch.equal(chosen[i].gt_classes, labels[expected])
+        assert chosen[i].has("gt_boxes") == bool(count)
+        if count:
+            assert len(kept) == 3
+            matched = gt[i].gt_boxes.tensor[best.indices[expected]]
+            assert torch.equal(chosen[i].gt_boxes.tensor, matched)
+    assert storage.latest()["roi_head/num_fg_samples"][0] == 1.5
+    assert storage.latest()["roi_head/num_bg_samples"][0] == (9 + 12) / 2
+
+
+def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_cfg):
+    opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "IoUBalancedSampler",
+            "MODEL.RESOBJ_ROI.SAMPLER.INSTANCE_BALANCED", "True",
+            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False",
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "24"]  # fmt: skip
+    heads = build_model(make_cfg("faster", *opts)).roi_heads
+    assert heads.sampler.negative_iou == 0.5 and heads.sampler.max_positive == 6
+    gt = Instances((64, 64))
+    gt.gt_boxes = Boxes(torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60]]))
+    gt.gt_classes = torch.tensor([1, 0])
+
+    def share(count, part):  # boxes of 20 x 20 with a strip of this part of the first object
+        height = 20 * part
+        return torch.tensor([[0.0, 0, 20, height]]).repeat(count, 1)
+
+    # 100 of IoU 0, 5 of .25, 9 of .4; 30 foreground boxes of object 0 and 2 of object 1.
+    none = torch.tensor([[30.0, 0, 36, 6]]).repeat(100, 1)
+    boxes = torch.cat(
+        [none, share(5, 0.25), share(9, 0.4), share(30, 0.9), gt.gt_boxes.tensor[1:].repeat(2, 1)]
+    )
+    for seed in range(5):
+        proposals, maps = regions(heads, [boxes], seed)
+        with EventStorage():
+            (chosen,) = heads.sample_proposals(maps, proposals, [gt])
+        ious = pairwise_iou(chosen.proposal_boxes, gt.gt_boxes).max(dim=1).values
+        background = ious[chosen.gt_classes == 3]
+        # 18 negatives: six from each bin, the five of the middle one; one more from the rest.
+        counts = [((background - x).abs() < 1e-4).sum().item() for x in (0.0, 0.25, 0.4)]
+        assert counts in ([7, 5, 6], [6, 5, 7])
+        assert (chosen.gt_classes == 1).sum() == 4 and (chosen.gt_classes == 0).sum() == 2
+
+
+def test_boxes_between_thresholds_are_neversample_proposals(make_cfg, make_batch):
+    opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler",
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3, 0.7]",
+            "MODEL.ROI_HEADS.IOU_LABELS", "[0, -1, 1]"]  # fmt: skip
+    heads = build_model(make_cfg("faster", *opts)).roi_heads
+    (gt,) = (x["instances"] for x in make_batch([(64, 64, 3)]))
+    near = gt.gt_boxes.tensor.repeat(30, 1) + torch.arange(90.0)[:, None] / 5
+    proposals, maps = regions(heads, [near])
+    ious = pairwise_iou(gt.gt_boxes, Boxes(near)).max(dim=0).values
+    assert ((ious >= 0.3) & (ious < 0.7)).sum() > 10
+    with EventStorage():
+        (chosen,) = heads.sample_proposals(maps, proposals, [gt])
+    ious = pairwise_iou(gt.gt_boxes, chosen.proposal_boxes).max(dim=0).values
+    assert ((ious < 0.3) | (ious >= 0.7)).all()
+    assert torch.equal(chosen.gt_classes == 3, ious < 0.3)
+
+
+@pytest.mark.parametrize("sampler", ["RandomSampler", "OHEMSampler", "HardNegativeRatio"])
+def test_every_sampler_feeds_the_heads(make_cfg, rcnn_batch, sampler):
+    model = build_model(make_cfg("mask", "MODEL.RESOBJ_ROI.SAMPLER.NAME", sampler))
+    losses = losses_of(model, rcnn_batch(SHAPES))
+    assert all(torch.isfinite(x) and x > 0 for x in losses.values())
+
+
+# The IoU output.
+
+
+def quality_inputs():
+    """Logits ln 3 of four RoIs, whose deltas are zero."""
+    x = Instances((40, 40))
+    x.proposal_boxes, x.gt_classes, x.gt_boxes = Boxes(ROIS), CLASSES, Boxes(OBJECTS)
+    deltas = torch.zeros(4, 8, requires_grad=True)
+    logits = torch.full((4,), math.log(3), requires_grad=True)
+    return (torch.zeros(4, 3), deltas, logits), [x]
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        # sigmoid is 3/4, the IoUs are 1/2 and 0: BCE ln 4 - y ln 3.
+        (QualityLoss(kind="ce"), 2 * math.log(4) - 0.5 * math.log(3)),
+        (QualityLoss(kind="l1"), 0.25 + 0.75),
+        (
+            QualityLoss(kind="ce_w", negative_weight=0.1),
+            2 * math.log(4) - 0.5 * math.log(3) + 0.1 * 2 * math.log(4),
+        ),
+    ],
+    ids=lambda x: getattr(x, "kind", ""),
+)
+def test_quality_loss_by_hand(loss, expected):
+    model = predictor(quality_loss=loss, quality_weight=3.0)
+    predictions, proposals = quality_inputs()
+    with EventStorage() as storage:
+        losses = model.losses(predictions, proposals)
+    assert losses["loss_quality"].item() == pytest.approx(3 * expected / 2, rel=1e-5)
+    assert storage.latest()["fast_rcnn/box_iou"][0] == pytest.approx(0.25)
+    losses["loss_quality"].backward()
+    assert predictions[1].grad is None or not predictions[1].grad.any()
+
+
+def test_quality_loss_may_move_the_boxes():
+    model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
+    predictions, proposals = quality_inputs()
+    with EventStorage():
+        model.losses(predictions, proposals)["loss_quality"].backward()
+    grad = predictions[1].grad.view(4, 2, 4)
+    # A larger IoU of the first box, which is twice as high as its object, lowers the loss.
+    assert grad[0, 0, 3] > 0 and not grad[0, 1].any() and not grad[2:].any()
+
+
+def test_scores_are_fused_by_hand():
+    model = predictor(quality_loss=QualityLoss(), quality_alpha=0.5)
+    logits = torch.tensor([[0.0, math.log(2), 0.0]] * 3)  # probabilities 1/4, 1/2, 1/4
+    quality = torch.tensor([0.0, math.log(3), -math.log(3)])  # 1/2, 3/4, 1/4
+    proposals, _ = regions(None, [ROIS[:1], ROIS[:2]])
+    first, second = model.predict_probs((logits, torch.zeros(3, 8), quality), proposals)
+    expected = [[(1 / 8) ** 0.5, 0.5, 0.25], [(3 / 16) ** 0.5, (3 / 8) ** 0.5, 0.25],
+                [0.25, (1 / 8) ** 0.5, 0.25]]  # fmt: skip
+    torch.testing.assert_close(torch.cat((first, second)), torch.tensor(expected))
+    assert len(first) == 1 and len(second) == 2
+
+
+def test_fused_scores_rank_and_suppress():
+    """Two boxes that overlap: the one with the lower class score fits better and stays."""
+    model = predictor(1, quality_loss=QualityLoss(), quality_alpha=0.5, test_nms_thresh=0.5)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    proposals, _ = regions(None, [boxes])
+    predictions = (torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.zeros(2, 4),
+                   torch.tensor([-2.0, 2.0]))  # fmt: skip
+    (found,), _ = model.inference(predictions, proposals)
+    assert found.pred_boxes.tensor.tolist() == boxes[1:].tolist()
+    p, q = torch.tensor(0.5).sigmoid(), torch.tensor(2.0).sigmoid()
+    torch.testing.assert_close(found.scores, (p * q).sqrt()[None])
+
+
+def test_cascade_averages_the_fused_scores_of_its_stages(make_cfg, make_batch):
+    cfg = make_cfg("cascade", "MODEL.RESOBJ_ROI.QUALITY.ENABLED", "True",
+                   "MODEL.RESOBJ_ROI.QUALITY.ALPHA", "0.5")  # fmt: skip
+    torch.manual_seed(0)
+    heads = spread(build_model(cfg)).eval().roi_heads
+    for predictor in heads.box_predictor:
+        torch.nn.init.normal_(predictor.quality_score.weight, std=0.5)
+    proposals, maps = regions(heads, [random_boxes(30)])
+    found = heads(None, maps, proposals)[0][0]
+    assert len(found) > 5
+    boxes, total = proposals[0].proposal_boxes, 0
+    for head, last in zip(heads.box_head, heads.box_predictor, strict=True):
+        logits, deltas, quality = last(head(heads.box_pooler(list(maps.values()), [boxes])))
+        probs = logits.softmax(dim=1)
+        total = total + torch.cat(
+            ((probs[:, :3] * quality.sigmoid()[:, None]).sqrt(), probs[:, 3:]), dim=1
+        )
+        before = boxes
+        boxes = Boxes(last.box2box_transform.apply_deltas(deltas, before.tensor))
+        if last is not heads.box_predictor[-1]:
+            boxes.clip((64, 64))
+    (expected,), _ = fast_rcnn_inference([boxes.tensor], [total / 3], [(64, 64)], 0.05, 0.5, 100)
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+# All together.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_trains_and_detects(make_cfg, rcnn_batch, kind):
+    torch.manual_seed(0)
+    model = build_model(make_cfg(kind, *EVERYTHING))
+    losses = losses_of(model, rcnn_batch(SHAPES))
+    stages = ["_stage0", "_stage1", "_stage2"] if kind == "cascade" else [""]
+    assert {f"loss_quality{x}" for x in stages} <= losses.keys()
+    assert all(torch.isfinite(x) for x in losses.values())
+    sum(losses.values()).backward()
+    for name, parameter in model.roi_heads.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    fields = {"mask": {"pred_masks"}, "keypoint": {"pred_keypoints"}}.get(kind, set())
+    found = detect(spread(model), rcnn_batch(SHAPES))
+    assert len(found[0]) > 0 and fields <= found[0].get_fields().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", ["HardExampleSampler", "OHEMSampler", "IoUBalancedSampler"])
+def test_nothing_to_see(make_cfg, make_batch, rcnn_batch, kind, sampler):
+    """No objects; and neither objects nor proposals."""
+    opts = [*EVERYTHING, "MODEL.RESOBJ_ROI.SAMPLER.NAME", sampler,
+            "MODEL.RESOBJ_ROI.SAMPLER.INSTANCE_BALANCED", "True"]  # fmt: skip
+    model = build_model(make_cfg(kind, *opts))
+    losses = losses_of(model, rcnn_batch([(64, 64, 0), (96, 64, 0)]))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(x) for x in losses.values())
+    assert all(losses[x] == 0 for x in losses if "box_reg" in x or "quality" in x)
+    gt = [x["instances"] for x in rcnn_batch([(64, 64, 0)])]
+    proposals, maps = regions(None, [torch.zeros(0, 4)])
+    with EventStorage():
+        _, losses = model.roi_heads(None, maps, proposals, gt)
+    sum(losses.values()).backward()
+    assert all(x == 0 for x in losses.values())
+    found = model.eval().roi_heads(None, maps, proposals)[0]
+    assert len(found[0]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16(make_cfg, rcnn_batch, kind):
+    torch.manual_seed(0)
+    model = build_model(make_cfg(kind, *EVERYTHING))
+    batch = rcnn_batch(SHAPES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = losses_of(model, batch)
+    assert all(torch.isfinite(x) for x in losses.values())
+    sum(losses.values()).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(detect(spread(model), batch)[0]) > 0
+
+
+@pytest.mark.parametrize(
+    "opts, error, message",
+    [
+        (["BOX_LOSS.NAME", "L2Loss"], KeyError, "L2Loss"),
+        (["SAMPLER.NAME", "BestSampler"], KeyError, "BestSampler"),
+        (["BOX_LOSS.NAME", "YOLOBoxLoss"], ValueError, "parametrisation"),
+        (["QUALITY.ENABLED", "True", "QUALITY.LOSS", "l3"], ValueError, "QUALITY.LOSS"),
+        (["QUALITY.ENABLED", "True", "QUALITY.ALPHA", "1.5"], ValueError, "QUALITY.ALPHA"),
+    ],
+)
+def test_bad_options_are_refused(make_cfg, opts, error, message):
+    opts = [f"MODEL.RESOBJ_ROI.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
+    with pytest.raises(error, match=message):
+        build_model(make_cfg("faster", *opts))
+
+
+def test_two_box_losses_are_refused(make_cfg):
+    opts = ["MODEL.RESOBJ_ROI.BOX_LOSS.NAME", "IoULoss",
+            "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"]  # fmt: skip
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE at 'smooth_l1', got 'giou'"):
+        build_model(make_cfg("faster", *opts))
+
+
+def test_training_needs_instances(make_cfg, make_batch):
+    model = build_model(make_cfg("faster", *EVERYTHING))
+    proposals, maps = regions(None, [random_boxes(3)])
+    with pytest.raises(ValueError, match="instances"):
+        model.roi_heads(None, maps, proposals)
