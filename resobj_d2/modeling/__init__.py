@@ -11,6 +11,7 @@ from .predictors import HeadParts, PerLevelConv, SharedConv
 from .proposals import ResObjRPN, ResObjRPNHead
 from .quality_branch import QualityBranch
 from .roi import ResObjBoxPredictor, ResObjCascadeROIHeads, ResObjROIHeads
+from .separable import SepConvTower, SharedSepConv
 from .stages import Stage
 from .stream import DenseStream
 from .towers import ConvTower, NoTower
@@ -41,7 +42,9 @@ __all__ = [
     "SSDVGG16",
     "ScoreBranch",
     "ScoreFusion",
+    "SepConvTower",
     "SharedConv",
+    "SharedSepConv",
     "Stage",
     "TimmBackbone",
     "YOLOPyramid",

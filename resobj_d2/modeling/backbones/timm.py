@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
 
@@ -18,6 +18,7 @@ class TimmBackbone(Backbone):
         name: a model of ``timm.list_models()`` that supports ``features_only``.
         strides: of the maps to return, ascending.
         drop_path_rate: stochastic depth.
+        bn_momentum: of its batch normalisation; 0 for what the model has.
         pretrained: let timm download its ImageNet weights.
 
     Raises:
@@ -31,6 +32,7 @@ class TimmBackbone(Backbone):
         name: str,
         strides: Sequence[int] = (8, 16, 32),
         drop_path_rate: float = 0.0,
+        bn_momentum: float = 0.0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -56,6 +58,12 @@ class TimmBackbone(Backbone):
             drop_path_rate=drop_path_rate,
             pretrained=pretrained,
         )
+        if not 0 <= bn_momentum <= 1:
+            raise ValueError(f"MODEL.TIMM.BN_MOMENTUM must be in [0, 1], got {bn_momentum}")
+        if bn_momentum:
+            for layer in self.model.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.momentum = bn_momentum
         self._shapes = {
             f"c{stride.bit_length() - 1}": ShapeSpec(channels=channels, stride=stride)
             for stride, channels in zip(strides, self.model.feature_info.channels(), strict=True)
@@ -81,5 +89,6 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         name=node.NAME,
         strides=node.STRIDES,
         drop_path_rate=node.DROP_PATH_RATE,
+        bn_momentum=node.BN_MOMENTUM,
         pretrained=node.PRETRAINED,
     )

@@ -10,10 +10,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-__all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
+from resobj_d2.modeling.map_norm import MapNorm
 
-# EfficientDet's batch normalisation; TensorFlow's momentum 0.99 is torch's 0.01.
-_NORM = {"eps": 1e-3, "momentum": 0.01}
+__all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
 
 
 class WeightedFusion(nn.Module):
@@ -54,7 +53,7 @@ class _Node(nn.Module):
         self.fusion = WeightedFusion(inputs=inputs, method=fusion)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1)
-        self.norm = nn.BatchNorm2d(channels, **_NORM)
+        self.norm = MapNorm(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = F.silu(self.fusion(maps))
@@ -65,7 +64,7 @@ class _Lateral(nn.Sequential):
     """1x1 convolution and normalisation: a map of the backbone to the pyramid's width."""
 
     def __init__(self, *, in_channels: int, channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 1), nn.BatchNorm2d(channels, **_NORM))
+        super().__init__(nn.Conv2d(in_channels, channels, 1), MapNorm(channels))
 
 
 class _Layer(nn.Module):
