@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -50,12 +51,19 @@ class ResObjCheckpointer(DetectionCheckpointer):
     - tells a missing or truncated file from a wrong one;
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
-      an evaluation would report the score of a random classifier.
+      an evaluation would report the score of a random classifier;
+    - saves, given ``ema=WeightAverage(model, ...)``, the averages as the model and the weights
+      themselves in ``ema``.
     """
 
     def __init__(self, model, save_dir: str = "", *, strict: bool = False, **kwargs):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+
+    def save(self, name: str, **kwargs) -> None:
+        average = self.checkpointables.get("ema")
+        with contextlib.nullcontext() if average is None else average.applied():
+            super().save(name, **kwargs)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         # Detectron2 main understands "?matching_heuristics=True" behind a name.

@@ -91,7 +91,8 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     dense.PRIORS.OFFSET = 0.0
 
     dense.PREDICTOR = node_type()
-    # "SharedConv": one convolution for all levels; "PerLevelConv": one for each.
+    # "SharedConv": one convolution for all levels; "SharedSepConv": one separable convolution;
+    # "PerLevelConv": one for each.
     dense.PREDICTOR.NAME = "SharedConv"
     # 3 or 1
     dense.PREDICTOR.KERNEL_SIZE = 3
@@ -330,6 +331,8 @@ def _add_backbones(cfg: CfgNode, node_type: type) -> None:
     # Strides of the maps, called c3 (stride 8), c4, ...
     timm.STRIDES = [8, 16, 32]
     timm.DROP_PATH_RATE = 0.0
+    # Of its batch normalisation, torch's convention; 0 for what the model has.
+    timm.BN_MOMENTUM = 0.0
     # Let timm download ImageNet weights; checkpoints of this package replace them.
     timm.PRETRAINED = False
 
@@ -371,6 +374,9 @@ def _add_necks(cfg: CfgNode, node_type: type) -> None:
 
 
 def _add_run(cfg: CfgNode, node_type: type) -> None:
+    # Evaluate and save an exponential moving average of the weights (EfficientDet: 0.9998); 0 for
+    # the weights themselves.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # Datasets of your own, a list of dicts; see docs/datasets.md.
     cfg.DATASETS.REGISTER = []
     # "auto" is faster-coco-eval where it is installed and pycocotools otherwise.

@@ -1,5 +1,6 @@
 """Configuration, training loop and hooks."""
 
+from .ema import WeightAverage, WeightAverageHook
 from .hooks import NonFiniteLossError, NonFiniteLossGuard, StatisticsHook
 from .multi_scale import MultiScale
 from .setup import class_counts, load_config
@@ -11,6 +12,8 @@ __all__ = [
     "NonFiniteLossGuard",
     "StatisticsHook",
     "Trainer",
+    "WeightAverage",
+    "WeightAverageHook",
     "class_counts",
     "evaluate",
     "load_config",

@@ -18,6 +18,7 @@ from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_tra
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 
+from .ema import WeightAverage, WeightAverageHook
 from .hooks import NonFiniteLossGuard, StatisticsHook
 from .multi_scale import MultiScale
 from .schedule import build_schedule
@@ -37,9 +38,11 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list:
         # DefaultTrainer builds its checkpointer just before its hooks, which keep it.
-        self.checkpointer = ResObjCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.weight_average = self._build_weight_average()
+        saved = {"trainer": weakref.proxy(self)}
+        if self.weight_average is not None:
+            saved["ema"] = self.weight_average
+        self.checkpointer = ResObjCheckpointer(self._trainer.model, self.cfg.OUTPUT_DIR, **saved)
         own = [
             NonFiniteLossGuard(output_dir=self.cfg.OUTPUT_DIR),
             StatisticsHook(on_end=self._draw_curves),
@@ -48,10 +51,35 @@ class Trainer(DefaultTrainer):
         if multi_scale is not None:
             own.append(multi_scale)
         stock = super().build_hooks()
+        if self.weight_average is not None:
+            stock = self._with_weight_average(stock)
         writer = next((i for i, h in enumerate(stock) if isinstance(h, hooks.PeriodicWriter)), None)
         if writer is None:  # not the main process
             return stock + own
         return [*stock[:writer], *own, *stock[writer:]]
+
+    def _build_weight_average(self) -> WeightAverage | None:
+        decay = self.cfg.SOLVER.EMA_DECAY
+        if decay == 0:
+            return None
+        if self.cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError(
+                "TEST.PRECISE_BN measures the statistics of the weights, but with SOLVER.EMA_DECAY "
+                "their averages are evaluated: turn one of them off"
+            )
+        return WeightAverage(self._trainer.model, decay=decay)
+
+    def _with_weight_average(self, stock: list) -> list:
+        """Detectron2's hooks after one that averages; they evaluate the averages."""
+
+        def evaluate_average() -> OrderedDict:
+            with self.weight_average.applied():
+                self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate_average)
+        changed = [evaluation if isinstance(h, hooks.EvalHook) else h for h in stock]
+        return [WeightAverageHook(self.weight_average), *changed]
 
     def state_dict(self) -> dict:
         state = super().state_dict()
