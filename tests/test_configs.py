@@ -38,6 +38,11 @@ def narrow(cfg):
         narrow_ssd(cfg)
     cfg.MODEL.DARKNET.STEM_CHANNELS = 4
     cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_b0"
+    cfg.MODEL.BIFPN.CHANNELS = 32
+    cfg.MODEL.BIFPN.NUM_LAYERS = 1
+    if cfg.MODEL.BACKBONE.NAME == "build_bifpn_backbone":
+        cfg.MODEL.DENSE.TOWER.NUM_CONVS = 1
     return cfg
 
 

@@ -88,6 +88,18 @@ METHODS["yolov3_resobj"] = METHODS["resobj"] + [
     "MODEL.DENSE.BOX_LOSS.NAME", "YOLOBoxLoss",
     "MODEL.DENSE.OBJECTNESS.BASE_CONVS", 0,
 ]  # fmt: skip
+METHODS["efficientdet_everything"] = METHODS["resobj"] + [
+    "MODEL.BACKBONE.NAME", "build_bifpn_backbone",
+    "MODEL.BIFPN.BOTTOM_UP", "build_resnet_backbone",
+    "MODEL.BIFPN.IN_FEATURES", ["res3", "res4", "res5"],
+    "MODEL.BIFPN.CHANNELS", 32,
+    "MODEL.BIFPN.NUM_LAYERS", 1,
+    "MODEL.DENSE.TOWER.NAME", "SepConvTower",
+    "MODEL.DENSE.PREDICTOR.NAME", "SharedSepConv",
+    "MODEL.DENSE.PRIORS.OFFSET", 0.5,
+    "MODEL.DENSE.STAGES", [{}],
+    "MODEL.DENSE.QUALITY.ENABLED", True,
+]  # fmt: skip
 
 
 @pytest.fixture(params=METHODS)
