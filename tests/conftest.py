@@ -119,10 +119,24 @@ def tiny_rcnn(tiny_cfg):
 
 @pytest.fixture
 def make_batch():
-    """A function: [(height, width, number of boxes)] to Detectron2's training input."""
-    from detectron2.structures import Boxes, Instances
+    """A function: [(height, width, number of boxes)] to Detectron2's training input.
 
-    def build(shapes, num_classes=3, seed=0):
+    ``num_keypoints`` gives each object a mask, its whole box, and so many visible points in it.
+    """
+    from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+
+    def add_shapes(instances, num_keypoints, g):
+        boxes = instances.gt_boxes.tensor
+        masks = torch.zeros(len(boxes), *instances.image_size, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        share = torch.rand(len(boxes), num_keypoints, 2, generator=g)
+        points = boxes[:, None, :2] + share * (boxes[:, None, 2:] - boxes[:, None, :2])
+        instances.gt_masks = BitMasks(masks)
+        visible = torch.full((len(boxes), num_keypoints, 1), 2.0)
+        instances.gt_keypoints = Keypoints(torch.cat((points, visible), dim=2))
+
+    def build(shapes, num_classes=3, seed=0, num_keypoints=0):
         g = torch.Generator().manual_seed(seed)
         batch = []
         for i, (height, width, count) in enumerate(shapes):
@@ -132,6 +146,8 @@ def make_batch():
             instances = Instances((height, width))
             instances.gt_boxes = Boxes(torch.cat((corner, corner + size), dim=1))
             instances.gt_classes = torch.randint(num_classes, (count,), generator=g)
+            if num_keypoints:
+                add_shapes(instances, num_keypoints, g)
             image = torch.rand(3, height, width, generator=g) * 255
             batch.append(
                 {

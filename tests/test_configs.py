@@ -9,6 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config
@@ -34,6 +35,11 @@ def narrow(cfg):
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (32,)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
     if cfg.MODEL.DENSE.PRIORS.NAME == "SSDAnchors":
         narrow_ssd(cfg)
     cfg.MODEL.DARKNET.STEM_CHANNELS = 4
@@ -49,7 +55,7 @@ def narrow(cfg):
 def narrow_ssd(cfg):
     """Four levels on the ResNet: seven ask for 512 pixels, and VGG16 has one width."""
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
+    cfg.MODEL.RESNETS.NORM = "GN"
     cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_resnet_backbone"
     cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"]
     cfg.MODEL.SSD_EXTRAS.CHANNELS = [32]
@@ -63,7 +69,9 @@ def accept_everything(model):
     if hasattr(model, "postprocess"):
         model.postprocess.score_thresh = 0.0
     else:
-        model.roi_heads.box_predictor.test_score_thresh = 0.0
+        predictors = model.roi_heads.box_predictor
+        for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+            predictor.test_score_thresh = 0.0
     return model.eval()
 
 
@@ -82,7 +90,8 @@ def test_yaml_steps_evaluates_and_round_trips(path, make_batch, tmp_path):
     torch.manual_seed(0)
     model = build_model(cfg)
     (num_classes,) = class_counts(cfg).values()
-    batch = make_batch([(64, 64, 2), (64, 64, 0)], num_classes=num_classes)
+    points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    batch = make_batch([(64, 64, 2), (64, 64, 0)], num_classes=num_classes, num_keypoints=points)
     with EventStorage():
         losses = model(batch)
     assert all(torch.isfinite(v) for v in losses.values())

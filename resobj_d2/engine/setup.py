@@ -31,7 +31,8 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, training: bool = 
 
     Raises:
         FileNotFoundError: no such yaml, or a registered dataset's files are missing.
-        ValueError: a dataset is not registered, or the number of classes differs from its.
+        ValueError: a dataset is not registered, or the number of classes differs from its; options
+            that the chosen RoI heads do not read.
     """
     cfg = get_cfg()
     add_resobj_config(cfg)
@@ -45,6 +46,7 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, training: bool = 
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
+    _check_roi_options(cfg)
     if not training:
         cfg.DATASETS.TRAIN = ()
     register_datasets(cfg.DATASETS.REGISTER)
@@ -53,6 +55,22 @@ def load_config(config_file: str, opts: Sequence[str] = (), *, training: bool = 
     check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     cfg.freeze()
     return cfg
+
+
+def _check_roi_options(cfg: CfgNode) -> None:
+    """Refuse options for RoI heads that are Detectron2's own and would pass over them."""
+    roi, name = cfg.MODEL.RESOBJ_ROI, cfg.MODEL.ROI_HEADS.NAME
+    own = {"StandardROIHeads": "ResObjROIHeads", "CascadeROIHeads": "ResObjCascadeROIHeads"}
+    asked = roi.BOX_LOSS.NAME or roi.SAMPLER.NAME or roi.QUALITY.ENABLED
+    if (
+        cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        and asked
+        and name in (*own, "Res5ROIHeads")
+    ):
+        instead = own.get(name, "ResObjROIHeads on an FPN")
+        raise ValueError(
+            f"MODEL.RESOBJ_ROI has no effect on MODEL.ROI_HEADS.NAME {name}; use {instead}"
+        )
 
 
 def class_counts(cfg: CfgNode) -> dict[str, int]:

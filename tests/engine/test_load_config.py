@@ -65,3 +65,18 @@ def test_mistyped_dataset_is_explained(repository, scenes_options):
     with pytest.raises(ValueError, match="DATASETS.TRAIN names '.*_trian'.*Did you mean"):
         load_config(str(repository / SCENES), options)
     assert load_config(str(repository / SCENES), options, training=False).DATASETS.TRAIN == ()
+
+
+@pytest.mark.parametrize("heads", ["StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads"])
+def test_roi_options_need_heads_that_read_them(repository, scenes_options, heads):
+    opts = [
+        *scenes_options,
+        "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "8",
+        "MODEL.ROI_HEADS.NAME", heads,
+    ]  # fmt: skip
+    config = str(repository / SCENES)
+    assert load_config(config, opts).MODEL.ROI_HEADS.NAME == heads
+    for key, value in (("BOX_LOSS.NAME", "IoULoss"), ("QUALITY.ENABLED", "True")):
+        with pytest.raises(ValueError, match=f"no effect on MODEL.ROI_HEADS.NAME {heads}"):
+            load_config(config, [*opts, f"MODEL.RESOBJ_ROI.{key}", value])

@@ -1,5 +1,6 @@
 """Detectron2's RoI heads with other box losses, samplers and an IoU output."""
 
+import functools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
@@ -52,24 +53,7 @@ def make_cfg(tiny_rcnn):
 
 @pytest.fixture
 def rcnn_batch(make_batch):
-    """A function: ``make_batch`` with masks and four keypoints of each object."""
-
-    def build(shapes, **options):
-        batch = make_batch(shapes, **options)
-        for x in batch:
-            gt = x["instances"]
-            masks = torch.zeros(len(gt), *gt.image_size, dtype=torch.bool)
-            points = torch.zeros(len(gt), 4, 3)
-            for i, (x1, y1, x2, y2) in enumerate(gt.gt_boxes.tensor.tolist()):
-                masks[i, int(y1) : int(y2), int(x1) : int(x2)] = True
-                corners = torch.tensor([[x1, y1], [x2, y1], [x1, y2], [x2, y2]])
-                centre = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2])
-                points[i] = torch.cat((0.5 * (corners + centre), torch.full((4, 1), 2.0)), dim=1)
-            gt.gt_masks = BitMasks(masks)
-            gt.gt_keypoints = Keypoints(points)
-        return batch
-
-    return build
+    return functools.partial(make_batch, num_keypoints=4)
 
 
 def spread(model):
