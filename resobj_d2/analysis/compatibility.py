@@ -101,7 +101,7 @@ REFUSALS = [
         f"SAMPLER {sampler} ranks anchors by their class loss, but GHMCLoss weighs them by all "
         "others and has none for each",
     )
-    for sampler in ("HardNegativeRatio", "OHEMSampler")
+    for sampler in ("HardExampleSampler", "HardNegativeRatio", "OHEMSampler")
 ] + [
     Refusal(
         {"SAMPLER": "IoUBalancedSampler", "ANCHOR_FREE": streams},

@@ -165,5 +165,6 @@ def test_page_by_hand(tmp_path, capsys):
     ghm = dict(zip(header, rows[("CLS_LOSS", "GHMCLoss")], strict=True))
     assert ghm["CLS_LOSS"] == ""
     assert ghm["BOX_LOSS"] == "all"
-    assert ghm["SAMPLER"] == "all but HardNegativeRatio in 1, OHEMSampler in 2"
-    assert "\n2. OBJECTNESS off, CLS_LOSS GHMCLoss, SAMPLER OHEMSampler: " in text
+    refused = "all but HardExampleSampler in 1, HardNegativeRatio in 2, OHEMSampler in 3"
+    assert ghm["SAMPLER"] == refused
+    assert "\n3. OBJECTNESS off, CLS_LOSS GHMCLoss, SAMPLER OHEMSampler: " in text
