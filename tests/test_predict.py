@@ -187,6 +187,21 @@ def test_detectron2s_own_detectors(tiny_cfg, pets, photos, tmp_path):
     assert results == expected_results(cfg, model, photos / "b.jpg", 1) and results
 
 
+def test_resobj_rpn(tiny_rcnn, pets, photos, tmp_path):
+    """Faster R-CNN: the objectness ranks proposals, so detections have no steps."""
+    cfg = tiny_rcnn(
+        *TEST_SIZE,
+        *("DATASETS.TEST", f"('{pets}',)", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
+        *("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", "True"),
+        *("MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll"),
+    )
+    model = random_model(cfg)
+    files = predict_images(Predictor(cfg, model), [photos / "b.jpg"], tmp_path / "out")
+    assert files.pictures == [tmp_path / "out" / "b.png"]
+    results = read_json(files.results)
+    assert results == expected_results(cfg, model, photos / "b.jpg", 1) and results
+
+
 def test_objectness_without_residuals_has_no_steps(tiny_resobj, photos, tmp_path):
     cfg = tiny_resobj(*TEST_SIZE, "DATASETS.TEST", "()", "MODEL.DENSE.OBJECTNESS.STEPS", "0")
     files = predict_images(Predictor(cfg, random_model(cfg)), [photos / "a.png"], tmp_path / "out")

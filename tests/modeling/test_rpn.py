@@ -7,12 +7,15 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+import resobj_d2
 from resobj_d2 import ops
+from resobj_d2.acceleration import accelerated_parts
 from resobj_d2.checkpoint import CheckpointError, ResObjCheckpointer
+from resobj_d2.matching import SAMPLER_REGISTRY
 from resobj_d2.modeling import ResObjRPN
 
 SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
@@ -20,7 +23,7 @@ RESOBJ = [
     "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", "True",
     "MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll",
 ]  # fmt: skip
-SAMPLERS = ["RandomSampler", "IoUBalancedSampler", "OHEMSampler", "HardNegativeRatio", "KeepAll"]
+SAMPLERS = sorted(name for name, _ in SAMPLER_REGISTRY)
 
 
 class Detectron2Draws:
@@ -231,7 +234,6 @@ def test_every_sampler_trains(tiny_rcnn, make_batch, sampler, objectness):
             "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16,
         )
     )  # fmt: skip
-    model.proposal_generator.statistics = {}
     with EventStorage() as storage:
         losses = model(make_batch([(96, 96, 3), (96, 96, 1)]))
         background = storage.latest()["rpn/num_neg_anchors"][0]
@@ -334,6 +336,71 @@ def test_training_needs_instances(tiny_rcnn, make_batch):
     del batch[0]["instances"]
     with pytest.raises(ValueError, match="instances"):
         model(batch)
+
+
+@pytest.mark.parametrize("objectness", [[], RESOBJ], ids=["off", "resobj"])
+def test_accelerate_helps_where_it_can(tiny_rcnn, make_batch, objectness):
+    """Off, labels and losses are Detectron2's; otherwise labels are ours already."""
+    batch = make_batch(SHAPES)
+    cfg = tiny_rcnn(*objectness)
+    plain = build_model(cfg)
+    model = resobj_d2.accelerate(copy.deepcopy(plain), losses=True)
+    expected = ["losses"] if objectness else ["labels", "losses"]
+    assert accelerated_parts(model) == {"proposal_generator": expected}
+    with EventStorage():
+        torch.manual_seed(0)
+        a = model(batch)
+        torch.manual_seed(0)
+        b = plain(batch)
+    for name in b:
+        assert a[name].item() == pytest.approx(b[name].item(), rel=1e-5), name
+
+
+ARCHITECTURES = {
+    "proposals_alone": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
+    "cascade": [
+        "MODEL.ROI_HEADS.NAME", "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True",
+    ],
+    "mask": [
+        "MODEL.MASK_ON", "True",
+        "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
+        "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
+    ],
+    "keypoint": [
+        "MODEL.KEYPOINT_ON", "True",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "1",
+        "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)",
+    ],
+    "one_map": [  # Faster R-CNN without a pyramid, C4
+        "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+        "MODEL.RESNETS.OUT_FEATURES", "['res4']",
+        "MODEL.RPN.IN_FEATURES", "['res4']",
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128]]",
+        "MODEL.ROI_HEADS.IN_FEATURES", "['res4']",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_serves_every_detector_of_detectron2(tiny_rcnn, make_batch, name):
+    model = build_model(tiny_rcnn(*RESOBJ, *ARCHITECTURES[name]))
+    batch = make_batch([(96, 96, 3), (96, 96, 1)], num_classes=1 if name == "keypoint" else 3)
+    for x in batch:
+        instances = x["instances"]
+        instances.gt_masks = BitMasks(torch.ones(len(instances), 96, 96, dtype=torch.bool))
+        points = torch.cat((instances.gt_boxes.get_centers(), torch.ones(len(instances), 1)), dim=1)
+        instances.gt_keypoints = Keypoints(points[:, None].repeat(1, 17, 1) + 0.0)
+    with EventStorage():
+        losses = model(batch)
+    assert {"loss_rpn_objectness", "loss_rpn_residual_2", "loss_rpn_loc"} <= set(losses)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    model.eval()
+    with torch.no_grad():
+        (found, _) = model(batch)
+    assert set(found) & {"instances", "proposals"}
 
 
 @pytest.mark.slow

@@ -58,6 +58,8 @@ class ResObjRPN(RPN):
                 "MODEL.RESOBJ_RPN.OBJECTNESS needs a MODEL.RESOBJ_RPN.SAMPLER.NAME: KeepAll as in "
                 "the paper, or another one"
             )
+        if sampler is not None:
+            self.anchor_matcher = None  # the assigner's work; nothing is left to accelerate there
         self.assigner = assigner
         self.sampler = sampler
         self.normalizer = normalizer
