@@ -338,6 +338,35 @@ def test_training_needs_instances(tiny_rcnn, make_batch):
         model(batch)
 
 
+@pytest.mark.parametrize(
+    "key, value, path, expected",
+    [
+        ("RESOBJ_RPN.OBJECTNESS.STEPS", "3", "num_steps", 3),
+        ("RESOBJ_RPN.OBJECTNESS.MIN_SCOPE", "level", "branch.residual_loss.min_scope", "level"),
+        ("RESOBJ_RPN.OBJECTNESS.HIDDEN_CHANNELS", "8", "branch.residuals.0.out_channels", [8] * 5),
+        ("RESOBJ_RPN.OBJECTNESS.BASE_CONVS", "1", "branch.base.hidden.0.out_channels", 32),
+        ("RESOBJ_RPN.NORMALIZER.NAME", "ForegroundEMA", "normalizer.momentum", 0.9),
+        ("RESOBJ_RPN.SAMPLER.NUM_BINS", "5", "sampler.num_bins", 5),
+        ("RPN.BATCH_SIZE_PER_IMAGE", "64", "sampler.size", 64),
+        ("RPN.POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
+        ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "sampler.negative_iou", 0.2),
+        ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "assigner.iou_thresholds", [0.2, 0.7]),
+        ("RPN.IOU_LABELS", "[0, 0, 1]", "assigner.iou_labels", [0, 0, 1]),
+        ("RPN.CONV_DIMS", "[-1, 16]", "branch.base.predictor.weight.shape", (3, 16, 1, 1)),
+    ],
+)
+def test_key_reaches_its_object(tiny_rcnn, key, value, path, expected):
+    chosen = ["MODEL.RESOBJ_RPN.SAMPLER.NAME", "IoUBalancedSampler"]
+    found = []
+    for options in ([], [f"MODEL.{key}", value]):
+        part = build_model(tiny_rcnn(*RESOBJ, *chosen, *options)).proposal_generator
+        for name in path.replace("branch", "rpn_head.objectness").split("."):
+            part = getattr(part, name, None)
+        found.append(part)
+    assert found[1] == expected
+    assert found[0] != expected  # the default is another one
+
+
 @pytest.mark.parametrize("objectness", [[], RESOBJ], ids=["off", "resobj"])
 def test_accelerate_helps_where_it_can(tiny_rcnn, make_batch, objectness):
     """Off, labels and losses are Detectron2's; otherwise labels are ours already."""
