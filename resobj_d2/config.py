@@ -333,7 +333,7 @@ def _add_backbones(cfg: CfgNode, node_type: type) -> None:
     timm.DROP_PATH_RATE = 0.0
     # Of its batch normalisation, torch's convention; 0 for what the model has.
     timm.BN_MOMENTUM = 0.0
-    # Let timm download ImageNet weights; checkpoints of this package replace them.
+    # Let timm download ImageNet weights; not where MODEL.WEIGHTS names a checkpoint.
     timm.PRETRAINED = False
 
 

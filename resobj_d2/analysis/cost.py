@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from resobj_d2.engine import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 
-__all__ = ["Cost", "count", "main", "table", "time_forward"]
+__all__ = ["Cost", "Network", "count", "main", "table", "time_forward"]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Cost:
     milliseconds: list[float] = field(default_factory=list)
 
 
-class _Network(nn.Module):
+class Network(nn.Module):
     """The model from a normalised image tensor to its raw predictions, which can be traced."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,7 +103,7 @@ def count(name: str, model: nn.Module, size: tuple[int, int]) -> Cost:
     Raises:
         ValueError: the model is of a kind whose network cannot be told from the rest.
     """
-    network = _Network(model).eval()
+    network = Network(model).eval()
     device = next(model.parameters()).device
     analysis = FlopCountAnalysis(network, torch.zeros(1, 3, *size, device=device))
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
@@ -128,7 +128,7 @@ def time_forward(
 
     The first round warms up and is not counted.
     """
-    networks = [_Network(model).eval() for model in models]
+    networks = [Network(model).eval() for model in models]
     device = next(models[0].parameters()).device
     image = torch.randn(1, 3, *size, device=device)
     order = list(range(len(models)))

@@ -90,5 +90,5 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         strides=node.STRIDES,
         drop_path_rate=node.DROP_PATH_RATE,
         bn_momentum=node.BN_MOMENTUM,
-        pretrained=node.PRETRAINED,
+        pretrained=node.PRETRAINED and not cfg.MODEL.WEIGHTS,
     )
