@@ -13,6 +13,8 @@ plays no part. ARs, ARm and ARl count objects below 32^2 pixels, up to 96^2 and 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -55,12 +57,13 @@ def average_recall(
     # COCO's code looks for proposals under the classes of the ground truth, though it then
     # takes all classes for one.
     category = ground_truth.getCatIds()[0]
-    found = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
-    evaluation = backend.new_evaluation(ground_truth, found, "bbox")
-    evaluation.params.useCats = 0
-    evaluation.params.maxDets = sorted(limits)
-    evaluation.evaluate()
-    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports progress
+        found = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
+        evaluation = backend.new_evaluation(ground_truth, found, "bbox")
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = sorted(limits)
+        evaluation.evaluate()
+        evaluation.accumulate()
     recall = np.asarray(evaluation.eval["recall"])  # IoU thresholds, 1, areas, limits; -1 for none
     labels = list(evaluation.params.areaRngLbl)
     results = {}

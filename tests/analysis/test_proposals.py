@@ -133,6 +133,7 @@ def test_command_reports_every_step(options, tmp_path, capsys):
     assert main([*arguments, "TEST.COCO_BACKEND", "pycocotools"]) == 0
     printed = capsys.readouterr().out
     assert "| dataset | step | AR@10 | AR@100 | ARs@100 | ARm@100 | ARl@100 |" in printed
+    assert "DONE" not in printed  # what COCO's code says meanwhile
     rows = json.loads(output.read_text())
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(f"| proposals_val | {t} | " in printed for t in range(3))
