@@ -112,26 +112,19 @@ def test_two_processes_train_and_evaluate(run, tmp_path):
     assert "bbox/AP" in (tmp_path / "out" / "metrics.json").read_text()
 
 
+YOLOV3 = [
+    "INPUT.FIXED_SIZE", "[64, 64]",
+    "INPUT.MULTI_SCALE", "[64, 96]",
+    "INPUT.MULTI_SCALE_PERIOD", "1",
+    "SOLVER.WARMUP_METHOD", "power4",
+    "SOLVER.WARMUP_ITERS", "4",
+    "MODEL.DENSE.NUM_CLASSES", "8",
+    "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0",
+]  # fmt: skip
 # Families that are no RetinaNet: a yaml and what it needs besides, to learn scenes of 64 pixels.
 FAMILIES = {
     "ssd": ("overfit_ssd", ["INPUT.FIXED_SIZE", "[64, 96]", "MODEL.DENSE.NUM_CLASSES", "8"]),
-    "yolov3": (
-        "overfit_yolov3",
-        [
-            "INPUT.MULTI_SCALE",
-            "[64, 96]",
-            "INPUT.MULTI_SCALE_PERIOD",
-            "1",
-            "SOLVER.WARMUP_METHOD",
-            "power4",
-            "SOLVER.WARMUP_ITERS",
-            "4",
-            "MODEL.DENSE.NUM_CLASSES",
-            "8",
-            "MODEL.DENSE.POSTPROCESS.SCORE_THRESH",
-            "0.0",
-        ],
-    ),
+    "yolov3": ("overfit_yolov3", YOLOV3),
 }
 
 
