@@ -121,10 +121,18 @@ YOLOV3 = [
     "MODEL.DENSE.NUM_CLASSES", "8",
     "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0",
 ]  # fmt: skip
+LIBRA_RCNN = [
+    "MODEL.FPN.OUT_CHANNELS", "64",
+    "MODEL.ROI_HEADS.NUM_CLASSES", "8",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+    "MODEL.RESOBJ_ROI.QUALITY.ENABLED", "True",
+]  # fmt: skip
+
 # Families that are no RetinaNet: a yaml and what it needs besides, to learn scenes of 64 pixels.
 FAMILIES = {
     "ssd": ("overfit_ssd", ["INPUT.FIXED_SIZE", "[64, 96]", "MODEL.DENSE.NUM_CLASSES", "8"]),
     "yolov3": ("overfit_yolov3", YOLOV3),
+    "libra_rcnn": ("cells_libra_rcnn", LIBRA_RCNN),
 }
 
 

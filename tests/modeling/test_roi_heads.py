@@ -1,28 +1,14 @@
 """Detectron2's RoI heads with other box losses, samplers and an IoU output."""
 
 import functools
-import math
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
-
-from resobj_d2.losses import (
-    BalancedL1Loss,
-    GHMRLoss,
-    GIoULoss,
-    IoULoss,
-    NegativeLogIoULoss,
-    QualityLoss,
-    SmoothL1Loss,
-)
-from resobj_d2.modeling import ResObjBoxPredictor
 
 KINDS = {
     "faster": [],
@@ -116,96 +102,10 @@ def test_off_is_detectron2_where_masks_train_on_predicted_boxes(make_cfg, rcnn_b
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
-# Box losses.
-
-
-def predictor(num_classes=2, channels=4, weights=(10.0, 10.0, 5.0, 5.0), **options):
-    return ResObjBoxPredictor(
-        ShapeSpec(channels=channels),
-        box2box_transform=Box2BoxTransform(weights=weights),
-        num_classes=num_classes,
-        **options,
-    )
-
-
-# Two RoIs of class 0 and 1 and two of background; all are (0, 0, 10, 10).
-ROIS = torch.tensor([[0.0, 0, 10, 10]] * 4)
-CLASSES = torch.tensor([0, 1, 2, 2])
-# Object 0 is the upper half; object 1 touches nothing; of background nothing matters.
-OBJECTS = torch.tensor([[0.0, 0, 10, 5], [20, 0, 30, 10], [0, 0, 0, 0], [5, 5, 9, 9]])
-BALANCED_AT_1 = 1.5 * (math.exp(3) / (math.exp(3) - 1)) - 0.5
-
-
-@pytest.mark.parametrize(
-    "loss, expected",
-    [
-        (IoULoss(), 0.5 + 1.0),
-        (NegativeLogIoULoss(), math.log(2) - math.log(1e-6)),
-        (GIoULoss(), 0.5 + 4 / 3),  # the hull of the second pair is 300, the union 200
-        # Deltas 0: (dy, dh) = (-2.5, 5 ln .5) and dx = 20.
-        (SmoothL1Loss(beta=1.0), 2.5 - 0.5 + 5 * math.log(2) - 0.5 + 20 - 0.5),
-        (BalancedL1Loss(), 3 * BALANCED_AT_1 + 1.5 * (1.5 + 5 * math.log(2) - 1 + 19)),
-    ],
-    ids=lambda x: type(x).__name__,
-)
-@pytest.mark.parametrize("agnostic", [False, True])
-def test_box_loss_by_hand(loss, expected, agnostic):
-    model = predictor(box_loss=loss, cls_agnostic_bbox_reg=agnostic)
-    deltas = torch.zeros(4, 4)
-    if not agnostic:  # those of other classes do not count, whatever they are
-        deltas = torch.full((4, 2, 4), torch.nan)
-        deltas[0, 0] = deltas[1, 1] = 0.0
-        deltas = deltas.view(4, 8)
-    deltas.requires_grad_()
-    total = model.box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
-    assert total.item() == pytest.approx(expected / 4, rel=1e-5)
-    total.backward()
-    grad = deltas.grad.view(4, -1, 4)
-    assert torch.isfinite(grad).all() and grad[0, 0].any() and not grad[2:].any()
-
-
-def test_box_loss_has_detectron2s_weight_and_divisor():
-    model = predictor(box_loss=IoULoss(), loss_weight={"loss_box_reg": 10.0})
-    deltas = torch.zeros(4, 8)
-    proposals = []
-    for rows in (slice(0, 3), slice(3, 4)):  # the second image has no objects
-        x = Instances((40, 40))
-        x.proposal_boxes, x.gt_classes = Boxes(ROIS[rows]), CLASSES[rows]
-        if rows.start == 0:
-            x.gt_boxes = Boxes(OBJECTS[rows])
-        proposals.append(x)
-    with EventStorage():
-        losses = model.losses((torch.zeros(4, 3), deltas), proposals)
-    assert losses["loss_box_reg"].item() == pytest.approx(10 * 1.5 / 4)
-    assert losses["loss_cls"].item() == pytest.approx(math.log(3))
-
-
-def test_smooth_l1_entry_is_detectron2s_loss():
-    torch.manual_seed(0)
-    rois = 50 * torch.rand(30, 2)
-    rois = torch.cat((rois, rois + 5 + 30 * torch.rand(30, 2)), dim=1)
-    deltas, classes = torch.randn(30, 12), torch.randint(4, (30,))
-    ours = predictor(3, box_loss=SmoothL1Loss(beta=0.5))
-    theirs = predictor(3, smooth_l1_beta=0.5)
-    a, b = (m.box_reg_loss(rois, rois.flip(0), deltas, classes) for m in (ours, theirs))
-    torch.testing.assert_close(a, b)
-
-
-def test_self_normalized_loss_is_not_divided():
-    loss = GHMRLoss(mu=0.02, bins=10, momentum=0.0)
-    deltas = torch.zeros(4, 8)
-    a = predictor(box_loss=loss).box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
-    targets = Box2BoxTransform((10.0, 10.0, 5.0, 5.0)).get_deltas(ROIS[:2], OBJECTS[:2])
-    b = GHMRLoss(mu=0.02, bins=10, momentum=0.0)(
-        torch.zeros(2, 4), targets, torch.ones(2, dtype=torch.bool)
-    )
-    torch.testing.assert_close(a, b)
-
-
 # Sampling.
 
 
-def regions(heads, boxes, seed=0):
+def regions(boxes, seed=0):
     """Proposals of images of 64 px with these boxes, and features for the heads."""
     torch.manual_seed(seed)
     proposals = []
@@ -231,7 +131,7 @@ def test_ohem_takes_the_hardest_by_class_loss(make_cfg, make_batch, kind):
     heads = spread(build_model(make_cfg(kind, *opts))).roi_heads
     gt = [x["instances"] for x in make_batch([(64, 64, 3), (64, 64, 0)])]
     near = gt[0].gt_boxes.tensor.repeat(4, 1) + torch.arange(12.0)[:, None] / 6
-    proposals, maps = regions(heads, [torch.cat((random_boxes(40), near)), random_boxes(30, 1)])
+    proposals, maps = regions([torch.cat((random_boxes(40), near)), random_boxes(30, 1)])
     with EventStorage() as storage:
         chosen = heads.sample_proposals(maps, proposals, gt)
     if kind == "faster":
@@ -286,7 +186,7 @@ def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_c
         [none, share(5, 0.25), share(9, 0.4), share(30, 0.9), gt.gt_boxes.tensor[1:].repeat(2, 1)]
     )
     for seed in range(5):
-        proposals, maps = regions(heads, [boxes], seed)
+        proposals, maps = regions([boxes], seed)
         with EventStorage():
             (chosen,) = heads.sample_proposals(maps, proposals, [gt])
         ious = pairwise_iou(chosen.proposal_boxes, gt.gt_boxes).max(dim=1).values
@@ -304,7 +204,7 @@ def test_boxes_between_thresholds_are_neversample_proposals(make_cfg, make_batch
     heads = build_model(make_cfg("faster", *opts)).roi_heads
     (gt,) = (x["instances"] for x in make_batch([(64, 64, 3)]))
     near = gt.gt_boxes.tensor.repeat(30, 1) + torch.arange(90.0)[:, None] / 5
-    proposals, maps = regions(heads, [near])
+    proposals, maps = regions([near])
     ious = pairwise_iou(gt.gt_boxes, Boxes(near)).max(dim=0).values
     assert ((ious >= 0.3) & (ious < 0.7)).sum() > 10
     with EventStorage():
@@ -321,75 +221,7 @@ def test_every_sampler_feeds_the_heads(make_cfg, rcnn_batch, sampler):
     assert all(torch.isfinite(x) and x > 0 for x in losses.values())
 
 
-# The IoU output.
-
-
-def quality_inputs():
-    """Logits ln 3 of four RoIs, whose deltas are zero."""
-    x = Instances((40, 40))
-    x.proposal_boxes, x.gt_classes, x.gt_boxes = Boxes(ROIS), CLASSES, Boxes(OBJECTS)
-    deltas = torch.zeros(4, 8, requires_grad=True)
-    logits = torch.full((4,), math.log(3), requires_grad=True)
-    return (torch.zeros(4, 3), deltas, logits), [x]
-
-
-@pytest.mark.parametrize(
-    "loss, expected",
-    [
-        # sigmoid is 3/4, the IoUs are 1/2 and 0: BCE ln 4 - y ln 3.
-        (QualityLoss(kind="ce"), 2 * math.log(4) - 0.5 * math.log(3)),
-        (QualityLoss(kind="l1"), 0.25 + 0.75),
-        (
-            QualityLoss(kind="ce_w", negative_weight=0.1),
-            2 * math.log(4) - 0.5 * math.log(3) + 0.1 * 2 * math.log(4),
-        ),
-    ],
-    ids=lambda x: getattr(x, "kind", ""),
-)
-def test_quality_loss_by_hand(loss, expected):
-    model = predictor(quality_loss=loss, quality_weight=3.0)
-    predictions, proposals = quality_inputs()
-    with EventStorage() as storage:
-        losses = model.losses(predictions, proposals)
-    assert losses["loss_quality"].item() == pytest.approx(3 * expected / 2, rel=1e-5)
-    assert storage.latest()["fast_rcnn/box_iou"][0] == pytest.approx(0.25)
-    losses["loss_quality"].backward()
-    assert predictions[1].grad is None or not predictions[1].grad.any()
-
-
-def test_quality_loss_may_move_the_boxes():
-    model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
-    predictions, proposals = quality_inputs()
-    with EventStorage():
-        model.losses(predictions, proposals)["loss_quality"].backward()
-    grad = predictions[1].grad.view(4, 2, 4)
-    # A larger IoU of the first box, which is twice as high as its object, lowers the loss.
-    assert grad[0, 0, 3] > 0 and not grad[0, 1].any() and not grad[2:].any()
-
-
-def test_scores_are_fused_by_hand():
-    model = predictor(quality_loss=QualityLoss(), quality_alpha=0.5)
-    logits = torch.tensor([[0.0, math.log(2), 0.0]] * 3)  # probabilities 1/4, 1/2, 1/4
-    quality = torch.tensor([0.0, math.log(3), -math.log(3)])  # 1/2, 3/4, 1/4
-    proposals, _ = regions(None, [ROIS[:1], ROIS[:2]])
-    first, second = model.predict_probs((logits, torch.zeros(3, 8), quality), proposals)
-    expected = [[(1 / 8) ** 0.5, 0.5, 0.25], [(3 / 16) ** 0.5, (3 / 8) ** 0.5, 0.25],
-                [0.25, (1 / 8) ** 0.5, 0.25]]  # fmt: skip
-    torch.testing.assert_close(torch.cat((first, second)), torch.tensor(expected))
-    assert len(first) == 1 and len(second) == 2
-
-
-def test_fused_scores_rank_and_suppress():
-    """Two boxes that overlap: the one with the lower class score fits better and stays."""
-    model = predictor(1, quality_loss=QualityLoss(), quality_alpha=0.5, test_nms_thresh=0.5)
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
-    proposals, _ = regions(None, [boxes])
-    predictions = (torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.zeros(2, 4),
-                   torch.tensor([-2.0, 2.0]))  # fmt: skip
-    (found,), _ = model.inference(predictions, proposals)
-    assert found.pred_boxes.tensor.tolist() == boxes[1:].tolist()
-    p, q = torch.tensor(0.5).sigmoid(), torch.tensor(2.0).sigmoid()
-    torch.testing.assert_close(found.scores, (p * q).sqrt()[None])
+# All together.
 
 
 def test_cascade_averages_the_fused_scores_of_its_stages(make_cfg, make_batch):
@@ -399,7 +231,7 @@ def test_cascade_averages_the_fused_scores_of_its_stages(make_cfg, make_batch):
     heads = spread(build_model(cfg)).eval().roi_heads
     for predictor in heads.box_predictor:
         torch.nn.init.normal_(predictor.quality_score.weight, std=0.5)
-    proposals, maps = regions(heads, [random_boxes(30)])
+    proposals, maps = regions([random_boxes(30)])
     found = heads(None, maps, proposals)[0][0]
     assert len(found) > 5
     boxes, total = proposals[0].proposal_boxes, 0
@@ -416,9 +248,6 @@ def test_cascade_averages_the_fused_scores_of_its_stages(make_cfg, make_batch):
     (expected,), _ = fast_rcnn_inference([boxes.tensor], [total / 3], [(64, 64)], 0.05, 0.5, 100)
     torch.testing.assert_close(found.scores, expected.scores)
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-
-
-# All together.
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -449,7 +278,7 @@ def test_nothing_to_see(make_cfg, make_batch, rcnn_batch, kind, sampler):
     assert all(torch.isfinite(x) for x in losses.values())
     assert all(losses[x] == 0 for x in losses if "box_reg" in x or "quality" in x)
     gt = [x["instances"] for x in rcnn_batch([(64, 64, 0)])]
-    proposals, maps = regions(None, [torch.zeros(0, 4)])
+    proposals, maps = regions([torch.zeros(0, 4)])
     with EventStorage():
         _, losses = model.roi_heads(None, maps, proposals, gt)
     sum(losses.values()).backward()
@@ -496,6 +325,6 @@ def test_two_box_losses_are_refused(make_cfg):
 
 def test_training_needs_instances(make_cfg, make_batch):
     model = build_model(make_cfg("faster", *EVERYTHING))
-    proposals, maps = regions(None, [random_boxes(3)])
+    proposals, maps = regions([random_boxes(3)])
     with pytest.raises(ValueError, match="instances"):
         model.roi_heads(None, maps, proposals)

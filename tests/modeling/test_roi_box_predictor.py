@@ -1,0 +1,180 @@
+"""The box losses and the IoU output of the RoIs' predictor against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from resobj_d2.losses import (
+    BalancedL1Loss,
+    GHMRLoss,
+    GIoULoss,
+    IoULoss,
+    NegativeLogIoULoss,
+    QualityLoss,
+    SmoothL1Loss,
+)
+from resobj_d2.modeling import ResObjBoxPredictor
+
+
+def predictor(num_classes=2, channels=4, weights=(10.0, 10.0, 5.0, 5.0), **options):
+    return ResObjBoxPredictor(
+        ShapeSpec(channels=channels),
+        box2box_transform=Box2BoxTransform(weights=weights),
+        num_classes=num_classes,
+        **options,
+    )
+
+
+# Two RoIs of class 0 and 1 and two of background; all are (0, 0, 10, 10).
+ROIS = torch.tensor([[0.0, 0, 10, 10]] * 4)
+CLASSES = torch.tensor([0, 1, 2, 2])
+# Object 0 is the upper half; object 1 touches nothing; of background nothing matters.
+OBJECTS = torch.tensor([[0.0, 0, 10, 5], [20, 0, 30, 10], [0, 0, 0, 0], [5, 5, 9, 9]])
+BALANCED_AT_1 = 1.5 * (math.exp(3) / (math.exp(3) - 1)) - 0.5
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        (IoULoss(), 0.5 + 1.0),
+        (NegativeLogIoULoss(), math.log(2) - math.log(1e-6)),
+        (GIoULoss(), 0.5 + 4 / 3),  # the hull of the second pair is 300, the union 200
+        # Deltas 0: (dy, dh) = (-2.5, 5 ln .5) and dx = 20.
+        (SmoothL1Loss(beta=1.0), 2.5 - 0.5 + 5 * math.log(2) - 0.5 + 20 - 0.5),
+        (BalancedL1Loss(), 3 * BALANCED_AT_1 + 1.5 * (1.5 + 5 * math.log(2) - 1 + 19)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_box_loss_by_hand(loss, expected, agnostic):
+    model = predictor(box_loss=loss, cls_agnostic_bbox_reg=agnostic)
+    deltas = torch.zeros(4, 4)
+    if not agnostic:  # those of other classes do not count, whatever they are
+        deltas = torch.full((4, 2, 4), torch.nan)
+        deltas[0, 0] = deltas[1, 1] = 0.0
+        deltas = deltas.view(4, 8)
+    deltas.requires_grad_()
+    total = model.box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
+    assert total.item() == pytest.approx(expected / 4, rel=1e-5)
+    total.backward()
+    grad = deltas.grad.view(4, -1, 4)
+    assert torch.isfinite(grad).all() and grad[0, 0].any() and not grad[2:].any()
+
+
+def test_box_loss_has_detectron2s_weight_and_divisor():
+    model = predictor(box_loss=IoULoss(), loss_weight={"loss_box_reg": 10.0})
+    deltas = torch.zeros(4, 8)
+    proposals = []
+    for rows in (slice(0, 3), slice(3, 4)):  # the second image has no objects
+        x = Instances((40, 40))
+        x.proposal_boxes, x.gt_classes = Boxes(ROIS[rows]), CLASSES[rows]
+        if rows.start == 0:
+            x.gt_boxes = Boxes(OBJECTS[rows])
+        proposals.append(x)
+    with EventStorage():
+        losses = model.losses((torch.zeros(4, 3), deltas), proposals)
+    assert losses["loss_box_reg"].item() == pytest.approx(10 * 1.5 / 4)
+    assert losses["loss_cls"].item() == pytest.approx(math.log(3))
+
+
+def test_smooth_l1_entry_is_detectron2s_loss():
+    torch.manual_seed(0)
+    rois = 50 * torch.rand(30, 2)
+    rois = torch.cat((rois, rois + 5 + 30 * torch.rand(30, 2)), dim=1)
+    deltas, classes = torch.randn(30, 12), torch.randint(4, (30,))
+    ours = predictor(3, box_loss=SmoothL1Loss(beta=0.5))
+    theirs = predictor(3, smooth_l1_beta=0.5)
+    a, b = (m.box_reg_loss(rois, rois.flip(0), deltas, classes) for m in (ours, theirs))
+    torch.testing.assert_close(a, b)
+
+
+def test_self_normalized_loss_is_not_divided():
+    loss = GHMRLoss(mu=0.02, bins=10, momentum=0.0)
+    deltas = torch.zeros(4, 8)
+    a = predictor(box_loss=loss).box_reg_loss(ROIS, OBJECTS, deltas, CLASSES)
+    targets = Box2BoxTransform((10.0, 10.0, 5.0, 5.0)).get_deltas(ROIS[:2], OBJECTS[:2])
+    b = GHMRLoss(mu=0.02, bins=10, momentum=0.0)(
+        torch.zeros(2, 4), targets, torch.ones(2, dtype=torch.bool)
+    )
+    torch.testing.assert_close(a, b)
+
+
+def images(boxes):
+    """Proposals of images of 40 px with these boxes."""
+    found = [Instances((40, 40)) for _ in boxes]
+    for x, y in zip(found, boxes, strict=True):
+        x.proposal_boxes = Boxes(y)
+    return found
+
+
+def quality_inputs():
+    """Logits ln 3 of four RoIs, whose deltas are zero."""
+    x = Instances((40, 40))
+    x.proposal_boxes, x.gt_classes, x.gt_boxes = Boxes(ROIS), CLASSES, Boxes(OBJECTS)
+    deltas = torch.zeros(4, 8, requires_grad=True)
+    logits = torch.full((4,), math.log(3), requires_grad=True)
+    return (torch.zeros(4, 3), deltas, logits), [x]
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        # sigmoid is 3/4, the IoUs are 1/2 and 0: BCE ln 4 - y ln 3.
+        (QualityLoss(kind="ce"), 2 * math.log(4) - 0.5 * math.log(3)),
+        (QualityLoss(kind="l1"), 0.25 + 0.75),
+        (
+            QualityLoss(kind="ce_w", negative_weight=0.1),
+            2 * math.log(4) - 0.5 * math.log(3) + 0.1 * 2 * math.log(4),
+        ),
+    ],
+    ids=lambda x: getattr(x, "kind", ""),
+)
+def test_quality_loss_by_hand(loss, expected):
+    model = predictor(quality_loss=loss, quality_weight=3.0)
+    predictions, proposals = quality_inputs()
+    with EventStorage() as storage:
+        losses = model.losses(predictions, proposals)
+    assert losses["loss_quality"].item() == pytest.approx(3 * expected / 2, rel=1e-5)
+    assert storage.latest()["fast_rcnn/box_iou"][0] == pytest.approx(0.25)
+    losses["loss_quality"].backward()
+    assert predictions[1].grad is None or not predictions[1].grad.any()
+
+
+def test_quality_loss_may_move_the_boxes():
+    model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
+    predictions, proposals = quality_inputs()
+    with EventStorage():
+        model.losses(predictions, proposals)["loss_quality"].backward()
+    grad = predictions[1].grad.view(4, 2, 4)
+    # A larger IoU of the first box, which is twice as high as its object, lowers the loss.
+    assert grad[0, 0, 3] > 0 and not grad[0, 1].any() and not grad[2:].any()
+
+
+def test_scores_are_fused_by_hand():
+    model = predictor(quality_loss=QualityLoss(), quality_alpha=0.5)
+    logits = torch.tensor([[0.0, math.log(2), 0.0]] * 3)  # probabilities 1/4, 1/2, 1/4
+    quality = torch.tensor([0.0, math.log(3), -math.log(3)])  # 1/2, 3/4, 1/4
+    proposals = images([ROIS[:1], ROIS[:2]])
+    first, second = model.predict_probs((logits, torch.zeros(3, 8), quality), proposals)
+    expected = [[(1 / 8) ** 0.5, 0.5, 0.25], [(3 / 16) ** 0.5, (3 / 8) ** 0.5, 0.25],
+                [0.25, (1 / 8) ** 0.5, 0.25]]  # fmt: skip
+    torch.testing.assert_close(torch.cat((first, second)), torch.tensor(expected))
+    assert len(first) == 1 and len(second) == 2
+
+
+def test_fused_scores_rank_and_suppress():
+    """Two boxes that overlap: the one with the lower class score fits better and stays."""
+    model = predictor(1, quality_loss=QualityLoss(), quality_alpha=0.5, test_nms_thresh=0.5)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    proposals = images([boxes])
+    predictions = (torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.zeros(2, 4),
+                   torch.tensor([-2.0, 2.0]))  # fmt: skip
+    (found,), _ = model.inference(predictions, proposals)
+    assert found.pred_boxes.tensor.tolist() == boxes[1:].tolist()
+    p, q = torch.tensor(0.5).sigmoid(), torch.tensor(2.0).sigmoid()
+    torch.testing.assert_close(found.scores, (p * q).sqrt()[None])
