@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -168,6 +169,13 @@ def test_yolov3_has_darknets_schedule(path):
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (size, size)
     steps = {"obj": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
     assert cfg.MODEL.DENSE.OBJECTNESS.STEPS == steps
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/ssd512_*.yaml")))
+def test_ssd512_decays_biases_like_weights(path):
+    """As mmdetection does; without a word from the yaml, Detectron2 0.5 would not."""
+    groups = build_optimizer(read(path), nn.Conv2d(3, 4, 1)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0005}
 
 
 @pytest.mark.parametrize(
