@@ -45,6 +45,8 @@ def _add_tower(dense: CfgNode, node_type: type) -> None:
     dense.TOWER.CHANNELS = 256
     # "" or a name of detectron2.layers.get_norm, e.g. "GN".
     dense.TOWER.NORM = ""
+    # SepConvTower: of its batch normalisation, torch's convention; short runs need 0.1.
+    dense.TOWER.BN_MOMENTUM = 0.01
 
 
 def _add_stream(node: CfgNode, node_type: type) -> None:
@@ -355,6 +357,8 @@ def _add_necks(cfg: CfgNode, node_type: type) -> None:
     bifpn.NUM_LAYERS = 3
     # "fast" (normalised by the sum), "softmax" or "sum" (no weights).
     bifpn.FUSION = "fast"
+    # See TOWER.BN_MOMENTUM.
+    bifpn.BN_MOMENTUM = 0.01
 
     extras = cfg.MODEL.SSD_EXTRAS = node_type()
     # The registered backbone below, and its maps that are levels, finest first.

@@ -9,7 +9,7 @@ __all__ = ["MapNorm"]
 
 
 class MapNorm(nn.BatchNorm2d):
-    """Batch normalisation with eps 1e-3 and momentum 0.01 (TensorFlow's 0.99).
+    """Batch normalisation with eps 1e-3.
 
     The coarsest level of a small image has one cell: with one image there is one value per channel
     and no variance. Such a map is normalised by the running statistics, in training too, and
@@ -17,10 +17,14 @@ class MapNorm(nn.BatchNorm2d):
 
     Args:
         channels: of the maps.
+        momentum: of the running statistics, in (0, 1]; EfficientDet's is 0.01 (TensorFlow's 0.99).
+            A run of some hundred iterations needs a larger one.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3, momentum=0.01)
+    def __init__(self, channels: int, *, momentum: float = 0.01) -> None:
+        if not 0 < momentum <= 1:
+            raise ValueError(f"BN_MOMENTUM must be in (0, 1], got {momentum}")
+        super().__init__(channels, eps=1e-3, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""

@@ -63,9 +63,17 @@ class SepConvStack(nn.Module):
         in_channels: channels of each level; all equal, since the convolutions are shared.
         channels: width of the stack.
         num_convs: number of convolutions; 0 passes the maps on.
+        momentum: see :class:`MapNorm`.
     """
 
-    def __init__(self, *, in_channels: Sequence[int], channels: int, num_convs: int) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int,
+        num_convs: int,
+        momentum: float = 0.01,
+    ) -> None:
         super().__init__()
         if len(set(in_channels)) != 1:
             raise ValueError(
@@ -77,7 +85,8 @@ class SepConvStack(nn.Module):
             for a, b in zip(widths, widths[1:], strict=False)
         )
         self.norms = nn.ModuleList(
-            nn.ModuleList(MapNorm(channels) for _ in in_channels) for _ in range(num_convs)
+            nn.ModuleList(MapNorm(channels, momentum=momentum) for _ in in_channels)
+            for _ in range(num_convs)
         )
         self.out_channels = [widths[-1]] * len(in_channels)
 
@@ -96,6 +105,7 @@ class SepConvTower(nn.Module):
         in_channels: channels of each level; all equal.
         channels: width of the stacks; EfficientDet's is that of the pyramid.
         num_convs: convolutions per stack.
+        momentum: see :class:`MapNorm`.
         tasks: the stacks to make.
     """
 
@@ -105,12 +115,18 @@ class SepConvTower(nn.Module):
         in_channels: Sequence[int],
         channels: int,
         num_convs: int,
+        momentum: float = 0.01,
         tasks: Sequence[str] = ("cls", "box"),
     ) -> None:
         super().__init__()
         self.tasks = list(tasks)
         for task in tasks:
-            stack = SepConvStack(in_channels=in_channels, channels=channels, num_convs=num_convs)
+            stack = SepConvStack(
+                in_channels=in_channels,
+                channels=channels,
+                num_convs=num_convs,
+                momentum=momentum,
+            )
             self.add_module(task, stack)
         self.out_channels = stack.out_channels
 
@@ -119,7 +135,11 @@ class SepConvTower(nn.Module):
         cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
     ) -> SepConvTower:
         return cls(
-            in_channels=in_channels, channels=node.CHANNELS, num_convs=node.NUM_CONVS, tasks=tasks
+            in_channels=in_channels,
+            channels=node.CHANNELS,
+            num_convs=node.NUM_CONVS,
+            momentum=node.BN_MOMENTUM,
+            tasks=tasks,
         )
 
     def forward(self, features: list[Tensor]) -> TowerFeatures:
@@ -136,7 +156,12 @@ class SepConvTower(nn.Module):
     ) -> SepConvStack:
         if len(set(channels)) != 1:
             raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
-        return SepConvStack(in_channels=in_channels, channels=channels[0], num_convs=num_convs)
+        return SepConvStack(
+            in_channels=in_channels,
+            channels=channels[0],
+            num_convs=num_convs,
+            momentum=node.BN_MOMENTUM,
+        )
 
 
 @PREDICTOR_REGISTRY.register()

@@ -27,7 +27,7 @@ def few_images(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["overfit_ssd", "overfit_yolov3"])
+@pytest.mark.parametrize("name", ["overfit_ssd", "overfit_yolov3", "overfit_efficientdet"])
 def test_learns_a_few_images_by_heart(name, repository, few_images, tmp_path, clean_catalogs):
     from resobj_d2.engine import Trainer
     from resobj_d2.engine.setup import load_config

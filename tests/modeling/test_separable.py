@@ -1,9 +1,11 @@
 """EfficientDet's heads: convolutions shared by the levels, normalisation per level."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -101,6 +103,25 @@ def test_map_of_one_value_is_normalised_by_running_statistics():
     torch.testing.assert_close(norm.running_mean, torch.tensor([1.04, 2.06]))
 
 
+def test_momentum_of_the_running_statistics_comes_from_the_config(tiny_cfg):
+    cfg = tiny_cfg(
+        "MODEL.BACKBONE.NAME", "build_bifpn_backbone",
+        "MODEL.BIFPN.BOTTOM_UP", "build_resnet_backbone",
+        "MODEL.BIFPN.IN_FEATURES", ["res3", "res4", "res5"],
+        "MODEL.BIFPN.BN_MOMENTUM", 0.2,
+        "MODEL.DENSE.TOWER.NAME", "SepConvTower",
+        "MODEL.DENSE.TOWER.BN_MOMENTUM", 0.3,
+    )  # fmt: skip
+    model = build_model(cfg)
+    momenta = {
+        part: {m.momentum for m in module.modules() if isinstance(m, MapNorm)}
+        for part, module in (("neck", model.backbone), ("tower", model.tower))
+    }
+    assert momenta == {"neck": {0.2}, "tower": {0.3}}
+    with pytest.raises(ValueError, match="BN_MOMENTUM must be in"):
+        MapNorm(2, momentum=0.0)
+
+
 def test_tower_has_a_stack_per_task():
     tower = SepConvTower(in_channels=[4, 4], channels=6, num_convs=2)
     assert tower.out_channels == [6, 6]
@@ -120,10 +141,12 @@ def test_no_convolutions_pass_the_maps_on():
 
 
 def test_hidden_layers_are_in_the_towers_style():
-    hidden = SepConvTower.hidden(None, in_channels=[4, 4], channels=[2, 2], num_convs=1)
+    node = SimpleNamespace(BN_MOMENTUM=0.3)
+    hidden = SepConvTower.hidden(node, in_channels=[4, 4], channels=[2, 2], num_convs=1)
     assert isinstance(hidden, SepConvStack) and hidden.out_channels == [2, 2]
+    assert [norm.momentum for norm in hidden.norms[0]] == [0.3, 0.3]
     with pytest.raises(ValueError, match=r"one width, got \[2, 3\]"):
-        SepConvTower.hidden(None, in_channels=[4, 4], channels=[2, 3], num_convs=1)
+        SepConvTower.hidden(node, in_channels=[4, 4], channels=[2, 3], num_convs=1)
 
 
 def predictor(channels, **kwargs):

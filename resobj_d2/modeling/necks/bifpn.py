@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,12 +49,15 @@ class WeightedFusion(nn.Module):
 class _Node(nn.Module):
     """Fuses its inputs, then SiLU, a depthwise-separable 3x3 convolution and normalisation."""
 
-    def __init__(self, *, channels: int, inputs: int, fusion: str) -> None:
+    def __init__(self, *, channels: int, inputs: int, fusion: str, momentum: float) -> None:
         super().__init__()
         self.fusion = WeightedFusion(inputs=inputs, method=fusion)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1)
-        self.norm = MapNorm(channels)
+        self.norm = MapNorm(channels, momentum=momentum)
+        # Variances near those of the input: running ones start at 1 and move slowly.
+        for layer in (self.depthwise, self.pointwise):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = F.silu(self.fusion(maps))
@@ -63,8 +67,8 @@ class _Node(nn.Module):
 class _Lateral(nn.Sequential):
     """1x1 convolution and normalisation: a map of the backbone to the pyramid's width."""
 
-    def __init__(self, *, in_channels: int, channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 1), MapNorm(channels))
+    def __init__(self, *, in_channels: int, channels: int, momentum: float) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 1), MapNorm(channels, momentum=momentum))
 
 
 class _Layer(nn.Module):
@@ -74,24 +78,31 @@ class _Layer(nn.Module):
         channels: W.
         levels: L.
         fusion: see :class:`WeightedFusion`.
+        momentum: see :class:`MapNorm`.
         in_channels: of the finest maps where they still come from the backbone. Every edge that
             starts there has a 1x1 convolution of its own; all other maps are W wide.
     """
 
     def __init__(
-        self, *, channels: int, levels: int, fusion: str, in_channels: Sequence[int] = ()
+        self,
+        *,
+        channels: int,
+        levels: int,
+        fusion: str,
+        momentum: float,
+        in_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        inner = range(1, levels - 1)
-        self.down = nn.ModuleList(_Node(channels=channels, inputs=2, fusion=fusion) for _ in inner)
+        node = partial(_Node, channels=channels, fusion=fusion, momentum=momentum)
+        lateral = partial(_Lateral, channels=channels, momentum=momentum)
+        self.down = nn.ModuleList(node(inputs=2) for _ in range(1, levels - 1))
         self.up = nn.ModuleList(
-            _Node(channels=channels, inputs=2 if i in (0, levels - 1) else 3, fusion=fusion)
-            for i in range(levels)
+            node(inputs=2 if i in (0, levels - 1) else 3) for i in range(levels)
         )
 
         def laterals(skip: int) -> nn.ModuleList:
             return nn.ModuleList(
-                nn.Identity() if c == channels else _Lateral(in_channels=c, channels=channels)
+                nn.Identity() if c == channels else lateral(in_channels=c)
                 for c in in_channels[skip:]
             )
 
@@ -140,6 +151,7 @@ class BiFPN(Backbone):
         channels: W.
         num_layers: BiFPN layers.
         fusion: see :class:`WeightedFusion`.
+        momentum: see :class:`MapNorm`.
     """
 
     def __init__(
@@ -150,6 +162,7 @@ class BiFPN(Backbone):
         channels: int,
         num_layers: int,
         fusion: str = "fast",
+        momentum: float = 0.01,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -166,12 +179,13 @@ class BiFPN(Backbone):
         self.bottom_up = bottom_up
         self.in_features = list(in_features)
         widths = [shapes[name].channels for name in in_features]
-        self.coarse = _Lateral(in_channels=widths[-1], channels=channels)
+        self.coarse = _Lateral(in_channels=widths[-1], channels=channels, momentum=momentum)
         self.layers = nn.ModuleList(
             _Layer(
                 channels=channels,
                 levels=5,
                 fusion=fusion,
+                momentum=momentum,
                 in_channels=[] if i else widths,
             )
             for i in range(num_layers)
@@ -214,4 +228,5 @@ def build_bifpn_backbone(cfg, input_shape: ShapeSpec) -> BiFPN:
         channels=node.CHANNELS,
         num_layers=node.NUM_LAYERS,
         fusion=node.FUSION,
+        momentum=node.BN_MOMENTUM,
     )
