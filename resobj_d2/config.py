@@ -390,9 +390,10 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     # [height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*.
     cfg.INPUT.FIXED_SIZE = []
     # Lengths of the images' longer side, one of which every MULTI_SCALE_PERIOD training batches
-    # get after loading; [] for never.
+    # get after loading, the last MULTI_SCALE_LAST ones the largest; [] for never.
     cfg.INPUT.MULTI_SCALE = []
     cfg.INPUT.MULTI_SCALE_PERIOD = 10
+    cfg.INPUT.MULTI_SCALE_LAST = 0
     # SSD's training augmentations, in front of resizing and flipping.
     # Random brightness, contrast, saturation, hue and order of channels.
     cfg.INPUT.PHOTOMETRIC = False

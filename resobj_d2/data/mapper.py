@@ -14,7 +14,13 @@ from detectron2.structures import BoxMode
 
 from .augmentation import build_box_augmentations, build_size_augmentations
 
-__all__ = ["BoxMapper", "ImageErrorMapper", "build_test_mapper", "build_train_mapper"]
+__all__ = [
+    "BoxMapper",
+    "ImageErrorMapper",
+    "build_test_mapper",
+    "build_train_mapper",
+    "more_than_boxes",
+]
 
 
 class BoxMapper:
@@ -54,6 +60,16 @@ class BoxMapper:
         return record
 
 
+def more_than_boxes(cfg) -> list[str]:
+    """The keys by which a model learns what this package's changes of images leave behind."""
+    keys = {
+        "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
+        "MODEL.KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
+    }
+    return [key for key, value in keys.items() if value]
+
+
 def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
     """Detectron2's mapper, or :class:`BoxMapper` where ``cfg.INPUT`` asks for what that lacks.
 
@@ -63,13 +79,7 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
     own = build_box_augmentations(cfg)
     if not own and not cfg.INPUT.FIXED_SIZE:
         return DatasetMapper(cfg, True)
-    clashes = {
-        "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
-        "MODEL.KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
-        "MODEL.LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
-        "INPUT.CROP.ENABLED": cfg.INPUT.CROP.ENABLED,
-    }
-    found = [key for key, value in clashes.items() if value]
+    found = more_than_boxes(cfg) + ["INPUT.CROP.ENABLED"] * cfg.INPUT.CROP.ENABLED
     if found:
         raise ValueError(
             "INPUT.PHOTOMETRIC, EXPAND, IOU_CROP and FIXED_SIZE are for box detectors and cannot "

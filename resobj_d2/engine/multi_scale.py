@@ -10,6 +10,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn import functional as F
 
+from resobj_d2.data.mapper import more_than_boxes
+
 __all__ = ["MultiScale", "resize_inputs"]
 
 
@@ -57,30 +59,48 @@ class MultiScale(HookBase):
         sizes: lengths of the images' longer side to choose from.
         period: iterations between two choices.
         seed: equal on all processes.
+        last: iterations at the end of the run that have the largest size. The running statistics
+            of batch normalisation then are of one size, as Darknet's are.
     """
 
-    def __init__(self, *, sizes: Sequence[int], period: int, seed: int) -> None:
+    def __init__(self, *, sizes: Sequence[int], period: int, seed: int, last: int = 0) -> None:
         numbers = all(isinstance(size, int) and size > 0 for size in sizes)
-        if not sizes or not numbers or period < 1:
+        if not sizes or not numbers or period < 1 or last < 0:
             raise ValueError(
-                "INPUT.MULTI_SCALE must be a list of positive lengths and MULTI_SCALE_PERIOD at "
-                f"least 1, got {list(sizes)} and {period}"
+                "INPUT.MULTI_SCALE must be a list of positive lengths, MULTI_SCALE_PERIOD at "
+                f"least 1 and MULTI_SCALE_LAST at least 0, got {list(sizes)}, {period} and {last}"
             )
         self.sizes = list(sizes)
         self.period = period
         self.seed = seed
+        self.last = last
         self._handle = None
 
     @classmethod
     def from_config(cls, cfg) -> MultiScale | None:
-        """With the keys of ``cfg.INPUT``; None where MULTI_SCALE is empty."""
+        """With the keys of ``cfg.INPUT``; None where MULTI_SCALE is empty.
+
+        Raises:
+            ValueError: the model learns more than boxes, which would not move with the images.
+        """
         if not cfg.INPUT.MULTI_SCALE:
             return None
-        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        return cls(sizes=cfg.INPUT.MULTI_SCALE, period=cfg.INPUT.MULTI_SCALE_PERIOD, seed=seed)
+        found = more_than_boxes(cfg)
+        if found:
+            raise ValueError(
+                f"INPUT.MULTI_SCALE is for box detectors and cannot be combined with {found}"
+            )
+        return cls(
+            sizes=cfg.INPUT.MULTI_SCALE,
+            period=cfg.INPUT.MULTI_SCALE_PERIOD,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            last=cfg.INPUT.MULTI_SCALE_LAST,
+        )
 
-    def size_at(self, iteration: int) -> int:
-        """The length of the longer side."""
+    def size_at(self, iteration: int, max_iter: int) -> int:
+        """The length of the longer side at one of the ``max_iter`` iterations of the run."""
+        if iteration >= max_iter - self.last:
+            return max(self.sizes)
         return random.Random(f"{self.seed} {iteration // self.period}").choice(self.sizes)
 
     def before_train(self) -> None:
@@ -95,4 +115,5 @@ class MultiScale(HookBase):
             return None
         device = next(model.parameters()).device
         batch = [{**x, "image": x["image"].to(device)} for x in inputs[0]]
-        return (resize_inputs(batch, self.size_at(self.trainer.iter)), *inputs[1:])
+        size = self.size_at(self.trainer.iter, self.trainer.max_iter)
+        return (resize_inputs(batch, size), *inputs[1:])

@@ -99,16 +99,35 @@ def test_sizes_change_every_few_iterations_and_resume():
     assert sizes_of(hook(seed=6), 0, 200)[0] != found
 
 
-@pytest.mark.parametrize("sizes, period", [([], 10), ([0], 10), ([320.5], 10), ([320], 0)])
-def test_bad_options_are_refused(sizes, period):
+def test_last_iterations_have_the_largest_size():
+    """Darknet's last 200: statistics of batch normalisation are of one size at the end."""
+    hook = MultiScale(sizes=[128, 32, 64], period=10, seed=5, last=25)
+    found = sizes_of(hook, 0, 100)[0]
+    assert set(found[75:]) == {128}
+    assert found[:75] == sizes_of(MultiScale(sizes=[128, 32, 64], period=10, seed=5), 0, 75)[0]
+    assert sizes_of(hook, 80, 100)[0] == found[80:]
+
+
+@pytest.mark.parametrize(
+    "sizes, period, last",
+    [([], 10, 0), ([0], 10, 0), ([320.5], 10, 0), ([320], 0, 0), ([320], 10, -1)],
+)
+def test_bad_options_are_refused(sizes, period, last):
     with pytest.raises(ValueError, match="MULTI_SCALE"):
-        MultiScale(sizes=sizes, period=period, seed=0)
+        MultiScale(sizes=sizes, period=period, seed=0, last=last)
+
+
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
+def test_what_would_not_move_with_the_images_is_refused(tiny_cfg, key):
+    with pytest.raises(ValueError, match=f"MULTI_SCALE.*{key}"):
+        MultiScale.from_config(tiny_cfg("INPUT.MULTI_SCALE", [320], key, True))
 
 
 def test_built_from_config(tiny_cfg):
     assert MultiScale.from_config(tiny_cfg()) is None
     cfg = tiny_cfg("INPUT.MULTI_SCALE", [320, 608], "INPUT.MULTI_SCALE_PERIOD", 3, "SEED", 4)
+    cfg.INPUT.MULTI_SCALE_LAST = 7
     hook = MultiScale.from_config(cfg)
-    assert (hook.sizes, hook.period, hook.seed) == ([320, 608], 3, 4)
+    assert (hook.sizes, hook.period, hook.seed, hook.last) == ([320, 608], 3, 4, 7)
     unseeded = MultiScale.from_config(tiny_cfg("INPUT.MULTI_SCALE", [320], "SEED", -1))
     assert unseeded.seed >= 0
