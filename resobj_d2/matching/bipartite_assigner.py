@@ -14,6 +14,7 @@ from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
 
 from .assigners import MaxIoUAssigner
 from .build import ASSIGNER_REGISTRY
+from .owners import anchor_owners
 
 __all__ = ["BestAnchorAssigner"]
 
@@ -70,13 +71,10 @@ class BestAnchorAssigner(MaxIoUAssigner):
             anchors: (R, 4) shared by the batch, or (N, R, 4).
         """
         targets = super().__call__(priors, anchors, ground_truth, prediction)
-        owner = _owners(anchors, ground_truth)
+        best = _best_anchors(anchors, ground_truth)
+        owner, rows = anchor_owners(best, ground_truth, anchors.shape[-2])
         owned = owner >= 0
-        offsets = ground_truth.offsets
-        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
-        rows = [x + first for x, first in zip(owner, offsets, strict=False)]
-        # Rows of anchors without an owner lead to some box or past the last; none is used.
-        rows = torch.where(owned, torch.stack(rows), len(ground_truth.boxes))
+        # The row past the last is of anchors without an owner; nobody uses it.
         classes = F.pad(ground_truth.classes, (0, 1))
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return replace(
@@ -85,19 +83,6 @@ class BestAnchorAssigner(MaxIoUAssigner):
             matched_boxes=torch.where(owned[..., None], boxes[rows], targets.matched_boxes),
             gt_index=torch.where(owned, owner, targets.gt_index),
         )
-
-
-def _owners(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
-    """(N, R) row, within its image, of the ground truth whose best anchor this is; else -1."""
-    num_anchors = anchors.shape[-2]
-    best = _best_anchors(anchors, ground_truth).split(ground_truth.sizes)
-    owners = []
-    for index in best:
-        # One more entry takes what overlaps nothing. The largest row is the later ground truth.
-        empty = torch.full((num_anchors + 1,), -1, dtype=torch.int64, device=anchors.device)
-        rows = torch.arange(len(index), device=anchors.device)
-        owners.append(empty.scatter_reduce(0, index, rows, "amax")[:-1])
-    return torch.stack(owners)
 
 
 def _best_anchors(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:

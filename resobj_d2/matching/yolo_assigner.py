@@ -12,6 +12,7 @@ from resobj_d2 import ops
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
 from .build import ASSIGNER_REGISTRY
+from .owners import anchor_owners
 
 __all__ = ["YOLOAssigner"]
 
@@ -67,11 +68,9 @@ class YOLOAssigner:
             prediction.boxes, ground_truth.boxes, ground_truth.sizes,
             thresholds=[1.0], labels=[0, 0], allow_low_quality=False,
         )  # fmt: skip
-        owner = _owners(priors, ground_truth)
+        responsible = _responsible(priors, ground_truth.boxes)
+        owner, rows = anchor_owners(responsible, ground_truth, len(priors.boxes))
         owned = owner >= 0
-        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
-        rows = [x + first for x, first in zip(owner, ground_truth.offsets, strict=False)]
-        rows = torch.where(owned, torch.stack(rows), len(ground_truth.boxes))
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
         # The last row is of anchors without a ground truth: no area, so a weight that nobody uses.
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
@@ -86,18 +85,6 @@ class YOLOAssigner:
             num_classes=self.num_classes,
             box_weights=(2 - area / (height * width))[rows],
         )
-
-
-def _owners(priors: Priors, ground_truth: GroundTruth) -> Tensor:
-    """(N, R) row, within its image, of the ground truth an anchor is responsible for; or -1."""
-    num_anchors = len(priors.boxes)
-    owners = []
-    for index in _responsible(priors, ground_truth.boxes).split(ground_truth.sizes):
-        # One more entry takes what no anchor is responsible for. The largest row is the later one.
-        empty = torch.full((num_anchors + 1,), -1, dtype=torch.int64, device=index.device)
-        rows = torch.arange(len(index), device=index.device)
-        owners.append(empty.scatter_reduce(0, index, rows, "amax")[:-1])
-    return torch.stack(owners)
 
 
 def _responsible(priors: Priors, boxes: Tensor) -> Tensor:
