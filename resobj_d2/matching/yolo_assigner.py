@@ -30,7 +30,7 @@ class YOLOAssigner:
 
     ``Targets.matched_ious`` are those of the predicted boxes; ``box_weights`` are
     ``2 - w h / (W H)`` of the ground truth on a network input of W x H pixels, which gives small
-    boxes up to twice the weight of large ones (Darknet).
+    boxes up to twice the weight of large ones (Darknet); at least 1, for boxes beyond the input.
 
     Args:
         num_classes: K.
@@ -83,7 +83,7 @@ class YOLOAssigner:
             matched_ious=match.ious,
             gt_index=torch.where(owned, owner, match.gt_index),
             num_classes=self.num_classes,
-            box_weights=(2 - area / (height * width))[rows],
+            box_weights=(2 - area / (height * width)).clamp(min=1)[rows],
         )
 
 

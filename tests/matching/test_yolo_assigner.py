@@ -51,6 +51,13 @@ def test_best_shape_in_the_cell_of_the_centre(priors):
     )
 
 
+def test_weight_of_a_box_larger_than_the_input_stays_positive(priors):
+    found = assign(priors, [[[-150.0, -150.0, 200.0, 170.0]]], [[0]])
+    # Centre (25, 10): column 0 of the coarse level. A negative weight would train away from it.
+    assert found.labels[0, 16] == 0
+    assert found.box_weights[0, 16] == 1
+
+
 def test_of_equally_good_shapes_the_first(priors):
     twins = YOLOAnchors(shapes=[[(8, 16), (16, 8)], [(32, 32)]], strides=[16, 32], offset=0.5)
     found = assign(twins([(2, 4), (1, 2)]), [[[0.0, 0.0, 16.0, 16.0]]], [[0]])
