@@ -214,6 +214,12 @@ def test_boxes_between_thresholds_are_neversample_proposals(make_cfg, make_batch
     assert torch.equal(chosen.gt_classes == 3, ious < 0.3)
 
 
+def test_ohem_does_not_hide_that_training_has_failed(make_cfg, make_batch):
+    model = build_model(make_cfg("faster", "MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler"))
+    torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, torch.nan)
+    assert losses_of(model, make_batch(SHAPES))["loss_cls"].isnan()
+
+
 @pytest.mark.parametrize("sampler", ["RandomSampler", "OHEMSampler", "HardNegativeRatio"])
 def test_every_sampler_feeds_the_heads(make_cfg, rcnn_batch, sampler):
     model = build_model(make_cfg("mask", "MODEL.RESOBJ_ROI.SAMPLER.NAME", sampler))
