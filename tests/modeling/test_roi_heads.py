@@ -329,6 +329,36 @@ def test_two_box_losses_are_refused(make_cfg):
         build_model(make_cfg("faster", *opts))
 
 
+def test_sigmoid_losses_have_no_order_for_ohem(make_cfg):
+    cfg = make_cfg("faster", "MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler")
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True  # a key of upstream main
+    with pytest.raises(ValueError, match="USE_SIGMOID_CE must be False"):
+        build_model(cfg)
+
+
+@pytest.mark.slow
+def test_everything_learns(make_cfg, make_batch):
+    """Bright rectangles are found, with scores that say how well."""
+    torch.manual_seed(0)
+    model = build_model(
+        make_cfg("faster", *EVERYTHING, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 10.0)
+    )
+    batch = make_batch([(96, 96, 2), (96, 96, 3)], num_classes=1)
+    for x in batch:
+        x["image"].fill_(30.0)
+        for x1, y1, x2, y2 in x["instances"].gt_boxes.tensor.int().tolist():
+            x["image"][:, y1:y2, x1:x2] = 200.0
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(80):
+        total = sum(losses_of(model, batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    for found, x in zip(detect(model, batch), batch, strict=True):
+        ious = pairwise_iou(x["instances"].gt_boxes, found.pred_boxes[found.scores > 0.5])
+        assert ious.max(dim=1).values.min() > 0.5
+
+
 def test_training_needs_instances(make_cfg, make_batch):
     model = build_model(make_cfg("faster", *EVERYTHING))
     proposals, maps = regions([random_boxes(3)])
