@@ -121,6 +121,11 @@ YOLOV3 = [
     "MODEL.DENSE.NUM_CLASSES", "8",
     "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0",
 ]  # fmt: skip
+EFFICIENTDET = [
+    "INPUT.FIXED_SIZE", "[64, 64]",
+    "MODEL.DENSE.NUM_CLASSES", "8",
+    "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0",
+]  # fmt: skip
 LIBRA_RCNN = [
     "MODEL.FPN.OUT_CHANNELS", "64",
     "MODEL.ROI_HEADS.NUM_CLASSES", "8",
@@ -132,6 +137,7 @@ LIBRA_RCNN = [
 FAMILIES = {
     "ssd": ("overfit_ssd", ["INPUT.FIXED_SIZE", "[64, 96]", "MODEL.DENSE.NUM_CLASSES", "8"]),
     "yolov3": ("overfit_yolov3", YOLOV3),
+    "efficientdet": ("overfit_efficientdet", EFFICIENTDET),
     "libra_rcnn": ("cells_libra_rcnn", LIBRA_RCNN),
 }
 
