@@ -110,7 +110,8 @@ class IoUCrop(T.Augmentation):
     """Crops so that some box keeps an IoU with the crop of at least a random bound, or not at all.
 
     Boxes whose centre lies outside the crop get no area, which
-    ``detection_utils.filter_empty_instances`` then removes.
+    ``detection_utils.filter_empty_instances`` then removes. Pictures of less than four pixels
+    in width or height stay whole.
     """
 
     def __init__(self) -> None:
@@ -119,9 +120,10 @@ class IoUCrop(T.Augmentation):
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
         """image: (H, W, C); boxes: (M, 4) XYXY in pixels."""
-        if not len(boxes):
-            return NoOpTransform()
         height, width = image.shape[:2]
+        # Of a picture this small the smallest crop would have no pixel.
+        if not len(boxes) or int(min(height, width) * self.crop.min_scale) < 1:
+            return NoOpTransform()
         boxes = tv_tensors.BoundingBoxes(
             torch.as_tensor(np.asarray(boxes, dtype=np.float32)),
             format="XYXY",

@@ -77,6 +77,17 @@ def test_crop_leaves_pictures_without_boxes_alone(scene):
     assert np.array_equal(aug.image, image)
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 40), (3, 50), (5, 5)])
+def test_crop_of_tiny_pictures_is_never_empty(height, width):
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    box = np.array([[0.0, 0.0, width, height]])
+    for seed in range(40):
+        torch.manual_seed(seed)
+        aug = T.AugInput(image, boxes=box)
+        IoUCrop()(aug)
+        assert min(aug.image.shape) >= 1
+
+
 def test_distortion_changes_colours_not_boxes_and_repeats_with_the_seed(scene):
     image, boxes, _ = scene
     augmentation = PhotometricDistortion(image_format="BGR")
