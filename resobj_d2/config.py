@@ -389,6 +389,9 @@ def _add_run(cfg: CfgNode, node_type: type) -> None:
     cfg.TEST.GIOU_EVAL = False
     # [height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*.
     cfg.INPUT.FIXED_SIZE = []
+    # [low, high]: training images are scaled by a random factor, relative to the square of
+    # MAX_SIZE_TRAIN that they fit into, then cropped or padded to that square; [] for never.
+    cfg.INPUT.SCALE_JITTER = []
     # Lengths of the images' longer side, one of which every MULTI_SCALE_PERIOD training batches
     # get after loading, the last MULTI_SCALE_LAST ones the largest; [] for never.
     cfg.INPUT.MULTI_SCALE = []

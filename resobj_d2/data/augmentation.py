@@ -162,15 +162,30 @@ def build_box_augmentations(cfg) -> list[T.Augmentation]:
 
 
 def build_size_augmentations(cfg, *, is_train: bool) -> list[T.Augmentation]:
-    """Detectron2's augmentations; with ``cfg.INPUT.FIXED_SIZE`` images get that size instead.
+    """Detectron2's augmentations, with what ``cfg.INPUT`` asks for in place of their resizing.
+
+    ``FIXED_SIZE`` stretches images to one size; ``SCALE_JITTER``, in training, scales them at
+    random, then crops or pads them to a square.
 
     Raises:
-        ValueError: FIXED_SIZE is neither empty nor two positive numbers.
+        ValueError: FIXED_SIZE is neither empty nor two positive numbers; SCALE_JITTER is neither
+            empty nor two ascending positive numbers; both are given.
     """
-    augmentations = detection_utils.build_augmentation(cfg, is_train)
-    size = tuple(cfg.INPUT.FIXED_SIZE)
-    if not size:
-        return augmentations
-    if len(size) != 2 or not all(isinstance(x, int) and x > 0 for x in size):
+    size, jitter = tuple(cfg.INPUT.FIXED_SIZE), tuple(cfg.INPUT.SCALE_JITTER)
+    if size and (len(size) != 2 or not all(isinstance(x, int) and x > 0 for x in size)):
         raise ValueError(f"INPUT.FIXED_SIZE must be [height, width] or [], got {list(size)}")
-    return [T.Resize(size) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+    if jitter and (len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]):
+        raise ValueError(f"INPUT.SCALE_JITTER must be [low, high] or [], got {list(jitter)}")
+    if size and jitter:
+        raise ValueError("INPUT.FIXED_SIZE and INPUT.SCALE_JITTER exclude each other")
+    resizing: list[T.Augmentation] = []
+    if size:
+        resizing = [T.Resize(size)]
+    elif jitter and is_train:
+        side = cfg.INPUT.MAX_SIZE_TRAIN
+        resizing = [T.ResizeScale(*jitter, side, side), T.FixedSizeCrop((side, side))]
+    augmentations = detection_utils.build_augmentation(cfg, is_train)
+    if not resizing:
+        return augmentations
+    others = [a for a in augmentations if not isinstance(a, T.ResizeShortestEdge)]
+    return resizing + others

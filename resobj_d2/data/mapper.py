@@ -77,13 +77,13 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
         ValueError: such augmentations together with masks, keypoints, proposals or INPUT.CROP.
     """
     own = build_box_augmentations(cfg)
-    if not own and not cfg.INPUT.FIXED_SIZE:
+    if not (own or cfg.INPUT.FIXED_SIZE or cfg.INPUT.SCALE_JITTER):
         return DatasetMapper(cfg, True)
     found = more_than_boxes(cfg) + ["INPUT.CROP.ENABLED"] * cfg.INPUT.CROP.ENABLED
     if found:
         raise ValueError(
-            "INPUT.PHOTOMETRIC, EXPAND, IOU_CROP and FIXED_SIZE are for box detectors and cannot "
-            f"be combined with {found}"
+            "INPUT.PHOTOMETRIC, EXPAND, IOU_CROP, FIXED_SIZE and SCALE_JITTER are for box "
+            f"detectors and cannot be combined with {found}"
         )
     stock = build_size_augmentations(cfg, is_train=True)
     return BoxMapper(augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)

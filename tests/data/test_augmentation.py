@@ -192,9 +192,46 @@ def test_fixed_size_comes_after_ssds_augmentations(record, tiny_cfg):
         assert build_train_mapper(cfg)(record)["image"].shape == (3, 32, 64)
 
 
+def jittered(tiny_cfg, low, high):
+    return tiny_cfg(
+        "INPUT.SCALE_JITTER", [low, high],
+        "INPUT.MAX_SIZE_TRAIN", 40,
+        "INPUT.RANDOM_FLIP", "none",
+    )  # fmt: skip
+
+
+def test_jitter_below_one_shrinks_and_pads(record, tiny_cfg):
+    mapped = build_train_mapper(jittered(tiny_cfg, 0.5, 0.5))(record)
+    # 60x80 pixels into a square of 20: 15x20, top left in 40x40 pixels.
+    assert mapped["image"].shape == (3, 40, 40)
+    assert (mapped["image"][:, 15:] == 128).all() and (mapped["image"][:, :, 20:] == 128).all()
+    assert not (mapped["image"][:, :15, :20] == 128).all()
+    stock = build_train_mapper(
+        tiny_cfg("INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", "(60,)")
+    )
+    expected = stock(record)["instances"].gt_boxes.tensor * 0.25
+    torch.testing.assert_close(mapped["instances"].gt_boxes.tensor, expected)
+
+
+def test_jitter_above_one_crops_and_scales_vary(record, tiny_cfg):
+    mapper = build_train_mapper(jittered(tiny_cfg, 0.2, 2.0))
+    padded = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        image = mapper(record)["image"]
+        assert image.shape == (3, 40, 40)
+        padded.add(int((image == 128).all(dim=0).sum()))
+    assert len(padded) > 4
+    tested = build_test_mapper(jittered(tiny_cfg, 0.2, 2.0))(record)
+    assert tested["image"].shape[1:] != (40, 40)  # evaluation sees whole images of one scale
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [
+        (["INPUT.SCALE_JITTER", "[2.0, 0.1]"], "SCALE_JITTER must be"),
+        (["INPUT.SCALE_JITTER", "[0.1, 2.0]", "INPUT.FIXED_SIZE", "[9, 9]"], "exclude each other"),
+        (["INPUT.SCALE_JITTER", "[0.1, 2.0]", "MODEL.MASK_ON", "True"], "MODEL.MASK_ON"),
         (["INPUT.FIXED_SIZE", "[512]"], "FIXED_SIZE"),
         (["INPUT.FIXED_SIZE", "[512, 0]"], "FIXED_SIZE"),
         (["INPUT.EXPAND", "0.5"], "at least 1"),
