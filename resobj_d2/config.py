@@ -1,7 +1,8 @@
 """The configuration keys this package adds to Detectron2's.
 
 A sub-node of ``MODEL.DENSE`` belongs to one slot: its class's ``from_config`` reads it, and
-``DenseStream.from_config`` the weights and initial scores of the losses.
+``DenseStream.from_config`` the weights and initial scores of the losses. The keys of backbones and
+necks are in ``config_backbones.py``.
 """
 
 from __future__ import annotations
