@@ -115,10 +115,15 @@ REFUSALS = [
 def axes() -> Axes:
     """Overrides by axis and value, with everything that the registries hold at this moment."""
     registered = {
-        axis: {name: [(f"{axis}.NAME", name)] for name, _ in sorted(registry)}
+        axis: {name: [(f"{axis}.NAME", name)] for name, x in sorted(registry) if _suits(x)}
         for axis, registry in _REGISTRIES.items()
     }
     return {**_STREAM, **registered, **_DETECTOR}
+
+
+def _suits(entry: type) -> bool:
+    """Whether it is for boxes as these detectors write them: not YOLOv3's box loss."""
+    return getattr(entry, "space", "boxes") in ("boxes", "deltas")
 
 
 def overrides(row: Row) -> list:
@@ -225,7 +230,8 @@ below the table: it raises `ValueError` when the model is built, with the reason
 OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS and SAMPLER are nodes of `MODEL.DENSE`; with
 ANCHOR_FREE they were said to both streams, so what either refuses is refused. The values of STAGES
 are explained in [methods](methods.md), those of QUALITY are the tower it reads. Whether a
-combination detects better is another question."""
+combination detects better is another question. `YOLOBoxLoss` is left out: it is for `YOLOCoder` and
+refused with another coder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

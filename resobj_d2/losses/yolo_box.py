@@ -20,7 +20,7 @@ class YOLOBoxLoss:
     ``YOLOCoder``. The cross entropy of a perfect prediction is that of its target, not 0.
     """
 
-    space = "deltas"
+    space = "cell_deltas"
     weighted = True
     self_normalized = False
 

@@ -28,7 +28,9 @@ strides of the anchors' levels, which most parametrisations ignore. ``initial_de
 bias of the box predictor on the priors starts, ``identity_delta`` where those of later stages
 start: boxes then stay as they are. ``delta_options`` are the ``weights`` and ``scale_clamp`` with
 which ``ops.dense_detections`` decodes the same deltas, or None where it cannot and ``decode`` is to
-do it for every anchor.
+do it for every anchor. ``delta_space`` names the kind of deltas for the box losses that compare
+them: "deltas" are numbers that any difference suits, "cell_deltas" YOLOv3's. ``anchor_offset`` is
+the ``offset`` that its priors must have, or None.
 """
 
 ASSIGNER_REGISTRY = Registry("ASSIGNER")

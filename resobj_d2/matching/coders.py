@@ -33,6 +33,8 @@ class DeltaCoder:
 
     initial_delta = 0.0
     identity_delta = 0.0
+    delta_space = "deltas"
+    anchor_offset = None
 
     def __init__(
         self,
@@ -93,6 +95,8 @@ class LTRBCoder:
     initial_delta = 0.1
     identity_delta = 0.5
     delta_options = None
+    delta_space = "deltas"
+    anchor_offset = None
 
     @classmethod
     def from_config(cls, node) -> LTRBCoder:

@@ -53,6 +53,8 @@ class YOLOCoder:
     initial_delta = 0.0
     identity_delta = 0.0
     delta_options = None
+    delta_space = "cell_deltas"
+    anchor_offset = 0.5
 
     def __init__(self, *, scale_clamp: float = math.log(1000.0 / 16), margin: float = 1e-6) -> None:
         self.scale_clamp = scale_clamp

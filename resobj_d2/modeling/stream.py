@@ -29,6 +29,7 @@ from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
 from .fusion import ScoreFusion
 from .predictors import HeadParts
+from .slot_checks import check_slots
 from .stages import Stage, build_stages
 
 __all__ = ["DenseStream"]
@@ -79,8 +80,7 @@ class DenseStream(nn.Module):
         if len(owners) > 1:
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
-        self._check_sampler()
-        self._check_box_weights()
+        check_slots(priors, coder, sampler, stages, classify_background=self.classify_background)
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
@@ -135,32 +135,6 @@ class DenseStream(nn.Module):
                 {b.name: b.fusion_share for b in branches if b.fusion_share is not None},
             ),
         )
-
-    def _check_sampler(self) -> None:
-        """Refuse a sampler that would not find what it goes by."""
-        name = type(self.sampler).__name__
-        cls_loss = self.stages[0].cls_loss
-        ranks_by_class = self.sampler.needs_loss and self.classify_background
-        if ranks_by_class and cls_loss.per_anchor is None:
-            raise ValueError(
-                f"SAMPLER {name} ranks anchors by their class loss, but "
-                f"{type(cls_loss).__name__} weighs them by all others and has none for each"
-            )
-        for stage in self.stages:
-            if self.sampler.needs_ious and not stage.assigner.labels_by_iou:
-                raise ValueError(
-                    f"SAMPLER {name} draws background by its IoU, but "
-                    f"{type(stage.assigner).__name__} does not go by IoU: it would draw at random"
-                )
-
-    def _check_box_weights(self) -> None:
-        for stage in self.stages:
-            loss = stage.box_loss
-            if loss is not None and stage.assigner.weighs_boxes and not loss.weighted:
-                raise ValueError(
-                    f"ASSIGNER {type(stage.assigner).__name__} weighs the boxes, which BOX_LOSS "
-                    f"{type(loss).__name__} cannot"
-                )
 
     @property
     def num_steps(self) -> int:
@@ -297,7 +271,7 @@ class DenseStream(nn.Module):
             )
         if prediction.box is None:
             return cls, None
-        if stage.box_loss.space == "deltas":
+        if stage.box_loss.space != "boxes":
             pred = prediction.deltas
             target = self.coder.encode(prediction.anchors, targets.matched_boxes, priors.cell_sides)
         else:

@@ -191,3 +191,25 @@ def test_losses_are_sums_over_anchors_divided_by_the_images(yolo_cfg, make_batch
     found = losses["loss_objectness"].item() / torch.log(torch.tensor(2.0)).item()
     # Each prediction that overlaps an object by more than .7 is left out; there is none here.
     assert found == pytest.approx(anchors, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["PRIORS.OFFSET", 0.0], "YOLOCoder.*PRIORS.OFFSET must be 0.5, got 0.0"),
+        (["CODER.NAME", "DeltaCoder"], "YOLOBoxLoss compares cell_deltas, but CODER DeltaCoder"),
+        (["BOX_LOSS.NAME", "SmoothL1Loss"], "SmoothL1Loss compares deltas, but CODER YOLOCoder"),
+        (["BOX_LOSS.NAME", "GIoULoss"], "YOLOAssigner weighs the boxes, which BOX_LOSS GIoULoss"),
+    ],
+)
+def test_slots_that_do_not_go_together_are_refused(yolo_cfg, opts, message):
+    """They would train, boxes half a cell beside their place or by a loss that means nothing."""
+    opts = [f"MODEL.DENSE.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
+    with pytest.raises(ValueError, match=message):
+        build_model(yolo_cfg(0, *opts))
+
+
+def test_overlap_loss_suits_the_decoded_boxes_where_nothing_weighs_them(yolo_cfg, make_batch):
+    opts = ["MODEL.DENSE.BOX_LOSS.NAME", "GIoULoss", "MODEL.DENSE.ASSIGNER.NAME", "MaxIoUAssigner"]
+    losses = build_model(yolo_cfg(0, *opts))(make_batch([(64, 64, 2)]))
+    assert torch.isfinite(losses["loss_box_reg"]) and losses["loss_box_reg"] > 0

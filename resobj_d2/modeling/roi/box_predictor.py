@@ -185,7 +185,7 @@ def _box_loss_of(cfg):
             f"leave MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE at 'smooth_l1', got {kind!r}"
         )
     loss = BOX_LOSS_REGISTRY.get(node.NAME).from_config(node)
-    if loss.weighted:
+    if loss.space not in ("boxes", "deltas"):
         raise ValueError(
             f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} is made for another parametrisation of "
             "boxes than Detectron2's deltas"

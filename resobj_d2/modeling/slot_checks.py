@@ -1,0 +1,62 @@
+"""Slots of a stream that do not go together, by what each says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .stages import Stage
+
+__all__ = ["check_slots"]
+
+
+def check_slots(
+    priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool
+) -> None:
+    """Refuse what would build and train, but not what its parts are for.
+
+    Args:
+        classify_background: the class loss tells foreground from background.
+
+    Raises:
+        ValueError: the message names both slots.
+    """
+    _check_sampler(sampler, stages, classify_background)
+    offset = coder.anchor_offset
+    if offset is not None and priors.offset != offset:
+        raise ValueError(
+            f"CODER {type(coder).__name__} is for anchors in the middle of their cells: "
+            f"PRIORS.OFFSET must be {offset}, got {priors.offset}"
+        )
+    for stage in stages:
+        if stage.box_loss is not None:
+            _check_box_loss(stage.box_loss, stage.assigner, coder)
+
+
+def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) -> None:
+    """Refuse a sampler that would not find what it goes by."""
+    name = type(sampler).__name__
+    cls_loss = stages[0].cls_loss
+    if sampler.needs_loss and classify_background and cls_loss.per_anchor is None:
+        raise ValueError(
+            f"SAMPLER {name} ranks anchors by their class loss, but "
+            f"{type(cls_loss).__name__} weighs them by all others and has none for each"
+        )
+    for stage in stages:
+        if sampler.needs_ious and not stage.assigner.labels_by_iou:
+            raise ValueError(
+                f"SAMPLER {name} draws background by its IoU, but "
+                f"{type(stage.assigner).__name__} does not go by IoU: it would draw at random"
+            )
+
+
+def _check_box_loss(loss, assigner, coder) -> None:
+    name = type(loss).__name__
+    if loss.space not in ("boxes", coder.delta_space):
+        raise ValueError(
+            f"BOX_LOSS {name} compares {loss.space}, but CODER {type(coder).__name__} makes "
+            f"{coder.delta_space}"
+        )
+    if assigner.weighs_boxes and not loss.weighted:
+        raise ValueError(
+            f"ASSIGNER {type(assigner).__name__} weighs the boxes, which BOX_LOSS {name} cannot"
+        )
