@@ -23,17 +23,23 @@ class YOLOAnchors(AnchorGrid):
         """Raises ValueError where ``PRIORS.SIZES`` is no list of [width, height] per level."""
         sizes = node.SIZES
         pairs = all(
-            isinstance(level, (list, tuple))
-            and level
-            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in level)
+            isinstance(level, (list, tuple)) and level and all(_is_size(pair) for pair in level)
             for level in sizes
         )
         if len(sizes) != len(strides) or not pairs:
             raise ValueError(
-                f"PRIORS.SIZES of YOLOAnchors must be a list of [width, height] for each of the "
-                f"{len(strides)} levels, finest first, got {list(sizes)}"
+                f"PRIORS.SIZES of YOLOAnchors must be a list of positive [width, height] for each "
+                f"of the {len(strides)} levels, finest first, got {list(sizes)}"
             )
         return cls(shapes=sizes, strides=strides, offset=node.OFFSET)
+
+
+def _is_size(pair: object) -> bool:
+    return (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(isinstance(x, (int, float)) and 0 < x < math.inf for x in pair)
+    )
 
 
 @CODER_REGISTRY.register()

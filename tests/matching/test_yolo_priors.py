@@ -28,8 +28,12 @@ def test_priors_stand_in_the_middle_of_their_cells():
 
 
 @pytest.mark.parametrize(
-    "sizes", [[], [[[10, 13]]], [[[10, 13]], []], [[10, 13], [16, 30]], [[[1, 2, 3]], [[1, 2]]]]
-)
+    "sizes",
+    [
+        [], [[[10, 13]]], [[[10, 13]], []], [[10, 13], [16, 30]], [[[1, 2, 3]], [[1, 2]]],
+        [[["10", 13]], [[1, 2]]], [[[10, -13]], [[1, 2]]], [[[math.inf, 13]], [[1, 2]]],
+    ],
+)  # fmt: skip
 def test_sizes_that_are_no_pairs_per_level_are_refused(sizes):
     with pytest.raises(ValueError, match="PRIORS.SIZES.*2 levels"):
         YOLOAnchors.from_config(node(sizes), [8, 16])
