@@ -1,7 +1,7 @@
 """Anchors, box parametrisations, label assignment and sampling; imports no Detectron2."""
 
 from .assigners import MaxIoUAssigner
-from .bipartite_assigner import BestAnchorAssigner
+from .best_anchor_assigner import BestAnchorAssigner
 from .build import (
     ASSIGNER_REGISTRY,
     CODER_REGISTRY,

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from resobj_d2.matching import AnchorGrid
-from resobj_d2.matching.bipartite_assigner import BestAnchorAssigner
+from resobj_d2.matching.best_anchor_assigner import BestAnchorAssigner
 from resobj_d2.structures import GroundTruth, Priors
 
 K = 5
