@@ -100,10 +100,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, x in self._weights().items():
-            kept = x.clone()
+        weights = self._weights()
+        # All first: a tensor that the model has under two names would be exchanged twice.
+        kept = {name: x.clone() for name, x in weights.items()}
+        for name, x in weights.items():
             x.copy_(self.averages[name])
-            self.averages[name].copy_(kept)
+        self.averages = kept
 
 
 class WeightAverageHook(HookBase):

@@ -73,6 +73,21 @@ def test_applied_lends_the_average_and_gives_the_weights_back():
     assert average.averages["weight"].item() == pytest.approx(2.8)
 
 
+def test_applied_gives_weights_back_that_two_layers_share():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    model[1].weight = model[0].weight
+    average = WeightAverage(model, decay=0.5)
+    with torch.no_grad():
+        model[0].weight.fill_(0.0)
+    average.start()
+    with torch.no_grad():
+        model[0].weight.fill_(4.0)
+    for _ in range(2):
+        with average.applied():
+            assert model[0].weight.item() == model[1].weight.item() == 0.0
+        assert model[0].weight.item() == model[1].weight.item() == 4.0
+
+
 def test_checkpoint_has_the_average_as_model_and_goes_on_exactly(tmp_path):
     values = [2.0, 4.0, 8.0, 16.0]
     model, whole = Scalar(1.0), []
