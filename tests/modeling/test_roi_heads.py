@@ -197,7 +197,7 @@ def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_c
         assert (chosen.gt_classes == 1).sum() == 4 and (chosen.gt_classes == 0).sum() == 2
 
 
-def test_boxes_between_thresholds_are_neversample_proposals(make_cfg, make_batch):
+def test_boxes_between_thresholds_are_never_sampled(make_cfg, make_batch):
     opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler",
             "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3, 0.7]",
             "MODEL.ROI_HEADS.IOU_LABELS", "[0, -1, 1]"]  # fmt: skip
