@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
+    "close_process_groups",
     "ddp_on_cpu",
     "launch",
     "update_loss_normalizer",
@@ -64,14 +66,20 @@ def launch(
 ) -> None:
     """Detectron2's ``launch``, and the same on CPUs, which 0.5 refuses.
 
+    Each process leaves its process groups when ``main`` has returned.
+
     Args:
         num_processes: per machine; with GPUs one for each.
         dist_url: "auto" or e.g. ``tcp://host:port``.
     """
-    on_gpu = torch.cuda.is_available()
+    if num_processes * num_machines <= 1:
+        main(*args)
+        return
     knows_cpu = hasattr(comm, "create_local_process_group")
-    if on_gpu or knows_cpu or num_processes * num_machines <= 1:
-        detectron2_launch(main, num_processes, num_machines, machine_rank, dist_url, args)
+    if knows_cpu or torch.cuda.is_available():
+        detectron2_launch(
+            _run_and_close, num_processes, num_machines, machine_rank, dist_url, (main, *args)
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         if dist_url == "auto":
@@ -106,7 +114,25 @@ def _cpu_worker(
         group = dist.new_group(list(ranks))
         if machine == machine_rank:
             comm._LOCAL_PROCESS_GROUP = group
+    _run_and_close(main, *args)
+
+
+def _run_and_close(main: Callable, *args) -> None:
     main(*args)
+    close_process_groups()
+
+
+def close_process_groups() -> None:
+    """Leave all process groups; the last thing that a process does.
+
+    A gloo group that lives until the interpreter ends still has its threads then, and now and
+    then the process aborts on the way out ("terminate called without an active exception"),
+    which looks like a failed run. Detectron2 keeps two groups in its own module, and cycles such
+    as DistributedDataParallel's keep theirs until they are collected.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -300,6 +300,7 @@ WORKER = """
     from detectron2.data import MetadataCatalog
     from detectron2.structures import Boxes, Instances
 
+    from resobj_d2.compat import close_process_groups
     from resobj_d2.evaluation import CocoEvaluator
 
     rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -316,7 +317,7 @@ WORKER = """
     evaluator.process([{"image_id": 1 + rank}], [{"instances": instances}])
     with open(f"{folder}/results{rank}.json", "w") as file:
         json.dump(evaluator.evaluate(), file)
-    dist.destroy_process_group()
+    close_process_groups()
 """
 
 

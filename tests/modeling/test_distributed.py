@@ -16,6 +16,7 @@ WORKER = """
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
 
+    from resobj_d2.compat import close_process_groups
     from resobj_d2.config import add_resobj_config
 
     rank, folder, options = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -45,7 +46,8 @@ WORKER = """
         },
         f"{folder}/rank{rank}.pth",
     )
-    dist.destroy_process_group()
+    del model, stages
+    close_process_groups()
 """
 
 

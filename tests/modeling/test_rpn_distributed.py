@@ -17,6 +17,7 @@ WORKER = """
     from detectron2.structures import Boxes, Instances
     from detectron2.utils.events import EventStorage
 
+    from resobj_d2.compat import close_process_groups
     from resobj_d2.config import add_resobj_config
 
     name, folder = sys.argv[1:]
@@ -50,8 +51,9 @@ WORKER = """
         if "proposal_generator" in n or "backbone" in n
     }
     torch.save(gradients, f"{folder}/{name}.pth")
+    del model, losses
     if dist.is_initialized():
-        dist.destroy_process_group()
+        close_process_groups()
 """
 
 
