@@ -126,6 +126,8 @@ def _add_structure(dense: CfgNode, node_type: type) -> None:
     dense.ASSIGNER.UNSELECTED = "other_classes"
     # YOLOAssigner: a background anchor whose predicted box overlaps an object more is ignored.
     dense.ASSIGNER.IGNORE_IOU = 0.7
+    # YOLOAssigner: small boxes have up to twice the box loss; False for losses of overlap.
+    dense.ASSIGNER.WEIGHS_BOXES = True
 
     dense.SAMPLER = node_type()
     dense.SAMPLER.NAME = "KeepAll"

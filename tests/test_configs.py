@@ -167,7 +167,7 @@ def test_yolov3_has_darknets_schedule(path):
     assert cfg.INPUT.MULTI_SCALE == list(range(320, 609, 32))
     assert (cfg.INPUT.MULTI_SCALE_PERIOD, cfg.INPUT.MULTI_SCALE_LAST) == (10, 200)
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (size, size)
-    steps = {"obj": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
+    steps = {"obj": 0, "giou": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
     assert cfg.MODEL.DENSE.OBJECTNESS.STEPS == steps
 
 

@@ -35,21 +35,29 @@ class YOLOAssigner:
     Args:
         num_classes: K.
         ignore_iou: see above.
+        weighs_boxes: False for no ``box_weights``, as with the IoU and GIoU losses, which do not
+            depend on the size of a box.
     """
 
     needs_predictions = True
     labels_by_iou = True
-    weighs_boxes = True
 
-    def __init__(self, *, num_classes: int, ignore_iou: float = 0.7) -> None:
+    def __init__(
+        self, *, num_classes: int, ignore_iou: float = 0.7, weighs_boxes: bool = True
+    ) -> None:
         if not 0 < ignore_iou <= 1:
             raise ValueError(f"ASSIGNER.IGNORE_IOU must be in (0, 1], got {ignore_iou}")
         self.num_classes = num_classes
         self.ignore_iou = ignore_iou
+        self.weighs_boxes = weighs_boxes
 
     @classmethod
     def from_config(cls, node, num_classes: int) -> YOLOAssigner:
-        return cls(num_classes=num_classes, ignore_iou=node.IGNORE_IOU)
+        return cls(
+            num_classes=num_classes,
+            ignore_iou=node.IGNORE_IOU,
+            weighs_boxes=node.WEIGHS_BOXES,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -74,8 +82,6 @@ class YOLOAssigner:
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
         # The last row is of anchors without a ground truth: no area, so a weight that nobody uses.
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
-        height, width = priors.input_size
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         ignored = ~owned & (match.ious > self.ignore_iou)
         return Targets(
             labels=torch.where(ignored, IGNORE, classes[rows]),
@@ -83,8 +89,14 @@ class YOLOAssigner:
             matched_ious=match.ious,
             gt_index=torch.where(owned, owner, match.gt_index),
             num_classes=self.num_classes,
-            box_weights=(2 - area / (height * width)).clamp(min=1)[rows],
+            box_weights=_box_weights(boxes, priors.input_size)[rows] if self.weighs_boxes else None,
         )
+
+
+def _box_weights(boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
+    height, width = input_size
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return (2 - area / (height * width)).clamp(min=1)
 
 
 def _responsible(priors: Priors, boxes: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ def test_weight_of_a_box_larger_than_the_input_stays_positive(priors):
     assert found.box_weights[0, 16] == 1
 
 
+def test_boxes_need_not_be_weighed(priors):
+    found = assign(priors, [[[32.0, 16.0, 46.0, 24.0]]], [[2]], weighs_boxes=False)
+    assert found.labels[0, 13] == 2 and found.box_weights is None
+
+
 def test_of_equally_good_shapes_the_first(priors):
     twins = YOLOAnchors(shapes=[[(8, 16), (16, 8)], [(32, 32)]], strides=[16, 32], offset=0.5)
     found = assign(twins([(2, 4), (1, 2)]), [[[0.0, 0.0, 16.0, 16.0]]], [[0]])
