@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fvcore.common.registry import Registry
+from resobj_d2.registry import Registry
 
 __all__ = ["BRANCH_REGISTRY", "PREDICTOR_REGISTRY", "TOWER_REGISTRY"]
 
