@@ -80,3 +80,44 @@ def test_roi_options_need_heads_that_read_them(repository, scenes_options, heads
     for key, value in (("BOX_LOSS.NAME", "IoULoss"), ("QUALITY.ENABLED", "True")):
         with pytest.raises(ValueError, match=f"no effect on MODEL.ROI_HEADS.NAME {heads}"):
             load_config(config, [*opts, f"MODEL.RESOBJ_ROI.{key}", value])
+
+
+@pytest.mark.parametrize("where", ["file", "list"])
+def test_misspelt_key_is_explained(tmp_path, where):
+    yaml = tmp_path / "misspelt.yaml"
+    yaml.write_text("MODEL: {DENSE: {OBJECTNES: {STEPS: 1}}}" if where == "file" else "SEED: 1")
+    opts = ["MODEL.DENSE.OBJECTNES.STEPS", "1"] if where == "list" else []
+    source = str(yaml) if where == "file" else "the overrides KEY VALUE"
+    with pytest.raises(ValueError, match="there is no key MODEL.DENSE.OBJECTNES") as caught:
+        load_config(str(yaml), opts)
+    assert str(caught.value).startswith(source)
+    assert "Did you mean MODEL.DENSE.OBJECTNESS" in str(caught.value)
+
+
+def test_key_like_no_other_gets_no_suggestion():
+    with pytest.raises(ValueError, match="there is no key QQQQQQQQ$"):
+        load_config("", ["QQQQQQQQ", "1"])
+
+
+@pytest.mark.parametrize("key, value", [("IMS_PER_BATCH", "0"), ("BASE_LR", "-0.1")])
+def test_solver_that_cannot_train(repository, scenes_options, key, value):
+    config, opts = str(repository / SCENES), [*scenes_options, f"SOLVER.{key}", value]
+    with pytest.raises(ValueError, match=f"SOLVER.{key} must be .*got {value}"):
+        load_config(config, opts)
+    load_config(config, opts, training=False)
+
+
+@pytest.mark.parametrize("node", ["OBJECTNESS", "QUALITY", "ANCHOR_FREE", "STAGES"])
+@pytest.mark.parametrize("architecture", ["RetinaNet", "GeneralizedRCNN"])
+def test_dense_methods_need_the_dense_detector(repository, scenes_options, architecture, node):
+    key, value = ("STAGES", "[{}]") if node == "STAGES" else (f"{node}.ENABLED", "True")
+    opts = [
+        *scenes_options,
+        "MODEL.RETINANET.NUM_CLASSES", "8",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "8",
+        f"MODEL.DENSE.{key}", value,
+    ]  # fmt: skip
+    config = str(repository / SCENES)
+    load_config(config, opts)
+    with pytest.raises(ValueError, match=f"MODEL.DENSE.{key}: no effect on .* {architecture};"):
+        load_config(config, [*opts, "MODEL.META_ARCHITECTURE", architecture])
