@@ -9,6 +9,7 @@ import re
 
 from detectron2.checkpoint import DetectionCheckpointer
 
+from .darknet_weights import DarknetWeightsError
 from .vgg_weights import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
 from .yolo_weights import is_darknet_file, read_darknet_state
 
@@ -73,7 +74,10 @@ class ResObjCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         if is_darknet_file(filename):
-            return {"model": read_darknet_state(filename, self.model)}
+            try:
+                return {"model": read_darknet_state(filename, self.model)}
+            except DarknetWeightsError as error:  # names the file and the bytes
+                raise CheckpointError(str(error)) from error
         try:
             loaded = super()._load_file(filename)
         except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
