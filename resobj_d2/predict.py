@@ -316,6 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         paths = find_images(options.input)
+    except FileNotFoundError as error:
+        return _complain(str(error))
+    try:
         # Nothing is trained, so the training data need not be there.
         cfg = load_config(options.config_file, options.opts, training=False)
         predictor = Predictor(cfg)

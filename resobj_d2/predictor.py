@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from .checkpoint import ResObjCheckpointer
@@ -117,7 +117,11 @@ class Predictor:
             struct.error,
             Image.DecompressionBombError,
         ) as error:
-            reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+            reason = error
+            if isinstance(error, FileNotFoundError):
+                reason = "there is no such file"
+            elif isinstance(error, UnidentifiedImageError):
+                reason = "this is no image in a format that Pillow can read"
             raise ImageError(f"{os.fspath(path)}: {reason}") from error
 
     def _to_rgb(self, image: np.ndarray) -> np.ndarray:
