@@ -18,7 +18,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
@@ -105,6 +105,9 @@ def plot_objectness_curves(
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
     axes[0, 0].set_ylim(bottom=0)  # shared by the column
+    for axis, (*_, scale) in zip(axes[0], _PANELS, strict=True):
+        if scale == "log":
+            _label_log_axis(axis)
     if title:
         figure.suptitle(title)
     Path(output_file).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -124,13 +127,18 @@ def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
             marker="." if len(series) == 1 else None,
         )
     axis.set_yscale(scale)
-    if scale == "log":
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _label_log_axis(axis: Axes) -> None:
+    low, high = axis.get_ylim()
+    # Of 1, 2, 5 less than a decade may show one alone.
+    few = high < 10 * low
+    axis.yaxis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _thin(series: Series, most: int = 300) -> Series:

@@ -5,9 +5,15 @@ import json
 import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, JSONWriter
+from matplotlib.figure import Figure
 from PIL import Image
 
-from resobj_d2.analysis.objectness_curves import main, plot_objectness_curves, read_objectness
+from resobj_d2.analysis.objectness_curves import (
+    _label_log_axis,
+    main,
+    plot_objectness_curves,
+    read_objectness,
+)
 
 
 def line(iteration, **scalars):
@@ -111,6 +117,18 @@ def test_long_runs_are_thinned_to_means(metrics, tmp_path):
     gray = (0x9A, 0xA0, 0xA6)
     counts = [count_color(tmp_path / f"{name}.png", gray) for name in ("long", "short")]
     assert counts[0] < 1.5 * counts[1]
+
+
+@pytest.mark.parametrize("low, high", [(0.011, 0.019), (0.009, 0.017), (1e-4, 0.5)])
+def test_logarithmic_axes_have_several_labels(low, high):
+    axis = Figure().subplots()
+    axis.plot([0, 1], [low, high])
+    axis.set_yscale("log")
+    _label_log_axis(axis)
+    bottom, top = axis.get_ylim()
+    shown = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
+    assert len(shown) >= 3
+    assert all(float(axis.yaxis.get_major_formatter()(t, 0)) == pytest.approx(t) for t in shown)
 
 
 def test_nothing_to_draw(metrics, tmp_path):
