@@ -69,9 +69,11 @@ def launch(
     Each process leaves its process groups when ``main`` has returned.
 
     Args:
-        num_processes: per machine; with GPUs one for each.
+        num_processes: per machine; with GPUs one for each. 0 is 1.
         dist_url: "auto" or e.g. ``tcp://host:port``.
     """
+    if num_processes < 0:
+        raise ValueError(f"the number of processes (--num-gpus) is negative: {num_processes}")
     if num_processes * num_machines <= 1:
         main(*args)
         return
