@@ -236,7 +236,9 @@ def save_preview(paths: SplitPaths, output: str | os.PathLike, *, columns: int =
                 left, top, width, height = (value * scale for value in annotation["bbox"])
                 draw.rectangle((left, top, left + width, top + height), outline="lime")
                 label = (left + 2, max(top - 11, 0))
-                draw.text(label, names[annotation["category_id"]], fill="yellow")
+                name = names[annotation["category_id"]]
+                draw.rectangle(draw.textbbox(label, name), fill="black")
+                draw.text(label, name, fill="yellow")
         row, column = divmod(position, columns)
         sheet.paste(picture, (column * (cell + 4) + 2, row * (cell + 4) + 2))
     sheet.save(output)
