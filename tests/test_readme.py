@@ -6,8 +6,8 @@ import pytest
 import torch
 
 PAGES = ["README.md", "docs/architecture.md", "docs/benchmarks.md",
-         "docs/compatibility.md", "docs/datasets.md", "docs/results.md", "docs/training.md",
-         "configs/README.md", "csrc/README.md"]  # fmt: skip
+         "docs/compatibility.md", "docs/datasets.md", "docs/methods.md", "docs/results.md",
+         "docs/training.md", "configs/README.md", "csrc/README.md"]  # fmt: skip
 
 
 def test_operator_example_runs(repository):
