@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 python := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 clang_format := $(python) -c 'import clang_format; clang_format.clang_format()'
-cpp_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+cpp_sources = $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
@@ -57,7 +57,7 @@ lint: setup
 	@$(python) -m ruff check .
 	@echo "now: ruff format --check"
 	@$(python) -m ruff format --check .
-	@echo "now: clang-format --dry-run on csrc"
+	@echo "now: clang-format --dry-run on csrc and tests"
 	@$(clang_format) --dry-run --Werror $(cpp_sources)
 
 format: setup
@@ -65,7 +65,7 @@ format: setup
 	@$(python) -m ruff check --fix .
 	@echo "now: ruff format"
 	@$(python) -m ruff format .
-	@echo "now: clang-format on csrc"
+	@echo "now: clang-format on csrc and tests"
 	@$(clang_format) -i $(cpp_sources)
 
 clean:

@@ -341,7 +341,10 @@ class WholeSource(sdist):
     """Everything that the README's commands use, not only what is installed or compiled."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        patterns = ("configs/**/*", "csrc/*.md", "docs/**/*", "tests/**/*.py", "train_net.py")
+        patterns = (
+            "configs/**/*", "csrc/*.md", "docs/**/*", "tests/**/*.py", "tests/**/*.h",
+            "train_net.py",
+        )  # fmt: skip
         found = {str(path) for pattern in patterns for path in Path().glob(pattern)}
         more = sorted(name for name in found - set(files) if os.path.isfile(name))
         super().make_release_tree(base_dir, [*files, *more])

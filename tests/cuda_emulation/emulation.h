@@ -1,0 +1,287 @@
+// What kernels in CUDA C++ need to run on the processor, one block after the other.
+//
+// Each thread of a block is a fibre: it runs until it comes to a barrier or a warp operation, and
+// goes on when all that take part have come there. The order in which the threads of a block get
+// their turns is EMULATION_ORDER: "forward" (default), "reverse" or "shuffled". Whatever depends on
+// it, such as a missing __syncthreads(), gives other results in another order.
+//
+// Stricter than the hardware: all threads of a block must come to a barrier, and to the same one;
+// all 32 lanes of a warp must take part in a warp operation, and in the same one.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define __global__ [[maybe_unused]] static
+#define __device__ [[maybe_unused]]
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+// One block runs at a time, so what its threads share can be static.
+#define __shared__ static
+
+#define __syncthreads() emulation::block_barrier(__FILE__, __LINE__)
+#define __syncthreads_or(value) emulation::block_or(value, __FILE__, __LINE__)
+#define __shfl_down_sync(mask, value, offset) \
+  emulation::shuffle(mask, value, emulation::lane() + (offset), __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, bits) \
+  emulation::shuffle(mask, value, emulation::lane() ^ (bits), __FILE__, __LINE__)
+#define __ballot_sync(mask, value) emulation::ballot(mask, value, __FILE__, __LINE__)
+#define __any_sync(mask, value) (emulation::ballot(mask, value, __FILE__, __LINE__) != 0)
+#define __popc __builtin_popcount
+#define __ffs __builtin_ffs
+
+using std::isfinite;
+using std::isinf;
+using std::isnan;
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  uint64_t count() const { return uint64_t(x) * y * z; }
+};
+using cudaStream_t = void*;
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kStack = 256 << 10;
+
+struct Place {
+  const char* file = nullptr;
+  int line = 0;
+  bool operator==(const Place& other) const {
+    return line == other.line && std::strcmp(file, other.file) == 0;
+  }
+  std::string text() const { return std::string(file) + ":" + std::to_string(line); }
+};
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  char* stack = nullptr;
+  State state = State::kDone;
+  Place place;        // of the barrier it waits at
+  uint64_t value[2];  // given to the warp, in turns, so that one barrier per operation does
+  unsigned operations = 0;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  unsigned current = 0;
+  unsigned size = 0;
+  const std::function<void()>* kernel = nullptr;
+};
+
+inline Block block;
+
+inline void run_fiber() {
+  (*block.kernel)();
+  block.fibers[block.current].state = State::kDone;
+  swapcontext(&block.fibers[block.current].context, &block.scheduler);
+}
+
+inline void wait(State state, const char* file, int line) {
+  Fiber& fiber = block.fibers[block.current];
+  fiber.state = state;
+  fiber.place = {file, line};
+  swapcontext(&fiber.context, &block.scheduler);
+}
+
+inline void block_barrier(const char* file, int line) { wait(State::kAtBlockBarrier, file, line); }
+
+inline bool block_or(bool value, const char* file, int line) {
+  block.fibers[block.current].value[0] = value;
+  block_barrier(file, line);
+  bool any = false;
+  for (unsigned i = 0; i < block.size; ++i) any |= block.fibers[i].value[0] != 0;
+  block_barrier(file, line);  // nobody's value changes before all have read it
+  return any;
+}
+
+inline unsigned lane() { return block.current % kWarp; }
+
+// Gives `bits` to the warp and returns the slot in which the values of the other lanes are.
+inline unsigned exchange(unsigned mask, uint64_t bits, const char* file, int line) {
+  if (mask != 0xffffffffu) throw std::logic_error("only full masks are emulated");
+  Fiber& fiber = block.fibers[block.current];
+  const unsigned slot = fiber.operations++ % 2;
+  fiber.value[slot] = bits;
+  wait(State::kAtWarpBarrier, file, line);
+  return slot;
+}
+
+inline uint64_t value_of_lane(unsigned other, unsigned slot) {
+  return block.fibers[block.current / kWarp * kWarp + other].value[slot];
+}
+
+// A lane beyond the warp leaves each with its own value, as on the hardware.
+template <typename T>
+T shuffle(unsigned mask, T value, unsigned from, const char* file, int line) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "as the hardware");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const unsigned slot = exchange(mask, bits, file, line);
+  if (from >= kWarp) return value;
+  bits = value_of_lane(from, slot);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+inline unsigned ballot(unsigned mask, bool value, const char* file, int line) {
+  const unsigned slot = exchange(mask, value, file, line);
+  unsigned bits = 0;
+  for (unsigned i = 0; i < kWarp; ++i) bits |= unsigned(value_of_lane(i, slot) != 0) << i;
+  return bits;
+}
+
+// Releases those of [begin, end) when all wait in `state`; throws if they wait in different places.
+inline bool release(unsigned begin, unsigned end, State state) {
+  for (unsigned i = begin; i < end; ++i) {
+    if (block.fibers[i].state != state) return false;
+  }
+  for (unsigned i = begin; i < end; ++i) {
+    if (!(block.fibers[i].place == block.fibers[begin].place)) {
+      throw std::logic_error(
+          "threads wait in different places: " + block.fibers[begin].place.text() + " and " +
+          block.fibers[i].place.text());
+    }
+    block.fibers[i].state = State::kReady;
+  }
+  return true;
+}
+
+inline std::vector<unsigned> turns() {
+  static const std::string order = [] {
+    const char* name = std::getenv("EMULATION_ORDER");
+    return std::string(name == nullptr ? "forward" : name);
+  }();
+  static std::mt19937 random(0);
+  std::vector<unsigned> turns(block.size);
+  for (unsigned i = 0; i < block.size; ++i) turns[i] = i;
+  if (order == "reverse") {
+    std::reverse(turns.begin(), turns.end());
+  } else if (order == "shuffled") {
+    std::shuffle(turns.begin(), turns.end(), random);
+  } else if (order != "forward") {
+    throw std::logic_error("EMULATION_ORDER is forward, reverse or shuffled, not " + order);
+  }
+  return turns;
+}
+
+inline void start(Fiber& fiber) {
+  if (fiber.stack == nullptr) {
+    void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) throw std::bad_alloc();
+    fiber.stack = static_cast<char*>(stack);
+  }
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack;
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, run_fiber, 0);
+  fiber.state = State::kReady;
+  fiber.operations = 0;
+}
+
+inline void run_block() {
+  for (unsigned i = 0; i < block.size; ++i) start(block.fibers[i]);
+  unsigned done = 0;
+  while (done < block.size) {
+    bool moved = false;
+    for (unsigned i : turns()) {
+      Fiber& fiber = block.fibers[i];
+      if (fiber.state != State::kReady) continue;
+      block.current = i;
+      threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
+      swapcontext(&block.scheduler, &fiber.context);
+      moved = true;
+      done += fiber.state == State::kDone;
+    }
+    for (unsigned i = 0; i < block.size; i += kWarp) {
+      moved |= release(i, std::min(i + kWarp, block.size), State::kAtWarpBarrier);
+    }
+    moved |= done == 0 && release(0, block.size, State::kAtBlockBarrier);
+    if (moved) continue;
+    for (unsigned i = 0; i < block.size; ++i) {
+      if (block.fibers[i].state == State::kDone) continue;
+      throw std::logic_error("not all threads came to " + block.fibers[i].place.text());
+    }
+  }
+}
+
+struct Launch {
+  dim3 grid, threads;
+
+  Launch(dim3 grid, dim3 threads, size_t shared_bytes, cudaStream_t)
+      : grid(grid), threads(threads) {
+    if (shared_bytes != 0) throw std::logic_error("shared memory of a launch is not emulated");
+  }
+
+  // Arguments are copied once per launch and once per thread, as each thread has its own.
+  template <typename Kernel, typename... Arguments>
+  void operator()(const Kernel& kernel, Arguments... arguments) const {
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (grid.count() == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
+        threads.count() == 0 || threads.count() > 1024 || threads.count() % kWarp != 0) {
+      throw std::logic_error("a launch that the hardware refuses, or of half a warp");
+    }
+    const std::function<void()> call = [&] { kernel(arguments...); };
+    block.kernel = &call;
+    block.size = static_cast<unsigned>(threads.count());
+    if (block.fibers.size() < block.size) block.fibers.resize(block.size);
+    gridDim = grid;
+    blockDim = threads;
+    const bool backwards = turns()[0] != 0;
+    for (uint64_t i = 0; i < grid.count(); ++i) {
+      const uint64_t b = backwards ? grid.count() - 1 - i : i;
+      blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                      static_cast<unsigned>(b / grid.x / grid.y));
+      run_block();
+    }
+  }
+};
+
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline int32_t current_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+
+}  // namespace emulation
+
+template <typename T>
+T atomicAdd(T* target, T value) {
+  const T before = *target;
+  *target += value;
+  return before;
+}
+
+template <typename T>
+T atomicMax(T* target, T value) {
+  const T before = *target;
+  *target = std::max(before, value);
+  return before;
+}

@@ -1,0 +1,132 @@
+"""The CUDA kernels, run on the processor by ``tests/cuda_emulation``.
+
+Not a GPU: nothing is shown of its memory model, streams, graphs, or its own ``exp`` and ``log``.
+Indexing, barriers, warp operations and results are.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.cuda_emulation.build import build, compile_program, translate
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
+]
+
+# Each thread takes the number of the one opposite it; FIRST and SECOND stand for statements.
+PROGRAM = """
+#include <cuda_runtime.h>
+#include <cstdio>
+
+__global__ void exchange(int* numbers) {
+  __shared__ int shared[64];
+  const int thread = static_cast<int>(threadIdx.x);
+  shared[thread] = numbers[thread];
+  FIRST
+  const int opposite = shared[63 - thread];
+  SECOND
+  numbers[thread] = opposite;
+}
+
+int main() {
+  int numbers[64];
+  for (int i = 0; i < 64; ++i) numbers[i] = i;
+  try {
+    exchange<<<1, 64, 0, nullptr>>>(numbers);
+  } catch (const std::logic_error& error) {
+    std::puts(error.what());
+    return 0;
+  }
+  int right = 0;
+  for (int i = 0; i < 64; ++i) right += numbers[i] == 63 - i;
+  std::printf("%d right, last %d\\n", right, numbers[63]);
+}
+"""
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    def run(first="", second="", order="forward"):
+        program = compile_program(
+            PROGRAM.replace("FIRST", first).replace("SECOND", second), tmp_path / "program"
+        )
+        return subprocess.run(
+            [program], env={"EMULATION_ORDER": order}, capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+
+    return run
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_a_barrier_orders_what_threads_share(outcome, order):
+    assert outcome("__syncthreads();", order=order) == "64 right, last 0"
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_a_missing_barrier_shows(outcome, order):
+    found = re.match(r"(\d+) right", outcome(order=order))
+    assert int(found[1]) < 64
+
+
+def test_a_barrier_that_some_threads_miss_is_refused(outcome):
+    assert "not all threads came to" in outcome("if (thread == 3) return; __syncthreads();")
+
+
+def test_threads_at_different_barriers_are_refused(outcome):
+    barriers = "if (thread < 9) {\n __syncthreads();\n } else {\n __syncthreads();\n }"
+    assert "different places" in outcome(barriers)
+
+
+def test_part_of_a_warp_is_refused(outcome):
+    vote = "if (thread < 9) opposite_is = __any_sync(0xffffffffu, thread == 1);"
+    assert "not all threads came to" in outcome("bool opposite_is; " + vote)
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        # In the second warp 63 - thread is 0 for the last lane, which has none below it.
+        ("__shfl_down_sync(0xffffffffu, opposite, 1)", 0),
+        ("__shfl_xor_sync(0xffffffffu, opposite, 3)", 3),
+        ("static_cast<int>(__ballot_sync(0xffffffffu, opposite < 3))", -(1 << 29)),
+        ("__popc(__ballot_sync(0xffffffffu, opposite % 4 == 0))", 8),
+        ("__any_sync(0xffffffffu, opposite == 40)", 0),
+        ("__syncthreads_or(opposite == 40)", 1),
+    ],
+)
+def test_warp_operations(outcome, value, expected):
+    second = f"numbers[thread] = {value}; return;"
+    assert outcome("__syncthreads();", second).endswith(f"last {expected}")
+
+
+def test_a_launch_becomes_a_call():
+    source = "  add<float, Map<int, 2>>\n  <<<blocks(n), 32, 0, stream>>>(n, x);"
+    assert translate(source) == (
+        "  emulation::Launch(blocks(n), 32, 0, stream)"
+        "([](auto... a) { add<float, Map<int, 2>>(a...); }, n, x);"
+    )
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emulation") / "copy"
+    build(folder)
+    return folder
+
+
+def test_operators(emulated):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "tests.cuda_emulation.poison", "tests/ops", "-k", "native-cpu"]
+    environment = {**os.environ, "EMULATION_ORDER": "shuffled", "RESOBJ_REQUIRE_NATIVE": "cpu"}
+    environment["PYTHONPATH"] = str(emulated)
+    result = subprocess.run(
+        command, cwd=emulated, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 300
