@@ -323,6 +323,11 @@ def test_errors_name_the_argument(change, error, message):
         ({"gt_sizes": [4, -1]}, "gt_sizes has a negative size"),
         ({"labels": [0, 1]}, "labels must be one more than thresholds"),
         ({"thresholds": [0.1] * 17, "labels": [0] * 18}, "at most 16 thresholds"),
+        ({"thresholds": [0.0, 0.5]}, "thresholds must be positive"),
+        ({"thresholds": [NAN, 0.5]}, "thresholds must be positive"),
+        ({"labels": [0, 257, 1]}, "labels must be -1, 0 or 1"),
+        ({"labels": [1, -1, 1]}, "the first of labels must not be 1"),
+        ({"ignore_iof": 0.0}, "ignore_iof must be above 0"),
         ({"ignore_boxes": GOOD, "ignore_sizes": [3]}, "ignore_sizes must have one size per image"),
     ],
 )

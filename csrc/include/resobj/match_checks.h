@@ -78,6 +78,7 @@ inline MatchArguments parse_match(const Tensor& anchors, const Tensor& gt_boxes,
         torch::stable::contiguous(*ignore_boxes),
         make_offsets("ignore_sizes", "ignore_boxes", ignore_sizes, ignore_boxes->size(0))};
   }
+  STD_TORCH_CHECK(ignore_iof > 0, kMatchOp, ": ignore_iof must be above 0");
   parsed.allow_low_quality = allow_low_quality;
   parsed.d2_compat = d2_compat;
   parsed.ignore_iof = ignore_iof;
@@ -90,6 +91,14 @@ MatchRule<T> parse_rule(const std::vector<double>& thresholds, const std::vector
                   " thresholds");
   STD_TORCH_CHECK(labels.size() == thresholds.size() + 1, kMatchOp,
                   ": labels must be one more than thresholds");
+  for (const double threshold : thresholds) {
+    STD_TORCH_CHECK(threshold > 0, kMatchOp, ": thresholds must be positive");
+  }
+  for (const int64_t label : labels) {
+    STD_TORCH_CHECK(label >= -1 && label <= 1, kMatchOp, ": labels must be -1, 0 or 1");
+  }
+  // The box of a foreground anchor is read, and the first label is that of images without boxes.
+  STD_TORCH_CHECK(labels[0] != 1, kMatchOp, ": the first of labels must not be 1");
   MatchRule<T> rule{};
   rule.num_thresholds = static_cast<int>(thresholds.size());
   // Rounded to the precision of the IoUs before they are compared, as torch does.
