@@ -30,12 +30,15 @@ __device__ void settle(Tile<T>& tile, int64_t room) {
   const int lane = threadIdx.x;
   const int word = lane % kWords;
   uint32_t kept = 0;  // the word of this lane
-  for (int j = 0; j < kTile && room > 0; ++j) {
-    const bool suppressed = __any_sync(kAllLanes, (kept & tile.suppressors[j][word]) != 0);
-    const bool alive = (tile.alive[j / 32] >> (j % 32) & 1) != 0;
-    if (!alive || suppressed) continue;
-    if (word == j / 32) kept |= uint32_t(1) << (j % 32);
-    --room;
+  for (int w = 0; w < kWords; ++w) {
+    // Classes are often a few boxes, so the bits are walked, not the tile.
+    for (uint32_t left = tile.alive[w]; left != 0 && room > 0; left &= left - 1) {
+      const int bit = __ffs(static_cast<int>(left)) - 1;
+      const uint32_t suppressors = tile.suppressors[32 * w + bit][word];
+      if (__any_sync(kAllLanes, (kept & suppressors) != 0)) continue;
+      if (word == w) kept |= uint32_t(1) << bit;
+      --room;
+    }
   }
   if (lane < kWords) tile.kept[lane] = kept;
 }
