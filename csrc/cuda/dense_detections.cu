@@ -65,13 +65,17 @@ __device__ void for_each_candidate(const Head<T>& head, int64_t block, const Vis
   const int64_t begin = (chunk - head.chunk_begin[l]) * kChunk;
   const int64_t end = smaller(begin + kChunk, head.num_logits(l));
   for (int64_t first = begin + threadIdx.x; first < end; first += kLoads * kBlock) {
+    // Both loops are unrolled, or the array would lie in memory; NaN is no hit.
     T loaded[kLoads];
+#pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      loaded[i] = logits[smaller(first + i * kBlock, end - 1)];
+      loaded[i] = i * kBlock < end - first ? logits[first + i * kBlock] : static_cast<T>(NAN);
     }
-    for (int i = 0; i < kLoads; ++i) {
-      const int64_t element = first + i * kBlock;
-      if (element >= end || !(loaded[i] >= head.bounds[0])) continue;
+    unsigned hits = 0;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) hits |= unsigned(loaded[i] >= head.bounds[0]) << i;
+    for (; hits != 0; hits &= hits - 1) {
+      const int64_t element = first + (__ffs(static_cast<int>(hits)) - 1) * kBlock;
       const int64_t channel = planes ? element / level.num_cells : element % channels;
       const int64_t cell = planes ? element % level.num_cells : element / channels;
       const int64_t anchor = channel / num_classes;
