@@ -253,7 +253,8 @@ __global__ void suppress_kernel(const __grid_constant__ Head<T> head, Scratch sc
     boxes[own] = box;
     classes[own] = own_class;
     alive[own] = survives;
-    for (int i = 0; i < kBlock && count < max_detections; ++i) {
+    const int size = static_cast<int>(smaller<int64_t>(kBlock, total - first));
+    for (int i = 0; i < size && count < max_detections; ++i) {
       __syncthreads();  // what candidate i is, is settled
       if (!alive[i]) continue;
       if (own == i) {
