@@ -183,9 +183,9 @@ def test_wrong_arguments_are_named(change, error, message):
 def test_kernels_read_no_box_of_an_image_without_boxes(native_device):
     """Were the first label foreground, an anchor of such an image would encode the row before."""
     anchors, deltas, gts = (
-        torch.zeros(shape, device=native_device) for shape in ((3, 4), (1, 3, 4), (0, 4))
+        torch.zeros(shape, device=native_device) for shape in ((3, 4), (2, 3, 4), (1, 4))
     )
     with pytest.raises(RuntimeError, match="the first of labels must not be 1"):
         torch.ops.resobj_d2.reassign_anchors(
-            anchors, deltas, gts, [0], [1.0] * 4, 4.0, [0.5], [1, 0]
+            anchors, deltas, gts, [1, 0], [1.0] * 4, 4.0, [0.5], [1, 0]
         )
