@@ -175,6 +175,7 @@ def test_no_gpus_means_one_process_on_the_cpu(run, tmp_path):
 def test_stock_faster_rcnn_trains_through_the_same_script(run, tmp_path):
     code, output = run(
         "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+        "MODEL.DENSE.OBJECTNESS.ENABLED", "False",  # the yaml's, which no R-CNN would read
         "MODEL.PROPOSAL_GENERATOR.NAME", "RPN",
         "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
         "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
@@ -193,6 +194,7 @@ def test_stock_faster_rcnn_trains_through_the_same_script(run, tmp_path):
 def test_resobj_rpn_in_two_processes_resumes_and_draws(run, tmp_path):
     options = [
         "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
+        "MODEL.DENSE.OBJECTNESS.ENABLED", "False",  # the yaml's, which no R-CNN would read
         "MODEL.PROPOSAL_GENERATOR.NAME", "ResObjRPN",
         "MODEL.RPN.HEAD_NAME", "ResObjRPNHead",
         "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
