@@ -1,9 +1,10 @@
 // What kernels in CUDA C++ need to run on the processor, one block after the other.
 //
 // Each thread of a block is a fibre: it runs until it comes to a barrier or a warp operation, and
-// goes on when all that take part have come there. The order in which the threads of a block get
-// their turns is EMULATION_ORDER: "forward" (default), "reverse" or "shuffled". Whatever depends on
-// it, such as a missing __syncthreads(), gives other results in another order.
+// goes on when all that take part have come there. A warp runs ahead until it needs the others. The
+// order of warps, and of the threads in a warp, is EMULATION_ORDER: "forward" (default), "reverse"
+// or "shuffled". Whatever depends on it, such as a missing __syncthreads(), gives other results in
+// another order.
 //
 // Stricter than the hardware: all threads of a block must come to a barrier, and to the same one;
 // all 32 lanes of a warp must take part in a warp operation, and in the same one.
@@ -19,6 +20,7 @@
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -168,14 +170,15 @@ inline bool release(unsigned begin, unsigned end, State state) {
   return true;
 }
 
-inline std::vector<unsigned> turns() {
+// The numbers below `count` in the order of EMULATION_ORDER.
+inline std::vector<unsigned> turns(unsigned count) {
   static const std::string order = [] {
     const char* name = std::getenv("EMULATION_ORDER");
     return std::string(name == nullptr ? "forward" : name);
   }();
   static std::mt19937 random(0);
-  std::vector<unsigned> turns(block.size);
-  for (unsigned i = 0; i < block.size; ++i) turns[i] = i;
+  std::vector<unsigned> turns(count);
+  std::iota(turns.begin(), turns.end(), 0u);
   if (order == "reverse") {
     std::reverse(turns.begin(), turns.end());
   } else if (order == "shuffled") {
@@ -202,29 +205,27 @@ inline void start(Fiber& fiber) {
   fiber.operations = 0;
 }
 
-inline void run_block() {
-  for (unsigned i = 0; i < block.size; ++i) start(block.fibers[i]);
-  unsigned done = 0;
-  while (done < block.size) {
-    bool moved = false;
-    for (unsigned i : turns()) {
-      Fiber& fiber = block.fibers[i];
-      if (fiber.state != State::kReady) continue;
+// Runs a warp as far ahead of the others as it can go.
+inline void run_warp(unsigned begin) {
+  do {
+    for (unsigned lane : turns(kWarp)) {
+      const unsigned i = begin + lane;
+      if (block.fibers[i].state != State::kReady) continue;
       block.current = i;
       threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
-      swapcontext(&block.scheduler, &fiber.context);
-      moved = true;
-      done += fiber.state == State::kDone;
+      swapcontext(&block.scheduler, &block.fibers[i].context);
     }
-    for (unsigned i = 0; i < block.size; i += kWarp) {
-      moved |= release(i, std::min(i + kWarp, block.size), State::kAtWarpBarrier);
-    }
-    moved |= done == 0 && release(0, block.size, State::kAtBlockBarrier);
-    if (moved) continue;
-    for (unsigned i = 0; i < block.size; ++i) {
-      if (block.fibers[i].state == State::kDone) continue;
-      throw std::logic_error("not all threads came to " + block.fibers[i].place.text());
-    }
+  } while (release(begin, begin + kWarp, State::kAtWarpBarrier));
+}
+
+inline void run_block() {
+  for (unsigned i = 0; i < block.size; ++i) start(block.fibers[i]);
+  do {
+    for (unsigned warp : turns(block.size / kWarp)) run_warp(warp * kWarp);
+  } while (release(0, block.size, State::kAtBlockBarrier));
+  for (unsigned i = 0; i < block.size; ++i) {
+    if (block.fibers[i].state == State::kDone) continue;
+    throw std::logic_error("not all threads came to " + block.fibers[i].place.text());
   }
 }
 
@@ -251,7 +252,7 @@ struct Launch {
     if (block.fibers.size() < block.size) block.fibers.resize(block.size);
     gridDim = grid;
     blockDim = threads;
-    const bool backwards = turns()[0] != 0;
+    const bool backwards = turns(2)[0] != 0;
     for (uint64_t i = 0; i < grid.count(); ++i) {
       const uint64_t b = backwards ? grid.count() - 1 - i : i;
       blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
