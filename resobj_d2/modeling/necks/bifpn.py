@@ -12,6 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from resobj_d2.modeling.map_norm import MapNorm
+from resobj_d2.modeling.separable import SeparableConv
 
 __all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
 
@@ -52,16 +53,12 @@ class _Node(nn.Module):
     def __init__(self, *, channels: int, inputs: int, fusion: str, momentum: float) -> None:
         super().__init__()
         self.fusion = WeightedFusion(inputs=inputs, method=fusion)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.conv = SeparableConv(in_channels=channels, out_channels=channels)
         self.norm = MapNorm(channels, momentum=momentum)
-        # Variances near those of the input: running ones start at 1 and move slowly.
-        for layer in (self.depthwise, self.pointwise):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = F.silu(self.fusion(maps))
-        return self.norm(self.pointwise(self.depthwise(x)))
+        return self.norm(self.conv(x))
 
 
 class _Lateral(nn.Sequential):
