@@ -31,7 +31,6 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
-#define __launch_bounds__(...)
 // One block runs at a time, so what its threads share can be static.
 #define __shared__ static
 
@@ -47,8 +46,6 @@
 #define __ffs __builtin_ffs
 
 using std::isfinite;
-using std::isinf;
-using std::isnan;
 
 struct dim3 {
   unsigned x, y, z;

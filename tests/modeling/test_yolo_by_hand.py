@@ -72,18 +72,11 @@ def darknet_deltas(levels, truths, width, height, ignore):
 
 
 @pytest.fixture
-def model(tiny_cfg, repository):
+def model(yolo_cfg):
     torch.manual_seed(3)
-    cfg = tiny_cfg()
-    cfg.merge_from_file(str(repository / "configs/methods/yolov3.yaml"))
-    cfg.merge_from_list(
-        [
-            "MODEL.DARKNET.STEM_CHANNELS", 4,
-            "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
-            "MODEL.YOLO_PYRAMID.CHANNELS", [8, 12, 16],
-            "MODEL.DENSE.PRIORS.SIZES", SIZES,
-            "MODEL.DENSE.ASSIGNER.IGNORE_IOU", 0.3,  # .7 would ignore nothing at first
-        ]
+    cfg = yolo_cfg(
+        "MODEL.DENSE.PRIORS.SIZES", SIZES,
+        "MODEL.DENSE.ASSIGNER.IGNORE_IOU", 0.3,  # .7 would ignore nothing at first
     )  # fmt: skip
     return build_model(cfg)
 

@@ -126,31 +126,11 @@ def test_tower_is_shared_by_the_tasks_and_hidden_layers_are_per_level():
     assert all(a is b for a, b in zip(nothing(features.cls), features.cls, strict=True))
 
 
-@pytest.fixture
-def yolo_cfg(tiny_cfg, repository):
-    """A function: T and overrides to the config of a tiny YOLOv3."""
-
-    def build(steps, *opts):
-        cfg = tiny_cfg()
-        cfg.merge_from_file(str(repository / "configs/methods/yolov3.yaml"))
-        cfg.merge_from_list(
-            [
-                "MODEL.DARKNET.STEM_CHANNELS", 4,
-                "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
-                "MODEL.YOLO_PYRAMID.CHANNELS", [8, 12, 16],
-                "MODEL.DENSE.OBJECTNESS.STEPS", steps,
-                *opts,
-            ]
-        )  # fmt: skip
-        return cfg
-
-    return build
-
-
 def test_residual_subnets_leave_the_plain_detector_as_it_is(yolo_cfg, make_batch):
     """With equal weights o_0, classes, boxes and their losses are those of T = 0, bit for bit."""
     torch.manual_seed(0)
-    plain, residual = build_model(yolo_cfg(0)), build_model(yolo_cfg(2))
+    steps = ["MODEL.DENSE.OBJECTNESS.STEPS", 2]
+    plain, residual = build_model(yolo_cfg()), build_model(yolo_cfg(*steps))
     left = residual.load_state_dict(plain.state_dict(), strict=False)
     assert not left.unexpected_keys
     assert all("objectness.residuals" in k for k in left.missing_keys) and left.missing_keys
@@ -167,7 +147,7 @@ def test_residual_subnets_leave_the_plain_detector_as_it_is(yolo_cfg, make_batch
 
 
 def test_residual_subnet_has_its_levels_width(yolo_cfg):
-    model = build_model(yolo_cfg(1))
+    model = build_model(yolo_cfg("MODEL.DENSE.OBJECTNESS.STEPS", 1))
     branch = model.streams["anchors"].branches["objectness"]
     convs = [stack[0].conv for stack in branch.residuals[0].hidden.levels]
     assert [(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convs] == [
@@ -181,7 +161,7 @@ def test_residual_subnet_has_its_levels_width(yolo_cfg):
 def test_losses_are_sums_over_anchors_divided_by_the_images(yolo_cfg, make_batch):
     """With biases of 0 every anchor's objectness starts at one half."""
     torch.manual_seed(0)
-    model = build_model(yolo_cfg(0))
+    model = build_model(yolo_cfg())
     with torch.no_grad():
         for layer in model.streams["anchors"].branches["objectness"].base.predictor.levels:
             assert layer.bias.eq(0).all()
@@ -206,10 +186,10 @@ def test_slots_that_do_not_go_together_are_refused(yolo_cfg, opts, message):
     """They would train, boxes half a cell beside their place or by a loss that means nothing."""
     opts = [f"MODEL.DENSE.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
     with pytest.raises(ValueError, match=message):
-        build_model(yolo_cfg(0, *opts))
+        build_model(yolo_cfg(*opts))
 
 
 def test_overlap_loss_suits_the_decoded_boxes_where_nothing_weighs_them(yolo_cfg, make_batch):
     opts = ["MODEL.DENSE.BOX_LOSS.NAME", "GIoULoss", "MODEL.DENSE.ASSIGNER.NAME", "MaxIoUAssigner"]
-    losses = build_model(yolo_cfg(0, *opts))(make_batch([(64, 64, 2)]))
+    losses = build_model(yolo_cfg(*opts))(make_batch([(64, 64, 2)]))
     assert torch.isfinite(losses["loss_box_reg"]) and losses["loss_box_reg"] > 0
