@@ -8,7 +8,8 @@ python train_net.py --config-file configs/....yaml --eval-only MODEL.WEIGHTS mod
 from detectron2.engine import default_argument_parser, default_setup
 
 from resobj_d2.compat import launch
-from resobj_d2.engine import Trainer, evaluate, load_config
+from resobj_d2.config import load_config
+from resobj_d2.engine import Trainer, evaluate
 
 
 def main(args):

@@ -19,9 +19,11 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 
-from .engine import Trainer, load_config
-from .predict import draw_samples
-from .predictor import Predictor
+from resobj_d2.config import load_config
+from resobj_d2.engine import Trainer
+
+from .inference.predict import draw_samples
+from .inference.predictor import Predictor
 
 __all__ = ["main"]
 

@@ -11,26 +11,24 @@ ALLOWED = {
     "structures": set(),
     "ops": set(),
     "registry": set(),
+    "compat": set(),
+    "data": set(),
+    "plots": set(),
+    "install_detectron2": set(),
+    "acceleration": {"ops", "compat"},
+    "doctor": {"ops", "install_detectron2"},
     "losses": {"structures", "ops", "registry"},
     "matching": {"structures", "ops", "registry"},
-    "config": {"modeling", "config_backbones"},
-    "config_backbones": set(),
-    "compat": set(),
-    "acceleration": {"ops", "compat"},
-    "vgg_weights": set(),
-    "darknet_weights": set(),
-    "yolo_weights": {"darknet_weights", "modeling"},
-    "checkpoint": {"darknet_weights", "vgg_weights", "yolo_weights"},
-    "data": set(),
-    "modeling": {"structures", "ops", "losses", "matching", "compat", "registry"},
     "evaluation": {"data", "ops"},
-    "engine": {
-        "modeling", "config", "compat", "checkpoint", "data", "evaluation", "analysis",
-    },
-}  # fmt: skip
-WITHOUT_DETECTRON2 = (
-    "structures", "ops", "registry", "losses", "matching", "config", "config_backbones",
-)  # fmt: skip
+    "modeling": {"structures", "ops", "losses", "matching", "compat", "registry"},
+    "config": {"data", "modeling"},
+    "checkpoint": {"modeling"},
+    "engine": {"modeling", "compat", "checkpoint", "data", "evaluation", "plots"},
+    "inference": {"config", "checkpoint", "data"},
+    "analysis": {"config", "checkpoint", "data", "engine", "evaluation", "modeling"},
+    "demo": {"config", "engine", "inference"},
+}
+WITHOUT_DETECTRON2 = ("structures", "ops", "registry", "losses", "matching", "plots")
 
 
 def modules_of(path):
@@ -65,6 +63,15 @@ def test_layer_imports_only_what_lies_below(repository, layer):
             if parts[0] == "resobj_d2" and len(parts) > 1 and parts[1] != layer:
                 if (root / parts[1]).is_dir() or (root / f"{parts[1]}.py").is_file():
                     assert parts[1] in ALLOWED[layer], f"{file} imports {name}"
+
+
+def test_every_layer_is_listed_after_those_it_imports(repository):
+    root = repository / "resobj_d2"
+    layers = {p.stem for p in root.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    assert layers - {"__init__"} == set(ALLOWED)
+    order = list(ALLOWED)
+    for layer, below in ALLOWED.items():
+        assert all(order.index(name) < order.index(layer) for name in below), layer
 
 
 @pytest.mark.parametrize("module", ["resobj_d2.ops", "resobj_d2.losses", "resobj_d2.matching"])

@@ -28,7 +28,7 @@ from detectron2.structures import ImageList
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from resobj_d2.engine import load_config
+from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 
 __all__ = ["Cost", "Network", "count", "main", "table", "time_forward"]

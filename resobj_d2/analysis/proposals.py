@@ -27,8 +27,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
-from resobj_d2.engine import Trainer, load_config
+from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import CocoBackend, load_backend
 from resobj_d2.evaluation.coco import ground_truth_index
 

@@ -24,8 +24,9 @@ import torch
 from detectron2.config import CfgNode
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
-from resobj_d2.engine import Trainer, load_config
+from resobj_d2.engine import Trainer
 from resobj_d2.evaluation import build_evaluator
 from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.postprocess import Scoring

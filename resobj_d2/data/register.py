@@ -24,7 +24,7 @@ from detectron2.data.build import (
 from detectron2.data.datasets import load_coco_json
 
 from .coco_json import is_degenerate, read_coco_json
-from .scenes import SPLITS, ensure_scenes
+from .scenes.dataset import SPLITS, ensure_scenes
 from .voc_xml import VOC_CLASSES, image_path, load_voc, read_split
 
 logger = logging.getLogger(__name__)

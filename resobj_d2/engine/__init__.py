@@ -1,9 +1,8 @@
-"""Configuration, training loop and hooks."""
+"""Training loop and hooks."""
 
 from .ema import WeightAverage, WeightAverageHook
 from .hooks import NonFiniteLossError, NonFiniteLossGuard, StatisticsHook
 from .multi_scale import MultiScale
-from .setup import class_counts, load_config
 from .trainer import Trainer, evaluate
 
 __all__ = [
@@ -14,7 +13,5 @@ __all__ = [
     "Trainer",
     "WeightAverage",
     "WeightAverageHook",
-    "class_counts",
     "evaluate",
-    "load_config",
 ]

@@ -21,7 +21,7 @@ class WeightAverage:
     and variances of batch normalisation are averaged like the weights, as EfficientDet's code does,
     and with them every other buffer of floating point numbers; counters stay the model's own.
 
-    It belongs into a :class:`resobj_d2.checkpoint.ResObjCheckpointer` as ``ema=``. A checkpoint
+    Hand it to a :class:`resobj_d2.checkpoint.ResObjCheckpointer` as ``ema=``. A checkpoint
     then holds the averages as its ``model``, which is what every reader of checkpoints evaluates,
     and the weights themselves in ``ema``, with which training goes on.
 

@@ -101,7 +101,7 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None)
 
     def _draw_curves(self) -> None:
-        from resobj_d2.analysis.objectness_curves import plot_objectness_curves
+        from resobj_d2.plots.objectness_curves import plot_objectness_curves
 
         output = os.path.join(self.cfg.OUTPUT_DIR, "objectness_curves.png")
         if plot_objectness_curves(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), output):

@@ -1,6 +1,5 @@
 """Anchors, box parametrisations, label assignment and sampling; imports no Detectron2."""
 
-from .assigners import MaxIoUAssigner
 from .best_anchor_assigner import BestAnchorAssigner
 from .build import (
     ASSIGNER_REGISTRY,
@@ -10,7 +9,8 @@ from .build import (
     build_two_stage_sampler,
 )
 from .coders import DeltaCoder, LTRBCoder
-from .level_selection import FSAFAssigner
+from .fsaf_assigner import FSAFAssigner
+from .max_iou_assigner import MaxIoUAssigner
 from .priors import AnchorGrid, OctaveAnchors, octave_anchors
 from .samplers import (
     HardExampleSampler,

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from resobj_d2 import ops
 from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
 
-from .assigners import MaxIoUAssigner
 from .build import ASSIGNER_REGISTRY
-from .owners import anchor_owners
+from .ground_truth_owners import anchor_owners
+from .max_iou_assigner import MaxIoUAssigner
 
 __all__ = ["BestAnchorAssigner"]
 

@@ -12,7 +12,7 @@ from resobj_d2 import ops
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
 from .build import ASSIGNER_REGISTRY
-from .owners import anchor_owners
+from .ground_truth_owners import anchor_owners
 
 __all__ = ["YOLOAssigner"]
 

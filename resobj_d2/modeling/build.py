@@ -19,7 +19,7 @@ many, of which ``out_channels`` lists the channels.
 
 PREDICTOR_REGISTRY = Registry("PREDICTOR")
 PREDICTOR_REGISTRY.__doc__ = """
-Last layers; see :class:`resobj_d2.modeling.predictors.Predictor`. An entry is built as
+Last layers; see :class:`resobj_d2.modeling.heads.predictors.Predictor`. An entry is built as
 ``Entry.from_config(node, in_channels=, num_anchors=, channels=, bias_value=)`` from
 ``MODEL.DENSE.PREDICTOR``, with lists per level of the features' channels and of A_l.
 """
@@ -27,7 +27,7 @@ Last layers; see :class:`resobj_d2.modeling.predictors.Predictor`. An entry is b
 BRANCH_REGISTRY = Registry("BRANCH")
 BRANCH_REGISTRY.__doc__ = """
 Score branches: modules that predict one more probability per anchor; see
-:class:`resobj_d2.modeling.branches.ScoreBranch`. An entry is built as
+:class:`resobj_d2.modeling.branches.objectness.ScoreBranch`. An entry is built as
 ``Entry.from_config(node, num_classes=, parts=)``, with :class:`.predictors.HeadParts` and the node
 of its stream (``MODEL.DENSE`` or ``MODEL.DENSE.ANCHOR_FREE``), or skipped where that returns None.
 """

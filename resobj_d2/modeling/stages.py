@@ -14,7 +14,7 @@ from resobj_d2.matching import ASSIGNER_REGISTRY, MaxIoUAssigner
 from resobj_d2.structures import StagePrediction, TowerFeatures
 
 from .build import TOWER_REGISTRY
-from .predictors import HeadParts, init_conv, prior_bias
+from .heads.predictors import HeadParts, init_conv, prior_bias
 
 __all__ = ["Stage", "StageOptions", "build_stages"]
 

@@ -27,9 +27,9 @@ from resobj_d2.structures import (
 
 from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
+from .compatibility_checks import check_slots
 from .fusion import ScoreFusion
-from .predictors import HeadParts
-from .slot_checks import check_slots
+from .heads import HeadParts
 from .stages import Stage, build_stages
 
 __all__ = ["DenseStream"]

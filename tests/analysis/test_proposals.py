@@ -9,7 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from resobj_d2.analysis.proposals import average_recall, evaluate_proposals, main
-from resobj_d2.engine import Trainer, load_config
+from resobj_d2.config import load_config
+from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import load_backend
 from resobj_d2.evaluation.coco import ground_truth_index, prepare_ground_truth
 

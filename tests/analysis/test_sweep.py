@@ -7,7 +7,8 @@ import torch
 from detectron2.modeling import build_model
 
 from resobj_d2.analysis.sweep import main, sweep, table
-from resobj_d2.engine import evaluate, load_config
+from resobj_d2.config import load_config
+from resobj_d2.engine import evaluate
 
 ALPHA = "MODEL.DENSE.QUALITY.ALPHA"
 THRESHOLD = "MODEL.DENSE.POSTPROCESS.SCORE_THRESH"

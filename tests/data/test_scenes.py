@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resobj_d2.data import scenes
-from resobj_d2.data.scene_render import MIN_SIDE, render_scene
-from resobj_d2.data.scene_shapes import CLASS_NAMES, OBJECT_OUTLINES, draw_mask
-from resobj_d2.data.scenes import ensure_scenes
+from resobj_d2.data.scenes import dataset as scenes
+from resobj_d2.data.scenes.dataset import ensure_scenes
+from resobj_d2.data.scenes.render import MIN_SIDE, render_scene
+from resobj_d2.data.scenes.shapes import CLASS_NAMES, OBJECT_OUTLINES, draw_mask
 
 SMALL = {"image_size": 96, "num_train": 4, "num_val": 2}
 
@@ -118,7 +118,14 @@ def test_exception_while_writing_leaves_no_pictures(tmp_path, monkeypatch):
 
 
 def test_killed_run_leaves_nothing_that_looks_finished(tmp_path):
-    command = [sys.executable, "-u", "-m", "resobj_d2.data.scenes", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "resobj_d2.data.scenes.dataset",
+        "--output",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(
         command + ["--num-train", "100000"], stdout=subprocess.PIPE, text=True
     )

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.config import load_config
 from resobj_d2.engine import Trainer, WeightAverage
-from resobj_d2.engine.setup import load_config
 
 
 class Scalar(nn.Module):

@@ -29,8 +29,8 @@ def few_images(shared_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["overfit_ssd", "overfit_yolov3", "overfit_efficientdet"])
 def test_learns_a_few_images_by_heart(name, repository, few_images, tmp_path, clean_catalogs):
+    from resobj_d2.config import load_config
     from resobj_d2.engine import Trainer
-    from resobj_d2.engine.setup import load_config
 
     cfg = load_config(
         str(repository / f"configs/small/{name}.yaml"),

@@ -154,7 +154,7 @@ def test_family_trains_on_two_processes_resumes_and_predicts(family, run, tmp_pa
     assert "Starting training from iteration 3" in output
     images = sorted(str(x) for x in tmp_path.glob("scenes/val/*.png"))
     command = [
-        sys.executable, "-W", "ignore", "-m", "resobj_d2.predict", "--input", *images,
+        sys.executable, "-W", "ignore", "-m", "resobj_d2.inference.predict", "--input", *images,
         "--output", str(tmp_path / "found"), "--config-file",
         str(repository / f"configs/small/{config}.yaml"), *options,
         "DATASETS.TEST", "()", "MODEL.WEIGHTS", str(out / "model_final.pth"),

@@ -7,15 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from resobj_d2.analysis.compatibility import (
-    REFUSALS,
-    axes,
-    cover,
-    main,
-    overrides,
-    page,
-    pairs,
-)
+from docs.generators.compatibility import REFUSALS, axes, cover, main, overrides, page, pairs
 from resobj_d2.losses import CLS_LOSS_REGISTRY, SigmoidCE
 
 VALUES = {axis: list(values) for axis, values in axes().items()}
@@ -145,7 +137,7 @@ def test_what_is_registered_takes_part(registered_loss):
 
 
 def test_committed_page_is_current(repository):
-    """Otherwise: python -m resobj_d2.analysis.compatibility --write docs/compatibility.md"""
+    """Otherwise: python -m docs.generators.compatibility --write docs/compatibility.md"""
     assert (repository / "docs/compatibility.md").read_text() == page()
 
 

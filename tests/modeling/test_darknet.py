@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from resobj_d2.darknet_weights import (
+from resobj_d2.checkpoint.darknet_file import (
     DarknetWeightsError,
     load_darknet_weights,
     save_darknet_weights,

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from resobj_d2.losses import ResidualObjectnessLoss
 from resobj_d2.modeling import HeadParts, ObjectnessBranch, PerLevelConv, SharedConv
-from resobj_d2.modeling.towers import ConvStack, PerLevelStack
+from resobj_d2.modeling.heads.towers import ConvStack, PerLevelStack
 from resobj_d2.structures import TowerFeatures
 
 CHANNELS, ANCHORS = 4, 2

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from resobj_d2 import ops
-from resobj_d2.checkpoint import CheckpointError, ResObjCheckpointer
+from resobj_d2.checkpoint.checkpointer import CheckpointError, ResObjCheckpointer
 from resobj_d2.modeling import ResObjRPN
 
 SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from resobj_d2.modeling import SepConvTower, SharedSepConv
-from resobj_d2.modeling.map_norm import MapNorm
-from resobj_d2.modeling.separable import SeparableConv, SepConvStack
+from resobj_d2.modeling.heads.separable import SeparableConv, SepConvStack
+from resobj_d2.modeling.heads.single_cell_norm import SingleCellBatchNorm
 
 
 def stack(levels=2, channels=4, num_convs=1, width=4):
@@ -61,7 +61,7 @@ def test_levels_share_convolutions_and_have_their_own_statistics():
 def test_stack_equals_a_separate_network_per_level():
     module = stack(levels=2, num_convs=2).eval()
     for i, norm in enumerate(module.norms.modules()):
-        if isinstance(norm, MapNorm):
+        if isinstance(norm, SingleCellBatchNorm):
             nn.init.constant_(norm.running_mean, 0.1 * i)
             nn.init.constant_(norm.running_var, 1.0 + i)
     features = [torch.randn(1, 4, 6, 6), torch.randn(1, 4, 3, 3)]
@@ -88,7 +88,7 @@ def test_gradient_of_shared_weights_is_the_sum_over_levels():
 
 
 def test_map_of_one_value_is_normalised_by_running_statistics():
-    norm = MapNorm(2).train()
+    norm = SingleCellBatchNorm(2).train()
     with torch.no_grad():
         norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
         norm.running_var.copy_(torch.tensor([3.999, 8.999]))
@@ -114,12 +114,12 @@ def test_momentum_of_the_running_statistics_comes_from_the_config(tiny_cfg):
     )  # fmt: skip
     model = build_model(cfg)
     momenta = {
-        part: {m.momentum for m in module.modules() if isinstance(m, MapNorm)}
+        part: {m.momentum for m in module.modules() if isinstance(m, SingleCellBatchNorm)}
         for part, module in (("neck", model.backbone), ("tower", model.tower))
     }
     assert momenta == {"neck": {0.2}, "tower": {0.3}}
     with pytest.raises(ValueError, match="BN_MOMENTUM must be in"):
-        MapNorm(2, momentum=0.0)
+        SingleCellBatchNorm(2, momentum=0.0)
 
 
 def test_tower_has_a_stack_per_task():

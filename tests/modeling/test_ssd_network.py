@@ -10,9 +10,9 @@ from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.checkpoint.vgg16 import convert_vgg16, vgg16_prefix
 from resobj_d2.modeling.backbones import SSDVGG16, ChannelNorm
 from resobj_d2.modeling.necks import SSDExtras
-from resobj_d2.vgg_weights import convert_vgg16, vgg16_prefix
 
 
 class Coarse(Backbone):

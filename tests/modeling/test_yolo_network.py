@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resobj_d2.modeling import DarkNet, YOLOPyramid, YOLOTower
-from resobj_d2.modeling.yolo_tower import DarkNetStack
+from resobj_d2.modeling.heads.yolo_tower import DarkNetStack
 
 
 class Maps(Backbone):

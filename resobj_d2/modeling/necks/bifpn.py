@@ -11,8 +11,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from resobj_d2.modeling.map_norm import MapNorm
-from resobj_d2.modeling.separable import SeparableConv
+from resobj_d2.modeling.heads.separable import SeparableConv
+from resobj_d2.modeling.heads.single_cell_norm import SingleCellBatchNorm
 
 __all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
 
@@ -54,7 +54,7 @@ class _Node(nn.Module):
         super().__init__()
         self.fusion = WeightedFusion(inputs=inputs, method=fusion)
         self.conv = SeparableConv(in_channels=channels, out_channels=channels)
-        self.norm = MapNorm(channels, momentum=momentum)
+        self.norm = SingleCellBatchNorm(channels, momentum=momentum)
 
     def forward(self, *maps: Tensor) -> Tensor:
         x = F.silu(self.fusion(maps))
@@ -65,7 +65,9 @@ class _Lateral(nn.Sequential):
     """1x1 convolution and normalisation: a map of the backbone to the pyramid's width."""
 
     def __init__(self, *, in_channels: int, channels: int, momentum: float) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 1), MapNorm(channels, momentum=momentum))
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 1), SingleCellBatchNorm(channels, momentum=momentum)
+        )
 
 
 class _Layer(nn.Module):
@@ -75,7 +77,7 @@ class _Layer(nn.Module):
         channels: W.
         levels: L.
         fusion: see :class:`WeightedFusion`.
-        momentum: see :class:`MapNorm`.
+        momentum: see :class:`SingleCellBatchNorm`.
         in_channels: of the finest maps where they still come from the backbone. Every edge that
             starts there has a 1x1 convolution of its own; all other maps are W wide.
     """
@@ -148,7 +150,7 @@ class BiFPN(Backbone):
         channels: W.
         num_layers: BiFPN layers.
         fusion: see :class:`WeightedFusion`.
-        momentum: see :class:`MapNorm`.
+        momentum: see :class:`SingleCellBatchNorm`.
     """
 
     def __init__(

@@ -1,0 +1,251 @@
+"""Which parts of the dense detector go together: axes, refusals and docs/compatibility.md.
+
+::
+
+    python -m docs.generators.compatibility --write docs/compatibility.md
+
+The page is made from the registries and from :data:`REFUSALS`.
+``tests/modeling/test_compositions.py`` shows that it is true: it builds, trains and evaluates a set
+of combinations in which every pair of values occurs, and builds what is said to be refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+
+from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+from resobj_d2.matching import SAMPLER_REGISTRY
+
+__all__ = ["REFUSALS", "Refusal", "axes", "cover", "main", "overrides", "page", "pairs"]
+
+Axes = Mapping[str, Mapping[str, Sequence[tuple[str, object]]]]
+Row = dict[str, str]  # axis: value
+
+_OBJECTNESS = [("OBJECTNESS.ENABLED", True), ("OBJECTNESS.STEPS", 2)]
+_QUALITY = [("QUALITY.ENABLED", True)]
+
+# The registries' axes are named like the node whose NAME chooses the entry.
+_REGISTRIES = {
+    "CLS_LOSS": CLS_LOSS_REGISTRY,
+    "BOX_LOSS": BOX_LOSS_REGISTRY,
+    "SAMPLER": SAMPLER_REGISTRY,
+}
+
+# Overrides below the node of a stream, by axis and value.
+_STREAM: Axes = {
+    "OBJECTNESS": {
+        "off": [],
+        "T=0": [("OBJECTNESS.ENABLED", True), ("OBJECTNESS.STEPS", 0)],
+        "T=2": _OBJECTNESS,
+        "T=2 level, keep, chain": [
+            *_OBJECTNESS,
+            ("OBJECTNESS.MIN_SCOPE", "level"),
+            ("OBJECTNESS.UNSELECTED", "keep"),
+            ("OBJECTNESS.SOURCE", "chain"),
+        ],
+    },
+    "STAGES": {
+        "plain": [],
+        "consistent": [("STAGES", [{}])],
+        "cascade": [("STAGES", [{"CLS": "own", "TOWER": "own"}])],
+        "gated cascade": [("STAGES", [{"CLS": "own", "TOWER": "gated"}])],
+        "2 cls / 1 reg": [("STAGES", [{"BOX": "none"}])],
+    },
+    "QUALITY": {
+        "off": [],
+        "cls": [*_QUALITY, ("QUALITY.READS", "cls")],
+        "box": [*_QUALITY, ("QUALITY.READS", "box")],
+    },
+}
+
+# Overrides of the whole configuration.
+_DETECTOR: Axes = {
+    "ANCHOR_FREE": {
+        "off": [],
+        "beside anchors": [("MODEL.DENSE.ANCHOR_FREE.ENABLED", True)],
+        "alone": [
+            ("MODEL.DENSE.ANCHOR_FREE.ENABLED", True),
+            ("MODEL.DENSE.ANCHOR_BASED", False),
+        ],
+    },
+    "neck": {
+        "FPN": [("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone")],
+        "balanced FPN": [("MODEL.BACKBONE.NAME", "build_balanced_fpn_backbone")],
+    },
+}
+
+_STREAM_NODES = ("MODEL.DENSE", "MODEL.DENSE.ANCHOR_FREE")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that is refused when the model is built.
+
+    Attributes:
+        values: the combination, by axis; whatever the other axes are.
+        reason: part of the error's message.
+    """
+
+    values: Mapping[str, str]
+    reason: str
+
+
+REFUSALS = [
+    Refusal(
+        {"OBJECTNESS": "off", "CLS_LOSS": "GHMCLoss", "SAMPLER": sampler},
+        f"SAMPLER {sampler} ranks anchors by their class loss, but GHMCLoss weighs them by all "
+        "others and has none for each",
+    )
+    for sampler in ("HardExampleSampler", "HardNegativeRatio", "OHEMSampler")
+] + [
+    Refusal(
+        {"SAMPLER": "IoUBalancedSampler", "ANCHOR_FREE": streams},
+        "SAMPLER IoUBalancedSampler draws background by its IoU, but FSAFAssigner does not go by "
+        "IoU: it would draw at random",
+    )
+    for streams in ("beside anchors", "alone")
+]
+
+
+def axes() -> Axes:
+    """Overrides by axis and value, with everything that the registries hold at this moment."""
+    registered = {
+        axis: {name: [(f"{axis}.NAME", name)] for name, x in sorted(registry) if _suits(x)}
+        for axis, registry in _REGISTRIES.items()
+    }
+    return {**_STREAM, **registered, **_DETECTOR}
+
+
+def _suits(entry: type) -> bool:
+    """Whether it is for boxes as these detectors write them: not YOLOv3's box loss."""
+    return getattr(entry, "space", "boxes") in ("boxes", "deltas")
+
+
+def overrides(row: Row) -> list:
+    """KEY, VALUE, ... of a combination; what concerns a stream is said to both streams."""
+    found: list = []
+    for axis, value in row.items():
+        for key, setting in axes()[axis][value]:
+            keys = [key] if axis in _DETECTOR else [f"{node}.{key}" for node in _STREAM_NODES]
+            for full in keys:
+                found += [full, setting]
+    return found
+
+
+def pairs(row: Row) -> set[frozenset]:
+    """Every two (axis, value) of a combination."""
+    return {frozenset(pair) for pair in combinations(row.items(), 2)}
+
+
+def cover(values: Mapping[str, Sequence[str]], forbidden: Sequence[Row] = ()) -> list[Row]:
+    """Few combinations in which every pair of values of two axes occurs (greedy).
+
+    Args:
+        values: the values of each axis.
+        forbidden: combinations of some axes that must not occur. Pairs that no row can hold without
+            one of them are left out.
+    """
+    left = {
+        frozenset(((a, x), (b, y)))
+        for a, b in combinations(values, 2)
+        for x, y in product(values[a], values[b])
+    }
+    rows = []
+    # Sorted: the same rows in every process.
+    for pair in sorted(left, key=sorted):
+        if pair in left:
+            row = _fill(dict(sorted(pair)), values, forbidden, left)
+            if row is not None:
+                rows.append({axis: row[axis] for axis in values})
+                left -= pairs(row)
+    return rows
+
+
+def _fill(
+    row: Row, values: Mapping[str, Sequence[str]], forbidden: Sequence[Row], left: set[frozenset]
+) -> Row | None:
+    """The row with the other axes added, each with what covers most; None where none fits."""
+    if any(bad.items() <= row.items() for bad in forbidden):
+        return None
+    axis = next((axis for axis in values if axis not in row), None)
+    if axis is None:
+        return row
+
+    def gain(value: str) -> int:
+        return sum(frozenset(((axis, value), other)) in left for other in row.items())
+
+    for value in sorted(values[axis], key=gain, reverse=True):
+        full = _fill({**row, axis: value}, values, forbidden, left)
+        if full is not None:
+            return full
+    return None
+
+
+def page() -> str:
+    """docs/compatibility.md."""
+    found = axes()
+    lines = [_INTRODUCTION, ""]
+    lines.append("| axis | value | " + " | ".join(found) + " |")
+    lines.append("|---" * (len(found) + 2) + "|")
+    for axis, settings in found.items():
+        for value in settings:
+            cells = [_cell(axis, value, other, found[other]) for other in found]
+            lines.append(f"| {axis} | {value} | " + " | ".join(cells) + " |")
+    lines += ["", "## Refused", ""]
+    for i, refusal in enumerate(REFUSALS, 1):
+        what = ", ".join(f"{axis} {value}" for axis, value in refusal.values.items())
+        lines.append(f'{i}. {what}: "{refusal.reason}"')
+    return "\n".join(lines) + "\n"
+
+
+def _cell(axis: str, value: str, other: str, settings: Mapping[str, object]) -> str:
+    """What ``value`` says to the values of another axis."""
+    if other == axis:
+        return ""
+    exceptions = []
+    for name in settings:
+        pair = {axis: value, other: name}
+        notes = [i for i, r in enumerate(REFUSALS, 1) if pair.items() <= r.values.items()]
+        if notes:
+            exceptions.append(f"{name} in {', '.join(map(str, notes))}")
+    return "all but " + ", ".join(exceptions) if exceptions else "all"
+
+
+_INTRODUCTION = """\
+# Compatibility
+
+Written by `python -m docs.generators.compatibility --write docs/compatibility.md`.
+
+Every value of an axis against the values of every other axis. "all" work: the detector builds, a
+training step gives finite losses and a gradient for every parameter, and evaluation gives finite
+boxes with scores in [0, 1]. "all but X in 1" is the same but for the combination with that number
+below the table: it raises `ValueError` when the model is built, with the reason given there.
+`tests/modeling/test_compositions.py` shows both.
+
+OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS and SAMPLER are nodes of `MODEL.DENSE`; with
+ANCHOR_FREE they were said to both streams, so what either refuses is refused. The values of STAGES
+are explained in [methods](methods.md), those of QUALITY are the tower it reads. Whether a
+combination detects better is another question. `YOLOBoxLoss` is left out: it is for `YOLOCoder` and
+refused with another coder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.generators.compatibility", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="instead of printing it")
+    args = parser.parse_args(argv)
+    if args.write:
+        args.write.write_text(page())
+    else:
+        print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

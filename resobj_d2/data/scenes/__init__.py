@@ -1,0 +1,1 @@
+"""Generated scenes: shapes of five classes before textures, for the demo and the tests."""

@@ -1,0 +1,1 @@
+"""Detections of single images and drawings of them; ``predict`` is a command."""

@@ -1,0 +1,351 @@
+"""Detections on image files: pictures and a results json.
+
+    python -m resobj_d2.inference.predict --config-file configs/....yaml \\
+        --input photos/ --output found/ MODEL.WEIGHTS output/.../model_final.pth
+
+For every image ``<name>.png`` shows the detections. With Residual Objectness ``<name>_steps.png``
+shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbalance Reduction").
+
+``results.json`` holds every detection of every image in COCO's results format, whatever its score,
+with the category ids of the first dataset of ``DATASETS.TEST`` (class numbers from 0 without one).
+Image ids count the input files from 1; ``images.json``, a COCO dataset without annotations, says
+which file each one is. To evaluate on a dataset use ``train_net.py --eval-only``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from PIL.Image import Image
+
+from resobj_d2.checkpoint.checkpointer import CheckpointError
+from resobj_d2.config import load_config
+
+from .drawing import draw_annotations, draw_detections, grid, step_title
+from .predictor import ImageError, Predictor
+
+__all__ = [
+    "PredictionFiles",
+    "draw_samples",
+    "find_images",
+    "main",
+    "predict_images",
+]
+
+logger = logging.getLogger("resobj_d2.inference.predict")  # also when run as __main__
+
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+_WITHOUT_DATASETS = (
+    "DATASETS.TEST gives the names of the classes. Where the datasets are not at hand, append "
+    "DATASETS.REGISTER '[]' DATASETS.TEST '()'; classes are then shown by number."
+)
+PANEL_SIDE = 448  # longer side of each picture of a row of pictures
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """What :func:`predict_images` did.
+
+    Attributes:
+        pictures: the pictures written, ``_steps.png`` among them.
+        results, images: ``results.json`` and ``images.json``.
+        failed: images that could not be used, with the reason.
+    """
+
+    pictures: list[Path]
+    results: Path
+    images: Path
+    failed: dict[Path, str]
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files that files, folders and glob patterns (``**`` for subfolders) name.
+
+    Folders and patterns give files with the usual suffixes in alphabetical order. Each file occurs
+    once.
+
+    Raises:
+        FileNotFoundError: one of ``inputs`` gives no image.
+    """
+    found: dict[Path, Path] = {}
+    for text in inputs:
+        path = Path(text).expanduser()
+        if path.is_file():
+            matches = [path]
+        else:
+            candidates = (
+                path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+            )
+            matches = sorted(
+                p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+            )
+        if not matches:
+            raise FileNotFoundError(_nothing_found(path))
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def predict_images(
+    predictor: Predictor,
+    paths: Sequence[str | os.PathLike],
+    output_dir: str | os.PathLike,
+    *,
+    confidence_threshold: float = 0.3,
+    draw_limit: int = 100,
+) -> PredictionFiles:
+    """Write pictures, ``results.json`` and ``images.json`` for image files.
+
+    Images that cannot be used are reported in a warning and left out.
+
+    Args:
+        predictor: the detector.
+        paths: image files.
+        output_dir: folder to write to, made where missing.
+        confidence_threshold, draw_limit: lowest score and highest number of the boxes drawn; the
+            results hold all of them.
+
+    Raises:
+        FileExistsError: a picture would replace one of ``paths``.
+    """
+    paths = [Path(path) for path in paths]
+    output = Path(output_dir)
+    names = _picture_names(paths)
+    _keep_inputs(paths, [output / f"{name}{end}.png" for name in names for end in ("", "_steps")])
+    output.mkdir(parents=True, exist_ok=True)
+    pictures: list[Path] = []
+    failed: dict[Path, str] = {}
+    images, results = [], []
+    for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        progress = f"{number}/{len(paths)} {path}"
+        try:
+            image, steps = predictor.detect(path)
+        except ImageError as error:
+            failed[path] = str(error)
+            logger.warning("%s is left out: %s", progress, error)
+            continue
+        height, width = image.shape[:2]
+        images.append({"id": number, "file_name": str(path), "width": width, "height": height})
+        results += _coco_results(predictor, steps[-1], number)
+        limits = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
+        pictures += _save_pictures(image, steps, predictor.class_names, output / name, **limits)
+        shown = int((steps[-1].scores >= confidence_threshold).sum())
+        logger.info("%s: %d detections of at least %g", progress, shown, confidence_threshold)
+    best = max((item["score"] for item in results), default=0.0)
+    if images and best < confidence_threshold:
+        logger.warning(
+            "nothing is drawn: the best score is %.3g, the confidence threshold %g",
+            best,
+            confidence_threshold,
+        )
+    files = PredictionFiles(pictures, output / "results.json", output / "images.json", failed)
+    _write_json(files.results, results)
+    dataset = {"images": images, "annotations": [], "categories": predictor.categories()}
+    _write_json(files.images, {"info": {}, **dataset})
+    return files
+
+
+def draw_samples(
+    predictor: Predictor,
+    records: Sequence[dict],
+    output_file: str | os.PathLike,
+    *,
+    confidence_threshold: float = 0.3,
+    steps: bool = False,
+    samples_per_row: int = 1,
+    side: int = PANEL_SIDE,
+) -> Path:
+    """Draw samples of a dataset on one sheet: ground truth beside detections.
+
+    Args:
+        predictor: the detector.
+        records: in Detectron2's standard form, as ``DatasetCatalog.get`` gives them; not empty.
+        output_file: picture to write.
+        confidence_threshold: lowest score that is drawn.
+        steps: show the detections at every step instead of the last alone.
+        samples_per_row: how many samples stand side by side.
+        side: longer side of each picture in pixels.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    steps = steps and predictor.num_steps > 0
+    names = predictor.class_names
+    samples = []
+    for record in records:
+        image, found = predictor.detect(record["file_name"])
+        found = found if steps else found[-1:]
+        truth = draw_annotations(image, record.get("annotations", []), names, side=side)
+        drawn = _draw_steps(
+            image, found, names, confidence_threshold=confidence_threshold, side=side
+        )
+        samples.append([truth, *drawn])
+    last = [step_title(t) for t in range(predictor.num_steps + 1)] if steps else ["detections"]
+    rows = [
+        sum(samples[i : i + samples_per_row], []) for i in range(0, len(samples), samples_per_row)
+    ]
+    titles = ["ground truth", *last] * min(samples_per_row, len(samples))
+    path = Path(output_file)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    grid(rows, titles).save(path)
+    return path
+
+
+def _save_pictures(
+    image: np.ndarray, steps: list[Instances], names: Sequence[str], path: Path, **limits
+) -> list[Path]:
+    """Write ``<path>.png`` and, with several steps, ``<path>_steps.png``."""
+    pictures = [path.with_name(f"{path.name}.png")]
+    draw_detections(image, steps[-1], names, **limits).save(pictures[0])
+    if len(steps) > 1:
+        pictures.append(path.with_name(f"{path.name}_steps.png"))
+        titles = [step_title(t) for t in range(len(steps))]
+        grid([_draw_steps(image, steps, names, **limits)], titles).save(pictures[1])
+    return pictures
+
+
+def _draw_steps(
+    image: np.ndarray,
+    steps: list[Instances],
+    names: Sequence[str],
+    *,
+    side: int = PANEL_SIDE,
+    **limits,
+) -> list[Image]:
+    return [draw_detections(image, found, names, side=side, **limits) for found in steps]
+
+
+def _coco_results(predictor: Predictor, detections: Instances, image_id: int) -> list[dict]:
+    results = instances_to_coco_json(detections, image_id)
+    for item in results:
+        item["category_id"] = predictor.category_id(item["category_id"])
+    return results
+
+
+def _picture_names(paths: Sequence[Path]) -> list[str]:
+    """The stem of each path, numbered where files of different folders have the same."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        name, count = path.stem, 1
+        while taken & {name.lower(), f"{name}_steps".lower()}:
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken |= {name.lower(), f"{name}_steps".lower()}
+        names.append(name)
+    return names
+
+
+def _keep_inputs(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
+    clash = {p.resolve() for p in outputs} & {p.resolve() for p in paths}
+    if clash:
+        raise FileExistsError(
+            f"{min(clash)} is an input image and would be overwritten: choose another output folder"
+        )
+
+
+def _nothing_found(path: Path) -> str:
+    if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", str(path)):
+        return (
+            f"'{path}' was read as an input image; KEY VALUE pairs must follow another option, "
+            "for instance --input ... --output ... KEY VALUE"
+        )
+    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+    if path.is_dir():
+        return (
+            f"no image in the folder {path.absolute()}; looked for {suffixes}. For images in its "
+            f"subfolders give the pattern '{path}/**'"
+        )
+    return (
+        f"no image found: {path.absolute()} is no file, no folder and no pattern that matches one"
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m resobj_d2.inference.predict",
+        description="Detect objects on image files; writes pictures and COCO results.",
+        epilog=_WITHOUT_DATASETS,
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
+    add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
+    add("--output", required=True, metavar="DIR", help="folder for pictures and results.json")
+    add(
+        "--confidence-threshold", type=_fraction, default=0.3, metavar="SCORE",
+        help="lowest score of the boxes drawn (default 0.3)",
+    )  # fmt: skip
+    add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return parser
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 1 where images were left out, 2 for wrong input."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        paths = find_images(options.input)
+    except FileNotFoundError as error:
+        return _complain(str(error))
+    try:
+        # Nothing is trained, so the training data need not be there.
+        cfg = load_config(options.config_file, options.opts, training=False)
+        predictor = Predictor(cfg)
+    # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
+    except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        return _complain(f"{message}\n{_WITHOUT_DATASETS}" if "ataset" in message else message)
+    try:
+        files = predict_images(
+            predictor,
+            paths,
+            options.output,
+            confidence_threshold=options.confidence_threshold,
+            draw_limit=options.draw_limit,
+        )
+    except OSError as error:
+        return _complain(str(error))
+    folder = os.path.abspath(options.output)
+    print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
+    if files.failed:
+        print(f"{len(files.failed)} of {len(paths)} images were left out:", file=sys.stderr)
+        for reason in files.failed.values():
+            print(f"  {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""A score branch for objectness and its residual refinements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resobj_d2.losses import ResidualObjectnessLoss
+from resobj_d2.modeling.build import BRANCH_REGISTRY
+from resobj_d2.modeling.heads.predictors import HeadParts, prior_bias
+from resobj_d2.structures import Targets, TowerFeatures
+
+from .base import ScoreBranch
+
+__all__ = ["ObjectnessBranch", "ObjectnessPrediction"]
+
+
+@dataclass
+class ObjectnessPrediction:
+    """``logits`` (N, R): o_0; ``residuals`` (T, N, R): r_1 .. r_T.
+
+    Where only the last step was asked for, ``logits`` is o_T and there are no residuals.
+    """
+
+    logits: Tensor
+    residuals: Tensor
+
+
+class _ObjectnessSubnet(nn.Module):
+    """Hidden convolutions and a predictor (Residual Objectness, Fig. 1e).
+
+    Args:
+        parts: what its layers are made of.
+        in_channels: channels of what it reads, per level.
+        hidden_channels: width of the hidden convolutions; None for that of what they read.
+        num_convs: how many there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: HeadParts,
+        in_channels: Sequence[int],
+        hidden_channels: int | None,
+        num_convs: int,
+        bias: float,
+    ) -> None:
+        super().__init__()
+        self.hidden = parts.hidden(
+            in_channels=in_channels, channels=hidden_channels, num_convs=num_convs
+        )
+        self.out_channels = self.hidden.out_channels
+        self.predictor = parts.predictor(in_channels=self.out_channels, channels=1, bias=bias)
+
+
+@BRANCH_REGISTRY.register()
+class ObjectnessBranch(ScoreBranch):
+    """Objectness and its T residual refinements, on the class tower.
+
+    Chen et al., "Residual Objectness for Imbalance Reduction", Fig. 1 and Algorithm 1.
+
+    Args:
+        parts: what its layers are made of.
+        steps: T >= 0.
+        source: what the residual subnets read: "objectness", "class" or "chain".
+        loss: the loss; its ``detach`` also decides where the subnets' input is cut.
+        bias: initial bias of the objectness predictor.
+        residual_bias: initial bias of the residual predictors.
+        hidden_channels: width of the subnets' hidden convolutions; None for that of what they
+            read, as in the paper.
+        num_convs: hidden convolutions of each subnet, 1 in the paper; with 0 the residual
+            predictors read what the base's reads.
+        base_convs: those of the base's alone; None for ``num_convs``.
+    """
+
+    name = "objectness"
+    owns_background = True
+
+    def __init__(
+        self,
+        *,
+        parts: HeadParts,
+        steps: int,
+        source: str = "objectness",
+        loss: ResidualObjectnessLoss,
+        bias: float,
+        residual_bias: float = 0.0,
+        hidden_channels: int | None = None,
+        num_convs: int = 1,
+        base_convs: int | None = None,
+    ) -> None:
+        super().__init__()
+        base_convs = num_convs if base_convs is None else base_convs
+        if hidden_channels is not None and hidden_channels < 1 or min(num_convs, base_convs) < 0:
+            raise ValueError(
+                "OBJECTNESS.HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS cannot be negative, "
+                f"got {hidden_channels}, {num_convs} and {base_convs}"
+            )
+        if not 0 <= steps <= 8:
+            raise ValueError(f"OBJECTNESS.STEPS must be 0..8, got {steps}")
+        if source not in ("objectness", "class", "chain"):
+            raise ValueError(
+                f"OBJECTNESS.SOURCE must be 'objectness', 'class' or 'chain', got {source!r}"
+            )
+        self.num_steps = steps
+        self.source = source
+        self.residual_loss = loss
+        sizes = {"parts": parts, "hidden_channels": hidden_channels}
+        self.base = _ObjectnessSubnet(
+            in_channels=parts.in_channels, num_convs=base_convs, bias=bias, **sizes
+        )
+        self.residuals = nn.ModuleList()
+        read = parts.in_channels if source == "class" else self.base.out_channels
+        for _ in range(steps):
+            subnet = _ObjectnessSubnet(
+                in_channels=read, num_convs=num_convs, bias=residual_bias, **sizes
+            )
+            self.residuals.append(subnet)
+            read = subnet.out_channels if source == "chain" else read
+
+    @classmethod
+    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> ObjectnessBranch | None:
+        node = node.OBJECTNESS
+        if not node.ENABLED:
+            return None
+        return cls(
+            parts=parts,
+            steps=node.STEPS,
+            source=node.SOURCE,
+            loss=ResidualObjectnessLoss(
+                weight=node.WEIGHT,
+                residual_weight=node.RESIDUAL_WEIGHT,
+                detach=node.DETACH,
+                min_scope=node.MIN_SCOPE,
+                unselected=node.UNSELECTED,
+            ),
+            bias=prior_bias(node.PRIOR_PROB, num_classes),
+            residual_bias=node.RESIDUAL_BIAS,
+            hidden_channels=node.HIDDEN_CHANNELS or None,
+            num_convs=node.NUM_CONVS,
+            base_convs=None if node.BASE_CONVS < 0 else node.BASE_CONVS,
+        )
+
+    def predict(self, features: TowerFeatures, *, every_step: bool = True) -> ObjectnessPrediction:
+        hidden = [self.base.hidden(features.cls)]
+        detach = self.residual_loss.detach
+        # The base subnet must not learn from residual losses through the hidden feature either.
+        source = [x.detach() for x in hidden[0]] if detach != "none" else hidden[0]
+        for subnet in self.residuals:
+            read = features.cls if self.source == "class" else source
+            hidden.append(subnet.hidden(read))
+            if self.source == "chain":
+                source = [x.detach() for x in hidden[-1]] if detach == "all" else hidden[-1]
+        predictors = [subnet.predictor for subnet in (self.base, *self.residuals)]
+        if every_step:
+            logits, *residuals = (
+                predictor(maps).squeeze(-1)
+                for predictor, maps in zip(predictors, hidden, strict=True)
+            )
+        else:
+            maps = type(predictors[0]).sum_of(predictors, hidden)
+            logits, residuals = maps.flatten().squeeze(-1), []
+        stacked = torch.stack(residuals) if residuals else logits.new_zeros((0, *logits.shape))
+        return ObjectnessPrediction(logits=logits, residuals=stacked)
+
+    def loss(
+        self,
+        prediction: ObjectnessPrediction,
+        *,
+        targets: Targets,
+        boxes: Tensor | None,
+        level_sizes: list[int],
+        normalizer: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.residual_loss(
+            prediction.logits,
+            prediction.residuals,
+            targets.binary_labels,
+            level_sizes=level_sizes,
+            normalizer=normalizer,
+        )
+
+    def score_logits(self, prediction: ObjectnessPrediction, step: int | None = None) -> Tensor:
+        """o_step. Every residual applies to every anchor: no labels, no selection."""
+        steps = self.num_steps if step is None else step
+        return prediction.logits.float() + prediction.residuals[:steps].float().sum(dim=0)

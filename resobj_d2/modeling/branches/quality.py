@@ -1,0 +1,101 @@
+"""A score branch that predicts how well the detector's own box fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resobj_d2 import ops
+from resobj_d2.losses import QualityLoss
+from resobj_d2.modeling.build import BRANCH_REGISTRY
+from resobj_d2.modeling.heads.predictors import HeadParts
+from resobj_d2.structures import Targets, TowerFeatures
+
+from .base import ScoreBranch
+
+__all__ = ["QualityBranch"]
+
+
+@BRANCH_REGISTRY.register()
+class QualityBranch(ScoreBranch):
+    """The IoU of the final box with its object, by one 3x3 convolution on a tower.
+
+    On the class tower it is the confidence of RetinaNet-Conf (Eq. 9 and 11), on the box tower
+    the IoU of "IoU-aware Single-stage Object Detector" (Wu et al.). With several stages it belongs
+    to the last: its target is the IoU of the box that is detected.
+
+    Args:
+        parts: what its layer is made of.
+        reads: the tower, "cls" or "box".
+        loss: between prediction and IoU.
+        weight: factor of that loss.
+        detach_target: take the IoU as a constant, as Eq. 8 does. Otherwise the loss also moves the
+            boxes, as in the public code of both papers.
+        alpha: exponent of the quality in the score, ``cls^(1 - alpha) * quality^alpha``.
+    """
+
+    name = "quality"
+    owns_background = False
+    last_stage_only = True
+    needs_boxes = True
+
+    def __init__(
+        self,
+        *,
+        parts: HeadParts,
+        reads: str = "cls",
+        loss: QualityLoss,
+        weight: float = 1.0,
+        detach_target: bool = True,
+        alpha: float = 0.4,
+    ) -> None:
+        super().__init__()
+        if reads not in ("cls", "box"):
+            raise ValueError(f"QUALITY.READS must be 'cls' or 'box', got {reads!r}")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"QUALITY.ALPHA must be in [0, 1], got {alpha}")
+        self.reads = reads
+        self.quality_loss = loss
+        self.weight = weight
+        self.detach_target = detach_target
+        self.fusion_share = alpha
+        self.predictor = parts.predictor(channels=1)
+
+    @classmethod
+    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> QualityBranch | None:
+        node = node.QUALITY
+        if not node.ENABLED:
+            return None
+        return cls(
+            parts=parts,
+            reads=node.READS,
+            loss=QualityLoss.from_config(node),
+            weight=node.WEIGHT,
+            detach_target=node.DETACH_TARGET,
+            alpha=node.ALPHA,
+        )
+
+    def predict(self, features: TowerFeatures, *, every_step: bool = True) -> Tensor:
+        """(N, R) logits."""
+        return self.predictor(getattr(features, self.reads)).squeeze(-1)
+
+    def loss(
+        self,
+        prediction: Tensor,
+        *,
+        targets: Targets,
+        boxes: Tensor,
+        level_sizes: list[int],
+        normalizer: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        boxes = boxes.detach() if self.detach_target else boxes
+        matched = targets.matched_boxes
+        ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
+        ious = ious.view(prediction.shape)
+        foreground = targets.foreground
+        total = self.quality_loss(prediction, ious, foreground, targets.background)
+        mean = torch.where(foreground, ious.detach(), 0.0).sum() / foreground.sum()
+        return {"loss_quality": total * self.weight / normalizer}, {"quality/iou": mean}
+
+    def score_logits(self, prediction: Tensor, step: int | None = None) -> Tensor:
+        return prediction.float()

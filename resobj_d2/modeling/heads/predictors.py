@@ -1,0 +1,218 @@
+"""The last convolutions of a head, and what heads are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resobj_d2.modeling.build import PREDICTOR_REGISTRY, TOWER_REGISTRY
+from resobj_d2.structures import LevelMaps
+
+__all__ = ["HeadParts", "PerLevelConv", "Predictor", "SharedConv", "init_conv", "prior_bias"]
+
+
+def init_conv(module: nn.Module, *, bias: float = 0.0) -> None:
+    """Weights N(0, 0.01), constant bias, in every convolution (RetinaNet, section 4.1)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, mean=0.0, std=0.01)
+            nn.init.constant_(layer.bias, bias)
+
+
+def prior_bias(prior_prob: float, num_classes: int) -> float:
+    """The logit of a predictor's initial score.
+
+    Args:
+        prior_prob: that score in (0, 1), or 0 for ``1 / num_classes``, at most one half (one
+            class would otherwise start at an infinite logit).
+    """
+    if not 0 <= prior_prob < 1:
+        raise ValueError(f"PRIOR_PROB must be in [0, 1), got {prior_prob}")
+    prob = prior_prob or min(1.0 / num_classes, 0.5)
+    return -math.log((1 - prob) / prob)
+
+
+class Predictor(nn.Module):
+    """The contract of a predictor: maps of features to ``channels`` numbers per anchor.
+
+    A subclass defines ``maps``.
+    """
+
+    channels: int
+
+    def maps(self, features: list[Tensor]) -> LevelMaps:
+        """List of (N, C_l, H_l, W_l) to (N, A_l * channels, H_l, W_l) of each."""
+        raise TypeError(f"{type(self).__name__} must define maps")
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """List of (N, C_l, H_l, W_l) to (N, R, channels), flattened over levels and anchors."""
+        return self.maps(features).flatten()
+
+    @classmethod
+    def sum_of(cls, predictors: Sequence[Predictor], features: Sequence[list[Tensor]]) -> LevelMaps:
+        """The sum of what each predictor makes of its own features; all of this class."""
+        found = [predictor.maps(x) for predictor, x in zip(predictors, features, strict=True)]
+        levels = [sum(maps) for maps in zip(*(x.levels for x in found), strict=True)]
+        return LevelMaps(levels, found[0].channels)
+
+
+@PREDICTOR_REGISTRY.register()
+class SharedConv(Predictor, nn.Conv2d):
+    """One convolution for all levels, as in RetinaNet.
+
+    Args:
+        in_channels: C_l per level, all equal.
+        num_anchors: A_l per level, all equal.
+        channels: numbers predicted per anchor.
+        bias_value: initial bias.
+        kernel_size: 3 or 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        num_anchors: Sequence[int],
+        channels: int,
+        bias_value: float = 0.0,
+        kernel_size: int = 3,
+    ) -> None:
+        if len(set(in_channels)) != 1 or len(set(num_anchors)) != 1:
+            raise ValueError(
+                "SharedConv needs equal channels and anchors on all levels, got "
+                f"{list(in_channels)} and {list(num_anchors)}; use PREDICTOR.NAME PerLevelConv"
+            )
+        padding = _odd_kernel(kernel_size) // 2
+        super().__init__(
+            in_channels[0], num_anchors[0] * channels, kernel_size=kernel_size, padding=padding
+        )
+        self.channels = channels
+        init_conv(self, bias=bias_value)
+
+    @classmethod
+    def from_config(cls, node, **sizes) -> SharedConv:
+        return cls(kernel_size=node.KERNEL_SIZE, **sizes)
+
+    def maps(self, features: list[Tensor]) -> LevelMaps:
+        return LevelMaps([nn.Conv2d.forward(self, x) for x in features], self.channels)
+
+    @classmethod
+    def sum_of(
+        cls, predictors: Sequence[SharedConv], features: Sequence[list[Tensor]]
+    ) -> LevelMaps:
+        """By one convolution of all features stacked."""
+        weight = torch.cat([predictor.weight for predictor in predictors], dim=1)
+        bias = torch.stack([predictor.bias for predictor in predictors]).sum(dim=0)
+        levels = [torch.cat(maps, dim=1) for maps in zip(*features, strict=True)]
+        maps = [F.conv2d(x, weight, bias, padding=predictors[0].padding) for x in levels]
+        return LevelMaps(maps, predictors[0].channels)
+
+
+@PREDICTOR_REGISTRY.register()
+class PerLevelConv(Predictor):
+    """A convolution of its own for each level, as in SSD and YOLOv3; Xavier-uniform weights.
+
+    Args:
+        in_channels: C_l per level.
+        num_anchors: A_l per level.
+        channels, bias_value, kernel_size: see :class:`SharedConv`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        num_anchors: Sequence[int],
+        channels: int,
+        bias_value: float = 0.0,
+        kernel_size: int = 3,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        padding = _odd_kernel(kernel_size) // 2
+        self.levels = nn.ModuleList(
+            nn.Conv2d(width, anchors * channels, kernel_size, padding=padding)
+            for width, anchors in zip(in_channels, num_anchors, strict=True)
+        )
+        for layer in self.levels:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.constant_(layer.bias, bias_value)
+
+    @classmethod
+    def from_config(cls, node, **sizes) -> PerLevelConv:
+        return cls(kernel_size=node.KERNEL_SIZE, **sizes)
+
+    def maps(self, features: list[Tensor]) -> LevelMaps:
+        levels = [layer(x) for layer, x in zip(self.levels, features, strict=True)]
+        return LevelMaps(levels, self.channels)
+
+
+def _odd_kernel(kernel_size: int) -> int:
+    if kernel_size not in (1, 3):
+        raise ValueError(f"PREDICTOR.KERNEL_SIZE must be 1 or 3, got {kernel_size}")
+    return kernel_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadParts:
+    """What stages and score branches make their layers of.
+
+    Attributes:
+        in_channels: channels of the tower, per level.
+        num_anchors: A_l per level.
+        make_predictor: a predictor class, or one with some arguments bound.
+        make_hidden: ``make_hidden(in_channels=, channels=, num_convs=)``, the lists per level,
+            makes a module from the maps of all levels to as many of ``out_channels``.
+    """
+
+    in_channels: Sequence[int]
+    num_anchors: Sequence[int]
+    make_predictor: Callable[..., Predictor]
+    make_hidden: Callable[..., nn.Module]
+
+    @classmethod
+    def from_config(
+        cls, node, tower_node, *, in_channels: Sequence[int], num_anchors: Sequence[int]
+    ) -> HeadParts:
+        """
+        Args:
+            node: of the stream, with ``PREDICTOR``.
+            tower_node: ``MODEL.DENSE.TOWER``: hidden layers are in the tower's style.
+        """
+        entry = PREDICTOR_REGISTRY.get(node.PREDICTOR.NAME)
+        tower = TOWER_REGISTRY.get(tower_node.NAME)
+        return cls(
+            in_channels=list(in_channels),
+            num_anchors=list(num_anchors),
+            make_predictor=partial(entry.from_config, node.PREDICTOR),
+            make_hidden=partial(tower.hidden, tower_node),
+        )
+
+    def predictor(
+        self, *, channels: int, bias: float = 0.0, in_channels: Sequence[int] | None = None
+    ) -> Predictor:
+        """One of ``channels`` numbers per anchor, which reads the tower or ``in_channels``."""
+        return self.make_predictor(
+            in_channels=list(in_channels or self.in_channels),
+            num_anchors=self.num_anchors,
+            channels=channels,
+            bias_value=bias,
+        )
+
+    def hidden(
+        self,
+        *,
+        num_convs: int,
+        channels: int | None = None,
+        in_channels: Sequence[int] | None = None,
+    ) -> nn.Module:
+        """Hidden layers of one width, or that of their input, on every level."""
+        before = list(in_channels or self.in_channels)
+        widths = before if channels is None else [channels] * len(before)
+        return self.make_hidden(in_channels=before, channels=widths, num_convs=num_convs)

@@ -1,0 +1,162 @@
+"""Convolutions between the feature pyramid and the predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+from resobj_d2.modeling.build import TOWER_REGISTRY
+from resobj_d2.structures import TowerFeatures
+
+from .predictors import init_conv
+
+__all__ = ["ConvStack", "ConvTower", "NoTower"]
+
+
+class ConvStack(nn.Sequential):
+    """3x3 convolutions with ReLU, the same on all levels.
+
+    Args:
+        in_channels: channels of each level; all equal, since the layers are shared.
+        channels: width of the stack.
+        num_convs: number of convolutions; 0 passes the maps on.
+        norm: "" or a name of ``detectron2.layers.get_norm``.
+    """
+
+    def __init__(
+        self, *, in_channels: Sequence[int], channels: int, num_convs: int, norm: str = ""
+    ) -> None:
+        if len(set(in_channels)) != 1:
+            raise ValueError(
+                f"layers shared over the levels need equal widths, got {list(in_channels)}"
+            )
+        width = in_channels[0]
+        layers: list[nn.Module] = []
+        for _ in range(num_convs):
+            layers.append(nn.Conv2d(width, channels, kernel_size=3, padding=1))
+            if norm:
+                layers.append(get_norm(norm, channels))
+            layers.append(nn.ReLU())
+            width = channels
+        super().__init__(*layers)
+        self.out_channels = [width] * len(in_channels)
+        init_conv(self)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return [super(ConvStack, self).forward(x) for x in features]
+
+
+@TOWER_REGISTRY.register()
+class ConvTower(nn.Module):
+    """RetinaNet's two stacks of 3x3 convolutions, shared over the levels.
+
+    Args:
+        in_channels: channels of each level; all equal, since the stacks are shared.
+        channels: width of the stacks.
+        num_convs: convolutions per stack.
+        norm: "" or a name of ``detectron2.layers.get_norm``.
+        tasks: the stacks to make.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int,
+        num_convs: int,
+        norm: str = "",
+        tasks: Sequence[str] = ("cls", "box"),
+    ) -> None:
+        super().__init__()
+        if norm in ("BN", "SyncBN"):
+            # The levels' statistics differ, so shared running means would fit none of them.
+            raise ValueError(f"TOWER.NORM={norm} needs statistics per level; use GN")
+        self.tasks = list(tasks)
+        for task in tasks:
+            stack = ConvStack(
+                in_channels=in_channels, channels=channels, num_convs=num_convs, norm=norm
+            )
+            self.add_module(task, stack)
+        self.out_channels = stack.out_channels
+
+    @classmethod
+    def from_config(
+        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
+    ) -> ConvTower:
+        return cls(
+            in_channels=in_channels,
+            channels=node.CHANNELS,
+            num_convs=node.NUM_CONVS,
+            norm=node.NORM,
+            tasks=tasks,
+        )
+
+    def forward(self, features: list[Tensor]) -> TowerFeatures:
+        maps = {task: self.run(task, features) for task in self.tasks}
+        return TowerFeatures(**maps, pyramid=features)
+
+    def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
+        """One task's maps."""
+        return getattr(self, task)(features)
+
+    @classmethod
+    def hidden(
+        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+    ) -> ConvStack:
+        if len(set(channels)) != 1:
+            raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
+        return ConvStack(in_channels=in_channels, channels=channels[0], num_convs=num_convs)
+
+
+@TOWER_REGISTRY.register()
+class NoTower(nn.Module):
+    """Predictors read the pyramid, as in SSD. Hidden layers of score branches are per level."""
+
+    def __init__(self, *, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")):
+        super().__init__()
+        self.out_channels = list(in_channels)
+        self.tasks = list(tasks)
+
+    @classmethod
+    def from_config(
+        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
+    ) -> NoTower:
+        return cls(in_channels=in_channels, tasks=tasks)
+
+    def forward(self, features: list[Tensor]) -> TowerFeatures:
+        return TowerFeatures(cls=features, box=features, pyramid=features)
+
+    def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
+        return features
+
+    @classmethod
+    def hidden(
+        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+    ) -> PerLevelStack:
+        return PerLevelStack(in_channels=in_channels, channels=channels, num_convs=num_convs)
+
+
+class PerLevelStack(nn.Module):
+    """3x3 convolutions with ReLU, of its own for each level.
+
+    Args:
+        in_channels, channels: of each level.
+        num_convs: convolutions per level.
+    """
+
+    def __init__(
+        self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            ConvStack(in_channels=[before], channels=width, num_convs=num_convs)
+            for before, width in zip(in_channels, channels, strict=True)
+        )
+        self.out_channels = [stack.out_channels[0] for stack in self.levels]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        return [
+            x for stack, level in zip(self.levels, features, strict=True) for x in stack([level])
+        ]

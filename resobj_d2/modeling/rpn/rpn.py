@@ -1,0 +1,210 @@
+"""A region proposal network with Residual Objectness and a choice of samplers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from resobj_d2.losses import NORMALIZER_REGISTRY, objectness_difficulty
+from resobj_d2.matching import MaxIoUAssigner, build_two_stage_sampler
+from resobj_d2.modeling.branches.objectness import ObjectnessPrediction
+from resobj_d2.structures import IGNORE, GroundTruth, LevelMaps, Priors, Targets
+
+from .head import ResObjRPNHead
+
+__all__ = ["ResObjRPN"]
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class ResObjRPN(RPN):
+    """Detectron2's RPN with another sampling and a refined objectness, each by configuration.
+
+    Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3: all labelled anchors
+    are trained instead of a random sample, and proposals are ranked by o_T. The paper does not
+    state the normaliser: the objectness and the residual sums are divided by ``normalizer``, by
+    default the foreground anchors of the batch; the box loss keeps Detectron2's
+    ``BATCH_SIZE_PER_IMAGE * N``, and so the scale that it has in the baseline.
+
+    Without a sampler this is Detectron2's RPN.
+
+    Args:
+        assigner: labels the anchors; its foreground has the class 0.
+        sampler: an entry of ``SAMPLER_REGISTRY``; None for Detectron2's own random sampling, which
+            an objectness branch cannot be trained with.
+        normalizer: divides the sums of the objectness branch; None without one.
+        rpn: arguments of Detectron2's ``RPN``; the head is a :class:`ResObjRPNHead`.
+
+    After a training forward ``statistics`` holds detached scalars of that batch, on the device.
+    """
+
+    @configurable
+    def __init__(
+        self, *, assigner: MaxIoUAssigner, sampler=None, normalizer: nn.Module | None = None, **rpn
+    ) -> None:
+        super().__init__(**rpn)
+        if not isinstance(self.rpn_head, ResObjRPNHead):
+            raise ValueError(
+                "MODEL.PROPOSAL_GENERATOR.NAME ResObjRPN needs MODEL.RPN.HEAD_NAME ResObjRPNHead, "
+                f"got a {type(self.rpn_head).__name__}"
+            )
+        if self.rpn_head.objectness is not None and sampler is None:
+            raise ValueError(
+                "MODEL.RESOBJ_RPN.OBJECTNESS needs a MODEL.RESOBJ_RPN.SAMPLER.NAME: KeepAll as in "
+                "the paper, or another one"
+            )
+        if sampler is not None:
+            self.anchor_matcher = None  # the assigner's work; nothing is left to accelerate there
+        self.assigner = assigner
+        self.sampler = sampler
+        self.normalizer = normalizer
+        self.statistics: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        node = cfg.MODEL.RESOBJ_RPN
+        normalizer = None
+        if node.OBJECTNESS.ENABLED:
+            entry = NORMALIZER_REGISTRY.get(node.NORMALIZER.NAME)
+            normalizer = entry.from_config(node.NORMALIZER)
+        return {
+            **super().from_config(cfg, input_shape),
+            "assigner": MaxIoUAssigner(
+                num_classes=1,
+                iou_thresholds=cfg.MODEL.RPN.IOU_THRESHOLDS,
+                iou_labels=cfg.MODEL.RPN.IOU_LABELS,
+            ),
+            "sampler": build_two_stage_sampler(node.SAMPLER, cfg.MODEL.RPN),
+            "normalizer": normalizer,
+        }
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.rpn_head.num_steps
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        gt_instances: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As Detectron2's ``RPN``: the proposals of each image, and losses when training."""
+        if self.sampler is None:
+            return super().forward(images, features, gt_instances)
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        prediction, deltas = self.rpn_head.predict(maps, every_step=self.training)
+        deltas = _per_level(deltas)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            if gt_instances is None:
+                raise ValueError("training the RPN needs 'instances' in every input dict")
+            targets = self._targets(anchors, maps, prediction, gt_instances)
+            losses = self._losses(anchors, prediction, deltas, targets)
+        return self._proposals(anchors, prediction, deltas, images.image_sizes), losses
+
+    @torch.no_grad()
+    def proposals_per_step(
+        self, images: ImageList, features: dict[str, Tensor]
+    ) -> list[list[Instances]]:
+        """Proposals ranked by the objectness after t = 0..T residuals, from one forward.
+
+        Returns:
+            T + 1 lists, each with the proposals of every image as :meth:`forward` returns them.
+        """
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchor_generator(maps)
+        prediction, deltas = self.rpn_head.predict(maps)
+        deltas = _per_level(deltas)
+        return [
+            self._proposals(anchors, prediction, deltas, images.image_sizes, step=t)
+            for t in range(self.num_steps + 1)
+        ]
+
+    def _proposals(
+        self,
+        anchors: list[Boxes],
+        prediction: ObjectnessPrediction,
+        deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        step: int | None = None,
+    ) -> list[Instances]:
+        scores = self.rpn_head.score_logits(prediction, step).detach()
+        scores = list(scores.split([len(x) for x in anchors], dim=1))
+        return self.predict_proposals(anchors, scores, deltas, image_sizes)
+
+    @torch.no_grad()
+    def _targets(
+        self,
+        anchors: list[Boxes],
+        maps: list[Tensor],
+        prediction: ObjectnessPrediction,
+        gt_instances: list[Instances],
+    ) -> Targets:
+        """Assign, sample; anchors that are not sampled become ignored for every loss."""
+        priors = Priors(
+            boxes=Boxes.cat(anchors).tensor,
+            level_sizes=[len(x) for x in anchors],
+            sizes=[tuple(x.shape[-2:]) for x in maps],
+            strides=list(self.anchor_generator.strides),
+        )
+        ground_truth = GroundTruth.from_lists(
+            [x.gt_boxes.tensor for x in gt_instances],
+            [torch.zeros(len(x), device=x.gt_boxes.device) for x in gt_instances],
+        )
+        targets = self.assigner(priors, priors.boxes, ground_truth)
+        if self.anchor_boundary_thresh >= 0:
+            all_anchors, limit = Boxes(priors.boxes), self.anchor_boundary_thresh
+            inside = [all_anchors.inside_box(x.image_size, limit) for x in gt_instances]
+            targets = replace(
+                targets, labels=torch.where(torch.stack(inside), targets.labels, IGNORE)
+            )
+        difficulty = None
+        if self.sampler.needs_loss:
+            logits = self.rpn_head.score_logits(prediction)
+            difficulty = objectness_difficulty(logits, targets.foreground)
+        mask = self.sampler(targets, anchors=priors.boxes, difficulty=difficulty)
+        return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
+
+    def _losses(
+        self,
+        anchors: list[Boxes],
+        prediction: ObjectnessPrediction,
+        deltas: list[Tensor],
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        level_sizes = [len(x) for x in anchors]
+        branch = self.rpn_head.objectness
+        logits = prediction.logits.float() if branch is None else prediction.logits.detach()
+        # Detectron2's losses and log; of these a branch replaces the objectness loss.
+        losses = self.losses(
+            anchors,
+            list(logits.split(level_sizes, dim=1)),
+            list(targets.binary_labels),
+            deltas,
+            list(targets.matched_boxes),
+        )
+        if branch is None:
+            return losses
+        del losses["loss_rpn_cls"]
+        normalizer = self.normalizer(
+            targets.foreground.sum(), targets.valid.sum(), len(targets.labels)
+        )
+        found, self.statistics = branch.loss(
+            prediction, targets=targets, boxes=None, level_sizes=level_sizes, normalizer=normalizer
+        )
+        weight = self.loss_weight.get("loss_rpn_cls", 1.0)
+        for name, loss in found.items():
+            losses[name.replace("loss_", "loss_rpn_", 1)] = loss * weight
+        return losses
+
+
+def _per_level(deltas: LevelMaps) -> list[Tensor]:
+    """L tensors (N, H_l * W_l * A, 4), as Detectron2's RPN has them."""
+    return [LevelMaps([x], deltas.channels).flatten() for x in deltas.levels]

@@ -1,0 +1,1 @@
+"""Drawings of training runs. Each module is a command as well."""

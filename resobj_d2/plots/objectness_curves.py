@@ -1,0 +1,211 @@
+"""Mean objectness of positives and negatives at each step over training.
+
+Figures 2 and 4 of Chen et al., "Residual Objectness for Imbalance Reduction", from the scalars
+that training writes to ``metrics.json``::
+
+    python -m resobj_d2.plots.objectness_curves output/RUN [output/OTHER ...] --output curves.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+__all__ = ["main", "plot_objectness_curves", "read_objectness"]
+
+Series = list[tuple[int, float]]
+
+_SCALAR = re.compile(r"objectness/step(\d+)/(positive|negative|selected)")
+_PANELS = (
+    ("positive", "mean objectness of positives", "linear"),
+    ("negative", "mean objectness of negatives", "log"),
+    ("selected", "anchors in the loss, per batch", "log"),
+)
+# From the base to the last step: readable in grey and with colour vision deficiency.
+_COLORS = ("#9aa0a6", "#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
+
+
+def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Series]]:
+    """The objectness scalars of a run.
+
+    Where a run was resumed from an earlier checkpoint, iterations occur twice; the later lines
+    replace the earlier ones from that point on. What is no json object, such as the last line of a
+    run that was killed, is left out.
+
+    Args:
+        metrics_file: what Detectron2's ``JSONWriter`` wrote, or the run's folder.
+
+    Returns:
+        ``{"positive": {step: [(iteration, value), ...]}, "negative": ..., "selected": ...}`` with
+        ascending steps and iterations; kinds without a value are missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(metrics_file)
+    if path.is_dir():
+        path = path / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.absolute()} does not exist: give the OUTPUT_DIR of a training run"
+        )
+    with open(path, encoding="utf-8") as file:
+        series = _collect(filter(None, map(_parse, file)))
+    return {
+        kind: dict(sorted(steps.items()))
+        for kind, *_ in _PANELS
+        if (steps := {step: s for (k, step), s in series.items() if k == kind})
+    }
+
+
+def plot_objectness_curves(
+    metrics_files: str | os.PathLike | Sequence[str | os.PathLike],
+    output_file: str | os.PathLike,
+    *,
+    title: str | None = None,
+) -> bool:
+    """Draw the objectness at each step over the iterations, one row of panels for each run.
+
+    Long runs are drawn as means of consecutive values.
+
+    Args:
+        metrics_files: ``metrics.json`` of one run or of several, or their folders.
+        output_file: picture to write; the suffix chooses the format (png, pdf, svg).
+        title: above the picture.
+
+    Returns:
+        Whether there was something to draw; without objectness scalars nothing is written.
+
+    Raises:
+        FileNotFoundError: a metrics file does not exist.
+    """
+    if isinstance(metrics_files, (str, os.PathLike)):
+        metrics_files = [metrics_files]
+    runs = [(_run_name(path), read_objectness(path)) for path in metrics_files]
+    runs = [(name, objectness) for name, objectness in runs if objectness]
+    if not runs:
+        return False
+    figure = Figure(figsize=(13, 3.6 * len(runs) + 0.3), layout="constrained")
+    axes = figure.subplots(len(runs), len(_PANELS), sharex=True, sharey="col", squeeze=False)
+    for row, (name, objectness) in zip(axes, runs, strict=True):
+        for axis, (kind, label, scale) in zip(row, _PANELS, strict=True):
+            _draw(axis, objectness.get(kind, {}), label, scale)
+        if len(runs) > 1:
+            row[0].set_title(name, loc="left", fontweight="bold")
+        row[0].legend(loc="best")
+    for axis in axes[-1]:
+        axis.set_xlabel("iteration")
+    axes[0, 0].set_ylim(bottom=0)  # shared by the column
+    for axis, (*_, scale) in zip(axes[0], _PANELS, strict=True):
+        if scale == "log":
+            _label_log_axis(axis)
+    if title:
+        figure.suptitle(title)
+    Path(output_file).absolute().parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output_file, dpi=120)
+    return True
+
+
+def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
+    for step, series in steps.items():
+        iterations, values = zip(*_thin(series), strict=True)
+        axis.plot(
+            iterations,
+            values,
+            label=f"step {step}" + (" (base)" if step == 0 else ""),
+            color=_COLORS[step % len(_COLORS)],
+            linewidth=1.6,
+            marker="." if len(series) == 1 else None,
+        )
+    axis.set_yscale(scale)
+    axis.set_ylabel(label)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _label_log_axis(axis: Axes) -> None:
+    low, high = axis.get_ylim()
+    # Of 1, 2, 5 less than a decade may show one alone.
+    few = high < 10 * low
+    axis.yaxis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _thin(series: Series, most: int = 300) -> Series:
+    """At most ``most`` points: means of consecutive ones, for long runs."""
+    size = -(-len(series) // most)
+    blocks = (series[i : i + size] for i in range(0, len(series), size))
+    return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        # Scalars are not nested. After a kill the resumed run writes behind the broken line.
+        scalars = json.loads(line[line.rfind("{") :])
+    except ValueError:
+        return None
+    return scalars if "iteration" in scalars else None
+
+
+def _collect(lines: Iterable[dict]) -> dict[tuple[str, int], Series]:
+    """Series by kind and step."""
+    result: dict[tuple[str, int], Series] = {}
+    for scalars in lines:
+        iteration = scalars["iteration"]
+        for name, value in scalars.items():
+            match = _SCALAR.fullmatch(name)
+            if match is None:
+                continue
+            series = result.setdefault((match[2], int(match[1])), [])
+            while series and series[-1][0] >= iteration:  # the run was taken back to here
+                series.pop()
+            series.append((iteration, value))
+    return result
+
+
+def _run_name(path: str | os.PathLike) -> str:
+    path = Path(path).absolute()
+    return path.name if path.is_dir() else path.parent.name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m resobj_d2.plots.objectness_curves",
+        description="Plot the mean objectness of positives and negatives at each step.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN_DIR", help="OUTPUT_DIR of a training run, or a metrics.json"
+    )
+    parser.add_argument("--output", default="objectness_curves.png", help="picture to write")
+    parser.add_argument("--title", help="above the picture")
+    options = parser.parse_args(arguments)
+    try:
+        drawn = plot_objectness_curves(options.runs, options.output, title=options.title)
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not drawn:
+        print(
+            "error: no objectness in "
+            + ", ".join(options.runs)
+            + "; it is logged with MODEL.DENSE (or RESOBJ_RPN).OBJECTNESS.ENABLED",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"Objectness curves: {os.path.abspath(options.output)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

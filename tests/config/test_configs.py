@@ -1,0 +1,200 @@
+"""Every yaml's detector builds, trains a step, evaluates and survives a checkpoint; the table is
+complete."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.config import add_resobj_config, class_counts
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+COMPLETE = sorted(CONFIGS.glob("COCO-Detection/*.yaml")) + sorted(CONFIGS.glob("small/[!B]*.yaml"))
+
+
+def read(path):
+    cfg = get_cfg()
+    add_resobj_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    return cfg
+
+
+def narrow(cfg):
+    """The same method on a thin network: what the yaml chooses stays, widths shrink."""
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.DENSE.TOWER.CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (32,)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
+    if cfg.MODEL.DENSE.PRIORS.NAME == "SSDAnchors":
+        narrow_ssd(cfg)
+    cfg.MODEL.DARKNET.STEM_CHANNELS = 4
+    cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_b0"
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.BIFPN.CHANNELS = 32
+    cfg.MODEL.BIFPN.NUM_LAYERS = 1
+    if cfg.MODEL.BACKBONE.NAME == "build_bifpn_backbone":
+        cfg.MODEL.DENSE.TOWER.NUM_CONVS = 1
+    return cfg
+
+
+def narrow_ssd(cfg):
+    """Four levels on the ResNet: seven ask for 512 pixels, and VGG16 has one width."""
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.NORM = "GN"
+    cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_resnet_backbone"
+    cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.SSD_EXTRAS.CHANNELS = [32]
+    cfg.MODEL.DENSE.IN_FEATURES = cfg.MODEL.DENSE.IN_FEATURES[:4]
+    for key, levels in (("MIN_SIZES", 5), ("ASPECT_RATIOS", 4)):
+        cfg.MODEL.DENSE.PRIORS[key] = cfg.MODEL.DENSE.PRIORS[key][:levels]
+
+
+def accept_everything(model):
+    """An untrained network may find nothing otherwise."""
+    if hasattr(model, "postprocess"):
+        model.postprocess.score_thresh = 0.0
+    else:
+        predictors = model.roi_heads.box_predictor
+        for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+            predictor.test_score_thresh = 0.0
+    return model.eval()
+
+
+def distinct():
+    """One yaml for each detector: those that differ in schedule or depth narrow to the same."""
+    found = {}
+    for path in COMPLETE:
+        cfg = narrow(read(path))
+        found.setdefault(cfg.MODEL.dump(), path)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("path", distinct(), ids=lambda p: p.stem)
+def test_yaml_steps_evaluates_and_round_trips(path, make_batch, tmp_path):
+    cfg = narrow(read(path))
+    if cfg.MODEL.BACKBONE.NAME == "build_bifpn_backbone" and "timm" in cfg.MODEL.BIFPN.BOTTOM_UP:
+        pytest.importorskip("timm", reason="EfficientNet comes from the optional package timm")
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    (num_classes,) = class_counts(cfg).values()
+    points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    batch = make_batch([(64, 64, 2), (64, 64, 0)], num_classes=num_classes, num_keypoints=points)
+    with EventStorage():
+        losses = model(batch)
+    assert all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+
+    accept_everything(model)
+    with torch.no_grad():
+        before = model(batch)
+    assert len(before[0]["instances"]) > 0
+    ResObjCheckpointer(model, str(tmp_path)).save("model")
+    copied = accept_everything(build_model(copy.deepcopy(cfg)))
+    ResObjCheckpointer(copied, strict=True).load(str(tmp_path / "model.pth"))
+    with torch.no_grad():
+        after = copied(batch)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a["instances"].scores, b["instances"].scores)
+        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("name", ["everything", "everything_fsaf"])
+def test_everything_together_learns(name, make_batch):
+    cfg = narrow(read(CONFIGS / f"small/cells_retinanet_{name}.yaml"))
+    # The running mean would fall from its initial 100, and with it the losses would rise.
+    cfg.MODEL.DENSE.NORMALIZER.NAME = "ForegroundCount"
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    batch = make_batch([(96, 96, 3), (96, 96, 1)])
+    totals = []
+    for _ in range(30):
+        total = sum(model(batch).values())
+        totals.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    # First it rises: the better the boxes, the more of them are foreground of the second stage.
+    assert totals[-1] < 0.5 * totals[0]
+    suffixes = ("", "_stage1", "_anchor_free") if name == "everything_fsaf" else ("", "_stage1")
+    assert all(model.statistics[f"num_foreground{x}"] > 0 for x in suffixes)
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda p: p.stem)
+def test_output_folder_is_named_after_the_yaml(path):
+    assert read(path).OUTPUT_DIR == f"output/{path.stem}"
+
+
+def test_table_lists_every_coco_config():
+    """configs/README.md names each yaml once, with its paper's AP or a dash."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in (CONFIGS / "README.md").read_text().splitlines()
+        if line.startswith("| [")
+    ]
+    listed = [row[0].split("]")[0].strip("[") for row in rows]
+    assert sorted(listed) == sorted(p.stem for p in CONFIGS.glob("COCO-Detection/*.yaml"))
+    for row in rows:
+        assert row[-2] == "-" or 20 < float(row[-2].split()[0]) < 60
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/yolov3_*.yaml")))
+def test_yolov3_has_darknets_schedule(path):
+    cfg = read(path)
+    solver, size = cfg.SOLVER, int(path.stem[-3:])
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WEIGHT_DECAY) == (64, 0.001, 0.0005)
+    assert (solver.STEPS, solver.MAX_ITER) == ((400000, 450000), 500200)
+    assert (solver.WARMUP_METHOD, solver.WARMUP_ITERS) == ("power4", 1000)
+    assert cfg.INPUT.MULTI_SCALE == list(range(320, 609, 32))
+    assert (cfg.INPUT.MULTI_SCALE_PERIOD, cfg.INPUT.MULTI_SCALE_LAST) == (10, 200)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (size, size)
+    steps = {"obj": 0, "giou": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
+    assert cfg.MODEL.DENSE.OBJECTNESS.STEPS == steps
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/ssd512_*.yaml")))
+def test_ssd512_decays_biases_like_weights(path):
+    """As mmdetection does; without a word from the yaml, Detectron2 0.5 would not."""
+    groups = build_optimizer(read(path), nn.Conv2d(3, 4, 1)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0005}
+
+
+@pytest.mark.parametrize(
+    "name, sizes, iterations, steps",
+    [
+        ("500_1x", (500,), 90000, (60000, 80000)),
+        ("600_1x", (600,), 90000, (60000, 80000)),
+        ("600_2x", (600,), 180000, (120000, 160000)),
+        ("800_1x", (800,), 90000, (60000, 80000)),
+        ("jitter_1.5x", (640, 672, 704, 736, 768, 800), 135000, (90000, 120000)),
+    ],
+)
+def test_schedules(name, sizes, iterations, steps):
+    paths = list(CONFIGS.glob(f"COCO-Detection/*_{name}.yaml"))
+    assert paths
+    for path in paths:
+        cfg = read(path)
+        assert tuple(cfg.INPUT.MIN_SIZE_TRAIN) == sizes
+        assert cfg.SOLVER.MAX_ITER == iterations
+        assert tuple(cfg.SOLVER.STEPS) == steps
+        rate = 0.02 if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" else 0.01
+        assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, rate)
+        assert cfg.MODEL.RESNETS.DEPTH == (101 if "_R_101_" in path.stem else 50)
