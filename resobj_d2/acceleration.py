@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from resobj_d2 import ops
 from resobj_d2.compat import update_loss_normalizer
 from resobj_d2.ops._native import NATIVE
-from resobj_d2.ops.anchor_matching import MAX_THRESHOLDS
+
+from .ops.match_anchors import MAX_THRESHOLDS
 
 __all__ = ["FusedMatcher", "accelerate", "accelerated_parts", "restore"]
 

@@ -15,7 +15,7 @@
 
 #include "instruction_sets.h"
 #include "resobj/bits.h"
-#include "resobj/match_checks.h"
+#include "resobj/match_anchors_checks.h"
 
 namespace resobj {
 namespace {

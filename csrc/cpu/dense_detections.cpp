@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "nms.h"
-#include "resobj/dense_checks.h"
+#include "resobj/dense_detections_checks.h"
 
 namespace resobj {
 namespace {

@@ -2,7 +2,7 @@
 
 #include "anchor_matcher.h"
 #include "loss_sum.h"
-#include "resobj/reassign_checks.h"
+#include "resobj/reassign_anchors_checks.h"
 
 namespace resobj {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "loss_sum.h"
-#include "resobj/focal_checks.h"
+#include "resobj/sigmoid_focal_loss_checks.h"
 
 namespace resobj {
 namespace {

@@ -12,7 +12,7 @@
 
 #include "cuda_utils.h"
 #include "resobj/bits.h"
-#include "resobj/match_checks.h"
+#include "resobj/match_anchors_checks.h"
 
 namespace resobj {
 namespace {

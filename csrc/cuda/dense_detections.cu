@@ -10,7 +10,7 @@
 
 #include "cuda_utils.h"
 #include "resobj/candidate_keys.h"
-#include "resobj/dense_checks.h"
+#include "resobj/dense_detections_checks.h"
 #include "resobj/nms_math.h"
 
 namespace resobj {

@@ -1,7 +1,7 @@
 // reassign_anchors on CUDA: refines the anchors, matches them, and encodes what they matched.
 
 #include "anchor_matcher.h"
-#include "resobj/reassign_checks.h"
+#include "resobj/reassign_anchors_checks.h"
 
 namespace resobj {
 namespace {

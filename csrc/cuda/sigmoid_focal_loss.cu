@@ -3,7 +3,7 @@
 #include <optional>
 
 #include "loss_sum.h"
-#include "resobj/focal_checks.h"
+#include "resobj/sigmoid_focal_loss_checks.h"
 
 namespace resobj {
 namespace {

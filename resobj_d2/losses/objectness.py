@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
-from resobj_d2.ops.residual_objectness import DETACH, MIN_SCOPES, UNSELECTED
+from resobj_d2.ops.residual_objectness_bce import DETACH, MIN_SCOPES, UNSELECTED
 
 __all__ = ["ResidualObjectnessLoss", "objectness_difficulty"]
 

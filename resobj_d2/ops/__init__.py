@@ -6,14 +6,16 @@ argument checks and the conversion of half precision.
 
 from . import _native
 from ._native import native_status
-from .anchor_matching import AnchorMatches, match_anchors
-from .anchor_refinement import ReassignedAnchors, reassign_anchors
-from .box_iou import box_iou_aligned, pairwise_box_iou
-from .box_loss import balanced_l1_loss, giou_loss
+from .balanced_l1_loss import balanced_l1_loss
+from .box_iou_aligned import box_iou_aligned
 from .dense_detections import DenseDetections, dense_detections
-from .focal_loss import sigmoid_focal_loss
+from .giou_loss import giou_loss
+from .match_anchors import AnchorMatches, match_anchors
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
-from .residual_objectness import ResidualObjectnessOutput, residual_objectness_bce
+from .pairwise_box_iou import pairwise_box_iou
+from .reassign_anchors import ReassignedAnchors, reassign_anchors
+from .residual_objectness_bce import ResidualObjectnessOutput, residual_objectness_bce
+from .sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     "AnchorMatches",

@@ -43,3 +43,21 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor.to(dtype)``, which costs as much as a check even where nothing is to do."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def require_constant_target(op: str, pred: Tensor, target: Tensor) -> None:
+    """Raises unless ``target`` is a constant of the shape and device of ``pred``, both floating."""
+    usual = isinstance(pred, Tensor) and isinstance(target, Tensor) and target.dtype is pred.dtype
+    if usual and pred.dtype is torch.float32 and pred.shape == target.shape:
+        # Worth a branch: on a few hundred boxes checks take as long as the loss.
+        if pred.device == target.device and not target.requires_grad:
+            return
+    require_floating(op, pred=pred, target=target)
+    if target.shape != pred.shape:
+        raise ValueError(
+            f"{op}: target must have the shape of pred, {tuple(pred.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    require_same_device(op, pred=pred, target=target)
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: target gets no gradient; pass target.detach()")

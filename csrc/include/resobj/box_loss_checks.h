@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "resobj/balanced_l1_math.h"
+#include "resobj/balanced_l1_loss_math.h"
 #include "resobj/box_checks.h"
 #include "resobj/box_gradients.h"
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "resobj/bits.h"
-#include "resobj/dense_math.h"
+#include "resobj/dense_detections_math.h"
 
 namespace resobj {
 

@@ -3,8 +3,6 @@
 Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins over speed here.
 """
 
-from .anchor_matching import match_anchors
-from .anchor_refinement import reassign_anchors
 from .box_iou import (
     box_iou_aligned,
     box_iou_aligned_backward,
@@ -18,15 +16,17 @@ from .box_loss import (
     giou_loss_backward,
 )
 from .dense_detections import dense_detections, empty_detections
-from .focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
+from .match_anchors import match_anchors
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
-from .residual_objectness import (
+from .reassign_anchors import reassign_anchors
+from .residual_objectness_bce import (
     count_groups,
     foreground_minima,
     residual_objectness_bce,
     residual_objectness_bce_backward,
     selected_by,
 )
+from .sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
 
 __all__ = [
     "balanced_l1_loss",

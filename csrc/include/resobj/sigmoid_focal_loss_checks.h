@@ -4,7 +4,7 @@
 #include <optional>
 #include <type_traits>
 
-#include "resobj/focal_math.h"
+#include "resobj/sigmoid_focal_loss_math.h"
 #include "resobj/tensor_checks.h"
 
 namespace resobj {

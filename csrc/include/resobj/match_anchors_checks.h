@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "resobj/box_checks.h"
-#include "resobj/match_rule.h"
+#include "resobj/match_anchors_math.h"
 
 namespace resobj {
 

@@ -15,7 +15,7 @@
 
 #include "loss_sum.h"
 #include "resobj/bce_math.h"
-#include "resobj/residual_checks.h"
+#include "resobj/residual_objectness_bce_checks.h"
 
 namespace resobj {
 namespace {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .anchor_matching import match_anchors
+from .match_anchors import match_anchors
 
 
 def reassign_anchors(

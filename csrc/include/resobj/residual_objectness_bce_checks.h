@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "resobj/residual_layout.h"
+#include "resobj/residual_objectness_bce_math.h"
 #include "resobj/tensor_checks.h"
 
 namespace resobj {

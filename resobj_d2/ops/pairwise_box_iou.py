@@ -1,4 +1,4 @@
-"""Overlap of boxes: every box of one set with every box of another, or pair by pair."""
+"""Overlap of every box of one set with every box of another."""
 
 from __future__ import annotations
 
@@ -40,42 +40,6 @@ define_op(
     reference=reference.pairwise_box_iou_out,
     fake=_fake_out,
     backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
-)
-
-
-def _fake_aligned(pred: Tensor, target: Tensor, kind: str = "iou") -> Tensor:
-    return pred.new_empty(pred.shape[0])
-
-
-def _setup_aligned(ctx, inputs, output):
-    pred, target, ctx.kind = inputs
-    ctx.save_for_backward(pred, target)
-
-
-def _backward_aligned(ctx, grad):
-    pred, target = ctx.saved_tensors
-    grads = _box_iou_aligned_backward(grad, pred, target, ctx.kind)
-    return *grads, None
-
-
-def _fake_aligned_backward(grad, pred, target, kind):
-    return pred.new_empty(pred.shape), pred.new_empty(pred.shape)
-
-
-_box_iou_aligned = define_op(
-    'box_iou_aligned(Tensor pred, Tensor target, str kind="iou") -> Tensor',
-    reference=reference.box_iou_aligned,
-    fake=_fake_aligned,
-    backward=_backward_aligned,
-    setup_context=_setup_aligned,
-)
-
-_box_iou_aligned_backward = define_op(
-    "_box_iou_aligned_backward(Tensor grad, Tensor pred, Tensor target, str kind) "
-    "-> (Tensor grad_pred, Tensor grad_target)",
-    reference=reference.box_iou_aligned_backward,
-    fake=_fake_aligned_backward,
-    backward=no_backward("box_iou_aligned can be differentiated once, not twice"),
 )
 
 
@@ -138,45 +102,3 @@ def pairwise_box_iou(
     )
     torch.ops.resobj_d2._pairwise_box_iou_out(boxes1.detach(), boxes2.detach(), kind, target)
     return out if target is out else out.copy_(target)
-
-
-def box_iou_aligned(
-    pred: Tensor,  # (P, 4)
-    target: Tensor,  # (P, 4)
-    kind: str = "iou",
-) -> Tensor:  # (P,)
-    """Overlap of each box of ``pred`` with the box of ``target`` in the same place.
-
-    The values are those on the diagonal of :func:`pairwise_box_iou`, which says what they are for
-    boxes without area or with a NaN. Gradients reach both arguments; where a coordinate of both
-    boxes is the same, each gets half of it. A value that does not depend on the boxes (0 for boxes
-    that do not overlap, a box with a NaN) gives no gradient, and no gradient is ever NaN or
-    infinite unless the one that comes in is.
-
-    Args:
-        pred: (P, 4) XYXY, floating point.
-        target: (P, 4) XYXY in the same unit and on the same device.
-        kind: ``"iou"`` or ``"giou"``.
-
-    Returns:
-        (P,) in float64 if an input is float64, else float32; half precision is computed in
-        float32 and its gradients come back in half precision. It can be differentiated once.
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape, a device or ``kind`` is wrong.
-    """
-    op = "box_iou_aligned"
-    require_floating(op, pred=pred, target=target)
-    if pred.dim() != 2 or pred.shape[1] != 4:
-        raise ValueError(f"{op}: pred must have shape (number, 4), got {tuple(pred.shape)}")
-    if target.shape != pred.shape:
-        raise ValueError(
-            f"{op}: target must have the shape of pred, {tuple(pred.shape)}, "
-            f"got {tuple(target.shape)}"
-        )
-    require_same_device(op, pred=pred, target=target)
-    if kind not in ("iou", "giou"):
-        raise ValueError(f"{op}: kind must be iou or giou, got {kind!r}")
-    dtype = compute_dtype(pred, target)
-    return _box_iou_aligned(as_dtype(pred, dtype), as_dtype(target, dtype), kind)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "resobj/delta_math.h"
-#include "resobj/match_checks.h"
+#include "resobj/match_anchors_checks.h"
 
 namespace resobj {
 

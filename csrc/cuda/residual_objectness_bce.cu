@@ -9,7 +9,7 @@
 
 #include "cuda_utils.h"
 #include "resobj/bce_math.h"
-#include "resobj/residual_checks.h"
+#include "resobj/residual_objectness_bce_checks.h"
 
 namespace resobj {
 namespace {

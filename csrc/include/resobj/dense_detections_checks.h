@@ -5,7 +5,7 @@
 #include <tuple>
 #include <vector>
 
-#include "resobj/dense_math.h"
+#include "resobj/dense_detections_math.h"
 #include "resobj/tensor_checks.h"
 
 namespace resobj {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from ._library import define_op, mark_outputs_non_differentiable, no_backward
-from .anchor_matching import check_match
+from .match_anchors import check_match
 
 __all__ = ["ReassignedAnchors", "reassign_anchors"]
 

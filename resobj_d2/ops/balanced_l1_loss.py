@@ -1,0 +1,89 @@
+"""Balanced L1, summed."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from . import reference
+from ._checks import as_dtype, compute_dtype, require_constant_target
+from ._library import define_op, no_backward
+
+
+def _fake_balanced(pred, target, alpha=0.5, gamma=1.5, beta=1.0):
+    return pred.new_empty(())
+
+
+def _setup_balanced(ctx, inputs, output):
+    pred, target, *ctx.options = inputs
+    ctx.save_for_backward(pred, target)
+
+
+def _backward_balanced(ctx, grad_loss):
+    grad_pred = _balanced_l1_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options)
+    return grad_pred, None, None, None, None
+
+
+def _fake_balanced_backward(grad_loss, pred, target, alpha, gamma, beta):
+    return pred.new_empty(pred.shape)
+
+
+_balanced_l1_loss = define_op(
+    "balanced_l1_loss(Tensor pred, Tensor target, "
+    "float alpha=0.5, float gamma=1.5, float beta=1.0) -> Tensor",
+    reference=reference.balanced_l1_loss,
+    fake=_fake_balanced,
+    backward=_backward_balanced,
+    setup_context=_setup_balanced,
+)
+
+_balanced_l1_loss_backward = define_op(
+    "_balanced_l1_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, "
+    "float alpha, float gamma, float beta) -> Tensor",
+    reference=reference.balanced_l1_loss_backward,
+    fake=_fake_balanced_backward,
+    backward=no_backward("balanced_l1_loss can be differentiated once, not twice"),
+)
+
+
+def balanced_l1_loss(
+    pred: Tensor,  # any shape
+    target: Tensor,  # the same shape
+    *,
+    alpha: float = 0.5,
+    gamma: float = 1.5,
+    beta: float = 1.0,
+) -> Tensor:  # ()
+    """Sum of balanced L1 (Pang et al., Libra R-CNN, Eq. 8 and 9) over all elements.
+
+    With ``u = |pred - target| / beta`` and ``b = exp(gamma / alpha) - 1`` it is ``beta`` times
+    ``alpha / b (b u + 1) ln(b u + 1) - alpha u`` for u < 1 and ``gamma u + gamma / b - alpha``
+    beyond; the slope ``alpha ln(b u + 1)``, at most ``gamma``, has no jump. The paper has
+    ``beta = 1``; other values stretch the loss, unlike in mmdetection, whose slope jumps at 0
+    then.
+
+    Args:
+        pred: floating point, for example (P, 4) encoded deltas of the foreground.
+        target: the same shape and device. A constant: it must not require a gradient.
+        alpha: how much small differences count; positive.
+        gamma: slope from ``beta`` on; positive and at most 80 ``alpha``.
+        beta: difference at which the loss becomes linear; positive.
+
+    Returns:
+        Scalar in float64 if an input is float64, else float32; half precision is computed in
+        float32 and its gradient comes back in half precision. It can be differentiated once.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape, a device or a number is wrong, or ``target`` requires a gradient.
+    """
+    op = "balanced_l1_loss"
+    require_constant_target(op, pred, target)
+    for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{op}: {name} must be positive, got {value}")
+    if gamma > 80 * alpha:
+        raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")
+    dtype = compute_dtype(pred, target)
+    return _balanced_l1_loss(as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta)

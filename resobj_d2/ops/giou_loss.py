@@ -1,0 +1,93 @@
+"""The generalized IoU loss, summed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import (
+    as_dtype,
+    compute_dtype,
+    require_constant_target,
+    require_dtype,
+    require_same_device,
+)
+from ._library import define_op, no_backward
+
+
+def _fake_giou(pred, target, mask=None):
+    return pred.new_empty(())
+
+
+def _setup_giou(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_giou(ctx, grad_loss):
+    grad_pred = _giou_loss_backward(grad_loss, *ctx.saved_tensors)
+    return grad_pred, None, None
+
+
+def _fake_giou_backward(grad_loss, pred, target, mask):
+    return pred.new_empty(pred.shape)
+
+
+_giou_loss = define_op(
+    "giou_loss(Tensor pred, Tensor target, Tensor? mask=None) -> Tensor",
+    reference=reference.giou_loss,
+    fake=_fake_giou,
+    backward=_backward_giou,
+    setup_context=_setup_giou,
+)
+
+_giou_loss_backward = define_op(
+    "_giou_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor? mask) -> Tensor",
+    reference=reference.giou_loss_backward,
+    fake=_fake_giou_backward,
+    backward=no_backward("giou_loss can be differentiated once, not twice"),
+)
+
+
+def giou_loss(
+    pred: Tensor,  # (..., 4)
+    target: Tensor,  # (..., 4)
+    mask: Tensor | None = None,  # (...) bool
+) -> Tensor:  # ()
+    """Sum of ``1 - GIoU`` over pairs of boxes (Rezatofighi et al., CVPR 2019, Algorithm 1).
+
+    ``GIoU = I / (U + 1e-7) - (C - U) / (C + 1e-7)`` with the areas of intersection, union and
+    smallest enclosing box; so a pair of boxes without area has a loss of 1 (or 2, when they are
+    apart), and every gradient is finite. The corners of each box are put in order first, so that a
+    box whose corners have crossed is pulled back instead of having a negative area. Coordinates
+    beyond 1e18 (float32) are scaled down, which GIoU does not notice.
+
+    Args:
+        pred: (..., 4) XYXY, floating point.
+        target: (..., 4) XYXY in the same unit and on the same device. A constant: it must not
+            require a gradient.
+        mask: (...) bool, the pairs that count; all by default. A pair that does not count gives
+            neither loss nor gradient, even if it is not finite. Elsewhere a NaN gives a NaN.
+
+    Returns:
+        Scalar in float64 if an input is float64, else float32; half precision is computed in
+        float32 and its gradient comes back in half precision. It can be differentiated once.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: a shape or a device is wrong, or ``target`` requires a gradient.
+    """
+    op = "giou_loss"
+    require_constant_target(op, pred, target)
+    if pred.dim() == 0 or pred.shape[-1] != 4:
+        raise ValueError(f"{op}: pred must have shape (..., 4), got {tuple(pred.shape)}")
+    if mask is not None:
+        require_dtype(op, torch.bool, mask=mask)
+        if mask.shape != pred.shape[:-1]:
+            raise ValueError(
+                f"{op}: mask must have the shape of pred without the last dimension, "
+                f"{tuple(pred.shape[:-1])}, got {tuple(mask.shape)}"
+            )
+        require_same_device(op, pred=pred, mask=mask)
+    dtype = compute_dtype(pred, target)
+    return _giou_loss(as_dtype(pred, dtype), as_dtype(target, dtype), mask)
