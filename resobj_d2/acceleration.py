@@ -90,7 +90,7 @@ class FusedMatcher(Matcher):
             allow_low_quality=self.allow_low_quality_matches,
             d2_compat=True,
         )
-        return list(zip(match.gt_index.clamp(min=0), match.kind, strict=True))
+        return list(zip(match.gt_index.clamp(min=0), match.label, strict=True))
 
 
 class _Accelerated:
@@ -127,13 +127,13 @@ class RetinaNetLabels(_Accelerated):
         anchors = Boxes.cat(anchors)
         matches = self.anchor_matcher.match_boxes([x.gt_boxes for x in gt_instances], anchors)
         labels, boxes = [], []
-        for instances, (index, kind) in zip(gt_instances, matches, strict=True):
+        for instances, (index, label) in zip(gt_instances, matches, strict=True):
             if len(instances) == 0:
                 labels.append(torch.full_like(index, self.num_classes))
                 boxes.append(torch.zeros_like(anchors.tensor))
                 continue
-            classes = torch.where(kind == 0, self.num_classes, instances.gt_classes[index])
-            labels.append(classes.masked_fill_(kind == -1, -1))
+            classes = torch.where(label == 0, self.num_classes, instances.gt_classes[index])
+            labels.append(classes.masked_fill_(label == -1, -1))
             boxes.append(instances.gt_boxes.tensor[index])
         return labels, boxes
 
@@ -154,11 +154,11 @@ class RPNLabels(_Accelerated):
         anchors = Boxes.cat(anchors)
         matches = self.anchor_matcher.match_boxes([x.gt_boxes for x in gt_instances], anchors)
         labels, boxes = [], []
-        for instances, (index, kind) in zip(gt_instances, matches, strict=True):
+        for instances, (index, label) in zip(gt_instances, matches, strict=True):
             if self.anchor_boundary_thresh >= 0:
                 inside = anchors.inside_box(instances.image_size, self.anchor_boundary_thresh)
-                kind = kind.masked_fill(~inside, -1)
-            labels.append(self._subsample_labels(kind))
+                label = label.masked_fill(~inside, -1)
+            labels.append(self._subsample_labels(label))
             empty = len(instances) == 0
             boxes.append(
                 torch.zeros_like(anchors.tensor) if empty else instances.gt_boxes.tensor[index]

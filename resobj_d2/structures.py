@@ -37,43 +37,43 @@ class Priors:
     Attributes:
         boxes: (R, 4), level after level; within a level row-major over cells, then over the
             anchors of a cell.
-        level_sizes: anchors per level, sums to R.
-        sizes: (H_l, W_l) per level.
+        anchors_per_level: anchors per level, sums to R.
+        map_sizes: (H_l, W_l) per level.
         strides: pixels between neighbouring cells, per level.
     """
 
     boxes: Tensor
-    level_sizes: list[int]
-    sizes: list[tuple[int, int]]
+    anchors_per_level: list[int]
+    map_sizes: list[tuple[int, int]]
     strides: list[int]
 
     def __post_init__(self) -> None:
-        if not len(self.level_sizes) == len(self.sizes) == len(self.strides):
+        if not len(self.anchors_per_level) == len(self.map_sizes) == len(self.strides):
             raise ValueError(
-                f"{len(self.level_sizes)} level sizes, {len(self.sizes)} map sizes and "
-                f"{len(self.strides)} strides"
+                f"{len(self.anchors_per_level)} counts of anchors, {len(self.map_sizes)} map sizes "
+                f"and {len(self.strides)} strides"
             )
-        if self.boxes.shape != (sum(self.level_sizes), 4):
+        if self.boxes.shape != (sum(self.anchors_per_level), 4):
             raise ValueError(
-                f"boxes must be ({sum(self.level_sizes)}, 4), got {tuple(self.boxes.shape)}"
+                f"boxes must be ({sum(self.anchors_per_level)}, 4), got {tuple(self.boxes.shape)}"
             )
 
     @property
     def num_anchors(self) -> list[int]:
         """A_l per level."""
-        pairs = zip(self.level_sizes, self.sizes, strict=True)
+        pairs = zip(self.anchors_per_level, self.map_sizes, strict=True)
         return [n // max(h * w, 1) for n, (h, w) in pairs]
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the padded network input in pixels."""
-        height, width = self.sizes[0]
+        height, width = self.map_sizes[0]
         return height * self.strides[0], width * self.strides[0]
 
     @cached_property
-    def cell_sides(self) -> Tensor:
+    def anchor_strides(self) -> Tensor:
         """(R, 1) the stride of each anchor's level, float32."""
-        levels = zip(self.level_sizes, self.strides, strict=True)
+        levels = zip(self.anchors_per_level, self.strides, strict=True)
         return torch.cat([self.boxes.new_full((n, 1), stride) for n, stride in levels])
 
 
@@ -84,15 +84,15 @@ class GroundTruth:
     Attributes:
         boxes: (sum M_i, 4) float32.
         classes: (sum M_i,) int64 in [0, K).
-        sizes: M_i of each image, on the host.
+        counts: M_i of each image, on the host.
     """
 
     boxes: Tensor
     classes: Tensor
-    sizes: list[int]
+    counts: list[int]
 
     def __post_init__(self) -> None:
-        total = sum(self.sizes)
+        total = sum(self.counts)
         if self.boxes.shape != (total, 4) or self.classes.shape != (total,):
             raise ValueError(
                 f"expected {total} boxes and classes, got {tuple(self.boxes.shape)} "
@@ -105,19 +105,19 @@ class GroundTruth:
         return cls(
             boxes=torch.cat(list(boxes)).float(),
             classes=torch.cat(list(classes)).long(),
-            sizes=[len(b) for b in boxes],
+            counts=[len(b) for b in boxes],
         )
 
     @property
     def num_images(self) -> int:
-        return len(self.sizes)
+        return len(self.counts)
 
     @property
     def offsets(self) -> list[int]:
         """N + 1 row numbers, on the host."""
         result = [0]
-        for size in self.sizes:
-            result.append(result[-1] + size)
+        for count in self.counts:
+            result.append(result[-1] + count)
         return result
 
 

@@ -30,7 +30,7 @@ def test_operator_example_runs(repository):
     variables["boxes"] = variables["gt_boxes"]
     exec(code, variables)
     assert variables["ious"].shape == (19, 500)
-    assert variables["match"].kind.shape == (3, 500)
+    assert variables["match"].label.shape == (3, 500)
     assert torch.isfinite(variables["loss"])
     assert variables["found"].boxes.shape == (3, 100, 4)
 

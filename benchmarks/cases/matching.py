@@ -23,7 +23,7 @@ def make(count: int, image: tuple[int, int] = inputs.IMAGE):
 def ours(anchors: Tensor, gt_boxes: Tensor) -> Call:
     def call() -> tuple[Tensor, Tensor]:
         match = ops.match_anchors(anchors, gt_boxes, [len(gt_boxes)], **RULE)
-        return match.gt_index[0], match.kind[0]
+        return match.gt_index[0], match.label[0]
 
     return call
 

@@ -28,7 +28,7 @@ def ours(anchors: Tensor, deltas: Tensor, gt_boxes: Tensor) -> Call:
 
     def call() -> tuple[Tensor, Tensor]:
         found = ops.reassign_anchors(anchors, deltas[None], gt_boxes, sizes, **RULE)
-        return found.gt_index[0], found.kind[0]
+        return found.gt_index[0], found.label[0]
 
     return call
 

@@ -262,9 +262,9 @@ void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresh
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
     const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
-    std::string min_scope, std::string unselected, std::vector<int64_t> level_sizes) {
+    std::string min_scope, std::string unselected, std::vector<int64_t> anchors_per_level) {
   const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    level_sizes, kAnchors);
+                                    anchors_per_level, kAnchors);
   ResidualOutputs out = arguments.new_outputs();
   dispatch_float(logits, [&](auto scalar) { forward(arguments.inputs<decltype(scalar)>(), out); });
   return out.as_tuple();
@@ -273,9 +273,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
 std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
     const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
     const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
-    std::vector<int64_t> level_sizes) {
+    std::vector<int64_t> anchors_per_level) {
   const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    level_sizes, kAnchors);
+                                    anchors_per_level, kAnchors);
   check_residual_backward(grad_losses, thresholds, arguments);
   const Tensor g = as_contiguous(grad_losses);
   const Tensor thr = as_contiguous(thresholds);

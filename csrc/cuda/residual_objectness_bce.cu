@@ -220,9 +220,9 @@ void forward(const ResidualInputs<T>& in, const Tensor& like, ResidualOutputs& o
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
     const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
-    std::string min_scope, std::string unselected, std::vector<int64_t> level_sizes) {
+    std::string min_scope, std::string unselected, std::vector<int64_t> anchors_per_level) {
   const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    level_sizes, kAnchors);
+                                    anchors_per_level, kAnchors);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   ResidualOutputs out = arguments.new_outputs();
   dispatch_float(logits,
@@ -233,9 +233,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
 std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
     const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
     const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
-    std::vector<int64_t> level_sizes) {
+    std::vector<int64_t> anchors_per_level) {
   const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    level_sizes, kAnchors);
+                                    anchors_per_level, kAnchors);
   check_residual_backward(grad_losses, thresholds, arguments);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const Tensor g = as_contiguous(grad_losses);

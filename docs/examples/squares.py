@@ -67,8 +67,8 @@ def loss_of(logits, pred, anchors, boxes, classes):
                               labels=[0, -1, 1])  # fmt: skip
     matched = [b[i] for b, i in zip(boxes, match.gt_index, strict=True)]
     kinds = torch.stack([c[i] for c, i in zip(classes, match.gt_index, strict=True)])
-    foreground = match.kind == 1
-    labels = torch.where(foreground, kinds, torch.where(match.kind == 0, CLASSES, -1))
+    foreground = match.label == 1
+    labels = torch.where(foreground, kinds, torch.where(match.label == 0, CLASSES, -1))
     cls = ops.sigmoid_focal_loss(logits, labels)  # CLASSES is background, -1 ignored
     box = ops.giou_loss(pred, torch.stack(matched), foreground)
     return (cls + box) / foreground.sum().clamp(min=1)

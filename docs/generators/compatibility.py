@@ -123,7 +123,7 @@ def axes() -> Axes:
 
 def _suits(entry: type) -> bool:
     """Whether it is for boxes as these detectors write them: not YOLOv3's box loss."""
-    return getattr(entry, "space", "boxes") in ("boxes", "deltas")
+    return getattr(entry, "compares", "boxes") in ("boxes", "deltas")
 
 
 def overrides(row: Row) -> list:

@@ -182,7 +182,7 @@ def add_box_loss_options(loss: CfgNode) -> None:
     loss.BALANCED_GAMMA = 1.5
     loss.BALANCED_BETA = 1.0
     # mmdetection's way with BALANCED_BETA, whose slope jumps at 0.
-    loss.BALANCED_PUBLIC = False
+    loss.MMDET_FORM = False
     # GHMRLoss, which wants a weight of about 10
     loss.GHM_MU = 0.02
     loss.GHM_BINS = 10

@@ -37,8 +37,8 @@ def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class IoULoss:
     """``1 - IoU`` (Rezatofighi et al. 2019). No gradient where the boxes do not overlap."""
 
-    space = "boxes"
-    weighted = False
+    compares = "boxes"
+    takes_weights = False
     self_normalized = False
 
     @classmethod
@@ -53,8 +53,8 @@ class IoULoss:
 class NegativeLogIoULoss:
     """``-ln IoU`` (Yu et al. 2016, UnitBox; FSAF). No gradient below an IoU of ``min_iou``."""
 
-    space = "boxes"
-    weighted = False
+    compares = "boxes"
+    takes_weights = False
     self_normalized = False
 
     def __init__(self, *, min_iou: float = 1e-6) -> None:
@@ -72,8 +72,8 @@ class NegativeLogIoULoss:
 class GIoULoss:
     """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient for boxes apart too."""
 
-    space = "boxes"
-    weighted = False
+    compares = "boxes"
+    takes_weights = False
     self_normalized = False
 
     @classmethod

@@ -24,11 +24,11 @@ or None where a loss has no such thing. Each stage has one of its own, so that a
 BOX_LOSS_REGISTRY = Registry("BOX_LOSS")
 BOX_LOSS_REGISTRY.__doc__ = """
 Box losses. An entry is built as ``Entry.from_config(node)`` from ``MODEL.DENSE.BOX_LOSS``,
-declares ``space`` ("boxes": it compares decoded boxes; otherwise encoded deltas of that
+declares ``compares`` ("boxes": it compares decoded boxes; otherwise encoded deltas of that
 ``delta_space`` of the coders, "deltas" or "cell_deltas") and
 is called as ``loss(pred (..., 4), target (..., 4), mask (...) bool) -> scalar``: the float32 SUM
 over the rows in ``mask``. It never averages, unless ``self_normalized`` as in a class loss. One
-that is ``weighted`` is called with a fourth argument, the (...) factors of its rows or None.
+that ``takes_weights`` is called with a fourth argument, the (...) factors of its rows or None.
 """
 
 NORMALIZER_REGISTRY = Registry("NORMALIZER")

@@ -92,8 +92,8 @@ class GHMRLoss(_GradientDensity):
         mu: how far from 0 the loss is a parabola.
     """
 
-    space = "deltas"
-    weighted = False
+    compares = "deltas"
+    takes_weights = False
     self_normalized = True
 
     def __init__(self, *, mu: float = 0.02, bins: int = 10, momentum: float = 0.7) -> None:

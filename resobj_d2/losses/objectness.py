@@ -77,7 +77,7 @@ class ResidualObjectnessLoss:
         residuals: Tensor,
         labels: Tensor,
         *,
-        level_sizes: list[int],
+        anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """
@@ -85,7 +85,7 @@ class ResidualObjectnessLoss:
             logits: (N, R) base objectness ``o_0``.
             residuals: (T, N, R).
             labels: (N, R) int8, 1 foreground, 0 background, -1 ignored.
-            level_sizes: anchors per level, sums to R.
+            anchors_per_level: anchors per level, sums to R.
             normalizer: scalar that divides every sum.
 
         Returns:
@@ -101,13 +101,13 @@ class ResidualObjectnessLoss:
             detach=self.detach,
             min_scope=self.min_scope,
             unselected=self.unselected,
-            level_sizes=level_sizes if self.min_scope == "level" else [],
+            anchors_per_level=anchors_per_level if self.min_scope == "level" else [],
         )
         losses = {"loss_objectness": result.losses[0] * self.weight / normalizer}
         for t in range(1, len(result.losses)):
             losses[f"loss_residual_{t}"] = result.losses[t] * self.residual_weight / normalizer
         statistics = {}
-        means = result.score_sums / result.numbers
+        means = result.score_sums / result.num_background_foreground
         for t, (count, (negative, positive)) in enumerate(zip(result.counts, means, strict=True)):
             statistics[f"objectness/step{t}/positive"] = positive
             statistics[f"objectness/step{t}/negative"] = negative

@@ -35,8 +35,8 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, mask: Tensor, *, beta: float = 
 class SmoothL1Loss:
     """Smooth L1 on encoded deltas, Detectron2's default with ``beta = 0.1``."""
 
-    space = "deltas"
-    weighted = False
+    compares = "deltas"
+    takes_weights = False
     self_normalized = False
 
     def __init__(self, *, beta: float = 0.1) -> None:
@@ -72,17 +72,17 @@ class BalancedL1Loss:
         alpha, gamma: of the paper; the slope grows as ``alpha ln(b u + 1)`` up to ``gamma``.
         beta: where the logarithmic part ends; the paper's loss is the one with ``beta = 1``,
             others stretch it.
-        public: instead of stretching, put ``beta`` where mmdetection does. The slope then jumps
+        mmdet_form: instead of stretching, put ``beta`` where mmdetection does. The slope then jumps
             from 0 to ``alpha (1 - beta) / beta`` at a difference of 0 (4 with ``beta = 0.11``), to
             compare with models trained so.
     """
 
-    space = "deltas"
-    weighted = False
+    compares = "deltas"
+    takes_weights = False
     self_normalized = False
 
     def __init__(
-        self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, public: bool = False
+        self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, mmdet_form: bool = False
     ) -> None:
         if alpha <= 0 or gamma <= 0 or beta <= 0:
             raise ValueError(
@@ -92,7 +92,7 @@ class BalancedL1Loss:
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta
-        self.public = public
+        self.mmdet_form = mmdet_form
 
     @classmethod
     def from_config(cls, node) -> BalancedL1Loss:
@@ -100,20 +100,20 @@ class BalancedL1Loss:
             alpha=node.BALANCED_ALPHA,
             gamma=node.BALANCED_GAMMA,
             beta=node.BALANCED_BETA,
-            public=node.BALANCED_PUBLIC,
+            mmdet_form=node.MMDET_FORM,
         )
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         # Equal numbers have neither loss nor gradient.
         pred = torch.where(mask[..., None], pred.float(), 0.0)
         target = torch.where(mask[..., None], target.float(), 0.0)
-        if self.public:
-            return self._public(pred - target)
+        if self.mmdet_form:
+            return self._mmdet_form(pred - target)
         return ops.balanced_l1_loss(
             pred, target, alpha=self.alpha, gamma=self.gamma, beta=self.beta
         )
 
-    def _public(self, difference: Tensor) -> Tensor:
+    def _mmdet_form(self, difference: Tensor) -> Tensor:
         """The sum over all elements."""
         b = math.expm1(self.gamma / self.alpha)
         distance = difference.abs()

@@ -20,8 +20,8 @@ class YOLOBoxLoss:
     ``YOLOCoder``. The cross entropy of a perfect prediction is that of its target, not 0.
     """
 
-    space = "cell_deltas"
-    weighted = True
+    compares = "cell_deltas"
+    takes_weights = True
     self_normalized = False
 
     @classmethod

@@ -92,7 +92,7 @@ def _best_anchors(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
     # among the anchors. All images that share their anchors are one such image.
     pairs = [(ground_truth.boxes, anchors)]
     if anchors.dim() == 3:
-        pairs = list(zip(ground_truth.boxes.split(ground_truth.sizes), anchors, strict=True))
+        pairs = list(zip(ground_truth.boxes.split(ground_truth.counts), anchors, strict=True))
     found = []
     for boxes, candidates in pairs:
         match = ops.match_anchors(

@@ -22,8 +22,8 @@ Prior boxes. An entry is an ``nn.Module`` built as ``Entry.from_config(node, str
 CODER_REGISTRY = Registry("CODER")
 CODER_REGISTRY.__doc__ = """
 Box parametrisations, built as ``Entry.from_config(node)`` from ``MODEL.DENSE.CODER``:
-``encode(anchors, boxes, cell_sides) -> deltas`` and ``decode(anchors, deltas, cell_sides) ->
-boxes``, all (..., 4) and broadcast over the leading dimensions; ``cell_sides`` (R, 1) are the
+``encode(anchors, boxes, strides) -> deltas`` and ``decode(anchors, deltas, strides) ->
+boxes``, all (..., 4) and broadcast over the leading dimensions; ``strides`` (R, 1) are the
 strides of the anchors' levels, which most parametrisations ignore. ``initial_delta`` is where the
 bias of the box predictor on the priors starts, ``identity_delta`` where those of later stages
 start: boxes then stay as they are. ``delta_options`` are the ``weights`` and ``scale_clamp`` with

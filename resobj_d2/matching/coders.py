@@ -55,7 +55,7 @@ class DeltaCoder:
     def delta_options(self) -> dict[str, object]:
         return {"weights": self.weights, "scale_clamp": self.scale_clamp}
 
-    def encode(self, anchors: Tensor, boxes: Tensor, cell_sides: Tensor | None = None) -> Tensor:
+    def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor | None = None) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size."""
         anchor_centre, anchor_size = _centre_and_size(anchors)
         centre, size = _centre_and_size(boxes)
@@ -63,7 +63,7 @@ class DeltaCoder:
         scale = torch.log(size / anchor_size)
         return self._scaled(torch.cat((shift, scale), dim=-1), self.weights)
 
-    def decode(self, anchors: Tensor, deltas: Tensor, cell_sides: Tensor | None = None) -> Tensor:
+    def decode(self, anchors: Tensor, deltas: Tensor, strides: Tensor | None = None) -> Tensor:
         """Boxes (..., 4) in float32, not clipped to the image."""
         deltas = deltas.float()
         anchor_centre, anchor_size = _centre_and_size(anchors)
@@ -102,14 +102,14 @@ class LTRBCoder:
     def from_config(cls, node) -> LTRBCoder:
         return cls()
 
-    def encode(self, anchors: Tensor, boxes: Tensor, cell_sides: Tensor | None = None) -> Tensor:
+    def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor | None = None) -> Tensor:
         """Distances (..., 4); negative where the point lies outside the box."""
         centre, size = _centre_and_size(anchors)
         return torch.cat(
             ((centre - boxes[..., :2]) / size, (boxes[..., 2:] - centre) / size), dim=-1
         )
 
-    def decode(self, anchors: Tensor, deltas: Tensor, cell_sides: Tensor | None = None) -> Tensor:
+    def decode(self, anchors: Tensor, deltas: Tensor, strides: Tensor | None = None) -> Tensor:
         """Boxes (..., 4) in float32, not clipped to the image."""
         centre, size = _centre_and_size(anchors)
         distances = F.relu(deltas.float())

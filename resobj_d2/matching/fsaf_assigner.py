@@ -119,7 +119,7 @@ class FSAFAssigner:
         """
         offsets = ground_truth.offsets
         parts = []
-        for i, size in enumerate(ground_truth.sizes):
+        for i, size in enumerate(ground_truth.counts):
             rows = slice(offsets[i], offsets[i] + size)
             boxes, classes = ground_truth.boxes[rows], ground_truth.classes[rows]
             parts.append(self._one_image(priors, anchors, boxes, classes, prediction, i))
@@ -152,7 +152,7 @@ class FSAFAssigner:
             chosen = self._level_by_size(priors, boxes)
         else:
             loss = self._point_losses(regions.owner, boxes, classes, prediction, image)
-            chosen = self._level_by_loss(regions, loss, len(priors.level_sizes), num_boxes)
+            chosen = self._level_by_loss(regions, loss, len(priors.anchors_per_level), num_boxes)
         # One more row stands for "no box" in every lookup below.
         owner = regions.owner
         chosen = F.pad(chosen, (0, 1), value=NOWHERE)
@@ -182,8 +182,8 @@ class FSAFAssigner:
         parts = [
             part | (_nearest(d) & ~part.any(dim=0))
             for part, d in zip(
-                effective.split(priors.level_sizes),
-                distance.square().sum(dim=-1).split(priors.level_sizes),
+                effective.split(priors.anchors_per_level),
+                distance.square().sum(dim=-1).split(priors.anchors_per_level),
                 strict=True,
             )
         ]
@@ -192,7 +192,10 @@ class FSAFAssigner:
         # The extra column wins where no box has the point.
         owner = F.pad(area, (0, 1), value=torch.finfo(area.dtype).max).argmin(dim=1)
         levels = torch.cat(
-            [torch.full((n,), i, device=boxes.device) for i, n in enumerate(priors.level_sizes)]
+            [
+                torch.full((n,), i, device=boxes.device)
+                for i, n in enumerate(priors.anchors_per_level)
+            ]
         )
         return _Regions(owner=owner, ring=inside & ~effective, levels=levels)
 
@@ -235,7 +238,7 @@ class FSAFAssigner:
         first = int(math.log2(priors.strides[0]))
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))
-        return level.long().clamp(first, first + len(priors.level_sizes) - 1) - first
+        return level.long().clamp(first, first + len(priors.anchors_per_level) - 1) - first
 
 
 def _nearest(distance: Tensor) -> Tensor:

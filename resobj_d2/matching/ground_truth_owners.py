@@ -24,7 +24,7 @@ def anchor_owners(
         among all boxes of the batch, one past the last for an anchor without one.
     """
     owners, rows = [], []
-    parts = zip(anchor_of.split(ground_truth.sizes), ground_truth.offsets, strict=False)
+    parts = zip(anchor_of.split(ground_truth.counts), ground_truth.offsets, strict=False)
     for index, first in parts:
         # One more entry takes those that name none. Of several rows the largest stays.
         empty = torch.full((num_anchors + 1,), -1, dtype=torch.int64, device=index.device)

@@ -86,20 +86,20 @@ class MaxIoUAssigner:
         match = ops.match_anchors(
             anchors,
             ground_truth.boxes,
-            ground_truth.sizes,
+            ground_truth.counts,
             thresholds=self.iou_thresholds,
             labels=self.iou_labels,
             allow_low_quality=self.allow_low_quality,
         )
         # One more row of class K stands for all anchors that are not foreground.
-        foreground = match.kind == 1
+        foreground = match.label == 1
         # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
         rows = [x + first for x, first in zip(match.gt_index, ground_truth.offsets, strict=False)]
         rows = torch.where(foreground, torch.stack(rows), len(ground_truth.boxes))
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return Targets(
-            labels=torch.where(match.kind == -1, IGNORE, classes[rows]),
+            labels=torch.where(match.label == -1, IGNORE, classes[rows]),
             matched_boxes=torch.where(foreground[..., None], boxes[rows], anchors),
             matched_ious=match.ious,
             gt_index=match.gt_index,

@@ -58,8 +58,8 @@ class AnchorGrid(nn.Module):
         boxes = [self._level(i, height, width) for i, (height, width) in enumerate(sizes)]
         return Priors(
             boxes=torch.cat(boxes),
-            level_sizes=[len(b) for b in boxes],
-            sizes=list(sizes),
+            anchors_per_level=[len(b) for b in boxes],
+            map_sizes=list(sizes),
             strides=self.strides,
         )
 

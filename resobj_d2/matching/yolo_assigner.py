@@ -73,7 +73,7 @@ class YOLOAssigner:
             prediction: with ``boxes`` (N, R, 4).
         """
         match = ops.match_anchors(
-            prediction.boxes, ground_truth.boxes, ground_truth.sizes,
+            prediction.boxes, ground_truth.boxes, ground_truth.counts,
             thresholds=[1.0], labels=[0, 0], allow_low_quality=False,
         )  # fmt: skip
         responsible = _responsible(priors, ground_truth.boxes)
@@ -101,7 +101,7 @@ def _box_weights(boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
 
 def _responsible(priors: Priors, boxes: Tensor) -> Tensor:
     """(M,) the anchor responsible for each box (M, 4); R where there is none."""
-    starts = [0, *accumulate(priors.level_sizes)]
+    starts = [0, *accumulate(priors.anchors_per_level)]
     # The first cell's anchors have the shapes of all cells.
     cells = [
         priors.boxes[start : start + count]
@@ -117,7 +117,7 @@ def _responsible(priors: Priors, boxes: Tensor) -> Tensor:
 
     result = torch.full_like(best, len(priors.boxes))
     first = 0
-    levels = zip(starts, priors.num_anchors, priors.sizes, priors.strides, strict=False)
+    levels = zip(starts, priors.num_anchors, priors.map_sizes, priors.strides, strict=False)
     for start, count, (height, width), stride in levels:
         x, y = torch.floor(centre / stride).unbind(dim=1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

@@ -70,24 +70,24 @@ class YOLOCoder:
     def from_config(cls, node) -> YOLOCoder:
         return cls()
 
-    def encode(self, anchors: Tensor, boxes: Tensor, cell_sides: Tensor) -> Tensor:
+    def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size.
 
         Centres outside an anchor's cell become the nearest that it can predict.
 
         Args:
-            cell_sides: (R, 1) stride of each anchor's level in pixels.
+            strides: (R, 1) stride of each anchor's level in pixels.
         """
         shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
-        place = (shift / cell_sides + 0.5).clamp(self.margin, 1 - self.margin)
+        place = (shift / strides + 0.5).clamp(self.margin, 1 - self.margin)
         size = (boxes[..., 2:] - boxes[..., :2]) / (anchors[..., 2:] - anchors[..., :2])
         return torch.cat((torch.logit(place), torch.log(size)), dim=-1)
 
-    def decode(self, anchors: Tensor, deltas: Tensor, cell_sides: Tensor) -> Tensor:
+    def decode(self, anchors: Tensor, deltas: Tensor, strides: Tensor) -> Tensor:
         """Boxes (..., 4) in float32, not clipped to the image."""
         deltas = deltas.float()
         middle = (anchors[..., :2] + anchors[..., 2:]) / 2
-        centre = middle + (torch.sigmoid(deltas[..., :2]) - 0.5) * cell_sides
+        centre = middle + (torch.sigmoid(deltas[..., :2]) - 0.5) * strides
         scale = torch.exp(deltas[..., 2:].clamp(max=self.scale_clamp))
         half = 0.5 * (anchors[..., 2:] - anchors[..., :2]) * scale
         return torch.cat((centre - half, centre + half), dim=-1)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from .stages import Stage
 
-__all__ = ["check_slots"]
+__all__ = ["check_compatibility"]
 
 
-def check_slots(
+def check_compatibility(
     priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool
 ) -> None:
     """Refuse what would build and train, but not what its parts are for.
@@ -51,12 +51,12 @@ def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) 
 
 def _check_box_loss(loss, assigner, coder) -> None:
     name = type(loss).__name__
-    if loss.space not in ("boxes", coder.delta_space):
+    if loss.compares not in ("boxes", coder.delta_space):
         raise ValueError(
-            f"BOX_LOSS {name} compares {loss.space}, but CODER {type(coder).__name__} makes "
+            f"BOX_LOSS {name} compares {loss.compares}, but CODER {type(coder).__name__} makes "
             f"{coder.delta_space}"
         )
-    if assigner.weighs_boxes and not loss.weighted:
+    if assigner.weighs_boxes and not loss.takes_weights:
         raise ValueError(
             f"ASSIGNER {type(assigner).__name__} weighs the boxes, which BOX_LOSS {name} cannot"
         )

@@ -87,7 +87,7 @@ class StageOptions:
         return cls(**{key.lower(): value for key, value in entry.items()})
 
     @property
-    def tasks(self) -> list[str]:
+    def own_tasks(self) -> list[str]:
         """The tasks that have a predictor of their own."""
         return [task for task in TASKS if getattr(self, task) == "own"]
 
@@ -241,7 +241,7 @@ def build_stages(
         try:
             options = StageOptions.from_entry(entry)
             stage = Stage(
-                **own_parts(options.tasks, options.trained, coder.identity_delta),
+                **own_parts(options.own_tasks, options.trained, coder.identity_delta),
                 assigner=options.assigner(num_classes),
                 tower=_own_tower(options, tower_node, pyramid_channels),
                 gates=_gates(options, parts.in_channels, pyramid_channels),
@@ -263,7 +263,7 @@ def _own_tower(options: StageOptions, node, pyramid_channels: Sequence[int]) -> 
     if options.tower == "shared":
         return None
     tower = TOWER_REGISTRY.get(node.NAME)
-    return tower.from_config(node, pyramid_channels, tasks=options.tasks)
+    return tower.from_config(node, pyramid_channels, tasks=options.own_tasks)
 
 
 def _gates(
@@ -278,7 +278,7 @@ def _gates(
         )
     width = channels[0]
     gates = {}
-    for task in options.tasks:
+    for task in options.own_tasks:
         gates[task] = nn.Conv2d(width, width, kernel_size=1)
         init_conv(gates[task])
     return gates

@@ -27,7 +27,7 @@ from resobj_d2.structures import (
 
 from .branches import ScoreBranch
 from .build import BRANCH_REGISTRY
-from .compatibility_checks import check_slots
+from .compatibility_checks import check_compatibility
 from .fusion import ScoreFusion
 from .heads import HeadParts
 from .stages import Stage, build_stages
@@ -80,7 +80,9 @@ class DenseStream(nn.Module):
         if len(owners) > 1:
             raise ValueError(f"only one branch can own the background, not {owners}")
         self.classify_background = not owners
-        check_slots(priors, coder, sampler, stages, classify_background=self.classify_background)
+        check_compatibility(
+            priors, coder, sampler, stages, classify_background=self.classify_background
+        )
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
@@ -165,7 +167,7 @@ class DenseStream(nn.Module):
         """The (N, R, 4) boxes a stage predicts."""
         if prediction.box is None:
             return prediction.anchors
-        return self.coder.decode(prediction.anchors, prediction.deltas, priors.cell_sides)
+        return self.coder.decode(prediction.anchors, prediction.deltas, priors.anchor_strides)
 
     @torch.no_grad()
     def _refined(self, prediction: StagePrediction, priors: Priors) -> Tensor:
@@ -211,7 +213,7 @@ class DenseStream(nn.Module):
                     output.branches[branch.name],
                     targets=targets,
                     boxes=self._boxes(prediction, output.priors) if branch.needs_boxes else None,
-                    level_sizes=output.priors.level_sizes,
+                    anchors_per_level=output.priors.anchors_per_level,
                     normalizer=normalizer if branch.last_stage_only else cls_normalizer,
                 )
                 ending, weight = ("", 1.0) if branch.last_stage_only else (suffix, stage.weight)
@@ -271,12 +273,14 @@ class DenseStream(nn.Module):
             )
         if prediction.box is None:
             return cls, None
-        if stage.box_loss.space != "boxes":
+        if stage.box_loss.compares != "boxes":
             pred = prediction.deltas
-            target = self.coder.encode(prediction.anchors, targets.matched_boxes, priors.cell_sides)
+            target = self.coder.encode(
+                prediction.anchors, targets.matched_boxes, priors.anchor_strides
+            )
         else:
             pred, target = self._boxes(prediction, priors), targets.matched_boxes
-        weights = (targets.box_weights,) if stage.box_loss.weighted else ()
+        weights = (targets.box_weights,) if stage.box_loss.takes_weights else ()
         return cls, stage.box_loss(pred, target, foreground, *weights)
 
     @torch.no_grad()
@@ -306,7 +310,7 @@ class DenseStream(nn.Module):
         found = dense_detections(
             cls.levels,
             None if decoding is None else moved.box.levels,
-            boxes.split(output.priors.level_sizes, dim=-2),
+            boxes.split(output.priors.anchors_per_level, dim=-2),
             num_classes=cls.channels,
             factor_logits=[
                 cls.view_per_anchor(branch.score_logits(output.branches[name], step))
@@ -320,7 +324,7 @@ class DenseStream(nn.Module):
             max_detections=max_detections,
             **(decoding or {}),
         )
-        ends = list(accumulate(output.priors.level_sizes))
+        ends = list(accumulate(output.priors.anchors_per_level))
         return [
             Candidates(
                 boxes=found.boxes[i, :count],

@@ -20,7 +20,7 @@ class AnchorMatches(NamedTuple):
 
     gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
     ious: Tensor  # (N, R) IoU with that box; 0 without boxes
-    kind: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
+    label: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
 
 
 def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=True,
@@ -37,7 +37,7 @@ define_op(
     "match_anchors(Tensor anchors, Tensor gt_boxes, int[] gt_sizes, float[] thresholds, "
     "int[] labels, bool allow_low_quality=True, bool d2_compat=False, "
     "Tensor? ignore_boxes=None, int[] ignore_sizes=[], float ignore_iof=0.5) "
-    "-> (Tensor gt_index, Tensor ious, Tensor kind)",
+    "-> (Tensor gt_index, Tensor ious, Tensor label)",
     reference=reference.match_anchors,
     fake=_fake,
     backward=no_backward("match_anchors has no gradient"),

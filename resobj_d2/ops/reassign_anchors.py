@@ -22,7 +22,7 @@ class ReassignedAnchors(NamedTuple):
     boxes: Tensor  # (N, R, 4) the refined anchors
     gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
     ious: Tensor  # (N, R) IoU with that box; 0 without boxes
-    kind: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
+    label: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
     targets: Tensor  # (N, R, 4) deltas from the refined anchor to its box; 0 if not foreground
 
 
@@ -44,7 +44,7 @@ _reassign_anchors = define_op(
     "float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
     "bool allow_low_quality=False, bool d2_compat=False, Tensor? ignore_boxes=None, "
     "int[] ignore_sizes=[], float ignore_iof=0.5) "
-    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor kind, Tensor targets)",
+    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
     reference=reference.reassign_anchors,
     fake=_fake,
     backward=no_backward("reassign_anchors has no gradient"),

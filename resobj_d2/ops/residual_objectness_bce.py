@@ -27,14 +27,20 @@ class ResidualObjectnessOutput(NamedTuple):
     counts: Tensor  # (T+1,) int64, number of anchors in each sum
     thresholds: Tensor  # (T, G) minimum foreground logit of the input of step 1..T; +inf if none
     score_sums: Tensor  # (T+1, 2) sum of sigmoid(o_t) over background and over foreground
-    numbers: Tensor  # (2,) int64, number of background and of foreground anchors
+    num_background_foreground: Tensor  # (2,) int64, number of background and of foreground anchors
 
 
 def _fake(
-    logits, residuals, labels, detach="all", min_scope="image", unselected="update", level_sizes=()
+    logits,
+    residuals,
+    labels,
+    detach="all",
+    min_scope="image",
+    unselected="update",
+    anchors_per_level=(),
 ):
     steps = residuals.shape[0]
-    num_groups = reference.count_groups(logits.shape[0], min_scope, level_sizes)
+    num_groups = reference.count_groups(logits.shape[0], min_scope, anchors_per_level)
     return (
         logits.new_empty(steps + 1),
         logits.new_empty(steps + 1, dtype=torch.int64),
@@ -60,14 +66,22 @@ def _backward(ctx, grad_losses, *unused_grads):
 
 
 def _fake_backward(
-    grad_losses, logits, residuals, labels, thresholds, detach, min_scope, unselected, level_sizes
+    grad_losses,
+    logits,
+    residuals,
+    labels,
+    thresholds,
+    detach,
+    min_scope,
+    unselected,
+    anchors_per_level,
 ):
     return logits.new_empty(logits.shape), logits.new_empty(residuals.shape)
 
 
 _residual_objectness_bce = define_op(
     "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
-    'str detach="all", str min_scope="image", str unselected="update", int[] level_sizes=[]) '
+    'str detach="all", str min_scope="image", str unselected="update", int[] anchors_per_level=[]) '
     "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor score_sums, "
     "Tensor numbers)",
     reference=reference.residual_objectness_bce,
@@ -79,7 +93,7 @@ _residual_objectness_bce = define_op(
 _residual_objectness_bce_backward = define_op(
     "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor residuals, "
     "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
-    "int[] level_sizes) -> (Tensor grad_logits, Tensor grad_residuals)",
+    "int[] anchors_per_level) -> (Tensor grad_logits, Tensor grad_residuals)",
     reference=reference.residual_objectness_bce_backward,
     fake=_fake_backward,
     backward=no_backward("residual_objectness_bce can be differentiated once, not twice"),
@@ -94,7 +108,7 @@ def residual_objectness_bce(
     detach: str = "all",
     min_scope: str = "image",
     unselected: str = "update",
-    level_sizes: Sequence[int] = (),
+    anchors_per_level: Sequence[int] = (),
 ) -> ResidualObjectnessOutput:
     """Sums of the objectness loss and of the T residual losses (Algorithm 1).
 
@@ -116,12 +130,13 @@ def residual_objectness_bce(
             receives the gradient of L_0 alone. ``"objectness"``: o_0 is a constant in the steps,
             L_t reaches r_1..r_t. ``"none"``: L_t also reaches ``logits``.
         min_scope: where the minimum is taken. ``"image"`` (G = N), ``"batch"`` (G = 1),
-            ``"level"``: one for each pyramid level, over all images (G = L; needs ``level_sizes``),
+            ``"level"``: one for each pyramid level, over all images (G = L; needs
+            ``anchors_per_level``),
             ``"none"``: every anchor not ignored is selected (G = 1, thresholds -inf).
         unselected: ``"update"``: o_t = o_{t-1} + r_t for every anchor and only the loss is gated,
             as at inference. ``"keep"``: o_t = o_{t-1} for anchors that were not selected; a
             residual that did not enter gets no gradient.
-        level_sizes: L numbers of anchors that sum to R, in the order of the anchors; for
+        anchors_per_level: L numbers of anchors that sum to R, in the order of the anchors; for
             ``min_scope="level"`` only.
 
     Returns:
@@ -136,9 +151,9 @@ def residual_objectness_bce(
         TypeError: a dtype is wrong.
         ValueError: a shape, a device or an option is wrong.
     """
-    level_sizes = list(level_sizes)
+    anchors_per_level = list(anchors_per_level)
     _check_tensors(logits, residuals, labels)
-    _check_options(detach, min_scope, unselected, level_sizes, logits.shape[1])
+    _check_options(detach, min_scope, unselected, anchors_per_level, logits.shape[1])
     dtype = compute_dtype(logits, residuals)
     return ResidualObjectnessOutput(
         *_residual_objectness_bce(
@@ -148,7 +163,7 @@ def residual_objectness_bce(
             detach,
             min_scope,
             unselected,
-            level_sizes,
+            anchors_per_level,
         )
     )
 
@@ -189,7 +204,7 @@ def _check_tensors(logits: Tensor, residuals: Tensor, labels: Tensor) -> None:
 
 
 def _check_options(
-    detach: str, min_scope: str, unselected: str, level_sizes: list[int], num_anchors: int
+    detach: str, min_scope: str, unselected: str, anchors_per_level: list[int], num_anchors: int
 ) -> None:
     where = "residual_objectness_bce:"
     for name, value, choices in (
@@ -200,15 +215,16 @@ def _check_options(
         if value not in choices:
             raise ValueError(f"{where} {name} must be one of {', '.join(choices)}, got {value!r}")
     if min_scope != "level":
-        if level_sizes:
-            raise ValueError(f"{where} level_sizes goes with min_scope='level' only")
+        if anchors_per_level:
+            raise ValueError(f"{where} anchors_per_level goes with min_scope='level' only")
         return
-    if not 0 < len(level_sizes) <= MAX_LEVELS or min(level_sizes) < 0:
+    if not 0 < len(anchors_per_level) <= MAX_LEVELS or min(anchors_per_level) < 0:
         raise ValueError(
-            f"{where} level_sizes must be 1 to {MAX_LEVELS} non-negative sizes for "
-            f"min_scope='level', got {level_sizes}"
+            f"{where} anchors_per_level must be 1 to {MAX_LEVELS} non-negative sizes for "
+            f"min_scope='level', got {anchors_per_level}"
         )
-    if sum(level_sizes) != num_anchors:
+    if sum(anchors_per_level) != num_anchors:
         raise ValueError(
-            f"{where} level_sizes sum to {sum(level_sizes)}, but logits has {num_anchors} anchors"
+            f"{where} anchors_per_level sum to {sum(anchors_per_level)}, but logits has "
+            f"{num_anchors} anchors"
         )

@@ -167,7 +167,7 @@ def test_file_computes_what_darknet_does(darknet, path, yolo, image):
         stream = model.streams["anchors"]
         output = model.predict(model._preprocess([{"image": image}]))["anchors"]
         stage = output.stages[0]
-        decoded = stream.coder.decode(stage.anchors, stage.deltas, output.priors.cell_sides)
+        decoded = stream.coder.decode(stage.anchors, stage.deltas, output.priors.anchor_strides)
         objectness = stream.branches["objectness"].probability(output.branches["objectness"])
     product = torch.sigmoid(stage.cls_logits) * objectness[..., None]
     np.testing.assert_allclose(decoded[0].numpy(), boxes, rtol=2e-3, atol=1e-2)

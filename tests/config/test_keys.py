@@ -90,7 +90,7 @@ def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
         ("BOX_LOSS", "BalancedL1Loss", "BALANCED_ALPHA", "0.6", "stages.0.box_loss.alpha", 0.6),
         ("BOX_LOSS", "BalancedL1Loss", "BALANCED_GAMMA", "1.2", "stages.0.box_loss.gamma", 1.2),
         ("BOX_LOSS", "BalancedL1Loss", "BALANCED_BETA", "0.11", "stages.0.box_loss.beta", 0.11),
-        ("BOX_LOSS", "BalancedL1Loss", "BALANCED_PUBLIC", "True", "stages.0.box_loss.public", True),
+        ("BOX_LOSS", "BalancedL1Loss", "MMDET_FORM", "True", "stages.0.box_loss.mmdet_form", True),
         ("SAMPLER", "RandomSampler", "SIZE", "64", "sampler.size", 64),
         ("SAMPLER", "RandomSampler", "POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
         ("SAMPLER", "IoUBalancedSampler", "SIZE", "64", "sampler.size", 64),

@@ -35,7 +35,7 @@ def test_overlap_losses_by_hand(loss, expected, apart):
     assert loss(PRED, TARGET, YES).item() == pytest.approx(expected, rel=1e-5)
     assert loss(PRED, APART, YES).item() == pytest.approx(apart, rel=1e-5)
     assert loss(PRED, PRED, YES).item() == pytest.approx(0.0, abs=1e-6)
-    assert loss.space == "boxes"
+    assert loss.compares == "boxes"
 
 
 def test_gradient_of_log_iou_by_hand():
@@ -68,7 +68,7 @@ def test_giou_is_fvcores():
 def test_l1_by_hand():
     loss = L1Loss()
     assert loss(torch.tensor([[1.0, -2.0, 0.0, 0.5]]), torch.zeros(1, 4), YES).item() == 3.5
-    assert loss.space == "deltas"
+    assert loss.compares == "deltas"
 
 
 def test_balanced_l1_by_hand():
@@ -88,7 +88,7 @@ def test_public_balanced_l1_by_hand():
     b, beta = math.e**3 - 1, 0.11
     inside = 0.5 / b * (b * 0.05 + 1) * math.log(b * 0.05 / beta + 1) - 0.5 * 0.05
     outside = 1.5 * 0.2 + 1.5 / b - 0.5 * beta
-    loss = BalancedL1Loss(beta=beta, public=True)
+    loss = BalancedL1Loss(beta=beta, mmdet_form=True)
     pred = torch.tensor([[0.05, -0.2, 1e-6, 0.0]], requires_grad=True)
     value = loss(pred, torch.zeros(1, 4), YES)
     # The third element's slope is its whole loss: alpha (1 - beta) / beta.
@@ -99,7 +99,7 @@ def test_public_balanced_l1_by_hand():
     assert pred.grad[0, 2].item() == pytest.approx(jump, rel=1e-3)
     assert pred.grad[0, 3].item() == 0
     torch.testing.assert_close(
-        BalancedL1Loss(public=True)(pred, torch.ones(1, 4), YES),
+        BalancedL1Loss(mmdet_form=True)(pred, torch.ones(1, 4), YES),
         BalancedL1Loss()(pred, torch.ones(1, 4), YES),
     )
 

@@ -17,7 +17,7 @@ def test_algorithm_1_by_hand():
     labels = torch.tensor([[1, 1, 0, 0]], dtype=torch.int8)
     loss = ResidualObjectnessLoss(weight=2.0, residual_weight=3.0)
     losses, statistics = loss(
-        logits, residuals, labels, level_sizes=[4], normalizer=torch.tensor(10.0)
+        logits, residuals, labels, anchors_per_level=[4], normalizer=torch.tensor(10.0)
     )
     base = bce(2, 1) + bce(0, 1) + bce(1, 0) + bce(-3, 0)
     # The minimum positive score is 0: the anchor at -3 is not selected, whatever its residual.
@@ -33,7 +33,7 @@ def test_without_steps_there_is_one_loss():
         torch.zeros(1, 3),
         torch.zeros(0, 1, 3),
         torch.tensor([[1, 0, -1]], dtype=torch.int8),
-        level_sizes=[3],
+        anchors_per_level=[3],
         normalizer=torch.tensor(1.0),
     )
     assert list(losses) == ["loss_objectness"]
@@ -44,7 +44,7 @@ def test_statistics_are_means_per_step_and_nan_without_anchors():
     logits = torch.tensor([[0.0, 0.0, 9.0]])
     residuals = torch.tensor([[[math.log(3), -math.log(3), 9.0]]])
     labels = torch.tensor([[1, 0, -1]], dtype=torch.int8)
-    options = {"level_sizes": [3], "normalizer": torch.tensor(1.0)}
+    options = {"anchors_per_level": [3], "normalizer": torch.tensor(1.0)}
     _, statistics = ResidualObjectnessLoss()(logits, residuals, labels, **options)
     assert statistics["objectness/step0/positive"].item() == pytest.approx(0.5)
     assert statistics["objectness/step1/positive"].item() == pytest.approx(0.75)

@@ -26,7 +26,7 @@ def test_grid_equals_detectron2(offset):
         offset=offset,
     )([torch.zeros(1, 1, h, w) for h, w in sizes])
     priors = AnchorGrid(shapes=retinanet_anchors(), strides=strides, offset=offset)(sizes)
-    assert priors.level_sizes == [len(x) for x in theirs]
+    assert priors.anchors_per_level == [len(x) for x in theirs]
     torch.testing.assert_close(
         priors.boxes, torch.cat([x.tensor for x in theirs]), rtol=1e-6, atol=1e-5
     )
@@ -96,6 +96,8 @@ def test_what_priors_know_of_their_levels():
     grid = AnchorGrid(shapes=[[(4, 4), (8, 4)], [(16, 16)]], strides=[8, 16])
     priors = grid([(2, 3), (1, 2)])
     assert priors.num_anchors == [2, 1] and priors.input_size == (16, 24)
-    assert priors.cell_sides.flatten().tolist() == [8.0] * 12 + [16.0] * 2
-    with pytest.raises(ValueError, match="1 level sizes, 2 map sizes and 1 strides"):
-        Priors(boxes=torch.zeros(2, 4), level_sizes=[2], sizes=[(1, 1), (1, 1)], strides=[8])
+    assert priors.anchor_strides.flatten().tolist() == [8.0] * 12 + [16.0] * 2
+    with pytest.raises(ValueError, match="1 counts of anchors, 2 map sizes and 1 strides"):
+        Priors(
+            boxes=torch.zeros(2, 4), anchors_per_level=[2], map_sizes=[(1, 1), (1, 1)], strides=[8]
+        )

@@ -20,7 +20,9 @@ def assign(anchors, *images, **options):
         [b for b, _ in images], [torch.as_tensor(c, dtype=torch.int64) for _, c in images]
     )
     first = anchors if anchors.dim() == 2 else anchors[0]
-    priors = Priors(boxes=first, level_sizes=[len(first)], sizes=[(1, len(first))], strides=[1])
+    priors = Priors(
+        boxes=first, anchors_per_level=[len(first)], map_sizes=[(1, len(first))], strides=[1]
+    )
     return BestAnchorAssigner(num_classes=K, **options)(priors, anchors, truth)
 
 

@@ -10,7 +10,9 @@ K = 5
 
 
 def as_priors(boxes):
-    return Priors(boxes=boxes, level_sizes=[len(boxes)], sizes=[(1, len(boxes))], strides=[1])
+    return Priors(
+        boxes=boxes, anchors_per_level=[len(boxes)], map_sizes=[(1, len(boxes))], strides=[1]
+    )
 
 
 def assign(assigner, anchors, *images):

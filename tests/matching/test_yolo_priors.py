@@ -18,13 +18,13 @@ def node(sizes):
 def test_priors_stand_in_the_middle_of_their_cells():
     priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
     assert priors.num_anchors == [2, 1]
-    assert priors.level_sizes == [16, 2]
+    assert priors.anchors_per_level == [16, 2]
     assert priors.input_size == (16, 32)
     # Row 1, column 2 of the first level: the centre is (20, 12), the second shape 16 x 30.
     row = (1 * 4 + 2) * 2 + 1
     assert priors.boxes[row].tolist() == [20 - 8, 12 - 15, 20 + 8, 12 + 15]
     assert priors.boxes[16].tolist() == [8 - 20, 8 - 10, 8 + 20, 8 + 10]
-    assert priors.cell_sides[[0, 15, 16, 17], 0].tolist() == [8, 8, 16, 16]
+    assert priors.anchor_strides[[0, 15, 16, 17], 0].tolist() == [8, 8, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_encode_is_the_inverse():
     g = torch.Generator().manual_seed(0)
     priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
     middle = (priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2
-    centre = middle + (torch.rand(18, 2, generator=g) - 0.5) * 0.99 * priors.cell_sides
+    centre = middle + (torch.rand(18, 2, generator=g) - 0.5) * 0.99 * priors.anchor_strides
     half = 1 + 30 * torch.rand(18, 2, generator=g)
     boxes = torch.cat((centre - half, centre + half), dim=1)
     coder = YOLOCoder()
-    deltas = coder.encode(priors.boxes, boxes, priors.cell_sides)
+    deltas = coder.encode(priors.boxes, boxes, priors.anchor_strides)
     torch.testing.assert_close(
-        coder.decode(priors.boxes, deltas, priors.cell_sides), boxes, rtol=0, atol=1e-4
+        coder.decode(priors.boxes, deltas, priors.anchor_strides), boxes, rtol=0, atol=1e-4
     )
 
 
@@ -86,7 +86,7 @@ def test_batch_of_deltas_broadcasts_over_shared_anchors():
     priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
     deltas = torch.randn(3, 18, 4, generator=torch.Generator().manual_seed(1))
     coder = YOLOCoder()
-    boxes = coder.decode(priors.boxes, deltas, priors.cell_sides)
+    boxes = coder.decode(priors.boxes, deltas, priors.anchor_strides)
     assert boxes.shape == (3, 18, 4)
-    again = coder.encode(priors.boxes, boxes, priors.cell_sides)
+    again = coder.encode(priors.boxes, boxes, priors.anchor_strides)
     torch.testing.assert_close(again, deltas, rtol=1e-3, atol=1e-3)

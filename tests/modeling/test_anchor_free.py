@@ -50,7 +50,7 @@ def test_detections_of_both_streams_meet_in_nms(tiny_cfg, make_batch):
             for name, s in model.streams.items()
         ]
     # One point per cell against nine anchors, on the same maps.
-    sizes = {name: sum(out.priors.level_sizes) for name, out in outputs.items()}
+    sizes = {name: sum(out.priors.anchors_per_level) for name, out in outputs.items()}
     assert sizes["anchors"] == 9 * sizes["anchor_free"]
     boxes = {tuple(box) for part in parts for box in part.boxes.tolist()}
     assert {tuple(box) for box in merged.boxes.tolist()} <= boxes

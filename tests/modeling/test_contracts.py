@@ -49,7 +49,7 @@ METHODS["iou_balanced_consistent"] = [
     "MODEL.DENSE.SAMPLER.NAME", "IoUBalancedSampler",
     "MODEL.DENSE.STAGES", [{}],
     "MODEL.DENSE.BOX_LOSS.NAME", "BalancedL1Loss",
-    "MODEL.DENSE.BOX_LOSS.BALANCED_PUBLIC", True,
+    "MODEL.DENSE.BOX_LOSS.MMDET_FORM", True,
 ]  # fmt: skip
 METHODS["ssd_consistent"] = [
     "MODEL.BACKBONE.NAME", "build_ssd_extras_backbone",
@@ -214,7 +214,7 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch):
         for module in stream.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, on_gpu(buffer))
-        truth = GroundTruth(on_gpu(truth.boxes), on_gpu(truth.classes), truth.sizes)
+        truth = GroundTruth(on_gpu(truth.boxes), on_gpu(truth.classes), truth.counts)
         with NoHostCopy():
             losses, _ = stream.losses(output, truth)
             assert all(v.device.type == "cuda" for v in losses.values())

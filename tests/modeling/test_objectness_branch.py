@@ -66,7 +66,7 @@ def losses_of(module, tower):
         prediction.logits,
         prediction.residuals,
         LABELS,
-        level_sizes=[8],
+        anchors_per_level=[8],
         normalizer=torch.tensor(1.0),
     )[0]
 

@@ -36,7 +36,7 @@ def test_loss_by_hand(tiny_cfg, make_batch, stages, reads):
     low, high = stage.assigner.iou_thresholds
     total, count = 0.0, 0
     for i, start in enumerate(truth.offsets[:-1]):
-        gt = truth.boxes[start : start + truth.sizes[i]]
+        gt = truth.boxes[start : start + truth.counts[i]]
         anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[i]
         ious, index = ops.pairwise_box_iou(gt, anchors).max(dim=0)
         foreground = ious >= high

@@ -89,7 +89,7 @@ def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
         scores = stream.fusion(factors)
         boxes = stream.coder.decode(second.anchors[image], second.deltas[image])
         start, total = 0, 0
-        for level, size in enumerate(output.priors.level_sizes):
+        for level, size in enumerate(output.priors.anchors_per_level):
             own = candidates.take((candidates.levels == level).nonzero()[:, 0])
             values, index = scores[start : start + size].flatten().sort(descending=True)
             index = index[: int((values > 0.01).sum())][:7]

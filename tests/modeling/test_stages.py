@@ -50,7 +50,10 @@ class Fixed(nn.Module):
 class FixedPriors(nn.Module):
     def forward(self, sizes):
         return Priors(
-            boxes=ANCHORS, level_sizes=[len(ANCHORS)], sizes=[(1, len(ANCHORS))], strides=[8]
+            boxes=ANCHORS,
+            anchors_per_level=[len(ANCHORS)],
+            map_sizes=[(1, len(ANCHORS))],
+            strides=[8],
         )
 
 

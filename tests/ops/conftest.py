@@ -38,10 +38,10 @@ class Implementation:
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
-                        unselected="update", level_sizes=()):  # fmt: skip
+                        unselected="update", anchors_per_level=()):  # fmt: skip
     return ops.ResidualObjectnessOutput(
         *reference.residual_objectness_bce(
-            logits, residuals, labels, detach, min_scope, unselected, list(level_sizes)
+            logits, residuals, labels, detach, min_scope, unselected, list(anchors_per_level)
         )
     )
 

@@ -60,10 +60,10 @@ def test_by_hand(impl, dtype):
     boxes = torch.tensor(BOXES, dtype=dtype, device=impl.device)
     plain = impl.match_anchors(anchors, boxes, [2], **RULE, allow_low_quality=False)
     assert plain.gt_index.tolist() == [[0, 0, 0, 1]]
-    assert plain.kind.tolist() == [[1, -1, 0, 0]]
+    assert plain.label.tolist() == [[1, -1, 0, 0]]
     torch.testing.assert_close(plain.ious.cpu(), torch.tensor([IOUS], dtype=dtype))
     assert [value.dtype for value in plain] == [torch.int64, dtype, torch.int8]
-    assert impl.match_anchors(anchors, boxes, [2], **RULE).kind.tolist() == [[1, -1, 0, 1]]
+    assert impl.match_anchors(anchors, boxes, [2], **RULE).label.tolist() == [[1, -1, 0, 1]]
 
 
 def test_images_have_their_own_boxes(impl):
@@ -71,7 +71,7 @@ def test_images_have_their_own_boxes(impl):
     boxes = torch.tensor([[0, 0, 4, 4], [4, 0, 14, 10], [0, 0, 10, 10]]).to(anchors)
     result = impl.match_anchors(anchors, boxes, [0, 2, 0, 1], **RULE)
     assert result.gt_index.tolist() == [[-1, -1], [1, 1], [-1, -1], [0, 0]]
-    assert result.kind.tolist() == [[0, 0], [1, 1], [0, 0], [1, -1]]
+    assert result.label.tolist() == [[0, 0], [1, 1], [0, 0], [1, -1]]
     assert (result.ious[::2] == 0).all()
 
 
@@ -82,7 +82,7 @@ def test_thresholds_are_half_open_and_in_the_precision_of_the_ious(impl):
     options = {"thresholds": [0.4, 0.5, 0.6], "labels": [0, -1, 1, 0], "allow_low_quality": False}
     result = impl.match_anchors(anchors, boxes, [2], **options)
     assert result.ious.tolist() == [[0.5, torch.tensor(0.4).item()]]
-    assert result.kind.tolist() == [[1, -1]]
+    assert result.label.tolist() == [[1, -1]]
 
 
 def test_low_quality_match_takes_every_tie_and_keeps_the_own_box(impl):
@@ -92,16 +92,16 @@ def test_low_quality_match_takes_every_tie_and_keeps_the_own_box(impl):
     boxes = torch.tensor([[6.0, 0, 14, 10], [13, 0, 23, 10]], device=impl.device)
     result = impl.match_anchors(anchors, boxes, [2], thresholds=[0.9], labels=[0, 1])
     assert result.gt_index.tolist() == [[0, 1, 1]]
-    assert result.kind.tolist() == [[1, 1, 1]]
+    assert result.label.tolist() == [[1, 1, 1]]
 
 
 def test_box_that_overlaps_nothing(impl):
     anchors = torch.tensor(ANCHORS[:3], dtype=torch.float32, device=impl.device)
     boxes = torch.tensor([[0.0, 0, 10, 10], [90, 90, 95, 95]], device=impl.device)
-    assert impl.match_anchors(anchors, boxes, [2], **RULE).kind.tolist() == [[1, -1, 0]]
+    assert impl.match_anchors(anchors, boxes, [2], **RULE).label.tolist() == [[1, -1, 0]]
     flooded = impl.match_anchors(anchors, boxes, [2], **RULE, d2_compat=True)
     # Detectron2 floods the anchors whose IoU with that box is 0: all of them.
-    assert flooded.kind.tolist() == [[1, 1, 1]]
+    assert flooded.label.tolist() == [[1, 1, 1]]
     assert flooded.gt_index.tolist() == [[0, 0, 0]]
 
 
@@ -113,9 +113,9 @@ def test_odd_boxes_overlap_nothing(impl, odd):
     odd = torch.tensor([odd], dtype=torch.float32, device=impl.device)
     as_box = impl.match_anchors(good, torch.cat((odd, good[:1])), [2], **RULE)
     assert as_box.gt_index.tolist() == [[1, 1, 1, 0]]
-    assert as_box.kind.tolist() == [[1, -1, 0, 0]]
+    assert as_box.label.tolist() == [[1, -1, 0, 0]]
     as_anchor = impl.match_anchors(torch.cat((odd, good)), good[:1], [1], **RULE)
-    assert as_anchor.kind.tolist() == [[0, 1, -1, 0, 0]]
+    assert as_anchor.label.tolist() == [[0, 1, -1, 0, 0]]
     assert as_anchor.ious[0, 0] == 0
 
 
@@ -126,14 +126,14 @@ def test_ignore_regions(impl):
     regions = torch.tensor([[90.0, 0, 99, 9], [-5, -5, 10, 20]], device=impl.device)
     options = {"ignore_boxes": regions, "ignore_sizes": [0, 2], "thresholds": [0.5]}
     result = impl.match_anchors(anchors, boxes, [1, 1], labels=[0, 1], **options)
-    assert result.kind.tolist() == [[1, 0, 0, 0], [1, -1, -1, 0]]
+    assert result.label.tolist() == [[1, 0, 0, 0], [1, -1, -1, 0]]
     result = impl.match_anchors(anchors, boxes, [1, 1], labels=[0, 1], **options, ignore_iof=0.55)
-    assert result.kind.tolist() == [[1, 0, 0, 0], [1, -1, 0, 0]]
+    assert result.label.tolist() == [[1, 0, 0, 0], [1, -1, 0, 0]]
     # Also where there is no ground truth and without low-quality matches.
     result = impl.match_anchors(
         anchors, boxes[:0], [0, 0], labels=[0, 1], **options, allow_low_quality=False
     )
-    assert result.kind.tolist() == [[0, 0, 0, 0], [-1, -1, -1, 0]]
+    assert result.label.tolist() == [[0, 0, 0, 0], [-1, -1, -1, 0]]
 
 
 def detectron2_matches(anchors, boxes, low_quality):
@@ -171,9 +171,9 @@ def test_has_the_bits_of_detectron2(impl, refined, low_quality, whole):
         own_anchors = anchors[i] if refined else anchors
         index, kind, ious = detectron2_matches(own_anchors, own, low_quality)
         assert torch.equal(result.gt_index[i], index)
-        assert torch.equal(result.kind[i], kind)
+        assert torch.equal(result.label[i], kind)
         assert torch.equal(result.ious[i], ious)
-    assert result.kind.unique().tolist() == [-1, 0, 1]
+    assert result.label.unique().tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -186,9 +186,9 @@ def test_ties_between_many_equal_anchors(impl, whole):
     result = to_cpu(
         impl.match_anchors(anchors.to(impl.device), boxes.to(impl.device), [10], **RULE)
     )
-    for value, peer in zip((result.gt_index, result.kind, result.ious), expected, strict=True):
+    for value, peer in zip((result.gt_index, result.label, result.ious), expected, strict=True):
         assert torch.equal(value[0], peer)
-    assert (result.kind == 1).sum() >= 300
+    assert (result.label == 1).sum() >= 300
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -222,9 +222,9 @@ def test_empty(impl, shape):
     for number, sizes in ((2, [0, 2, 0]), (0, [0, 0, 0])):
         result = impl.match_anchors(anchors, boxes[:number], sizes, **RULE)
         assert [value.shape for value in result] == [(3, shape[-2])] * 3
-        assert (result.kind == 0).all()
+        assert (result.label == 0).all()
     if len(shape) == 2:
-        assert impl.match_anchors(anchors, boxes[:0], [], **RULE).kind.shape == (0, shape[0])
+        assert impl.match_anchors(anchors, boxes[:0], [], **RULE).label.shape == (0, shape[0])
 
 
 def test_more_images_than_one_launch_takes(impl):
@@ -233,7 +233,7 @@ def test_more_images_than_one_launch_takes(impl):
     ignore = {"ignore_boxes": boxes, "ignore_sizes": [1, 0, 0] * 150, "ignore_iof": 0.7}
     result = impl.match_anchors(anchors, boxes, [0, 1, 0] * 150, **RULE, **ignore)
     rows = [[-1, 0, 0, 0], [1, -1, 0, 0], [0] * 4, [0, 0, 0, -1], [0, 0, 0, 1], [0] * 4]
-    assert result.kind.tolist() == rows * 75
+    assert result.label.tolist() == rows * 75
 
 
 def test_not_contiguous(impl):

@@ -28,7 +28,7 @@ def test_by_hand(impl, dtype):
     found = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
     expected = torch.tensor([[[5.0, 0, 15, 10], [5, 0, 15, 10], [40, 40, 50, 50]]], dtype=dtype)
     torch.testing.assert_close(found.boxes.cpu(), expected)
-    assert found.kind.tolist() == [[1, 1, 0]]
+    assert found.label.tolist() == [[1, 1, 0]]
     assert found.gt_index.tolist() == [[0, 0, 0]]
     torch.testing.assert_close(found.ious.cpu(), torch.tensor([[1.0, 1, 0]], dtype=dtype))
     torch.testing.assert_close(found.targets.cpu(), torch.zeros(1, 3, 4, dtype=dtype))
@@ -62,7 +62,7 @@ def test_box_that_is_not_one_stays_at_its_anchor(impl):
     )
     found = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
     assert torch.equal(found.boxes.cpu(), torch.tensor([[[0.0, 0, 8, 8]] * 5]))
-    assert found.kind.tolist() == [[1] * 5]
+    assert found.label.tolist() == [[1] * 5]
 
 
 def test_each_image_has_its_own_boxes_and_anchors(impl):
@@ -73,7 +73,7 @@ def test_each_image_has_its_own_boxes_and_anchors(impl):
         [[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]],
     )
     found = impl.reassign_anchors(anchors, deltas, gts, [1, 2, 0], **RULE)
-    assert found.kind.tolist() == [[1], [1], [0]]
+    assert found.label.tolist() == [[1], [1], [0]]
     assert found.gt_index.tolist() == [[0], [1], [-1]]
     assert found.targets.count_nonzero() == 0
 
@@ -90,7 +90,7 @@ def test_low_quality_and_ignored_regions(impl):
         anchors, deltas, gts, [1], **RULE, allow_low_quality=True, ignore_boxes=crowd,
         ignore_sizes=[1],
     )  # fmt: skip
-    assert found.kind.tolist() == [[1, -1]]
+    assert found.label.tolist() == [[1, -1]]
     expected = torch.tensor([-0.3, 0.0, math.log(0.4), 0.0])
     torch.testing.assert_close(found.targets[0, 0].cpu(), expected)
 
@@ -112,7 +112,7 @@ def test_matches_are_those_of_match_anchors_on_its_boxes(impl):
     anchors, deltas, gts = (x.to(impl.device) for x in (anchors, deltas, gts))
     found = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
     match = impl.match_anchors(found.boxes, gts, sizes, **RULE, allow_low_quality=False)
-    for name in ("gt_index", "ious", "kind"):
+    for name in ("gt_index", "ious", "label"):
         assert torch.equal(getattr(found, name), getattr(match, name))
 
 
@@ -134,10 +134,10 @@ def test_agrees_with_detectron2(impl, weights):
     for i, own in enumerate(gts.split(sizes)):
         boxes = coder.apply_deltas(deltas[i], anchors)
         torch.testing.assert_close(found.boxes[i].cpu(), boxes, rtol=1e-5, atol=1e-4)
-        index, kind = matcher(pairwise_iou(Boxes(own), Boxes(boxes)))
+        index, label = matcher(pairwise_iou(Boxes(own), Boxes(boxes)))
         # Two exponentials may differ in the last bit, and a threshold may lie between.
-        assert (found.kind[i].cpu() != kind).float().mean() < 1e-3
-        same = (found.kind[i].cpu() == 1) & (kind == 1)
+        assert (found.label[i].cpu() != label).float().mean() < 1e-3
+        same = (found.label[i].cpu() == 1) & (label == 1)
         targets = coder.get_deltas(found.boxes[i].cpu()[same], own[index[same]])
         torch.testing.assert_close(found.targets[i].cpu()[same], targets, rtol=1e-4, atol=1e-4)
         compared += int(same.sum())
@@ -151,7 +151,7 @@ def test_no_images_and_no_anchors(impl):
         gts = torch.zeros(sum(sizes), 4, device=impl.device)
         found = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
         assert found.boxes.shape == found.targets.shape == (len(sizes), shape[0], 4)
-        assert found.kind.shape == (len(sizes), shape[0])
+        assert found.label.shape == (len(sizes), shape[0])
 
 
 @pytest.mark.parametrize(

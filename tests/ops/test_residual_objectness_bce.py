@@ -31,7 +31,7 @@ def random_inputs(device, dtype, steps=2, images=2, anchors=3000, seed=0, foregr
     return logits.requires_grad_(), residuals.requires_grad_(), labels.to(device)
 
 
-def level_sizes_for(scope, anchors):
+def anchors_per_level_for(scope, anchors):
     return [anchors - anchors // 4, 0, anchors // 4] if scope == "level" else []
 
 
@@ -53,7 +53,7 @@ def test_kernel_agrees_with_the_reference(
 ):
     for steps in (1, 3):
         logits, residuals, labels = random_inputs(native_device, dtype, steps)
-        options = (detach, scope, unselected, level_sizes_for(scope, logits.shape[1]))
+        options = (detach, scope, unselected, anchors_per_level_for(scope, logits.shape[1]))
         expected = ops.ResidualObjectnessOutput(
             *reference.residual_objectness_bce(logits, residuals, labels, *options)
         )
@@ -61,7 +61,7 @@ def test_kernel_agrees_with_the_reference(
             *torch.ops.resobj_d2.residual_objectness_bce(logits, residuals, labels, *options)
         )
         assert output.counts[-1] < labels.numel()
-        for exact in ("counts", "thresholds", "numbers"):
+        for exact in ("counts", "thresholds", "num_background_foreground"):
             assert torch.equal(getattr(output, exact), getattr(expected, exact)), exact
         for close in ("losses", "score_sums"):
             actual, wanted = getattr(output, close), getattr(expected, close)
@@ -77,7 +77,7 @@ def test_kernel_agrees_with_the_reference(
 @pytest.mark.parametrize("detach", DETACH)
 def test_backward_formula_is_the_gradient_of_the_reference(detach, scope, unselected):
     logits, residuals, labels = random_inputs("cpu", torch.float64, steps=3, anchors=200)
-    options = (detach, scope, unselected, level_sizes_for(scope, 200))
+    options = (detach, scope, unselected, anchors_per_level_for(scope, 200))
     output = ops.ResidualObjectnessOutput(
         *reference.residual_objectness_bce(logits, residuals, labels, *options)
     )
@@ -101,7 +101,7 @@ def test_gradcheck(impl, scope, unselected):
         return impl.residual_objectness_bce(
             logits, residuals, labels,
             detach="none", min_scope=scope, unselected=unselected,
-            level_sizes=level_sizes_for(scope, 9),
+            anchors_per_level=anchors_per_level_for(scope, 9),
         ).losses  # fmt: skip
 
     torch.autograd.gradcheck(losses, (logits.requires_grad_(), residuals.requires_grad_()))
@@ -160,11 +160,13 @@ def test_no_foreground_gives_exactly_zero_and_a_zero_gradient(impl):
 def test_empty(impl, scope, steps, images, anchors):
     inputs = random_inputs(impl.device, torch.float32, steps, images, anchors)
     output = impl.residual_objectness_bce(
-        *inputs, min_scope=scope, level_sizes=[anchors, 0] if scope == "level" else []
+        *inputs, min_scope=scope, anchors_per_level=[anchors, 0] if scope == "level" else []
     )
     groups = {"image": images, "level": 2}.get(scope, 1)
     assert output.thresholds.shape == (steps, groups)
-    assert output.score_sums.shape == (steps + 1, 2) and output.numbers.shape == (2,)
+    assert output.score_sums.shape == (steps + 1, 2) and output.num_background_foreground.shape == (
+        2,
+    )
     if images * anchors == 0:
         assert output.losses.tolist() == [0] * (steps + 1) == output.counts.tolist()
         expected = -INF if scope == "none" else INF
@@ -179,7 +181,9 @@ def test_eight_steps(impl):
     valid = labels >= 0
     scores = [o[labels == label].sigmoid().sum() for label in (0, 1)]
     torch.testing.assert_close(output.score_sums[8], torch.stack(scores))
-    assert output.numbers.tolist() == [(labels == label).sum().item() for label in (0, 1)]
+    assert output.num_background_foreground.tolist() == [
+        (labels == label).sum().item() for label in (0, 1)
+    ]
     expected = F.binary_cross_entropy_with_logits(
         o[valid], (labels[valid] > 0).double(), reduction="sum"
     )

@@ -81,14 +81,15 @@ def test_trace_by_hand(impl, scope, unselected, losses, counts, thresholds):
     logits, residuals, labels = hand_inputs(impl.device)
     output = impl.residual_objectness_bce(
         logits, residuals, labels,
-        min_scope=scope, unselected=unselected, level_sizes=[3, 3] if scope == "level" else [],
+        min_scope=scope, unselected=unselected,
+        anchors_per_level=[3, 3] if scope == "level" else [],
     )  # fmt: skip
     close(output.losses, losses)
     assert output.counts.tolist() == counts
     close(output.thresholds, thresholds)
     if scope == "image":
         close(output.score_sums, SCORE_SUMS[unselected])
-        assert output.numbers.tolist() == [8, 2]
+        assert output.num_background_foreground.tolist() == [8, 2]
 
 
 @pytest.mark.parametrize("unselected", UNSELECTED)
@@ -208,10 +209,20 @@ BAD_ARGUMENTS = [
     ((L, R, Y), {"detach": "yes"}, ValueError, "detach must be one of all, objectness, none"),
     ((L, R, Y), {"min_scope": "gpu"}, ValueError, "min_scope must be one of image, batch"),
     ((L, R, Y), {"unselected": "drop"}, ValueError, "unselected must be one of update, keep"),
-    ((L, R, Y), {"level_sizes": [6]}, ValueError, "level_sizes goes with min_scope='level'"),
-    ((L, R, Y), {"min_scope": "level"}, ValueError, "level_sizes must be 1 to 32"),
-    ((L, R, Y), {"min_scope": "level", "level_sizes": [7, -1]}, ValueError, "non-negative"),
-    ((L, R, Y), {"min_scope": "level", "level_sizes": [4, 4]}, ValueError, "sum to 8, .* has 6"),
+    (
+        (L, R, Y),
+        {"anchors_per_level": [6]},
+        ValueError,
+        "anchors_per_level goes with min_scope='level'",
+    ),
+    ((L, R, Y), {"min_scope": "level"}, ValueError, "anchors_per_level must be 1 to 32"),
+    ((L, R, Y), {"min_scope": "level", "anchors_per_level": [7, -1]}, ValueError, "non-negative"),
+    (
+        (L, R, Y),
+        {"min_scope": "level", "anchors_per_level": [4, 4]},
+        ValueError,
+        "sum to 8, .* has 6",
+    ),
 ]
 
 
@@ -232,8 +243,8 @@ def test_errors_name_the_argument(arguments, options, error, message):
         ((L, R, Y, "yes"), "unknown detach yes"),
         ((L, R, Y, "all", "gpu"), "unknown min_scope gpu"),
         ((L, R, Y, "all", "image", "drop"), "unknown unselected drop"),
-        ((L, R, Y, "all", "level", "keep", [5]), "level_sizes do not sum"),
-        ((L, R, Y, "all", "level", "keep", []), "level_sizes has 0 levels"),
+        ((L, R, Y, "all", "level", "keep", [5]), "anchors_per_level do not sum"),
+        ((L, R, Y, "all", "level", "keep", []), "anchors_per_level has 0 levels"),
     ],
 )
 def test_kernels_refuse_what_the_wrapper_would(native_device, arguments, message):

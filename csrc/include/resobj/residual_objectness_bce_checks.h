@@ -34,26 +34,26 @@ inline bool parse_keep(const std::string& unselected) {
 }
 
 inline ResidualLayout make_layout(const Tensor& logits, Scope scope,
-                                  const std::vector<int64_t>& level_sizes, int64_t chunk_size) {
+                                  const std::vector<int64_t>& anchors_per_level, int64_t chunk_size) {
   ResidualLayout layout;
   layout.scope = scope;
   layout.num_images = logits.size(0);
   layout.num_anchors = logits.size(1);
   layout.chunk_size = chunk_size;
   std::vector<int64_t> sizes{layout.num_anchors};
-  if (layout.scope == Scope::kLevel) sizes = level_sizes;
-  STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxLevels, kResidualOp, ": level_sizes has ",
+  if (layout.scope == Scope::kLevel) sizes = anchors_per_level;
+  STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxLevels, kResidualOp, ": anchors_per_level has ",
                   sizes.size(), " levels, not 1 to ", kMaxLevels);
   layout.num_levels = static_cast<int>(sizes.size());
   layout.level_begin[0] = 0;
   layout.chunk_begin[0] = 0;
   for (int level = 0; level < layout.num_levels; ++level) {
-    STD_TORCH_CHECK(sizes[level] >= 0, kResidualOp, ": level_sizes has a negative size");
+    STD_TORCH_CHECK(sizes[level] >= 0, kResidualOp, ": anchors_per_level has a negative size");
     layout.level_begin[level + 1] = layout.level_begin[level] + sizes[level];
     layout.chunk_begin[level + 1] = layout.chunk_begin[level] + ceil_div(sizes[level], chunk_size);
   }
   STD_TORCH_CHECK(layout.level_begin[layout.num_levels] == layout.num_anchors, kResidualOp,
-                  ": level_sizes do not sum to the number of anchors");
+                  ": anchors_per_level do not sum to the number of anchors");
   return layout;
 }
 
@@ -94,11 +94,11 @@ struct ResidualArguments {
 
   ResidualArguments(const Tensor& o, const Tensor& r, const Tensor& y, const std::string& detach,
                     const std::string& min_scope, const std::string& unselected,
-                    const std::vector<int64_t>& level_sizes, int64_t chunk_size) {
+                    const std::vector<int64_t>& anchors_per_level, int64_t chunk_size) {
     check_residual(o, r, y);
     this->detach = parse_detach(detach);
     keep = parse_keep(unselected);
-    layout = make_layout(o, parse_scope(min_scope), level_sizes, chunk_size);
+    layout = make_layout(o, parse_scope(min_scope), anchors_per_level, chunk_size);
     logits = as_contiguous(o);
     residuals = as_contiguous(r);
     labels = as_contiguous(y);

@@ -47,7 +47,7 @@ class ScoreBranch(nn.Module):
         *,
         targets: Targets,
         boxes: Tensor | None,
-        level_sizes: list[int],
+        anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses (names start with ``loss_``) and detached statistics to log.
@@ -55,7 +55,7 @@ class ScoreBranch(nn.Module):
         Args:
             targets: of the stage it learns from.
             boxes: (N, R, 4) what that stage predicts, with gradient, if ``needs_boxes``.
-            level_sizes: anchors per level.
+            anchors_per_level: anchors per level.
             normalizer: what divides its sums.
         """
         raise TypeError(f"{type(self).__name__} must define loss")

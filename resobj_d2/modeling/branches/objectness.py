@@ -172,14 +172,14 @@ class ObjectnessBranch(ScoreBranch):
         *,
         targets: Targets,
         boxes: Tensor | None,
-        level_sizes: list[int],
+        anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return self.residual_loss(
             prediction.logits,
             prediction.residuals,
             targets.binary_labels,
-            level_sizes=level_sizes,
+            anchors_per_level=anchors_per_level,
             normalizer=normalizer,
         )
 

@@ -85,7 +85,7 @@ class QualityBranch(ScoreBranch):
         *,
         targets: Targets,
         boxes: Tensor,
-        level_sizes: list[int],
+        anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         boxes = boxes.detach() if self.detach_target else boxes

@@ -105,7 +105,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
             return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         rows = self._foreground(gt_classes).nonzero().squeeze(1)
         pred = _of_own_class(pred_deltas[rows].float(), gt_classes[rows])
-        if self.box_loss.space == "boxes":
+        if self.box_loss.compares == "boxes":
             pred = self.box2box_transform.apply_deltas(pred, proposal_boxes[rows])
             target = gt_boxes[rows]
         else:
@@ -185,7 +185,7 @@ def _box_loss_of(cfg):
             f"leave MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE at 'smooth_l1', got {kind!r}"
         )
     loss = BOX_LOSS_REGISTRY.get(node.NAME).from_config(node)
-    if loss.space not in ("boxes", "deltas"):
+    if loss.compares not in ("boxes", "deltas"):
         raise ValueError(
             f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} is made for another parametrisation of "
             "boxes than Detectron2's deltas"

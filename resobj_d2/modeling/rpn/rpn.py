@@ -150,8 +150,8 @@ class ResObjRPN(RPN):
         """Assign, sample; anchors that are not sampled become ignored for every loss."""
         priors = Priors(
             boxes=Boxes.cat(anchors).tensor,
-            level_sizes=[len(x) for x in anchors],
-            sizes=[tuple(x.shape[-2:]) for x in maps],
+            anchors_per_level=[len(x) for x in anchors],
+            map_sizes=[tuple(x.shape[-2:]) for x in maps],
             strides=list(self.anchor_generator.strides),
         )
         ground_truth = GroundTruth.from_lists(
@@ -179,13 +179,13 @@ class ResObjRPN(RPN):
         deltas: list[Tensor],
         targets: Targets,
     ) -> dict[str, Tensor]:
-        level_sizes = [len(x) for x in anchors]
+        anchors_per_level = [len(x) for x in anchors]
         branch = self.rpn_head.objectness
         logits = prediction.logits.float() if branch is None else prediction.logits.detach()
         # Detectron2's losses and log; of these a branch replaces the objectness loss.
         losses = self.losses(
             anchors,
-            list(logits.split(level_sizes, dim=1)),
+            list(logits.split(anchors_per_level, dim=1)),
             list(targets.binary_labels),
             deltas,
             list(targets.matched_boxes),
@@ -197,7 +197,11 @@ class ResObjRPN(RPN):
             targets.foreground.sum(), targets.valid.sum(), len(targets.labels)
         )
         found, self.statistics = branch.loss(
-            prediction, targets=targets, boxes=None, level_sizes=level_sizes, normalizer=normalizer
+            prediction,
+            targets=targets,
+            boxes=None,
+            anchors_per_level=anchors_per_level,
+            normalizer=normalizer,
         )
         weight = self.loss_weight.get("loss_rpn_cls", 1.0)
         for name, loss in found.items():

@@ -27,7 +27,7 @@ def match_anchors(
     num_images, num_anchors = len(gt_sizes), anchors.shape[-2]
     gt_index = anchors.new_empty((num_images, num_anchors), dtype=torch.int64)
     ious = anchors.new_empty((num_images, num_anchors))
-    kind = anchors.new_empty((num_images, num_anchors), dtype=torch.int8)
+    match_label = anchors.new_empty((num_images, num_anchors), dtype=torch.int8)
     images = zip(
         anchors.expand(num_images, -1, -1),
         gt_boxes.split(list(gt_sizes)),
@@ -36,15 +36,15 @@ def match_anchors(
     )
     for i, (own_anchors, boxes, regions) in enumerate(images):
         gt_index[i], ious[i], is_best = _best_boxes(own_anchors, boxes, d2_compat)
-        kind[i] = labels[0]
+        match_label[i] = labels[0]
         for threshold, label in zip(thresholds, labels[1:], strict=True):
-            kind[i] = torch.where(ious[i] >= threshold, label, kind[i])
+            match_label[i] = torch.where(ious[i] >= threshold, label, match_label[i])
         if allow_low_quality:
-            kind[i] = torch.where(is_best, 1, kind[i])
+            match_label[i] = torch.where(is_best, 1, match_label[i])
         if regions is not None and len(regions) > 0:
             covered = (pairwise_box_iou(regions, own_anchors, "iof") >= ignore_iof).any(dim=0)
-            kind[i] = torch.where(covered & (kind[i] != 1), -1, kind[i])
-    return gt_index, ious, kind
+            match_label[i] = torch.where(covered & (match_label[i] != 1), -1, match_label[i])
+    return gt_index, ious, match_label
 
 
 def _best_boxes(anchors: Tensor, boxes: Tensor, d2_compat: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ def reassign_anchors(
     """See :func:`resobj_d2.ops.reassign_anchors`."""
     boxes = _decode(anchors, deltas, weights, scale_clamp)
     boxes = torch.where(_usable(boxes)[..., None], boxes, anchors)
-    gt_index, ious, kind = match_anchors(
+    gt_index, ious, label = match_anchors(
         boxes,
         gt_boxes,
         gt_sizes,
@@ -47,9 +47,9 @@ def reassign_anchors(
         for index, start, size in zip(gt_index, first, gt_sizes, strict=True)
     ]
     matched = padded[torch.stack(rows)] if rows else boxes
-    counts = (kind == 1) & _usable(boxes) & _usable(matched)
+    counts = (label == 1) & _usable(boxes) & _usable(matched)
     targets = torch.where(counts[..., None], _encode(boxes, matched, weights), 0.0)
-    return boxes, gt_index, ious, kind, targets
+    return boxes, gt_index, ious, label, targets
 
 
 def _usable(boxes: Tensor) -> Tensor:

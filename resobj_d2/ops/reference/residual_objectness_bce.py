@@ -14,7 +14,7 @@ def residual_objectness_bce(
     detach: str = "all",
     min_scope: str = "image",
     unselected: str = "update",
-    level_sizes: list[int] = (),
+    anchors_per_level: list[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Algorithm 1 of Residual Objectness, step by step. Autograd of this code gives the gradients.
 
@@ -31,15 +31,15 @@ def residual_objectness_bce(
     for residual in residuals:
         if detach == "all":
             previous = previous.detach()
-        minima = foreground_minima(previous.detach(), foreground, min_scope, level_sizes)
-        selected = valid & selected_by(previous, minima, min_scope, level_sizes)
+        minima = foreground_minima(previous.detach(), foreground, min_scope, anchors_per_level)
+        selected = valid & selected_by(previous, minima, min_scope, anchors_per_level)
         updated = previous + residual
         losses.append(_masked_bce_sum(updated, foreground, selected))
         counts.append(selected.sum())
         thresholds.append(minima)
         previous = updated if unselected == "update" else torch.where(selected, updated, previous)
         scores.append(_score_sums(previous, kinds))
-    num_groups = count_groups(logits.shape[0], min_scope, level_sizes)
+    num_groups = count_groups(logits.shape[0], min_scope, anchors_per_level)
     return (
         torch.stack(losses),
         torch.stack(counts),
@@ -58,7 +58,7 @@ def residual_objectness_bce_backward(
     detach: str,
     min_scope: str,
     unselected: str,
-    level_sizes: list[int],
+    anchors_per_level: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``sum(grad_losses * losses)`` with respect to the logits and the residuals."""
     valid = labels >= 0
@@ -67,7 +67,7 @@ def residual_objectness_bce_backward(
     entered: list[Tensor] = []
     previous = logits
     for t, residual in enumerate(residuals):
-        selected = valid & selected_by(previous, thresholds[t], min_scope, level_sizes)
+        selected = valid & selected_by(previous, thresholds[t], min_scope, anchors_per_level)
         updated = previous + residual
         bce_grad = grad_losses[t + 1] * (torch.sigmoid(updated) - foreground)
         grads.append(_masked(bce_grad, selected))
@@ -88,7 +88,7 @@ def residual_objectness_bce_backward(
 
 
 def foreground_minima(
-    logits: Tensor, foreground: Tensor, min_scope: str, level_sizes: list[int]
+    logits: Tensor, foreground: Tensor, min_scope: str, anchors_per_level: list[int]
 ) -> Tensor:
     """(G,) smallest foreground logit of each group, +inf where there is none, NaN if any is NaN."""
     if min_scope == "none":
@@ -99,13 +99,15 @@ def foreground_minima(
     elif min_scope == "batch":
         groups = values.reshape(1, -1)
     else:
-        levels = [level.reshape(-1) for level in values.split(list(level_sizes), dim=1)]
+        levels = [level.reshape(-1) for level in values.split(list(anchors_per_level), dim=1)]
         # One +inf appended to each: amin refuses an empty level.
         return torch.stack([F.pad(level, (0, 1), value=torch.inf).amin() for level in levels])
     return F.pad(groups, (0, 1), value=torch.inf).amin(dim=1)
 
 
-def selected_by(logits: Tensor, minima: Tensor, min_scope: str, level_sizes: list[int]) -> Tensor:
+def selected_by(
+    logits: Tensor, minima: Tensor, min_scope: str, anchors_per_level: list[int]
+) -> Tensor:
     """(N, R) mask of ``logits >= minima`` of the anchor's group; nothing where the minimum is +inf.
 
     Written as "not below", so that a NaN is selected and surfaces in the loss of that step.
@@ -113,14 +115,14 @@ def selected_by(logits: Tensor, minima: Tensor, min_scope: str, level_sizes: lis
     if min_scope == "image":
         minima = minima[:, None]
     elif min_scope == "level":
-        sizes = torch.tensor(level_sizes, device=minima.device)
+        sizes = torch.tensor(anchors_per_level, device=minima.device)
         minima = minima.repeat_interleave(sizes, output_size=logits.shape[1])
     return ~(logits < minima) & (minima != torch.inf)
 
 
-def count_groups(num_images: int, min_scope: str, level_sizes: list[int]) -> int:
+def count_groups(num_images: int, min_scope: str, anchors_per_level: list[int]) -> int:
     """G, the number of minimum scores in one step."""
-    return {"image": num_images, "level": len(level_sizes)}.get(min_scope, 1)
+    return {"image": num_images, "level": len(anchors_per_level)}.get(min_scope, 1)
 
 
 def _score_sums(logits: Tensor, kinds: Tensor) -> Tensor:
