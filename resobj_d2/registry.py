@@ -1,16 +1,32 @@
-"""Registries that say what they hold when a name is not among it."""
+"""Registries of slots: they say what they hold, and check what is put into them."""
 
 from __future__ import annotations
 
+import inspect
+from typing import Any, Generic, TypeVar
+
 import fvcore.common.registry
+
+from .options import NO_DEFAULT, options_of
 
 __all__ = ["Registry"]
 
+Base = TypeVar("Base")
 
-class Registry(fvcore.common.registry.Registry):
-    """fvcore's registry with the known names in its error message."""
 
-    def get(self, name: str):
+class Registry(fvcore.common.registry.Registry, Generic[Base]):
+    """fvcore's registry for the classes of one slot.
+
+    Args:
+        name: of the slot, for messages.
+        base: the contract, a class that every entry inherits from.
+    """
+
+    def __init__(self, name: str, *, base: type[Base]) -> None:
+        super().__init__(name)
+        self.base = base
+
+    def get(self, name: str) -> type[Base]:
         """The entry of that name.
 
         Raises:
@@ -18,5 +34,31 @@ class Registry(fvcore.common.registry.Registry):
         """
         if name not in self:
             known = ", ".join(sorted(known for known, _ in self))
-            raise KeyError(f"there is no {self._name} '{name}'; choose one of {known}")
+            raise KeyError(f"there is no {self._name} {name!r}; choose one of {known}")
         return super().get(name)
+
+    def _do_register(self, name: str, obj: Any) -> None:
+        """
+        Raises:
+            TypeError: the entry does not inherit from the contract.
+            ValueError: an entry of that name is there, or an option has another default there.
+        """
+        if not (inspect.isclass(obj) and issubclass(obj, self.base)):
+            raise TypeError(f"{self._name} {name} must be a subclass of {self.base.__name__}")
+        if name in self:
+            raise ValueError(f"there is a {self._name} {name} already: give yours another name")
+        defaults = {
+            option.key: (option.default, other)
+            for other, entry in self
+            for option in options_of(entry)
+            if option.default is not NO_DEFAULT
+        }
+        for option in options_of(obj):
+            default, other = defaults.get(option.key, (option.default, name))
+            if option.default is not NO_DEFAULT and option.default != default:
+                raise ValueError(
+                    f"{self._name} {name}: the option {option.key} has the default "
+                    f"{option.default!r}, but {default!r} in {other}. Entries of a slot share "
+                    "their keys: leave the default out, or take another key"
+                )
+        super()._do_register(name, obj)

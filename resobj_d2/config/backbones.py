@@ -1,67 +1,86 @@
-"""The configuration keys of this package's backbones and necks; see ``dense.py``."""
+"""The configuration keys of this package's backbones and necks, and which ones a model has."""
 
 from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
-__all__ = ["add_backbones", "add_necks"]
+from resobj_d2.modeling import (
+    BalancedFeaturePyramid,
+    BiFPN,
+    DarkNet,
+    SSDExtras,
+    TimmBackbone,
+    YOLOPyramid,
+)
+
+from .keys import Condition, Key, Reader, owner_keys, value_of
+
+__all__ = ["backbone_chain", "backbone_keys", "has_backbone"]
+
+# The key of each neck that names the backbone below it.
+BELOW = {
+    "build_balanced_fpn_backbone": "MODEL.BFP.PYRAMID",
+    "build_bifpn_backbone": "MODEL.BIFPN.BOTTOM_UP",
+    "build_ssd_extras_backbone": "MODEL.SSD_EXTRAS.BOTTOM_UP",
+    "build_yolo_backbone": "MODEL.YOLO_PYRAMID.BOTTOM_UP",
+}
 
 
-def add_backbones(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_{darknet,timm}_backbone."""
-    darknet = cfg.MODEL.DARKNET = node_type()
-    # Width of the first convolution; each of the five stages doubles it.
-    darknet.STEM_CHANNELS = 32
-    # Residual blocks per stage.
-    darknet.BLOCKS = [1, 2, 8, 8, 4]
-    # Some of dark1 .. dark5, at strides 2 .. 32.
-    darknet.OUT_FEATURES = ["dark3", "dark4", "dark5"]
-
-    timm = cfg.MODEL.TIMM = node_type()
-    # A model of timm.list_models(); needs the package timm.
-    timm.NAME = "tf_efficientnet_b0"
-    # Strides of the maps, called c3 (stride 8), c4, ...
-    timm.STRIDES = [8, 16, 32]
-    timm.DROP_PATH_RATE = 0.0
-    # Of its batch normalisation, torch's convention; 0 for what the model has.
-    timm.BN_MOMENTUM = 0.0
-    # Let timm download ImageNet weights; not where MODEL.WEIGHTS names a checkpoint.
-    timm.PRETRAINED = False
+def backbone_chain(cfg: CfgNode) -> list[str]:
+    """``MODEL.BACKBONE.NAME`` and, while it is one of our necks, what it stands on."""
+    names = [cfg.MODEL.BACKBONE.NAME]
+    while names[-1] in BELOW and len(names) <= len(BELOW):
+        names.append(value_of(cfg, BELOW[names[-1]]))
+    return names
 
 
-def add_necks(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.BACKBONE.NAME is build_{balanced_fpn,bifpn,ssd_extras,yolo}_backbone."""
-    bfp = cfg.MODEL.BFP = node_type()
-    # The registered backbone whose pyramid is balanced.
-    bfp.PYRAMID = "build_retinanet_resnet_fpn_backbone"
-    # The level at which all meet, counted from the finest: 1 for P3-P7, 2 for P2-P6.
-    bfp.REFINE_LEVEL = 1
-    # "non_local" or "none".
-    bfp.REFINE = "non_local"
+def has_backbone(*names: str) -> Condition:
+    """One of these functions builds a part of the backbone."""
+    return Condition(
+        test=lambda cfg: not set(names).isdisjoint(backbone_chain(cfg)),
+        text=f"MODEL.BACKBONE.NAME (or a BOTTOM_UP) {' or '.join(names)}",
+    )
 
-    bifpn = cfg.MODEL.BIFPN = node_type()
-    # The registered backbone below, and its three maps, finest first.
-    bifpn.BOTTOM_UP = "build_timm_backbone"
-    bifpn.IN_FEATURES = ["c3", "c4", "c5"]
-    bifpn.CHANNELS = 64
-    bifpn.NUM_LAYERS = 3
-    # "fast" (normalised by the sum), "softmax" or "sum" (no weights).
-    bifpn.FUSION = "fast"
-    # See TOWER.BN_MOMENTUM.
-    bifpn.BN_MOMENTUM = 0.01
 
-    extras = cfg.MODEL.SSD_EXTRAS = node_type()
-    # The registered backbone below, and its maps that are levels, finest first.
-    extras.BOTTOM_UP = "build_ssd_vgg16_backbone"
-    extras.IN_FEATURES = ["conv4_3", "fc7"]
-    # Width of each extra level; the levels are called s1, s2, ...
-    extras.CHANNELS = [512, 256, 256, 256, 256]
-    # Kernel of the last extra level, 3 or 4.
-    extras.LAST_KERNEL = 4
-
-    pyramid = cfg.MODEL.YOLO_PYRAMID = node_type()
-    # The registered backbone below, and its maps that are scales, finest first.
-    pyramid.BOTTOM_UP = "build_darknet_backbone"
-    pyramid.IN_FEATURES = ["dark3", "dark4", "dark5"]
-    # Width of each scale's 1x1 convolutions; its 3x3 ones and its tower have twice that.
-    pyramid.CHANNELS = [128, 256, 512]
+def backbone_keys() -> list[Key]:
+    """Those of ``MODEL.DARKNET``, ``MODEL.TIMM`` and of the necks."""
+    keys: list[Key] = []
+    for node, owner, builder in (
+        ("DARKNET", DarkNet, "build_darknet_backbone"),
+        ("TIMM", TimmBackbone, "build_timm_backbone"),
+        ("BFP", BalancedFeaturePyramid, "build_balanced_fpn_backbone"),
+        ("BIFPN", BiFPN, "build_bifpn_backbone"),
+        ("SSD_EXTRAS", SSDExtras, "build_ssd_extras_backbone"),
+        ("YOLO_PYRAMID", YOLOPyramid, "build_yolo_backbone"),
+    ):
+        keys += owner_keys(f"MODEL.{node}", owner, when=(has_backbone(builder),))
+    for path, default, meaning, builder in (
+        (
+            "MODEL.BFP.PYRAMID",
+            "build_retinanet_resnet_fpn_backbone",
+            "the registered backbone whose pyramid is balanced",
+            "build_balanced_fpn_backbone",
+        ),
+        ("MODEL.BFP.REFINE", "non_local", "non_local or none", "build_balanced_fpn_backbone"),
+        (
+            "MODEL.BIFPN.BOTTOM_UP",
+            "build_timm_backbone",
+            "the registered backbone below",
+            "build_bifpn_backbone",
+        ),
+        (
+            "MODEL.SSD_EXTRAS.BOTTOM_UP",
+            "build_ssd_vgg16_backbone",
+            "the registered backbone below",
+            "build_ssd_extras_backbone",
+        ),
+        (
+            "MODEL.YOLO_PYRAMID.BOTTOM_UP",
+            "build_darknet_backbone",
+            "the registered backbone below",
+            "build_yolo_backbone",
+        ),
+    ):
+        readers = (Reader(builder, (has_backbone(builder),)),)
+        keys.append(Key(path, default, "str", meaning, readers=readers))
+    return keys

@@ -1,28 +1,30 @@
-"""The configuration keys that this package adds to Detectron2's."""
+"""This package's keys, added to Detectron2's."""
 
 from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
-from .backbones import add_backbones, add_necks
-from .dense import add_dense
-from .rcnn import add_roi, add_rpn
-from .run import add_run
+from .backbones import backbone_keys
+from .dense import dense_keys
+from .keys import Keys
+from .rcnn import rcnn_keys
+from .run import run_keys
 
-__all__ = ["add_resobj_config"]
+__all__ = ["add_resobj_config", "all_keys"]
+
+
+def all_keys() -> Keys:
+    """Every key of this package, with those of all entries that are registered now."""
+    keys = Keys()
+    for part in (dense_keys, rcnn_keys, backbone_keys, run_keys):
+        keys.add(part())
+    return keys
 
 
 def add_resobj_config(cfg: CfgNode) -> None:
     """Add this package's keys, with defaults that make Detectron2's RetinaNet, to ``cfg``.
 
     Also registers this package's modules with Detectron2, so that ``build_model(cfg)`` works.
+    Call it after importing losses, assigners and the like of your own: their options become keys.
     """
-    import resobj_d2.modeling  # noqa: F401  not at the top: reading this file needs no Detectron2
-
-    node_type = type(cfg)  # detectron2.config.CfgNode, without importing Detectron2 here
-    add_dense(cfg, node_type)
-    add_rpn(cfg, node_type)
-    add_roi(cfg, node_type)
-    add_backbones(cfg, node_type)
-    add_necks(cfg, node_type)
-    add_run(cfg, node_type)
+    all_keys().add_to(cfg)

@@ -2,61 +2,81 @@
 
 from __future__ import annotations
 
-from fvcore.common.config import CfgNode
+from resobj_d2.losses import BOX_LOSS_REGISTRY, NORMALIZER_REGISTRY, QualityLoss
+from resobj_d2.matching import SAMPLER_REGISTRY
+from resobj_d2.modeling import ObjectnessBranch, ResObjBoxPredictor
 
-from .dense import (
-    add_box_loss_options,
-    add_objectness,
-    add_quality_options,
-    add_sampler_options,
+from .dense import branch_keys
+from .keys import Condition, Key, owner_keys, slot_keys
+
+__all__ = ["RCNN", "rcnn_keys"]
+
+RCNN = Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "ProposalNetwork", "PanopticFPN"))
+RPN = (RCNN, Condition("MODEL.PROPOSAL_GENERATOR.NAME", ("ResObjRPN",)))
+RPN_OBJECTNESS = Condition("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", (True,))
+ROI = (
+    Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN")),
+    Condition("MODEL.ROI_HEADS.NAME", ("ResObjROIHeads", "ResObjCascadeROIHeads")),
 )
-
-__all__ = ["add_roi", "add_rpn"]
-
-
-def add_rpn(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.PROPOSAL_GENERATOR.NAME is ResObjRPN and MODEL.RPN.HEAD_NAME ResObjRPNHead.
-
-    The defaults are Detectron2's RPN, whose keys MODEL.RPN.* keep their meanings.
-    """
-    rpn = cfg.MODEL.RESOBJ_RPN = node_type()
-    add_objectness(rpn, node_type)
-    # The base reads the head's 3x3 convolution, as in every RPN.
-    rpn.OBJECTNESS.BASE_CONVS = 0
-
-    rpn.SAMPLER = node_type()
-    # "" is Detectron2's random sampling; otherwise as MODEL.DENSE.SAMPLER.NAME. SIZE and
-    # POSITIVE_FRACTION are MODEL.RPN.BATCH_SIZE_PER_IMAGE and MODEL.RPN.POSITIVE_FRACTION,
-    # NEGATIVE_IOU the lower one of MODEL.RPN.IOU_THRESHOLDS.
-    rpn.SAMPLER.NAME = ""
-    add_sampler_options(rpn.SAMPLER)
-
-    # Divides the sums of OBJECTNESS; as MODEL.DENSE.NORMALIZER.
-    rpn.NORMALIZER = node_type()
-    rpn.NORMALIZER.NAME = "ForegroundCount"
-    rpn.NORMALIZER.INITIAL = 100.0
-    rpn.NORMALIZER.MOMENTUM = 0.9
+# Detectron2 has keys of its own for these: BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION and the lowest
+# of IOU_THRESHOLDS.
+DETECTRON2_OPTIONS = ("SIZE", "POSITIVE_FRACTION", "NEGATIVE_IOU")
 
 
-def add_roi(cfg: CfgNode, node_type: type) -> None:
-    """Used where MODEL.ROI_HEADS.NAME is ResObjROIHeads or ResObjCascadeROIHeads.
+def rcnn_keys() -> list[Key]:
+    """Those of ``MODEL.RESOBJ_RPN`` and ``MODEL.RESOBJ_ROI``."""
+    return [*_rpn_keys("MODEL.RESOBJ_RPN"), *_roi_keys("MODEL.RESOBJ_ROI")]
 
-    The defaults are Detectron2's heads, whose keys keep their meanings.
-    """
-    roi = cfg.MODEL.RESOBJ_ROI = node_type()
-    roi.BOX_LOSS = node_type()
-    # "" is Detectron2's loss; otherwise as MODEL.DENSE.BOX_LOSS.NAME. It is divided by the sampled
-    # RoIs; its weight is MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT.
-    roi.BOX_LOSS.NAME = ""
-    add_box_loss_options(roi.BOX_LOSS)
 
-    roi.SAMPLER = node_type()
-    # "" is Detectron2's random sampling; otherwise as MODEL.DENSE.SAMPLER.NAME. SIZE and
-    # POSITIVE_FRACTION are MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE and
-    # MODEL.ROI_HEADS.POSITIVE_FRACTION, NEGATIVE_IOU the lowest of MODEL.ROI_HEADS.IOU_THRESHOLDS.
-    roi.SAMPLER.NAME = ""
-    add_sampler_options(roi.SAMPLER)
-    roi.SAMPLER.NMS_THRESH = 0.7  # the OHEM paper's
+def _rpn_keys(path: str) -> list[Key]:
+    objectness = branch_keys(
+        f"{path}.OBJECTNESS",
+        ObjectnessBranch,
+        when=RPN,
+        reader="ObjectnessBranch",
+        # The base reads the head's 3x3 convolution, as in every RPN.
+        defaults={"BASE_CONVS": 0},
+    )
+    sampler = slot_keys(
+        f"{path}.SAMPLER",
+        SAMPLER_REGISTRY,
+        name="",
+        reader="ResObjRPN",
+        when=RPN,
+        omit=DETECTRON2_OPTIONS,
+    )
+    # Divides the sums of OBJECTNESS.
+    normalizer = slot_keys(
+        f"{path}.NORMALIZER",
+        NORMALIZER_REGISTRY,
+        name="ForegroundCount",
+        reader="ResObjRPN",
+        when=(*RPN, RPN_OBJECTNESS),
+    )
+    return [*objectness, *sampler, *normalizer]
 
-    # The predicted IoU of a detected box with its object; see MODEL.DENSE.QUALITY.
-    add_quality_options(roi, node_type)
+
+def _roi_keys(path: str) -> list[Key]:
+    # Divided by the sampled RoIs; its weight is MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT.
+    box_loss = slot_keys(
+        f"{path}.BOX_LOSS", BOX_LOSS_REGISTRY, name="", reader="ResObjROIHeads", when=ROI
+    )
+    sampler = slot_keys(
+        f"{path}.SAMPLER",
+        SAMPLER_REGISTRY,
+        name="",
+        reader="ResObjROIHeads",
+        when=ROI,
+        defaults={"NMS_THRESH": 0.7},  # the OHEM paper's
+        omit=DETECTRON2_OPTIONS,
+    )
+    quality = branch_keys(
+        f"{path}.QUALITY", ResObjBoxPredictor, when=ROI, reader="ResObjBoxPredictor"
+    )
+    there = (*ROI, Condition(f"{path}.QUALITY.ENABLED", (True,)))
+    return [
+        *box_loss,
+        *sampler,
+        *quality,
+        *owner_keys(f"{path}.QUALITY", QualityLoss, reader="ResObjBoxPredictor", when=there),
+    ]

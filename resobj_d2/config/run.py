@@ -1,37 +1,133 @@
-"""The configuration keys of runs: solver, datasets, evaluation, input."""
+"""The configuration keys of runs: solver, data sets, evaluation, input, imports."""
 
 from __future__ import annotations
 
-from fvcore.common.config import CfgNode
+from .keys import Condition, Key, Reader
 
-__all__ = ["add_run"]
+__all__ = ["run_keys"]
+
+MULTI_SCALE = Condition(
+    test=lambda cfg: len(cfg.INPUT.MULTI_SCALE) > 0, text="lengths in INPUT.MULTI_SCALE"
+)
+BOXES = Condition("MODEL.KEYPOINT_ON", (False,))
 
 
-def add_run(cfg: CfgNode, node_type: type) -> None:
-    """Of training and evaluation, whatever the detector."""
-    # Evaluate and save an exponential moving average of the weights (EfficientDet: 0.9998); 0 for
-    # the weights themselves.
-    cfg.SOLVER.EMA_DECAY = 0.0
-    # Datasets of your own, a list of dicts; see docs/datasets.md.
-    cfg.DATASETS.REGISTER = []
-    # "auto" is faster-coco-eval where it is installed and pycocotools otherwise.
-    cfg.TEST.COCO_BACKEND = "auto"
-    # Evaluate boxes by GIoU as well: results "bbox_giou".
-    cfg.TEST.GIOU_EVAL = False
-    # [height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*.
-    cfg.INPUT.FIXED_SIZE = []
-    # [low, high]: training images are scaled by a random factor, relative to the square of
-    # MAX_SIZE_TRAIN that they fit into, then cropped or padded to that square; [] for never.
-    cfg.INPUT.SCALE_JITTER = []
-    # Lengths of the images' longer side, one of which every MULTI_SCALE_PERIOD training batches
-    # get after loading, the last MULTI_SCALE_LAST ones the largest; [] for never.
-    cfg.INPUT.MULTI_SCALE = []
-    cfg.INPUT.MULTI_SCALE_PERIOD = 10
-    cfg.INPUT.MULTI_SCALE_LAST = 0
-    # SSD's training augmentations, in front of resizing and flipping.
-    # Random brightness, contrast, saturation, hue and order of channels.
-    cfg.INPUT.PHOTOMETRIC = False
-    # Put the image on a canvas of up to so many times its size, half the time; 1 for never.
-    cfg.INPUT.EXPAND = 1.0
-    # Crop so that some box keeps a random minimum IoU with the crop.
-    cfg.INPUT.IOU_CROP = False
+def run_keys() -> list[Key]:
+    """Those that do not depend on the detector."""
+    return [
+        *_program_keys(),
+        *_input_keys(),
+    ]
+
+
+def _program_keys() -> list[Key]:
+    evaluator = (Reader("the COCO evaluator", (BOXES,)),)
+    return [
+        Key(
+            "IMPORTS",
+            [],
+            "list[str]",
+            "modules to import first, which register losses, assigners, ... of your own",
+            readers=(Reader("load_config"),),
+        ),
+        Key(
+            "SOLVER.EMA_DECAY",
+            0.0,
+            "float",
+            "evaluate and save an exponential moving average of the weights; 0 disables it",
+            source="EfficientDet, section 5.1",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "DATASETS.REGISTER",
+            [],
+            "list[dict]",
+            "data sets of your own; see docs/datasets.md",
+            readers=(Reader("load_config"),),
+        ),
+        Key(
+            "TEST.COCO_BACKEND",
+            "auto",
+            "str",
+            "faster-coco-eval, pycocotools, or auto: the first of them that is installed",
+            readers=evaluator,
+        ),
+        Key(
+            "TEST.GIOU_EVAL",
+            False,
+            "bool",
+            "evaluate boxes by GIoU as well: results bbox_giou",
+            source="GIoU, section 5",
+            readers=evaluator,
+        ),
+    ]
+
+
+def _input_keys() -> list[Key]:
+    mapper = (Reader("the data mappers"),)
+    multi_scale = (Reader("MultiScale", (MULTI_SCALE,)),)
+    return [
+        Key(
+            "INPUT.FIXED_SIZE",
+            [],
+            "list[int]",
+            "[height, width] to which every image is stretched; [] for MIN_SIZE_*, MAX_SIZE_*",
+            readers=mapper,
+        ),
+        Key(
+            "INPUT.SCALE_JITTER",
+            [],
+            "list[float]",
+            "[low, high]: training images are scaled by a random factor, relative to the square of "
+            "MAX_SIZE_TRAIN that they fit into, then cropped or padded to that square; [] disables",
+            source="EfficientDet, section 5.1",
+            readers=mapper,
+        ),
+        Key(
+            "INPUT.MULTI_SCALE",
+            [],
+            "list[int]",
+            "lengths of the images' longer side, of which training batches get one after loading; "
+            "[] disables it",
+            source="YOLO9000, section 2",
+            readers=(Reader("MultiScale"),),
+        ),
+        Key(
+            "INPUT.MULTI_SCALE_PERIOD",
+            10,
+            "int",
+            "batches between two choices of a length",
+            readers=multi_scale,
+        ),
+        Key(
+            "INPUT.MULTI_SCALE_LAST",
+            0,
+            "int",
+            "the last so many batches have the largest length",
+            readers=multi_scale,
+        ),
+        Key(
+            "INPUT.PHOTOMETRIC",
+            False,
+            "bool",
+            "random brightness, contrast, saturation, hue and order of channels",
+            source="SSD, section 3.6",
+            readers=mapper,
+        ),
+        Key(
+            "INPUT.EXPAND",
+            1.0,
+            "float",
+            "put the image on a canvas of up to so many times its size, half the time; 1 disables",
+            source="SSD, section 3.6",
+            readers=mapper,
+        ),
+        Key(
+            "INPUT.IOU_CROP",
+            False,
+            "bool",
+            "crop so that some box keeps a random minimum IoU with the crop",
+            source="SSD, section 2.2",
+            readers=mapper,
+        ),
+    ]

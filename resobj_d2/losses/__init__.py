@@ -1,8 +1,9 @@
 """Losses as sums over anchors, and the one normaliser that divides them."""
 
+from .base import BoxLoss, ClassLoss, Normalizer, SigmoidScores
 from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
-from .classification import SigmoidCE, SigmoidFocalLoss, SigmoidScores, sigmoid_focal_loss
+from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 from .gradient_harmonizing import GHMCLoss, GHMRLoss
 from .normalizer import (
     ForegroundCount,
@@ -22,6 +23,8 @@ __all__ = [
     "CLS_LOSS_REGISTRY",
     "NORMALIZER_REGISTRY",
     "BalancedL1Loss",
+    "BoxLoss",
+    "ClassLoss",
     "ForegroundCount",
     "ForegroundCountPlusOne",
     "ForegroundEMA",
@@ -32,6 +35,7 @@ __all__ = [
     "IoULoss",
     "L1Loss",
     "NegativeLogIoULoss",
+    "Normalizer",
     "QualityLoss",
     "ResidualObjectnessLoss",
     "SigmoidCE",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from resobj_d2 import ops
 
+from .base import BoxLoss
 from .build import BOX_LOSS_REGISTRY
 
 __all__ = ["GIoULoss", "IoULoss", "NegativeLogIoULoss"]
@@ -34,51 +35,33 @@ def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 @BOX_LOSS_REGISTRY.register()
-class IoULoss:
+class IoULoss(BoxLoss):
     """``1 - IoU`` (Rezatofighi et al. 2019). No gradient where the boxes do not overlap."""
 
     compares = "boxes"
-    takes_weights = False
-    self_normalized = False
-
-    @classmethod
-    def from_config(cls, node) -> IoULoss:
-        return cls()
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return (1 - _aligned_iou(pred, target, mask)).sum()
 
 
 @BOX_LOSS_REGISTRY.register()
-class NegativeLogIoULoss:
+class NegativeLogIoULoss(BoxLoss):
     """``-ln IoU`` (Yu et al. 2016, UnitBox; FSAF). No gradient below an IoU of ``min_iou``."""
 
     compares = "boxes"
-    takes_weights = False
-    self_normalized = False
 
     def __init__(self, *, min_iou: float = 1e-6) -> None:
         self.min_iou = min_iou
-
-    @classmethod
-    def from_config(cls, node) -> NegativeLogIoULoss:
-        return cls()
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return -_aligned_iou(pred, target, mask).clamp(min=self.min_iou).log().sum()
 
 
 @BOX_LOSS_REGISTRY.register()
-class GIoULoss:
+class GIoULoss(BoxLoss):
     """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient for boxes apart too."""
 
     compares = "boxes"
-    takes_weights = False
-    self_normalized = False
-
-    @classmethod
-    def from_config(cls, node) -> GIoULoss:
-        return cls()
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return ops.giou_loss(pred.float(), target.float(), mask)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
-from resobj_d2.structures import LevelMaps
+from resobj_d2.options import Option
 
+from .base import SigmoidScores
 from .build import CLS_LOSS_REGISTRY
 
-__all__ = ["SigmoidCE", "SigmoidFocalLoss", "SigmoidScores", "sigmoid_focal_loss"]
-
-
-class SigmoidScores:
-    """What class losses share whose scores are the sigmoids of one logit per class."""
-
-    @staticmethod
-    def num_logits(num_classes: int) -> int:
-        return num_classes
-
-    @staticmethod
-    def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
-        return maps
+__all__ = ["SigmoidCE", "SigmoidFocalLoss", "sigmoid_focal_loss"]
 
 
 def sigmoid_focal_loss(
@@ -54,19 +45,32 @@ def sigmoid_focal_loss(
 class SigmoidFocalLoss(SigmoidScores):
     """Focal loss (Lin et al., RetinaNet) as a classification loss slot."""
 
-    self_normalized = False
-
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: Annotated[
+            float,
+            Option(
+                "weight of the anchor's class, 1 - alpha of the others; negative for no weights",
+                key="FOCAL_ALPHA",
+                source="RetinaNet, Eq. 5",
+            ),
+        ] = 0.25,
+        gamma: Annotated[
+            float,
+            Option(
+                "focusing exponent; 0 gives cross entropy",
+                key="FOCAL_GAMMA",
+                source="RetinaNet, Eq. 5",
+            ),
+        ] = 2.0,
+    ) -> None:
         if gamma < 0:
             raise ValueError(f"FOCAL_GAMMA must be >= 0, got {gamma}")
         if alpha > 1:
             raise ValueError(f"FOCAL_ALPHA must be <= 1, got {alpha}")
         self.alpha = alpha
         self.gamma = gamma
-
-    @classmethod
-    def from_config(cls, node) -> SigmoidFocalLoss:
-        return cls(alpha=node.FOCAL_ALPHA, gamma=node.FOCAL_GAMMA)
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, labels, mask, alpha=self.alpha, gamma=self.gamma)
@@ -82,12 +86,6 @@ class SigmoidCE(SigmoidScores):
     It is the class loss of RetinaNet-Obj and ResObj (Residual Objectness, Eq. 3: foreground
     anchors only, which the mask decides).
     """
-
-    self_normalized = False
-
-    @classmethod
-    def from_config(cls, node) -> SigmoidCE:
-        return cls()
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, labels, mask, alpha=-1.0, gamma=0.0)

@@ -8,12 +8,16 @@ calls weigh more, and they are those of this process alone, as in the authors' c
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resobj_d2.options import Option
+
+from .base import BoxLoss, SigmoidScores
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
-from .classification import SigmoidScores
 
 __all__ = ["GHMCLoss", "GHMRLoss"]
 
@@ -64,14 +68,17 @@ class GHMCLoss(_GradientDensity, SigmoidScores):
     """GHM-C: cross entropy over K sigmoids, harmonised by ``|sigmoid - target|`` (Eq. 3, 9)."""
 
     self_normalized = True
-    per_anchor = None
+    ranks_anchors = False
 
-    def __init__(self, *, bins: int = 30, momentum: float = 0.75) -> None:
+    def __init__(
+        self,
+        *,
+        bins: Annotated[int, Option("bins of the gradient norm", key="GHM_BINS")] = 30,
+        momentum: Annotated[
+            float, Option("momentum of the bins' counts", key="GHM_MOMENTUM")
+        ] = 0.75,
+    ) -> None:
         super().__init__(bins=bins, momentum=momentum)
-
-    @classmethod
-    def from_config(cls, node) -> GHMCLoss:
-        return cls(bins=node.GHM_BINS, momentum=node.GHM_MOMENTUM)
 
     def forward(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """The harmonised mean over the anchors of ``mask`` and their classes."""
@@ -85,26 +92,31 @@ class GHMCLoss(_GradientDensity, SigmoidScores):
 
 
 @BOX_LOSS_REGISTRY.register()
-class GHMRLoss(_GradientDensity):
+class GHMRLoss(_GradientDensity, BoxLoss):
     """GHM-R: ``sqrt(d^2 + mu^2) - mu`` on encoded deltas, harmonised by its slope (Eq. 10-13).
 
     Args:
         mu: how far from 0 the loss is a parabola.
     """
 
-    compares = "deltas"
-    takes_weights = False
     self_normalized = True
 
-    def __init__(self, *, mu: float = 0.02, bins: int = 10, momentum: float = 0.7) -> None:
+    def __init__(
+        self,
+        *,
+        mu: Annotated[
+            float,
+            Option("difference up to which the loss is a parabola", key="GHM_MU"),
+        ] = 0.02,
+        bins: Annotated[int, Option("bins of the gradient norm", key="GHM_BINS")] = 10,
+        momentum: Annotated[
+            float, Option("momentum of the bins' counts", key="GHM_MOMENTUM")
+        ] = 0.7,
+    ) -> None:
         super().__init__(bins=bins, momentum=momentum)
         if mu <= 0:
             raise ValueError(f"BOX_LOSS.GHM_MU must be positive, got {mu}")
         self.mu = mu
-
-    @classmethod
-    def from_config(cls, node) -> GHMRLoss:
-        return cls(mu=node.GHM_MU, bins=node.GHM_BINS, momentum=node.GHM_MOMENTUM)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """The harmonised mean over the four deltas of the rows in ``mask``."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from resobj_d2.options import Option
+
+from .base import Normalizer
 from .build import NORMALIZER_REGISTRY
 
 __all__ = [
@@ -27,55 +32,39 @@ def _mean_over_processes(count: Tensor) -> Tensor:
 
 
 @NORMALIZER_REGISTRY.register()
-class ForegroundCount(nn.Module):
+class ForegroundCount(Normalizer):
     """Foreground anchors of the batch (mean over processes), at least 1 (RetinaNet, section 4)."""
-
-    @classmethod
-    def from_config(cls, node) -> ForegroundCount:
-        return cls()
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
 
 
 @NORMALIZER_REGISTRY.register()
-class ForegroundCountPlusOne(nn.Module):
+class ForegroundCountPlusOne(Normalizer):
     """Foreground anchors of the batch (mean over processes) and one more, as in EfficientDet."""
-
-    @classmethod
-    def from_config(cls, node) -> ForegroundCountPlusOne:
-        return cls()
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.float()) + 1.0
 
 
 @NORMALIZER_REGISTRY.register()
-class ImageCount(nn.Module):
+class ImageCount(Normalizer):
     """Images of the batch: a mean over images of sums over anchors, as in Darknet."""
-
-    @classmethod
-    def from_config(cls, node) -> ImageCount:
-        return cls()
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.new_full((), num_images, dtype=torch.float32))
 
 
 @NORMALIZER_REGISTRY.register()
-class TrainedCount(nn.Module):
+class TrainedCount(Normalizer):
     """Anchors that the sampler kept (mean over processes), at least 1: for OHEM and its like."""
-
-    @classmethod
-    def from_config(cls, node) -> TrainedCount:
-        return cls()
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_trained.float()).clamp(min=1.0)
 
 
 @NORMALIZER_REGISTRY.register()
-class ForegroundEMA(nn.Module):
+class ForegroundEMA(Normalizer):
     """Exponential mean of the foreground count, as in Detectron2's RetinaNet.
 
     Unlike there it is part of ``state_dict`` (a resumed run goes on with the same scale) and
@@ -83,7 +72,12 @@ class ForegroundEMA(nn.Module):
     per training forward; every loss of the iteration divides by the same value.
     """
 
-    def __init__(self, *, initial: float = 100.0, momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        *,
+        initial: Annotated[float, Option("mean before the first batch")] = 100.0,
+        momentum: Annotated[float, Option("weight of the mean so far")] = 0.9,
+    ) -> None:
         super().__init__()
         if initial <= 0 or not 0 <= momentum < 1:
             raise ValueError(
@@ -92,10 +86,6 @@ class ForegroundEMA(nn.Module):
             )
         self.momentum = momentum
         self.register_buffer("mean", torch.tensor(float(initial)))
-
-    @classmethod
-    def from_config(cls, node) -> ForegroundEMA:
-        return cls(initial=node.INITIAL, momentum=node.MOMENTUM)
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         """Scalar counts of this batch. Returns the updated mean of the first."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 from resobj_d2 import ops
 from resobj_d2.ops.residual_objectness_bce import DETACH, MIN_SCOPES, UNSELECTED
+from resobj_d2.options import Option
 
 __all__ = ["ResidualObjectnessLoss", "objectness_difficulty"]
 
@@ -56,11 +58,32 @@ class ResidualObjectnessLoss:
         unselected: "update" or "keep".
     """
 
-    weight: float = 1.0
-    residual_weight: float = 1.0
-    detach: str = "all"
-    min_scope: str = "image"
-    unselected: str = "update"
+    weight: Annotated[float, Option("factor of the base objectness loss")] = 1.0
+    residual_weight: Annotated[float, Option("factor of each residual step's loss")] = 1.0
+    detach: Annotated[
+        str,
+        Option(
+            "all: residual losses train their own subnet alone; objectness: earlier residual "
+            "subnets too; none: everything",
+            source="ResObj, Table 2a",
+        ),
+    ] = "all"
+    min_scope: Annotated[
+        str,
+        Option(
+            "where the minimum positive score is taken: image, batch, level, or none to train "
+            "every labelled anchor at every step",
+            source="ResObj, Algorithm 1",
+        ),
+    ] = "image"
+    unselected: Annotated[
+        str,
+        Option(
+            "anchors below the minimum at training: update adds the residual all the same, as at "
+            "inference; keep leaves the objectness as it was",
+            source="ResObj, Algorithm 1",
+        ),
+    ] = "update"
 
     def __post_init__(self) -> None:
         for key, value, choices in (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from resobj_d2.options import Option
 
 __all__ = ["QUALITY_LOSSES", "QualityLoss"]
 
@@ -35,10 +38,21 @@ class QualityLoss:
         beta: of "smooth_l1".
     """
 
-    kind: str = "ce"
-    negative_weight: float = 1e-4
-    gamma: float = 2.0
-    beta: float = 0.11
+    kind: Annotated[
+        str,
+        Option(
+            "ce, ce_w (also trains the background towards 0), l1, smooth_l1, l2 or gfocal",
+            key="LOSS",
+            source="RetinaNet-Conf, Table 2",
+        ),
+    ] = "ce"
+    negative_weight: Annotated[
+        float, Option("weight of the background in ce_w", only={"kind": ("ce_w",)})
+    ] = 1e-4
+    gamma: Annotated[float, Option("exponent of gfocal", only={"kind": ("gfocal",)})] = 2.0
+    beta: Annotated[
+        float, Option("difference where smooth_l1 bends", only={"kind": ("smooth_l1",)})
+    ] = 0.11
 
     def __post_init__(self) -> None:
         if self.kind not in QUALITY_LOSSES:
@@ -53,15 +67,6 @@ class QualityLoss:
             raise ValueError(f"QUALITY.GAMMA must be at least 1, got {self.gamma}")
         if self.kind == "smooth_l1" and not self.beta > 0:
             raise ValueError(f"QUALITY.BETA must be positive, got {self.beta}")
-
-    @classmethod
-    def from_config(cls, node) -> QualityLoss:
-        return cls(
-            kind=node.LOSS,
-            negative_weight=node.NEGATIVE_WEIGHT,
-            gamma=node.GAMMA,
-            beta=node.BETA,
-        )
 
     def __call__(
         self, logits: Tensor, targets: Tensor, foreground: Tensor, background: Tensor

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from resobj_d2 import ops
+from resobj_d2.options import Option
 
+from .base import BoxLoss
 from .build import BOX_LOSS_REGISTRY
 
 __all__ = ["BalancedL1Loss", "L1Loss", "SmoothL1Loss", "smooth_l1_loss"]
@@ -32,21 +35,19 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, mask: Tensor, *, beta: float = 
 
 
 @BOX_LOSS_REGISTRY.register()
-class SmoothL1Loss:
+class SmoothL1Loss(BoxLoss):
     """Smooth L1 on encoded deltas, Detectron2's default with ``beta = 0.1``."""
 
-    compares = "deltas"
-    takes_weights = False
-    self_normalized = False
-
-    def __init__(self, *, beta: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        beta: Annotated[
+            float, Option("difference at which the parabola becomes a line; 0 gives L1")
+        ] = 0.1,
+    ) -> None:
         if beta < 0:
             raise ValueError(f"BOX_LOSS.BETA must be >= 0, got {beta}")
         self.beta = beta
-
-    @classmethod
-    def from_config(cls, node) -> SmoothL1Loss:
-        return cls(beta=node.BETA)
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return smooth_l1_loss(pred, target, mask, beta=self.beta)
@@ -59,13 +60,9 @@ class L1Loss(SmoothL1Loss):
     def __init__(self) -> None:
         super().__init__(beta=0.0)
 
-    @classmethod
-    def from_config(cls, node) -> L1Loss:
-        return cls()
-
 
 @BOX_LOSS_REGISTRY.register()
-class BalancedL1Loss:
+class BalancedL1Loss(BoxLoss):
     """Balanced L1 on encoded deltas (Libra R-CNN, Eq. 8 and 9).
 
     Args:
@@ -77,12 +74,29 @@ class BalancedL1Loss:
             compare with models trained so.
     """
 
-    compares = "deltas"
-    takes_weights = False
-    self_normalized = False
-
     def __init__(
-        self, *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0, mmdet_form: bool = False
+        self,
+        *,
+        alpha: Annotated[
+            float,
+            Option(
+                "how much small differences count",
+                key="BALANCED_ALPHA",
+                source="Libra R-CNN, Eq. 8",
+            ),
+        ] = 0.5,
+        gamma: Annotated[
+            float,
+            Option("largest slope", key="BALANCED_GAMMA", source="Libra R-CNN, Eq. 8"),
+        ] = 1.5,
+        beta: Annotated[
+            float,
+            Option("difference from which on the loss is linear", key="BALANCED_BETA"),
+        ] = 1.0,
+        mmdet_form: Annotated[
+            bool,
+            Option("mmdetection's use of BALANCED_BETA, whose slope jumps at 0"),
+        ] = False,
     ) -> None:
         if alpha <= 0 or gamma <= 0 or beta <= 0:
             raise ValueError(
@@ -93,15 +107,6 @@ class BalancedL1Loss:
         self.gamma = gamma
         self.beta = beta
         self.mmdet_form = mmdet_form
-
-    @classmethod
-    def from_config(cls, node) -> BalancedL1Loss:
-        return cls(
-            alpha=node.BALANCED_ALPHA,
-            gamma=node.BALANCED_GAMMA,
-            beta=node.BALANCED_BETA,
-            mmdet_form=node.MMDET_FORM,
-        )
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         # Equal numbers have neither loss nor gradient.

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from resobj_d2.structures import LevelMaps
 
+from .base import ClassLoss
 from .build import CLS_LOSS_REGISTRY
 
 __all__ = ["SoftmaxCE"]
@@ -17,14 +18,8 @@ LARGEST = 1 - 2**-24
 
 
 @CLS_LOSS_REGISTRY.register()
-class SoftmaxCE:
+class SoftmaxCE(ClassLoss):
     """Softmax cross entropy over K classes and the background, label K (SSD, Eq. 3)."""
-
-    self_normalized = False
-
-    @classmethod
-    def from_config(cls, node) -> SoftmaxCE:
-        return cls()
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import BoxLoss
 from .build import BOX_LOSS_REGISTRY
 
 __all__ = ["YOLOBoxLoss"]
 
 
 @BOX_LOSS_REGISTRY.register()
-class YOLOBoxLoss:
+class YOLOBoxLoss(BoxLoss):
     """Cross entropy for the place in the cell, half the squared difference for the log-size.
 
     Its gradients are those that Darknet writes down instead of a loss: ``sigmoid(t) - sigmoid(t*)``
@@ -22,11 +23,6 @@ class YOLOBoxLoss:
 
     compares = "cell_deltas"
     takes_weights = True
-    self_normalized = False
-
-    @classmethod
-    def from_config(cls, node) -> YOLOBoxLoss:
-        return cls()
 
     def __call__(
         self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None

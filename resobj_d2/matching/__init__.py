@@ -1,5 +1,6 @@
 """Anchors, box parametrisations, label assignment and sampling; imports no Detectron2."""
 
+from .base import Assigner, Coder, Sampler
 from .best_anchor_assigner import BestAnchorAssigner
 from .build import (
     ASSIGNER_REGISTRY,
@@ -11,7 +12,8 @@ from .build import (
 from .coders import DeltaCoder, LTRBCoder
 from .fsaf_assigner import FSAFAssigner
 from .max_iou_assigner import MaxIoUAssigner
-from .priors import AnchorGrid, OctaveAnchors, octave_anchors
+from .octave_priors import OctaveAnchors, octave_anchors
+from .priors import AnchorGrid
 from .samplers import (
     HardExampleSampler,
     HardNegativeRatio,
@@ -30,7 +32,9 @@ __all__ = [
     "PRIORS_REGISTRY",
     "SAMPLER_REGISTRY",
     "AnchorGrid",
+    "Assigner",
     "BestAnchorAssigner",
+    "Coder",
     "DeltaCoder",
     "FSAFAssigner",
     "HardExampleSampler",
@@ -42,6 +46,7 @@ __all__ = [
     "OHEMSampler",
     "OctaveAnchors",
     "RandomSampler",
+    "Sampler",
     "SSDAnchors",
     "YOLOAnchors",
     "YOLOAssigner",

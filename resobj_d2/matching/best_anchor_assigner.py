@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.options import Option
 from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
 
 from .build import ASSIGNER_REGISTRY
@@ -40,22 +42,18 @@ class BestAnchorAssigner(MaxIoUAssigner):
         self,
         *,
         num_classes: int,
-        iou_thresholds: Sequence[float] = (0.5,),
-        iou_labels: Sequence[int] = (0, 1),
+        iou_thresholds: Annotated[
+            Sequence[float], Option("ascending bounds of IoU", follows=True)
+        ] = (0.5,),
+        iou_labels: Annotated[
+            Sequence[int], Option("labels below and above them", follows=True)
+        ] = (0, 1),
     ) -> None:
         super().__init__(
             num_classes=num_classes,
             iou_thresholds=iou_thresholds,
             iou_labels=iou_labels,
             allow_low_quality=False,
-        )
-
-    @classmethod
-    def from_config(cls, node, num_classes: int) -> BestAnchorAssigner:
-        return cls(
-            num_classes=num_classes,
-            iou_thresholds=node.IOU_THRESHOLDS,
-            iou_labels=node.IOU_LABELS,
         )
 
     @torch.no_grad()

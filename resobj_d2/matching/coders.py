@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resobj_d2.options import Option
+
+from .base import Coder
 from .build import CODER_REGISTRY
 
 __all__ = ["DeltaCoder", "LTRBCoder"]
@@ -20,7 +24,7 @@ def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @CODER_REGISTRY.register()
-class DeltaCoder:
+class DeltaCoder(Coder):
     """R-CNN deltas ``(dx, dy, dw, dh)`` (Girshick et al. 2014, appendix C).
 
     The arithmetic is that of Detectron2's ``Box2BoxTransform``, without its host
@@ -31,25 +35,21 @@ class DeltaCoder:
         scale_clamp: upper bound of dw and dh at decoding, so that exp cannot overflow.
     """
 
-    initial_delta = 0.0
-    identity_delta = 0.0
-    delta_space = "deltas"
-    anchor_offset = None
-
     def __init__(
         self,
         *,
-        weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        weights: Annotated[Sequence[float], Option("factors of dx, dy, dw and dh")] = (
+            1.0,
+            1.0,
+            1.0,
+            1.0,
+        ),
         scale_clamp: float = math.log(1000.0 / 16),
     ) -> None:
         if len(weights) != 4 or any(w <= 0 for w in weights):
             raise ValueError(f"CODER.WEIGHTS must be four positive numbers, got {tuple(weights)}")
         self.weights = tuple(weights)
         self.scale_clamp = scale_clamp
-
-    @classmethod
-    def from_config(cls, node) -> DeltaCoder:
-        return cls(weights=node.WEIGHTS)
 
     @property
     def delta_options(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ class DeltaCoder:
 
 
 @CODER_REGISTRY.register()
-class LTRBCoder:
+class LTRBCoder(Coder):
     """Distances from a point to the left, top, right and bottom side of the box.
 
     The point is the anchor's centre and the unit the anchor's side, so a square anchor of S
@@ -94,13 +94,6 @@ class LTRBCoder:
     # The ReLU passes no gradient below zero, so predictions start above it.
     initial_delta = 0.1
     identity_delta = 0.5
-    delta_options = None
-    delta_space = "deltas"
-    anchor_offset = None
-
-    @classmethod
-    def from_config(cls, node) -> LTRBCoder:
-        return cls()
 
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor | None = None) -> Tensor:
         """Distances (..., 4); negative where the point lies outside the box."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.options import Option
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
+from .base import Assigner
 from .build import ASSIGNER_REGISTRY
 
 __all__ = ["FSAFAssigner"]
@@ -36,7 +39,7 @@ class _Regions:
 
 
 @ASSIGNER_REGISTRY.register()
-class FSAFAssigner:
+class FSAFAssigner(Assigner):
     """Each ground truth is learned on the one level that fits it best.
 
     On every level the points in the middle of a box (effective region) could learn it, a ring
@@ -59,17 +62,44 @@ class FSAFAssigner:
 
     needs_predictions = True
     labels_by_iou = False
-    weighs_boxes = False
 
     def __init__(
         self,
         *,
         num_classes: int,
-        selection: str = "online",
-        effective_scale: float = 0.2,
-        ignore_scale: float = 0.5,
-        canonical_level: int = 5,
-        unselected: str = "other_classes",
+        selection: Annotated[
+            str,
+            Option(
+                "online: a box is learned on the level where its loss is smallest; heuristic: on "
+                "one that its size chooses",
+                source="FSAF, section 3.3",
+            ),
+        ] = "online",
+        effective_scale: Annotated[
+            float,
+            Option(
+                "side of a box's effective region, relative to the box", source="FSAF, section 3.2"
+            ),
+        ] = 0.2,
+        ignore_scale: Annotated[
+            float,
+            Option("side of its ignoring region, relative to the box", source="FSAF, section 3.2"),
+        ] = 0.5,
+        canonical_level: Annotated[
+            int,
+            Option(
+                "level of a box of 224 pixels: 5 for P3-P7, 4 as in FPN",
+                source="FSAF, section 3.3",
+                only={"selection": ("heuristic",)},
+            ),
+        ] = 5,
+        unselected: Annotated[
+            str,
+            Option(
+                "a box's effective points on other levels: other_classes (negatives of all "
+                "classes but the box's), background or ignore"
+            ),
+        ] = "other_classes",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
     ) -> None:
@@ -92,17 +122,6 @@ class FSAFAssigner:
         self.unselected = unselected
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
-
-    @classmethod
-    def from_config(cls, node, num_classes: int) -> FSAFAssigner:
-        return cls(
-            num_classes=num_classes,
-            selection=node.SELECTION,
-            effective_scale=node.EFFECTIVE_SCALE,
-            ignore_scale=node.IGNORE_SCALE,
-            canonical_level=node.CANONICAL_LEVEL,
-            unselected=node.UNSELECTED,
-        )
 
     @torch.no_grad()
     def __call__(

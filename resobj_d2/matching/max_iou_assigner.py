@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.options import Option
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
+from .base import Assigner
 from .build import ASSIGNER_REGISTRY
 
 __all__ = ["MaxIoUAssigner"]
 
 
 @ASSIGNER_REGISTRY.register()
-class MaxIoUAssigner:
+class MaxIoUAssigner(Assigner):
     """Each anchor gets the ground truth it overlaps most, labelled by IoU thresholds.
 
     The rule is Detectron2's ``Matcher``, ties included, but for one case: a ground truth that
@@ -34,17 +37,27 @@ class MaxIoUAssigner:
             is the best any anchor has with it.
     """
 
-    needs_predictions = False
-    labels_by_iou = True
-    weighs_boxes = False
-
     def __init__(
         self,
         *,
         num_classes: int,
-        iou_thresholds: Sequence[float] = (0.4, 0.5),
-        iou_labels: Sequence[int] = (0, -1, 1),
-        allow_low_quality: bool = True,
+        iou_thresholds: Annotated[
+            Sequence[float], Option("ascending bounds of IoU", source="RetinaNet, section 4")
+        ] = (0.4, 0.5),
+        iou_labels: Annotated[
+            Sequence[int],
+            Option(
+                "labels below, between and above the thresholds: 1 foreground, 0 background, "
+                "-1 ignored"
+            ),
+        ] = (0, -1, 1),
+        allow_low_quality: Annotated[
+            bool,
+            Option(
+                "an anchor is also foreground where no other overlaps some object more",
+                source="Faster R-CNN, section 3.1.2",
+            ),
+        ] = True,
     ) -> None:
         ascending = sorted(iou_thresholds) == list(iou_thresholds)
         if not iou_thresholds or not ascending or iou_thresholds[0] <= 0:
@@ -61,15 +74,6 @@ class MaxIoUAssigner:
         self.iou_thresholds = list(iou_thresholds)
         self.iou_labels = list(iou_labels)
         self.allow_low_quality = allow_low_quality
-
-    @classmethod
-    def from_config(cls, node, num_classes: int) -> MaxIoUAssigner:
-        return cls(
-            num_classes=num_classes,
-            iou_thresholds=node.IOU_THRESHOLDS,
-            iou_labels=node.IOU_LABELS,
-            allow_low_quality=node.ALLOW_LOW_QUALITY,
-        )
 
     @torch.no_grad()
     def __call__(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from resobj_d2.options import Option
 from resobj_d2.structures import Priors
 
-from .build import PRIORS_REGISTRY
+__all__ = ["AnchorGrid"]
 
-__all__ = ["AnchorGrid", "OctaveAnchors", "octave_anchors"]
+
+Offset = Annotated[
+    float, Option("place of the first cell's centre in strides, in [0, 1)", key="OFFSET")
+]
 
 
 class AnchorGrid(nn.Module):
-    """The same few anchors at every cell of a level.
+    """The same few anchors at every cell of a level: the contract of priors.
+
+    ``num_anchors`` lists A_l per level; called with the (H_l, W_l) of each level it gives
+    :class:`Priors`.
 
     Args:
         shapes: per level, the (width, height) of each anchor of a cell, in pixels.
@@ -71,51 +78,3 @@ class AnchorGrid(nn.Module):
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4).to(cell.dtype)
         return (shifts + cell).reshape(-1, 4)
-
-
-@PRIORS_REGISTRY.register()
-class OctaveAnchors(AnchorGrid):
-    """RetinaNet's anchors: ``scale * stride * 2^(i / octaves)`` at each aspect ratio."""
-
-    @classmethod
-    def from_config(cls, node, strides: Sequence[int]) -> OctaveAnchors:
-        shapes = octave_anchors(
-            strides=strides,
-            scale=node.SCALE,
-            scales_per_octave=node.SCALES_PER_OCTAVE,
-            aspect_ratios=node.ASPECT_RATIOS,
-        )
-        return cls(shapes=shapes, strides=strides, offset=node.OFFSET)
-
-
-def octave_anchors(
-    *,
-    strides: Sequence[int],
-    scale: float,
-    scales_per_octave: int,
-    aspect_ratios: Sequence[float],
-) -> list[list[tuple[float, float]]]:
-    """(width, height) of each anchor, sizes outermost, as Detectron2 orders them.
-
-    ``aspect_ratios`` are height / width; the area of an anchor does not depend on its ratio.
-    """
-    flat = all(isinstance(ratio, (int, float)) and ratio > 0 for ratio in aspect_ratios)
-    if not aspect_ratios or not flat:
-        raise ValueError(
-            f"ASPECT_RATIOS must be a flat list of positive numbers, got {aspect_ratios}"
-        )
-    if scale <= 0 or scales_per_octave < 1:
-        raise ValueError(
-            f"SCALE must be positive and SCALES_PER_OCTAVE at least 1, got {scale} "
-            f"and {scales_per_octave}"
-        )
-    shapes = []
-    for stride in strides:
-        sizes = [scale * stride * 2 ** (i / scales_per_octave) for i in range(scales_per_octave)]
-        level = []
-        for size in sizes:
-            for ratio in aspect_ratios:
-                width = math.sqrt(size**2 / ratio)
-                level.append((width, ratio * width))
-        shapes.append(level)
-    return shapes

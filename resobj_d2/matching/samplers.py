@@ -6,12 +6,16 @@ comes from torch's generator of the anchors' device.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from resobj_d2.ops import batched_nms_padded
+from resobj_d2.options import Option
 from resobj_d2.structures import Targets
 
+from .base import Sampler
 from .build import SAMPLER_REGISTRY
 
 __all__ = [
@@ -21,6 +25,21 @@ __all__ = [
     "KeepAll",
     "OHEMSampler",
     "RandomSampler",
+]
+
+
+Size = Annotated[int, Option("anchors per image", key="SIZE")]
+PositiveFraction = Annotated[
+    float,
+    Option("largest share of them that is foreground", key="POSITIVE_FRACTION"),
+]
+InstanceBalanced = Annotated[
+    bool,
+    Option(
+        "foreground evenly from the objects",
+        key="INSTANCE_BALANCED",
+        source="Libra R-CNN, section 3.1",
+    ),
 ]
 
 
@@ -55,15 +74,8 @@ def _check_size(size: int, positive_fraction: float) -> None:
 
 
 @SAMPLER_REGISTRY.register()
-class KeepAll:
+class KeepAll(Sampler):
     """Every labelled anchor, as in RetinaNet and Residual Objectness ("sampling-free")."""
-
-    needs_loss = False
-    needs_ious = False
-
-    @classmethod
-    def from_config(cls, node) -> KeepAll:
-        return cls()
 
     def __call__(
         self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
@@ -96,7 +108,7 @@ def _rank_in_group(groups: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @SAMPLER_REGISTRY.register()
-class RandomSampler:
+class RandomSampler(Sampler):
     """A fixed number of anchors of each image at random (Ren et al., Faster R-CNN, section 3.1.3).
 
     Args:
@@ -106,28 +118,17 @@ class RandomSampler:
             it and one more, as long as there are enough others (Libra R-CNN, section 3.1).
     """
 
-    needs_loss = False
-    needs_ious = False
-
     def __init__(
         self,
         *,
-        size: int = 256,
-        positive_fraction: float = 0.5,
-        instance_balanced: bool = False,
+        size: Size = 256,
+        positive_fraction: PositiveFraction = 0.5,
+        instance_balanced: InstanceBalanced = False,
     ) -> None:
         _check_size(size, positive_fraction)
         self.size = size
         self.max_positive = int(size * positive_fraction)
         self.instance_balanced = instance_balanced
-
-    @classmethod
-    def from_config(cls, node) -> RandomSampler:
-        return cls(
-            size=node.SIZE,
-            positive_fraction=node.POSITIVE_FRACTION,
-            instance_balanced=node.INSTANCE_BALANCED,
-        )
 
     def __call__(
         self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
@@ -169,11 +170,17 @@ class IoUBalancedSampler(RandomSampler):
     def __init__(
         self,
         *,
-        size: int = 256,
-        positive_fraction: float = 0.5,
-        instance_balanced: bool = False,
-        num_bins: int = 3,
-        negative_iou: float = 0.4,
+        size: Size = 256,
+        positive_fraction: PositiveFraction = 0.5,
+        instance_balanced: InstanceBalanced = False,
+        num_bins: Annotated[
+            int,
+            Option(
+                "bins over the IoUs from 0 to NEGATIVE_IOU",
+                source="Libra R-CNN, section 3.1",
+            ),
+        ] = 3,
+        negative_iou: Annotated[float, Option("IoU below which anchors are background")] = 0.4,
     ) -> None:
         super().__init__(
             size=size, positive_fraction=positive_fraction, instance_balanced=instance_balanced
@@ -185,16 +192,6 @@ class IoUBalancedSampler(RandomSampler):
             )
         self.num_bins = num_bins
         self.negative_iou = negative_iou
-
-    @classmethod
-    def from_config(cls, node) -> IoUBalancedSampler:
-        return cls(
-            size=node.SIZE,
-            positive_fraction=node.POSITIVE_FRACTION,
-            instance_balanced=node.INSTANCE_BALANCED,
-            num_bins=node.NUM_BINS,
-            negative_iou=node.NEGATIVE_IOU,
-        )
 
     def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
         background = targets.background
@@ -222,12 +219,15 @@ class HardExampleSampler(RandomSampler):
 
     needs_loss = True
 
-    def __init__(self, *, size: int = 512, positive_fraction: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Option("anchors per image", follows=True)] = 512,
+        positive_fraction: Annotated[
+            float, Option("largest share of them that is foreground", follows=True)
+        ] = 0.25,
+    ) -> None:
         super().__init__(size=size, positive_fraction=positive_fraction)
-
-    @classmethod
-    def from_config(cls, node) -> HardExampleSampler:
-        return cls(size=node.SIZE, positive_fraction=node.POSITIVE_FRACTION)
 
     def positives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
         return _best(difficulty, targets.foreground, quota, self.max_positive)
@@ -237,7 +237,7 @@ class HardExampleSampler(RandomSampler):
 
 
 @SAMPLER_REGISTRY.register()
-class HardNegativeRatio:
+class HardNegativeRatio(Sampler):
     """All foreground, and the hardest background in a ratio to it (Liu et al., SSD, section 2.2).
 
     An image without foreground gets no background either.
@@ -247,16 +247,17 @@ class HardNegativeRatio:
     """
 
     needs_loss = True
-    needs_ious = False
 
-    def __init__(self, *, negative_ratio: float = 3.0) -> None:
+    def __init__(
+        self,
+        *,
+        negative_ratio: Annotated[
+            float, Option("background anchors per foreground anchor", source="SSD, section 2.2")
+        ] = 3.0,
+    ) -> None:
         if negative_ratio <= 0:
             raise ValueError(f"SAMPLER.NEGATIVE_RATIO must be positive, got {negative_ratio}")
         self.negative_ratio = negative_ratio
-
-    @classmethod
-    def from_config(cls, node) -> HardNegativeRatio:
-        return cls(negative_ratio=node.NEGATIVE_RATIO)
 
     def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
         foreground = targets.foreground
@@ -266,7 +267,7 @@ class HardNegativeRatio:
 
 
 @SAMPLER_REGISTRY.register()
-class OHEMSampler:
+class OHEMSampler(Sampler):
     """The hardest anchors of each image that do not overlap (Shrivastava et al. 2016, "OHEM").
 
     As the baseline of the focal loss paper (Lin et al., RetinaNet, section 5.1): anchors are ranked
@@ -281,10 +282,18 @@ class OHEMSampler:
     """
 
     needs_loss = True
-    needs_ious = False
 
     def __init__(
-        self, *, size: int = 128, nms_thresh: float = 0.5, positive_fraction: float = 0.0
+        self,
+        *,
+        size: Annotated[int, Option("anchors per image", follows=True)] = 128,
+        nms_thresh: Annotated[float, Option("IoU of the NMS over the anchors")] = 0.5,
+        positive_fraction: Annotated[
+            float,
+            Option(
+                "share of the foreground; 0 ranks foreground and background together", follows=True
+            ),
+        ] = 0.0,
     ) -> None:
         _check_size(size, positive_fraction)
         if not 0 <= nms_thresh <= 1:
@@ -292,14 +301,6 @@ class OHEMSampler:
         self.size = size
         self.nms_thresh = nms_thresh
         self.positive_fraction = positive_fraction
-
-    @classmethod
-    def from_config(cls, node) -> OHEMSampler:
-        return cls(
-            size=node.SIZE,
-            nms_thresh=node.NMS_THRESH,
-            positive_fraction=node.POSITIVE_FRACTION,
-        )
 
     def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
         rows = []

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from resobj_d2.options import Option
 
 from .build import PRIORS_REGISTRY
-from .priors import AnchorGrid
+from .priors import AnchorGrid, Offset
 
 __all__ = ["SSDAnchors", "ssd_anchors"]
 
 
 @PRIORS_REGISTRY.register()
 class SSDAnchors(AnchorGrid):
-    """Default boxes of absolute size, other shapes on every level (Liu et al. 2016, "SSD", 2.2)."""
+    """Default boxes of absolute size, other shapes on every level (Liu et al. 2016, "SSD", 2.2).
 
-    @classmethod
-    def from_config(cls, node, strides: Sequence[int]) -> SSDAnchors:
-        """Raises ValueError where the lists of the config do not fit the number of levels."""
-        shapes = ssd_anchors(min_sizes=node.MIN_SIZES, aspect_ratios=node.ASPECT_RATIOS)
+    Args:
+        strides: pixels between neighbouring cells, per level.
+        aspect_ratios: a list for each level; see :func:`ssd_anchors`.
+
+    Raises:
+        ValueError: the lists do not fit the number of levels.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        min_sizes: Annotated[
+            Sequence,
+            Option("size in pixels of each level's boxes, and one more", source="SSD, 2.2"),
+        ] = (),
+        aspect_ratios: Annotated[
+            Sequence, Option("per level, longer to shorter side, above 1", follows=True)
+        ],
+        offset: Offset = 0.0,
+    ) -> None:
+        shapes = ssd_anchors(min_sizes=min_sizes, aspect_ratios=aspect_ratios)
         if len(shapes) != len(strides):
             raise ValueError(
                 f"PRIORS.MIN_SIZES and ASPECT_RATIOS are for {len(shapes)} levels, but there "
                 f"are {len(strides)}"
             )
-        return cls(shapes=shapes, strides=strides, offset=node.OFFSET)
+        super().__init__(shapes=shapes, strides=strides, offset=offset)
 
 
 def ssd_anchors(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.options import Option
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
+from .base import Assigner
 from .build import ASSIGNER_REGISTRY
 from .ground_truth_owners import anchor_owners
 
@@ -18,7 +21,7 @@ __all__ = ["YOLOAssigner"]
 
 
 @ASSIGNER_REGISTRY.register()
-class YOLOAssigner:
+class YOLOAssigner(Assigner):
     """One responsible anchor for each ground truth (Redmon and Farhadi, "YOLOv3", section 2.1).
 
     It is the anchor, among those of all levels in the cells that hold the box's centre, whose
@@ -40,24 +43,28 @@ class YOLOAssigner:
     """
 
     needs_predictions = True
-    labels_by_iou = True
 
     def __init__(
-        self, *, num_classes: int, ignore_iou: float = 0.7, weighs_boxes: bool = True
+        self,
+        *,
+        num_classes: int,
+        ignore_iou: Annotated[
+            float,
+            Option("background whose predicted box overlaps an object by more is ignored"),
+        ] = 0.7,
+        weighs_boxes: Annotated[
+            bool,
+            Option(
+                "small boxes have up to twice the box loss; False for losses of overlap",
+                source="Darknet",
+            ),
+        ] = True,
     ) -> None:
         if not 0 < ignore_iou <= 1:
             raise ValueError(f"ASSIGNER.IGNORE_IOU must be in (0, 1], got {ignore_iou}")
         self.num_classes = num_classes
         self.ignore_iou = ignore_iou
         self.weighs_boxes = weighs_boxes
-
-    @classmethod
-    def from_config(cls, node, num_classes: int) -> YOLOAssigner:
-        return cls(
-            num_classes=num_classes,
-            ignore_iou=node.IGNORE_IOU,
-            weighs_boxes=node.WEIGHS_BOXES,
-        )
 
     @torch.no_grad()
     def __call__(

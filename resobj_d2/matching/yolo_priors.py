@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from resobj_d2.options import Option
+
+from .base import Coder
 from .build import CODER_REGISTRY, PRIORS_REGISTRY
-from .priors import AnchorGrid
+from .priors import AnchorGrid, Offset
 
 __all__ = ["YOLOAnchors", "YOLOCoder"]
 
 
 @PRIORS_REGISTRY.register()
 class YOLOAnchors(AnchorGrid):
-    """Priors of any shape, listed by the config (Redmon and Farhadi, "YOLOv3", section 2.3)."""
+    """Priors of any shape, listed by the config (Redmon and Farhadi, "YOLOv3", section 2.3).
 
-    @classmethod
-    def from_config(cls, node, strides: Sequence[int]) -> YOLOAnchors:
-        """Raises ValueError where ``PRIORS.SIZES`` is no list of [width, height] per level."""
-        sizes = node.SIZES
+    Args:
+        strides: pixels between neighbouring cells, per level.
+
+    Raises:
+        ValueError: ``sizes`` is not a list of [width, height] for each level.
+    """
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        sizes: Annotated[
+            Sequence, Option("for each level its [width, height] pairs in pixels, finest first")
+        ] = (),
+        offset: Offset = 0.0,
+    ) -> None:
         pairs = all(
             isinstance(level, (list, tuple)) and level and all(_is_size(pair) for pair in level)
             for level in sizes
@@ -31,7 +47,7 @@ class YOLOAnchors(AnchorGrid):
                 f"PRIORS.SIZES of YOLOAnchors must be a list of positive [width, height] for each "
                 f"of the {len(strides)} levels, finest first, got {list(sizes)}"
             )
-        return cls(shapes=sizes, strides=strides, offset=node.OFFSET)
+        super().__init__(shapes=sizes, strides=strides, offset=offset)
 
 
 def _is_size(pair: object) -> bool:
@@ -43,7 +59,7 @@ def _is_size(pair: object) -> bool:
 
 
 @CODER_REGISTRY.register()
-class YOLOCoder:
+class YOLOCoder(Coder):
     """``(tx, ty, tw, th)``: the centre inside the anchor's cell, the size in units of the anchor.
 
     ``x = anchor_x + (sigmoid(tx) - 1/2) stride``, ``w = anchor_w exp(tw)`` (YOLOv3, section 2.1),
@@ -56,19 +72,12 @@ class YOLOCoder:
             be infinite.
     """
 
-    initial_delta = 0.0
-    identity_delta = 0.0
-    delta_options = None
     delta_space = "cell_deltas"
     anchor_offset = 0.5
 
     def __init__(self, *, scale_clamp: float = math.log(1000.0 / 16), margin: float = 1e-6) -> None:
         self.scale_clamp = scale_clamp
         self.margin = margin
-
-    @classmethod
-    def from_config(cls, node) -> YOLOCoder:
-        return cls()
 
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size.

@@ -1,8 +1,9 @@
 """The detector and its slots. Importing this package registers them with Detectron2."""
 
 from .backbones import SSDVGG16, DarkNet, TimmBackbone
-from .branches import ObjectnessBranch, QualityBranch, ScoreBranch
+from .branches import ObjectnessBranch, QualityBranch
 from .build import BRANCH_REGISTRY, PREDICTOR_REGISTRY, TOWER_REGISTRY
+from .contracts import Predictor, ScoreBranch, Tower
 from .dense_detector import ResObjDenseDetector
 from .fusion import ScoreFusion
 from .heads import (
@@ -36,6 +37,7 @@ __all__ = [
     "NoTower",
     "ObjectnessBranch",
     "PerLevelConv",
+    "Predictor",
     "QualityBranch",
     "ResObjBoxPredictor",
     "ResObjCascadeROIHeads",
@@ -52,6 +54,7 @@ __all__ = [
     "SharedSepConv",
     "Stage",
     "TimmBackbone",
+    "Tower",
     "YOLOPyramid",
     "YOLOTower",
 ]

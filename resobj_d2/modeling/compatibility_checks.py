@@ -36,7 +36,7 @@ def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) 
     """Refuse a sampler that would not find what it goes by."""
     name = type(sampler).__name__
     cls_loss = stages[0].cls_loss
-    if sampler.needs_loss and classify_background and cls_loss.per_anchor is None:
+    if sampler.needs_loss and classify_background and not cls_loss.ranks_anchors:
         raise ValueError(
             f"SAMPLER {name} ranks anchors by their class loss, but "
             f"{type(cls_loss).__name__} weighs them by all others and has none for each"

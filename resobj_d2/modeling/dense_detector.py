@@ -12,9 +12,12 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from resobj_d2.compat import batch_images
+from resobj_d2.options import build
 from resobj_d2.structures import GroundTruth, StreamOutput
 
 from .build import TOWER_REGISTRY
+from .build_stream import build_stream
+from .contracts import Tower
 from .postprocess import DensePostprocess, Scoring, to_instances
 from .stream import DenseStream
 
@@ -29,7 +32,7 @@ class ResObjDenseDetector(nn.Module):
         backbone: a Detectron2 backbone.
         in_features: names of its feature maps, finest first.
         num_classes: K.
-        tower: see ``TOWER_REGISTRY``.
+        tower: see :class:`resobj_d2.modeling.contracts.Tower`.
         streams: what is predicted on the tower, by name.
         postprocess: candidates to detections.
         pixel_mean, pixel_std: per channel, in the order of the input images.
@@ -44,7 +47,7 @@ class ResObjDenseDetector(nn.Module):
         backbone: nn.Module,
         in_features: Sequence[str],
         num_classes: int,
-        tower: nn.Module,
+        tower: Tower,
         streams: dict[str, DenseStream],
         postprocess: DensePostprocess,
         pixel_mean: Sequence[float],
@@ -75,21 +78,20 @@ class ResObjDenseDetector(nn.Module):
                 f"gives {sorted(shapes)}"
             )
         levels = [shapes[f] for f in dense.IN_FEATURES]
-        tower = TOWER_REGISTRY.get(dense.TOWER.NAME).from_config(
-            dense.TOWER, [level.channels for level in levels]
-        )
+        channels = [level.channels for level in levels]
+        tower = build(TOWER_REGISTRY.get(dense.TOWER.NAME), dense.TOWER, in_channels=channels)
         nodes = {"anchors": dense} if dense.ANCHOR_BASED else {}
         if dense.ANCHOR_FREE.ENABLED:
             nodes["anchor_free"] = dense.ANCHOR_FREE
         if not nodes:
             raise ValueError("MODEL.DENSE needs ANCHOR_BASED or ANCHOR_FREE.ENABLED")
         streams = {
-            name: DenseStream.from_config(
+            name: build_stream(
                 node,
                 num_classes=dense.NUM_CLASSES,
+                tower=tower,
                 tower_node=dense.TOWER,
-                in_channels=tower.out_channels,
-                pyramid_channels=[level.channels for level in levels],
+                pyramid_channels=channels,
                 strides=[level.stride for level in levels],
             )
             for name, node in nodes.items()
@@ -100,8 +102,8 @@ class ResObjDenseDetector(nn.Module):
             "num_classes": dense.NUM_CLASSES,
             "tower": tower,
             "streams": streams,
-            "postprocess": DensePostprocess.from_config(
-                dense.POSTPROCESS, cfg.TEST.DETECTIONS_PER_IMAGE
+            "postprocess": build(
+                DensePostprocess, dense.POSTPROCESS, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

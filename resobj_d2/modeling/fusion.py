@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-__all__ = ["ScoreFusion"]
+from resobj_d2.options import Option
+
+__all__ = ["ScoreFusion", "build_fusion"]
 
 
 class ScoreFusion:
@@ -33,30 +36,6 @@ class ScoreFusion:
         if not all(exponent >= 0 for exponent in self.exponents.values()):
             raise ValueError(f"FUSION.EXPONENTS must be at least 0, got {self.exponents}")
 
-    @classmethod
-    def from_config(
-        cls, node, factors: Sequence[str], shares: Mapping[str, float] | None = None
-    ) -> ScoreFusion:
-        """
-        Args:
-            factors: the names that exist, to catch a misspelt one.
-            shares: default exponent of some factors; the others' is one minus their sum.
-                ``node.EXPONENTS`` precedes it.
-        """
-        for key in ("EXPONENTS", "FLOORS"):
-            if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in node[key]):
-                raise ValueError(f"FUSION.{key} must be like [['cls', 0.6]], got {node[key]}")
-            unknown = sorted({name for name, _ in node[key]} - set(factors))
-            if unknown:
-                raise ValueError(
-                    f"FUSION.{key} names {unknown}, but this model predicts {sorted(factors)}"
-                )
-        exponents = dict(shares or {})
-        if exponents:
-            rest = 1.0 - sum(exponents.values())
-            exponents = {name: exponents.get(name, rest) for name in factors}
-        return cls(exponents=exponents | dict(node.EXPONENTS), floors=dict(node.FLOORS))
-
     def __call__(self, factors: Mapping[str, Tensor]) -> Tensor:
         """The scores in plain torch; detectors leave them to ``ops.dense_detections``.
 
@@ -78,3 +57,41 @@ class ScoreFusion:
                 above = above if above.dim() == 2 else above[:, None]
                 keep = above if keep is None else keep & above
         return score if keep is None else torch.where(keep, score, 0.0)
+
+
+def build_fusion(
+    *,
+    factors: Sequence[str],
+    shares: Mapping[str, float] | None = None,
+    exponents: Annotated[
+        Sequence,
+        Option(
+            "[name, e] of factors p in the score, the product of p^e; by default 1, or with "
+            "QUALITY what QUALITY.ALPHA says"
+        ),
+    ] = (),
+    floors: Annotated[
+        Sequence, Option("[name, floor]: candidates whose factor is below its floor are dropped")
+    ] = (),
+) -> ScoreFusion:
+    """A fusion of the factors that a model predicts.
+
+    Args:
+        factors: the names that exist, to catch a misspelt one.
+        shares: default exponent of some factors; the others' is one minus their sum.
+        exponents, floors: pairs of a name and a number. ``exponents`` take precedence over
+            ``shares``.
+    """
+    for key, pairs in (("EXPONENTS", exponents), ("FLOORS", floors)):
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"FUSION.{key} must be like [['cls', 0.6]], got {pairs}")
+        unknown = sorted({name for name, _ in pairs} - set(factors))
+        if unknown:
+            raise ValueError(
+                f"FUSION.{key} names {unknown}, but this model predicts {sorted(factors)}"
+            )
+    defaults = dict(shares or {})
+    if defaults:
+        rest = 1.0 - sum(defaults.values())
+        defaults = {name: defaults.get(name, rest) for name in factors}
+    return ScoreFusion(exponents=defaults | dict(exponents), floors=dict(floors))

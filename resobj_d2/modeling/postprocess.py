@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from detectron2.structures import Boxes, Instances
 
 from resobj_d2.ops import batched_nms
+from resobj_d2.options import Option
 from resobj_d2.structures import Candidates, StreamOutput
 
 from .fusion import ScoreFusion
@@ -30,7 +31,14 @@ class DensePostprocess:
     """
 
     def __init__(
-        self, *, score_thresh: float, topk: int, nms_thresh: float, max_detections: int
+        self,
+        *,
+        score_thresh: Annotated[float, Option("candidates must score more")] = 0.05,
+        topk: Annotated[int, Option("candidates per level in front of NMS")] = 1000,
+        nms_thresh: Annotated[
+            float, Option("IoU above which a better box of the class suppresses a box")
+        ] = 0.5,
+        max_detections: int = 100,
     ) -> None:
         if topk < 1 or max_detections < 1:
             raise ValueError(
@@ -41,15 +49,6 @@ class DensePostprocess:
         self.topk = topk
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
-
-    @classmethod
-    def from_config(cls, node, max_detections: int) -> DensePostprocess:
-        return cls(
-            score_thresh=node.SCORE_THRESH,
-            topk=node.TOPK,
-            nms_thresh=node.NMS_THRESH,
-            max_detections=max_detections,
-        )
 
     def __call__(
         self, streams: Sequence[tuple[DenseStream, StreamOutput]], step: int | None = None

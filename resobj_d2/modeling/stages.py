@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import torch
-from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
-from resobj_d2.matching import ASSIGNER_REGISTRY, MaxIoUAssigner
+from resobj_d2.losses import BoxLoss, ClassLoss, Normalizer
+from resobj_d2.matching import Assigner, Coder, MaxIoUAssigner
+from resobj_d2.options import Option
 from resobj_d2.structures import StagePrediction, TowerFeatures
 
-from .build import TOWER_REGISTRY
+from .contracts import Predictor, Tower
 from .heads.predictors import HeadParts, init_conv, prior_bias
 
 __all__ = ["Stage", "StageOptions", "build_stages"]
@@ -123,11 +124,11 @@ class Stage(nn.Module):
         cls: predictor of the class loss's logits from the class tower's levels; None to use those
             of the stage before it.
         box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
-        assigner: see ``ASSIGNER_REGISTRY``.
-        normalizer: see ``NORMALIZER_REGISTRY``.
-        cls_loss: see ``CLS_LOSS_REGISTRY``; None if its labels do not train the class logits.
-        box_loss: see ``BOX_LOSS_REGISTRY``; None if it moves no boxes.
-        tower: see ``TOWER_REGISTRY``; None to read what the stage before it reads.
+        assigner: labels its anchors.
+        normalizer: divides its losses.
+        cls_loss: None if its labels do not train the class logits.
+        box_loss: None if it moves no boxes.
+        tower: None to read what the stage before it reads.
         gates: by task the convolution that gates the feature of the tower before it, which is
             then added to the pyramid's; empty for none.
         repeats_box: without ``box``, apply the latest deltas once more.
@@ -138,13 +139,13 @@ class Stage(nn.Module):
     def __init__(
         self,
         *,
-        cls: nn.Module | None,
-        box: nn.Module | None,
-        assigner,
-        normalizer: nn.Module,
-        cls_loss,
-        box_loss,
-        tower: nn.Module | None = None,
+        cls: Predictor | None,
+        box: Predictor | None,
+        assigner: Assigner,
+        normalizer: Normalizer,
+        cls_loss: ClassLoss | None,
+        box_loss: BoxLoss | None,
+        tower: Tower | None = None,
         gates: Mapping[str, nn.Module] | None = None,
         repeats_box: bool = False,
         weight: float = 1.0,
@@ -198,52 +199,74 @@ class Stage(nn.Module):
 
 
 def build_stages(
-    node,
     *,
     num_classes: int,
     parts: HeadParts,
-    coder,
-    tower_node,
+    coder: Coder,
+    make_assigner: Callable[[], Assigner],
+    make_losses: Callable[[str], ClassLoss | BoxLoss],
+    make_normalizer: Callable[[], Normalizer],
+    make_tower: Callable[..., Tower],
     pyramid_channels: Sequence[int],
+    prior_prob: Annotated[
+        float,
+        Option(
+            "score the class predictor starts with; 0 for 1 / NUM_CLASSES, at most .5, which suits "
+            "a P(class | object) that is trained on foreground only",
+            key="CLS_LOSS.PRIOR_PROB",
+            source="RetinaNet, section 4.1",
+        ),
+    ] = 0.01,
+    refinements: Annotated[
+        Sequence,
+        Option(
+            "stages after the first, a list of dicts (resobj_d2.modeling.stages.StageOptions); "
+            "each trains on the boxes that the stage before it predicts, {} is consistent "
+            "optimisation",
+            key="STAGES",
+            source="ConRetinaNet, Eq. 1 and 2",
+        ),
+    ] = (),
 ) -> list[Stage]:
     """The first stage, on the priors, and those of ``MODEL.DENSE.STAGES``.
 
     Args:
-        node: the stream's config.
         num_classes: K.
         parts: what predictors are made of.
-        coder: see ``CODER_REGISTRY``; knows where deltas start.
-        tower_node: ``MODEL.DENSE.TOWER``, for stages with a tower of their own.
+        coder: knows where deltas start.
+        make_assigner: makes the first stage's; the others say their own thresholds.
+        make_losses: a task's loss; each stage has its own, since losses may have a state.
+        make_normalizer: likewise.
+        make_tower: ``make_tower(in_channels=, tasks=)``, for stages with a tower of their own.
         pyramid_channels: channels of what towers read, per level.
+        prior_prob: see :func:`.heads.predictors.prior_bias`.
+        refinements: entries of ``StageOptions``.
     """
-    cls_channels = CLS_LOSS_REGISTRY.get(node.CLS_LOSS.NAME).num_logits(num_classes)
-    channels = {"cls": cls_channels, "box": 4}
-    losses = {
-        "cls": (CLS_LOSS_REGISTRY, node.CLS_LOSS),
-        "box": (BOX_LOSS_REGISTRY, node.BOX_LOSS),
-    }
+    channels = {"cls": make_losses("cls").num_logits(num_classes), "box": 4}
 
     def own_parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
         """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
-        bias = {"cls": prior_bias(node.CLS_LOSS.PRIOR_PROB, num_classes), "box": delta}
-        found = {"normalizer": _entry(NORMALIZER_REGISTRY, node.NORMALIZER)}
+        bias = {"cls": prior_bias(prior_prob, num_classes), "box": delta}
+        arguments: dict = {"normalizer": make_normalizer()}
         for task in TASKS:
-            found[task] = found[f"{task}_loss"] = None
+            arguments[task] = arguments[f"{task}_loss"] = None
             if task in own:
-                found[task] = parts.predictor(channels=channels[task], bias=bias[task])
+                arguments[task] = parts.predictor(channels=channels[task], bias=bias[task])
             if task in trained:
-                found[f"{task}_loss"] = _entry(*losses[task])
-        return found
+                arguments[f"{task}_loss"] = make_losses(task)
+        return arguments
 
-    assigner = ASSIGNER_REGISTRY.get(node.ASSIGNER.NAME).from_config(node.ASSIGNER, num_classes)
-    stages = [Stage(assigner=assigner, **own_parts(TASKS, TASKS, coder.initial_delta))]
-    for i, entry in enumerate(node.STAGES):
+    stages = [Stage(assigner=make_assigner(), **own_parts(TASKS, TASKS, coder.initial_delta))]
+    for i, entry in enumerate(refinements):
         try:
             options = StageOptions.from_entry(entry)
+            tower = None
+            if options.tower != "shared":
+                tower = make_tower(in_channels=pyramid_channels, tasks=options.own_tasks)
             stage = Stage(
                 **own_parts(options.own_tasks, options.trained, coder.identity_delta),
                 assigner=options.assigner(num_classes),
-                tower=_own_tower(options, tower_node, pyramid_channels),
+                tower=tower,
                 gates=_gates(options, parts.in_channels, pyramid_channels),
                 repeats_box=options.box == "shared",
                 weight=options.weight,
@@ -253,17 +276,6 @@ def build_stages(
             raise ValueError(f"STAGES[{i}]: {error}") from error
         stages.append(stage)
     return stages
-
-
-def _entry(registry: Registry, node):
-    return registry.get(node.NAME).from_config(node)
-
-
-def _own_tower(options: StageOptions, node, pyramid_channels: Sequence[int]) -> nn.Module | None:
-    if options.tower == "shared":
-        return None
-    tower = TOWER_REGISTRY.get(node.NAME)
-    return tower.from_config(node, pyramid_channels, tasks=options.own_tasks)
 
 
 def _gates(

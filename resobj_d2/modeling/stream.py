@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from resobj_d2.losses import objectness_difficulty
-from resobj_d2.matching import CODER_REGISTRY, PRIORS_REGISTRY, SAMPLER_REGISTRY
+from resobj_d2.matching import AnchorGrid, Coder, Sampler
 from resobj_d2.ops import dense_detections
+from resobj_d2.options import Option
 from resobj_d2.structures import (
     IGNORE,
     Candidates,
@@ -25,12 +27,10 @@ from resobj_d2.structures import (
     TowerFeatures,
 )
 
-from .branches import ScoreBranch
-from .build import BRANCH_REGISTRY
 from .compatibility_checks import check_compatibility
+from .contracts import ScoreBranch
 from .fusion import ScoreFusion
-from .heads import HeadParts
-from .stages import Stage, build_stages
+from .stages import Stage
 
 __all__ = ["DenseStream"]
 
@@ -44,7 +44,7 @@ class DenseStream(nn.Module):
     logits, objectness) learns from that stage too.
 
     Args:
-        priors, coder, sampler: see the registries in ``resobj_d2.matching``.
+        priors, coder, sampler: see :mod:`resobj_d2.matching`.
         stages: at least one, the first with both predictors and both losses.
         cls_weight, box_weight: factors of the stages' losses.
         stage_scores: class probabilities are those of the last stage with a class predictor of its
@@ -56,13 +56,22 @@ class DenseStream(nn.Module):
     def __init__(
         self,
         *,
-        priors: nn.Module,
-        coder,
-        sampler,
+        priors: AnchorGrid,
+        coder: Coder,
+        sampler: Sampler,
         stages: Sequence[Stage],
-        cls_weight: float = 1.0,
-        box_weight: float = 1.0,
-        stage_scores: str = "last",
+        cls_weight: Annotated[
+            float, Option("factor of the class loss", key="CLS_LOSS.WEIGHT")
+        ] = 1.0,
+        box_weight: Annotated[float, Option("factor of the box loss", key="BOX_LOSS.WEIGHT")] = 1.0,
+        stage_scores: Annotated[
+            str,
+            Option(
+                "class probabilities are those of the last stage with a class predictor of its "
+                "own (last), or the mean over all of these (mean)",
+                source="Cascade R-CNN",
+            ),
+        ] = "last",
         branches: Sequence[ScoreBranch] = (),
         fusion: ScoreFusion,
     ) -> None:
@@ -87,56 +96,6 @@ class DenseStream(nn.Module):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
             raise ValueError("STAGE_SCORES mean needs a stage in STAGES with CLS own")
-
-    @classmethod
-    def from_config(
-        cls,
-        node,
-        *,
-        num_classes: int,
-        tower_node,
-        in_channels: Sequence[int],
-        pyramid_channels: Sequence[int],
-        strides: Sequence[int],
-    ) -> DenseStream:
-        """Build every slot from its own sub-node.
-
-        Args:
-            node: ``MODEL.DENSE`` or ``MODEL.DENSE.ANCHOR_FREE``.
-            num_classes: K.
-            tower_node: ``MODEL.DENSE.TOWER``.
-            in_channels: channels of the tower, per level.
-            pyramid_channels: channels of what the tower reads, per level.
-            strides: of the feature maps, per level.
-        """
-        priors = PRIORS_REGISTRY.get(node.PRIORS.NAME).from_config(node.PRIORS, strides)
-        parts = HeadParts.from_config(
-            node, tower_node, in_channels=in_channels, num_anchors=priors.num_anchors
-        )
-        sizes = {"num_classes": num_classes, "parts": parts}
-        branches = [
-            branch
-            for _, entry in sorted(BRANCH_REGISTRY)
-            if (branch := entry.from_config(node, **sizes)) is not None
-        ]
-        coder = CODER_REGISTRY.get(node.CODER.NAME).from_config(node.CODER)
-        return cls(
-            priors=priors,
-            coder=coder,
-            sampler=SAMPLER_REGISTRY.get(node.SAMPLER.NAME).from_config(node.SAMPLER),
-            stages=build_stages(
-                node, coder=coder, tower_node=tower_node, pyramid_channels=pyramid_channels, **sizes
-            ),
-            cls_weight=node.CLS_LOSS.WEIGHT,
-            box_weight=node.BOX_LOSS.WEIGHT,
-            stage_scores=node.STAGE_SCORES,
-            branches=branches,
-            fusion=ScoreFusion.from_config(
-                node.FUSION,
-                ["cls", *(b.name for b in branches)],
-                {b.name: b.fusion_share for b in branches if b.fusion_share is not None},
-            ),
-        )
 
     @property
     def num_steps(self) -> int:

@@ -15,6 +15,12 @@ def get(model, path):
 OBJECTNESS = ["MODEL.DENSE.OBJECTNESS.ENABLED", "True"]
 PLUG_INS = [*OBJECTNESS, "MODEL.DENSE.STAGES", "[{'CLS': 'own'}]"]
 LOSS = "branches.objectness.residual_loss"
+# The quality loss that reads a key.
+QUALITY_LOSS_OF = {
+    "QUALITY.NEGATIVE_WEIGHT": "ce_w",
+    "QUALITY.GAMMA": "gfocal",
+    "QUALITY.BETA": "smooth_l1",
+}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,8 @@ LOSS = "branches.objectness.residual_loss"
 )
 def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
     base = [*PLUG_INS, "MODEL.DENSE.QUALITY.ENABLED", key.startswith("QUALITY")]
+    if key in QUALITY_LOSS_OF:
+        base += ["MODEL.DENSE.QUALITY.LOSS", QUALITY_LOSS_OF[key]]
     before = get(build_model(tiny_cfg(*base)), path)
     after = get(build_model(tiny_cfg(*base, f"MODEL.DENSE.{key}", value)), path)
     assert after == expected

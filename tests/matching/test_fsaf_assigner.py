@@ -18,13 +18,6 @@ START = [0, 64, 80, 84]
 BOX = [8.0, 8.0, 40.0, 40.0]
 
 
-class Node:
-    SCALE = 4.0
-    SCALES_PER_OCTAVE = 1
-    ASPECT_RATIOS = [1.0]
-    OFFSET = 0.0
-
-
 def point(level, x, y):
     """Row of the point at pixel (x, y)."""
     return START[level] + y // STRIDES[level] * GRIDS[level][1] + x // STRIDES[level]
@@ -39,7 +32,7 @@ def level_maps(values):
 
 def make(images, *, logits=None, boxes=None):
     """Priors, ground truth and predictions for lists of (box, class) per image."""
-    priors = OctaveAnchors.from_config(Node, STRIDES)(GRIDS)
+    priors = OctaveAnchors(strides=STRIDES, scales_per_octave=1, aspect_ratios=[1.0])(GRIDS)
     truth = GroundTruth.from_lists(
         [torch.tensor([b for b, _ in image]).reshape(-1, 4) for image in images],
         [torch.tensor([c for _, c in image], dtype=torch.int64) for image in images],
@@ -61,7 +54,7 @@ def assign(images, assigner, **kwargs):
 
 def boxes_fitting_on(level_row, box, others):
     """Predicted boxes (1, R, 4): ``box`` itself at one point, ``others`` everywhere else."""
-    priors = OctaveAnchors.from_config(Node, STRIDES)(GRIDS)
+    priors = OctaveAnchors(strides=STRIDES, scales_per_octave=1, aspect_ratios=[1.0])(GRIDS)
     boxes = torch.tensor(others).expand(1, len(priors.boxes), 4).clone()
     boxes[0, level_row] = torch.tensor(box)
     return boxes

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from fvcore.common.config import CfgNode
 
 from resobj_d2.matching.ssd_priors import SSDAnchors, ssd_anchors
 
@@ -14,12 +13,12 @@ RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]]
 STRIDES = [8, 16, 32, 64, 128, 256, 512]
 
 
-def node(**options):
-    return CfgNode({"MIN_SIZES": MIN_SIZES, "ASPECT_RATIOS": RATIOS, "OFFSET": 0.5, **options})
+def anchors_of(strides=STRIDES):
+    return SSDAnchors(min_sizes=MIN_SIZES, aspect_ratios=RATIOS, strides=strides, offset=0.5)
 
 
 def test_ssd512_has_the_published_number_of_boxes():
-    anchors = SSDAnchors.from_config(node(), STRIDES)
+    anchors = anchors_of()
     assert anchors.num_anchors == [4, 6, 6, 6, 6, 4, 4]
     priors = anchors([(512 // s, 512 // s) for s in STRIDES])
     assert len(priors.boxes) == 24564
@@ -27,7 +26,7 @@ def test_ssd512_has_the_published_number_of_boxes():
 
 def test_first_cell_by_hand():
     """Size 20, next 51: centre (4, 4); sqrt(20 * 51) = 31.937, 20 * sqrt(2) = 28.284."""
-    anchors = SSDAnchors.from_config(node(), STRIDES)
+    anchors = anchors_of()
     boxes = anchors([(512 // s, 512 // s) for s in STRIDES]).boxes
     centre, between, longer, shorter = 4.0, math.sqrt(1020), 20 * 2**0.5, 20 / 2**0.5
     sizes = [(20, 20), (between, between), (longer, shorter), (shorter, longer)]
@@ -63,4 +62,4 @@ def test_bad_lists_are_refused(options, message):
 
 def test_other_number_of_levels_is_refused():
     with pytest.raises(ValueError, match="for 7 levels, but there are 5"):
-        SSDAnchors.from_config(node(), STRIDES[:5])
+        anchors_of(STRIDES[:5])

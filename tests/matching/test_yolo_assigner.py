@@ -13,7 +13,7 @@ SHAPES = [[(8, 8), (16, 8)], [(32, 32)]]
 @pytest.fixture
 def priors():
     """An input of 32 x 64: 2 x 4 cells of 16 pixels with two priors, 1 x 2 of 32 with one."""
-    return YOLOAnchors(shapes=SHAPES, strides=[16, 32], offset=0.5)([(2, 4), (1, 2)])
+    return YOLOAnchors(sizes=SHAPES, strides=[16, 32], offset=0.5)([(2, 4), (1, 2)])
 
 
 def assign(priors, boxes, classes, predicted=None, **options):
@@ -64,7 +64,7 @@ def test_boxes_need_not_be_weighed(priors):
 
 
 def test_of_equally_good_shapes_the_first(priors):
-    twins = YOLOAnchors(shapes=[[(8, 16), (16, 8)], [(32, 32)]], strides=[16, 32], offset=0.5)
+    twins = YOLOAnchors(sizes=[[(8, 16), (16, 8)], [(32, 32)]], strides=[16, 32], offset=0.5)
     found = assign(twins([(2, 4), (1, 2)]), [[[0.0, 0.0, 16.0, 16.0]]], [[0]])
     # 16 x 16 has IoU 1/2 with both; its centre (8, 8) is in the first cell.
     assert found.foreground[0].nonzero().flatten().tolist() == [0]

@@ -4,19 +4,18 @@ import math
 
 import pytest
 import torch
-from fvcore.common.config import CfgNode
 
 from resobj_d2.matching import YOLOAnchors, YOLOCoder
 
 SIZES = [[[10, 13], [16, 30]], [[40, 20]]]
 
 
-def node(sizes):
-    return CfgNode({"SIZES": sizes, "OFFSET": 0.5})
+def anchors_of(sizes):
+    return YOLOAnchors(sizes=sizes, strides=[8, 16], offset=0.5)
 
 
 def test_priors_stand_in_the_middle_of_their_cells():
-    priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
+    priors = anchors_of(SIZES)([(2, 4), (1, 2)])
     assert priors.num_anchors == [2, 1]
     assert priors.anchors_per_level == [16, 2]
     assert priors.input_size == (16, 32)
@@ -36,7 +35,7 @@ def test_priors_stand_in_the_middle_of_their_cells():
 )  # fmt: skip
 def test_sizes_that_are_no_pairs_per_level_are_refused(sizes):
     with pytest.raises(ValueError, match="PRIORS.SIZES.*2 levels"):
-        YOLOAnchors.from_config(node(sizes), [8, 16])
+        anchors_of(sizes)
 
 
 def test_decode_by_hand():
@@ -50,7 +49,7 @@ def test_decode_by_hand():
 
 def test_encode_is_the_inverse():
     g = torch.Generator().manual_seed(0)
-    priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
+    priors = anchors_of(SIZES)([(2, 4), (1, 2)])
     middle = (priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2
     centre = middle + (torch.rand(18, 2, generator=g) - 0.5) * 0.99 * priors.anchor_strides
     half = 1 + 30 * torch.rand(18, 2, generator=g)
@@ -83,7 +82,7 @@ def test_decoding_bfloat16_is_float32_and_cannot_overflow():
 
 
 def test_batch_of_deltas_broadcasts_over_shared_anchors():
-    priors = YOLOAnchors.from_config(node(SIZES), [8, 16])([(2, 4), (1, 2)])
+    priors = anchors_of(SIZES)([(2, 4), (1, 2)])
     deltas = torch.randn(3, 18, 4, generator=torch.Generator().manual_seed(1))
     coder = YOLOCoder()
     boxes = coder.decode(priors.boxes, deltas, priors.anchor_strides)

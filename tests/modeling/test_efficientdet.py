@@ -11,7 +11,8 @@ from torch import nn
 
 from resobj_d2.config import add_resobj_config
 from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
-from resobj_d2.matching.priors import octave_anchors
+from resobj_d2.matching import octave_anchors
+from resobj_d2.options import build
 
 RESOBJ = [
     "MODEL.DENSE.OBJECTNESS.ENABLED", True,
@@ -55,8 +56,8 @@ def small_cfg(tiny_cfg, repository):
 
 
 def test_box_loss_is_the_published_huber_loss(published):
-    loss = BOX_LOSS_REGISTRY.get(published.BOX_LOSS.NAME).from_config(published.BOX_LOSS)
-    normalizer = NORMALIZER_REGISTRY.get(published.NORMALIZER.NAME).from_config(None)
+    loss = build(BOX_LOSS_REGISTRY.get(published.BOX_LOSS.NAME), published.BOX_LOSS)
+    normalizer = build(NORMALIZER_REGISTRY.get(published.NORMALIZER.NAME), None)
     pred = torch.tensor([[[0.05, 0.3, 0.0, -0.1], [9.0, 9.0, 9.0, 9.0], [1.0, 1.0, 1.0, 1.1]]])
     target = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]])
     foreground = torch.tensor([[True, False, True]])
@@ -71,7 +72,7 @@ def test_box_loss_is_the_published_huber_loss(published):
 
 
 def test_class_loss_is_focal_with_the_published_constants(published):
-    loss = CLS_LOSS_REGISTRY.get(published.CLS_LOSS.NAME).from_config(published.CLS_LOSS)
+    loss = build(CLS_LOSS_REGISTRY.get(published.CLS_LOSS.NAME), published.CLS_LOSS)
     logits = torch.tensor([[[0.0, math.log(3.0)]]])
     # p = .5 for its class, .75 for the other one.
     expected = 0.25 * 0.5**1.5 * math.log(2) + 0.75 * 0.75**1.5 * math.log(4)

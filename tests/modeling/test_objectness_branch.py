@@ -32,7 +32,8 @@ def branch(steps=2, source="objectness", detach="all", sizes=(None, 1), **loss_o
         steps=steps,
         source=source,
         loss=ResidualObjectnessLoss(detach=detach, **loss_options),
-        bias=0.0,
+        num_classes=1,
+        prior_prob=0.5,
         hidden_channels=sizes[0],
         num_convs=sizes[1],
     )
@@ -271,7 +272,12 @@ def test_levels_of_their_own_width_and_number_of_anchors():
         make_hidden=PerLevelStack,
     )
     module = ObjectnessBranch(
-        parts=parts, steps=2, loss=ResidualObjectnessLoss(), bias=-1.0, base_convs=0
+        parts=parts,
+        steps=2,
+        num_classes=1,
+        loss=ResidualObjectnessLoss(),
+        prior_prob=0.25,
+        base_convs=0,
     )
     x = [torch.randn(1, 4, 2, 2), torch.randn(1, 6, 1, 1)]
     tower = TowerFeatures(cls=x, box=x, pyramid=x)

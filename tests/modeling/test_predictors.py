@@ -62,6 +62,6 @@ def test_no_tower():
     features = tower(maps)
     assert tower.out_channels == [4, 6] and not list(tower.parameters())
     assert features.cls is maps and features.box is maps and features.pyramid is maps
-    hidden = NoTower.hidden(None, in_channels=[4, 6], channels=[8, 3], num_convs=2)
+    hidden = tower.hidden(in_channels=[4, 6], channels=[8, 3], num_convs=2)
     assert hidden.out_channels == [8, 3]
     assert [x.shape for x in hidden(maps)] == [(1, 8, 2, 2), (1, 3, 1, 1)]

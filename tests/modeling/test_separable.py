@@ -1,7 +1,6 @@
 """EfficientDet's heads: convolutions shared by the levels, normalisation per level."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,12 +140,12 @@ def test_no_convolutions_pass_the_maps_on():
 
 
 def test_hidden_layers_are_in_the_towers_style():
-    node = SimpleNamespace(BN_MOMENTUM=0.3)
-    hidden = SepConvTower.hidden(node, in_channels=[4, 4], channels=[2, 2], num_convs=1)
+    tower = SepConvTower(in_channels=[4, 4], channels=4, num_convs=1, momentum=0.3)
+    hidden = tower.hidden(in_channels=[4, 4], channels=[2, 2], num_convs=1)
     assert isinstance(hidden, SepConvStack) and hidden.out_channels == [2, 2]
     assert [norm.momentum for norm in hidden.norms[0]] == [0.3, 0.3]
     with pytest.raises(ValueError, match=r"one width, got \[2, 3\]"):
-        SepConvTower.hidden(node, in_channels=[4, 4], channels=[2, 3], num_convs=1)
+        tower.hidden(in_channels=[4, 4], channels=[2, 3], num_convs=1)
 
 
 def predictor(channels, **kwargs):

@@ -117,11 +117,11 @@ def test_tower_is_shared_by_the_tasks_and_hidden_layers_are_per_level():
     assert [x.shape[1] for x in features.cls] == [4, 6]
     for run, own in zip(tower.run("box", maps), features.box, strict=True):
         assert torch.equal(run, own)
-    hidden = YOLOTower.hidden(None, in_channels=[4, 6], channels=[4, 6], num_convs=1)
+    hidden = tower.hidden(in_channels=[4, 6], channels=[4, 6], num_convs=1)
     assert isinstance(hidden, DarkNetStack) and hidden.out_channels == [4, 6]
     assert [x.shape[1] for x in hidden(features.cls)] == [4, 6]
     assert (hidden(features.cls)[0] < 0).any()  # leaky
-    nothing = YOLOTower.hidden(None, in_channels=[4, 6], channels=[9, 9], num_convs=0)
+    nothing = tower.hidden(in_channels=[4, 6], channels=[9, 9], num_convs=0)
     assert nothing.out_channels == [4, 6]
     assert all(a is b for a, b in zip(nothing(features.cls), features.cls, strict=True))
 

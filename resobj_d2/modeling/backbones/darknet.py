@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+
+from resobj_d2.options import Option, build
 
 __all__ = ["DarkNet", "DarkNetConv", "build_darknet_backbone"]
 
@@ -66,9 +69,15 @@ class DarkNet(Backbone):
     def __init__(
         self,
         *,
-        stem_channels: int = 32,
-        blocks: Sequence[int] = DARKNET_53,
-        out_features: Sequence[str] = ("dark3", "dark4", "dark5"),
+        stem_channels: Annotated[
+            int, Option("width of the first convolution; each of the five stages doubles it")
+        ] = 32,
+        blocks: Annotated[
+            Sequence[int], Option("residual blocks per stage", source="YOLOv3, Table 1")
+        ] = DARKNET_53,
+        out_features: Annotated[
+            Sequence[str], Option("some of dark1 .. dark5, at strides 2 .. 32")
+        ] = ("dark3", "dark4", "dark5"),
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
@@ -99,15 +108,6 @@ class DarkNet(Backbone):
             module.requires_grad_(False)
             setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
 
-    @classmethod
-    def from_config(cls, node, freeze_at: int) -> DarkNet:
-        return cls(
-            stem_channels=node.STEM_CHANNELS,
-            blocks=node.BLOCKS,
-            out_features=node.OUT_FEATURES,
-            freeze_at=freeze_at,
-        )
-
     def convolutions(self) -> list[tuple[str, nn.Conv2d, nn.Module]]:
         """(name, convolution, normalisation) in the order of Darknet's weight files."""
         return [
@@ -133,4 +133,4 @@ class DarkNet(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
     """DarkNet-53 with the keys of ``MODEL.DARKNET``."""
-    return DarkNet.from_config(cfg.MODEL.DARKNET, cfg.MODEL.BACKBONE.FREEZE_AT)
+    return build(DarkNet, cfg.MODEL.DARKNET, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+
+from resobj_d2.options import Option, arguments_from
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
 
@@ -29,11 +32,21 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         *,
-        name: str,
-        strides: Sequence[int] = (8, 16, 32),
-        drop_path_rate: float = 0.0,
-        bn_momentum: float = 0.0,
-        pretrained: bool = False,
+        name: Annotated[str, Option("a model of timm.list_models(); needs the package timm")] = (
+            "tf_efficientnet_b0"
+        ),
+        strides: Annotated[
+            Sequence[int], Option("strides of the maps, called c3 (stride 8), c4, ...")
+        ] = (8, 16, 32),
+        drop_path_rate: Annotated[float, Option("stochastic depth")] = 0.0,
+        bn_momentum: Annotated[
+            float,
+            Option("of its batch normalisation, torch's convention; 0 for what the model has"),
+        ] = 0.0,
+        pretrained: Annotated[
+            bool,
+            Option("let timm download ImageNet weights, unless MODEL.WEIGHTS names a checkpoint"),
+        ] = False,
     ) -> None:
         super().__init__()
         try:
@@ -84,11 +97,6 @@ class TimmBackbone(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """``MODEL.TIMM`` names the model."""
-    node = cfg.MODEL.TIMM
-    return TimmBackbone(
-        name=node.NAME,
-        strides=node.STRIDES,
-        drop_path_rate=node.DROP_PATH_RATE,
-        bn_momentum=node.BN_MOMENTUM,
-        pretrained=node.PRETRAINED and not cfg.MODEL.WEIGHTS,
-    )
+    arguments = arguments_from(TimmBackbone, cfg.MODEL.TIMM)
+    arguments["pretrained"] &= not cfg.MODEL.WEIGHTS
+    return TimmBackbone(**arguments)

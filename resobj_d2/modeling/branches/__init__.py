@@ -1,7 +1,6 @@
 """Score branches: extra probabilities per anchor."""
 
-from .base import ScoreBranch
 from .objectness import ObjectnessBranch, ObjectnessPrediction
 from .quality import QualityBranch
 
-__all__ = ["ObjectnessBranch", "ObjectnessPrediction", "QualityBranch", "ScoreBranch"]
+__all__ = ["ObjectnessBranch", "ObjectnessPrediction", "QualityBranch"]

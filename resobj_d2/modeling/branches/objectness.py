@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from resobj_d2.losses import ResidualObjectnessLoss
 from resobj_d2.modeling.build import BRANCH_REGISTRY
+from resobj_d2.modeling.contracts import ScoreBranch
 from resobj_d2.modeling.heads.predictors import HeadParts, prior_bias
+from resobj_d2.options import Option, Part
 from resobj_d2.structures import Targets, TowerFeatures
-
-from .base import ScoreBranch
 
 __all__ = ["ObjectnessBranch", "ObjectnessPrediction"]
 
@@ -67,7 +68,8 @@ class ObjectnessBranch(ScoreBranch):
         steps: T >= 0.
         source: what the residual subnets read: "objectness", "class" or "chain".
         loss: the loss; its ``detach`` also decides where the subnets' input is cut.
-        bias: initial bias of the objectness predictor.
+        num_classes: K, for ``prior_prob``.
+        prior_prob: see :func:`.heads.predictors.prior_bias`.
         residual_bias: initial bias of the residual predictors.
         hidden_channels: width of the subnets' hidden convolutions; None for that of what they
             read, as in the paper.
@@ -76,6 +78,7 @@ class ObjectnessBranch(ScoreBranch):
         base_convs: those of the base's alone; None for ``num_convs``.
     """
 
+    node_name = "OBJECTNESS"
     name = "objectness"
     owns_background = True
 
@@ -83,14 +86,34 @@ class ObjectnessBranch(ScoreBranch):
         self,
         *,
         parts: HeadParts,
-        steps: int,
-        source: str = "objectness",
-        loss: ResidualObjectnessLoss,
-        bias: float,
-        residual_bias: float = 0.0,
-        hidden_channels: int | None = None,
-        num_convs: int = 1,
-        base_convs: int | None = None,
+        num_classes: int,
+        steps: Annotated[
+            int, Option("T, the residual subnets; 0 is RetinaNet-Obj", source="ResObj, Algorithm 1")
+        ] = 2,
+        source: Annotated[
+            str,
+            Option(
+                "what the residual subnets read: objectness (the objectness subnet's hidden "
+                "feature), class (the class tower), chain (each that of the one before it)",
+                source="ResObj, Table 2b",
+            ),
+        ] = "objectness",
+        loss: Annotated[ResidualObjectnessLoss, Part()],
+        prior_prob: Annotated[
+            float, Option("initial objectness score; 0 for 1 / NUM_CLASSES")
+        ] = 0.01,
+        residual_bias: Annotated[float, Option("initial bias of the residual predictors")] = 0.0,
+        hidden_channels: Annotated[
+            int | None,
+            Option("width of the subnets' hidden convolutions; 0 for the tower's", none=0),
+        ] = None,
+        num_convs: Annotated[
+            int, Option("hidden convolutions of each subnet", source="ResObj, Figure 1e")
+        ] = 1,
+        base_convs: Annotated[
+            int | None,
+            Option("those of the base's subnet alone; -1 for NUM_CONVS", none=-1),
+        ] = None,
     ) -> None:
         super().__init__()
         base_convs = num_convs if base_convs is None else base_convs
@@ -110,7 +133,10 @@ class ObjectnessBranch(ScoreBranch):
         self.residual_loss = loss
         sizes = {"parts": parts, "hidden_channels": hidden_channels}
         self.base = _ObjectnessSubnet(
-            in_channels=parts.in_channels, num_convs=base_convs, bias=bias, **sizes
+            in_channels=parts.in_channels,
+            num_convs=base_convs,
+            bias=prior_bias(prior_prob, num_classes),
+            **sizes,
         )
         self.residuals = nn.ModuleList()
         read = parts.in_channels if source == "class" else self.base.out_channels
@@ -120,29 +146,6 @@ class ObjectnessBranch(ScoreBranch):
             )
             self.residuals.append(subnet)
             read = subnet.out_channels if source == "chain" else read
-
-    @classmethod
-    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> ObjectnessBranch | None:
-        node = node.OBJECTNESS
-        if not node.ENABLED:
-            return None
-        return cls(
-            parts=parts,
-            steps=node.STEPS,
-            source=node.SOURCE,
-            loss=ResidualObjectnessLoss(
-                weight=node.WEIGHT,
-                residual_weight=node.RESIDUAL_WEIGHT,
-                detach=node.DETACH,
-                min_scope=node.MIN_SCOPE,
-                unselected=node.UNSELECTED,
-            ),
-            bias=prior_bias(node.PRIOR_PROB, num_classes),
-            residual_bias=node.RESIDUAL_BIAS,
-            hidden_channels=node.HIDDEN_CHANNELS or None,
-            num_convs=node.NUM_CONVS,
-            base_convs=None if node.BASE_CONVS < 0 else node.BASE_CONVS,
-        )
 
     def predict(self, features: TowerFeatures, *, every_step: bool = True) -> ObjectnessPrediction:
         hidden = [self.base.hidden(features.cls)]

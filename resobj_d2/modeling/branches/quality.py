@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from resobj_d2 import ops
 from resobj_d2.losses import QualityLoss
 from resobj_d2.modeling.build import BRANCH_REGISTRY
+from resobj_d2.modeling.contracts import ScoreBranch
 from resobj_d2.modeling.heads.predictors import HeadParts
+from resobj_d2.options import Option, Part
 from resobj_d2.structures import Targets, TowerFeatures
-
-from .base import ScoreBranch
 
 __all__ = ["QualityBranch"]
 
@@ -26,6 +28,7 @@ class QualityBranch(ScoreBranch):
 
     Args:
         parts: what its layer is made of.
+        num_classes: K, which makes no difference: the quality serves all classes.
         reads: the tower, "cls" or "box".
         loss: between prediction and IoU.
         weight: factor of that loss.
@@ -34,6 +37,7 @@ class QualityBranch(ScoreBranch):
         alpha: exponent of the quality in the score, ``cls^(1 - alpha) * quality^alpha``.
     """
 
+    node_name = "QUALITY"
     name = "quality"
     owns_background = False
     last_stage_only = True
@@ -43,11 +47,27 @@ class QualityBranch(ScoreBranch):
         self,
         *,
         parts: HeadParts,
-        reads: str = "cls",
-        loss: QualityLoss,
-        weight: float = 1.0,
-        detach_target: bool = True,
-        alpha: float = 0.4,
+        num_classes: int = 1,
+        reads: Annotated[
+            str,
+            Option("the tower it reads: cls (RetinaNet-Conf) or box (IoU-aware RetinaNet)"),
+        ] = "cls",
+        loss: Annotated[QualityLoss, Part()],
+        weight: Annotated[float, Option("factor of its loss")] = 1.0,
+        detach_target: Annotated[
+            bool,
+            Option(
+                "the IoU is a constant for the loss; False: the loss moves the boxes too",
+                source="RetinaNet-Conf, Eq. 8",
+            ),
+        ] = True,
+        alpha: Annotated[
+            float,
+            Option(
+                "exponent of the quality in the score; that of every other factor is 1 - ALPHA",
+                source="RetinaNet-Conf, Eq. 11",
+            ),
+        ] = 0.4,
     ) -> None:
         super().__init__()
         if reads not in ("cls", "box"):
@@ -60,20 +80,6 @@ class QualityBranch(ScoreBranch):
         self.detach_target = detach_target
         self.fusion_share = alpha
         self.predictor = parts.predictor(channels=1)
-
-    @classmethod
-    def from_config(cls, node, *, num_classes: int, parts: HeadParts) -> QualityBranch | None:
-        node = node.QUALITY
-        if not node.ENABLED:
-            return None
-        return cls(
-            parts=parts,
-            reads=node.READS,
-            loss=QualityLoss.from_config(node),
-            weight=node.WEIGHT,
-            detach_target=node.DETACH_TARGET,
-            alpha=node.ALPHA,
-        )
 
     def predict(self, features: TowerFeatures, *, every_step: bool = True) -> Tensor:
         """(N, R) logits."""

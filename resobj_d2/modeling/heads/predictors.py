@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resobj_d2.modeling.build import PREDICTOR_REGISTRY, TOWER_REGISTRY
+from resobj_d2.modeling.build import PREDICTOR_REGISTRY
+from resobj_d2.modeling.contracts import Predictor
+from resobj_d2.options import Option
 from resobj_d2.structures import LevelMaps
 
-__all__ = ["HeadParts", "PerLevelConv", "Predictor", "SharedConv", "init_conv", "prior_bias"]
+__all__ = ["HeadParts", "KernelSize", "PerLevelConv", "SharedConv", "init_conv", "prior_bias"]
+
+KernelSize = Annotated[int, Option("3 or 1", key="KERNEL_SIZE")]
 
 
 def init_conv(module: nn.Module, *, bias: float = 0.0) -> None:
@@ -38,30 +42,6 @@ def prior_bias(prior_prob: float, num_classes: int) -> float:
     return -math.log((1 - prob) / prob)
 
 
-class Predictor(nn.Module):
-    """The contract of a predictor: maps of features to ``channels`` numbers per anchor.
-
-    A subclass defines ``maps``.
-    """
-
-    channels: int
-
-    def maps(self, features: list[Tensor]) -> LevelMaps:
-        """List of (N, C_l, H_l, W_l) to (N, A_l * channels, H_l, W_l) of each."""
-        raise TypeError(f"{type(self).__name__} must define maps")
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (N, C_l, H_l, W_l) to (N, R, channels), flattened over levels and anchors."""
-        return self.maps(features).flatten()
-
-    @classmethod
-    def sum_of(cls, predictors: Sequence[Predictor], features: Sequence[list[Tensor]]) -> LevelMaps:
-        """The sum of what each predictor makes of its own features; all of this class."""
-        found = [predictor.maps(x) for predictor, x in zip(predictors, features, strict=True)]
-        levels = [sum(maps) for maps in zip(*(x.levels for x in found), strict=True)]
-        return LevelMaps(levels, found[0].channels)
-
-
 @PREDICTOR_REGISTRY.register()
 class SharedConv(Predictor, nn.Conv2d):
     """One convolution for all levels, as in RetinaNet.
@@ -81,7 +61,7 @@ class SharedConv(Predictor, nn.Conv2d):
         num_anchors: Sequence[int],
         channels: int,
         bias_value: float = 0.0,
-        kernel_size: int = 3,
+        kernel_size: KernelSize = 3,
     ) -> None:
         if len(set(in_channels)) != 1 or len(set(num_anchors)) != 1:
             raise ValueError(
@@ -94,10 +74,6 @@ class SharedConv(Predictor, nn.Conv2d):
         )
         self.channels = channels
         init_conv(self, bias=bias_value)
-
-    @classmethod
-    def from_config(cls, node, **sizes) -> SharedConv:
-        return cls(kernel_size=node.KERNEL_SIZE, **sizes)
 
     def maps(self, features: list[Tensor]) -> LevelMaps:
         return LevelMaps([nn.Conv2d.forward(self, x) for x in features], self.channels)
@@ -131,7 +107,7 @@ class PerLevelConv(Predictor):
         num_anchors: Sequence[int],
         channels: int,
         bias_value: float = 0.0,
-        kernel_size: int = 3,
+        kernel_size: KernelSize = 3,
     ) -> None:
         super().__init__()
         self.channels = channels
@@ -143,10 +119,6 @@ class PerLevelConv(Predictor):
         for layer in self.levels:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.constant_(layer.bias, bias_value)
-
-    @classmethod
-    def from_config(cls, node, **sizes) -> PerLevelConv:
-        return cls(kernel_size=node.KERNEL_SIZE, **sizes)
 
     def maps(self, features: list[Tensor]) -> LevelMaps:
         levels = [layer(x) for layer, x in zip(self.levels, features, strict=True)]
@@ -175,24 +147,6 @@ class HeadParts:
     num_anchors: Sequence[int]
     make_predictor: Callable[..., Predictor]
     make_hidden: Callable[..., nn.Module]
-
-    @classmethod
-    def from_config(
-        cls, node, tower_node, *, in_channels: Sequence[int], num_anchors: Sequence[int]
-    ) -> HeadParts:
-        """
-        Args:
-            node: of the stream, with ``PREDICTOR``.
-            tower_node: ``MODEL.DENSE.TOWER``: hidden layers are in the tower's style.
-        """
-        entry = PREDICTOR_REGISTRY.get(node.PREDICTOR.NAME)
-        tower = TOWER_REGISTRY.get(tower_node.NAME)
-        return cls(
-            in_channels=list(in_channels),
-            num_anchors=list(num_anchors),
-            make_predictor=partial(entry.from_config, node.PREDICTOR),
-            make_hidden=partial(tower.hidden, tower_node),
-        )
 
     def predictor(
         self, *, channels: int, bias: float = 0.0, in_channels: Sequence[int] | None = None

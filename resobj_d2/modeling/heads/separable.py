@@ -6,15 +6,19 @@ Tan, Pang, Le, "EfficientDet: Scalable and Efficient Object Detection", section 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resobj_d2.modeling.build import PREDICTOR_REGISTRY, TOWER_REGISTRY
-from resobj_d2.structures import LevelMaps, TowerFeatures
+from resobj_d2.modeling.contracts import Predictor, Tower
+from resobj_d2.options import Option
+from resobj_d2.structures import LevelMaps
 
-from .predictors import Predictor
+from .predictors import KernelSize
 from .single_cell_norm import SingleCellBatchNorm
+from .towers import Channels, NumConvs
 
 __all__ = ["SepConvStack", "SepConvTower", "SeparableConv", "SharedSepConv"]
 
@@ -98,7 +102,7 @@ class SepConvStack(nn.Module):
 
 
 @TOWER_REGISTRY.register()
-class SepConvTower(nn.Module):
+class SepConvTower(Tower):
     """A stack of separable convolutions for each task.
 
     Args:
@@ -113,9 +117,15 @@ class SepConvTower(nn.Module):
         self,
         *,
         in_channels: Sequence[int],
-        channels: int,
-        num_convs: int,
-        momentum: float = 0.01,
+        channels: Channels = 256,
+        num_convs: NumConvs = 4,
+        momentum: Annotated[
+            float,
+            Option(
+                "of its batch normalisation, torch's convention; short runs need 0.1",
+                key="BN_MOMENTUM",
+            ),
+        ] = 0.01,
         tasks: Sequence[str] = ("cls", "box"),
     ) -> None:
         super().__init__()
@@ -129,30 +139,14 @@ class SepConvTower(nn.Module):
             )
             self.add_module(task, stack)
         self.out_channels = stack.out_channels
-
-    @classmethod
-    def from_config(
-        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
-    ) -> SepConvTower:
-        return cls(
-            in_channels=in_channels,
-            channels=node.CHANNELS,
-            num_convs=node.NUM_CONVS,
-            momentum=node.BN_MOMENTUM,
-            tasks=tasks,
-        )
-
-    def forward(self, features: list[Tensor]) -> TowerFeatures:
-        maps = {task: self.run(task, features) for task in self.tasks}
-        return TowerFeatures(**maps, pyramid=features)
+        self.momentum = momentum
 
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
         """One task's maps."""
         return getattr(self, task)(features)
 
-    @classmethod
     def hidden(
-        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+        self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> SepConvStack:
         if len(set(channels)) != 1:
             raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
@@ -160,7 +154,7 @@ class SepConvTower(nn.Module):
             in_channels=in_channels,
             channels=channels[0],
             num_convs=num_convs,
-            momentum=node.BN_MOMENTUM,
+            momentum=self.momentum,
         )
 
 
@@ -183,7 +177,7 @@ class SharedSepConv(Predictor):
         num_anchors: Sequence[int],
         channels: int,
         bias_value: float = 0.0,
-        kernel_size: int = 3,
+        kernel_size: KernelSize = 3,
     ) -> None:
         super().__init__()
         if len(set(in_channels)) != 1 or len(set(num_anchors)) != 1:
@@ -198,10 +192,6 @@ class SharedSepConv(Predictor):
             bias_value=bias_value,
             kernel_size=kernel_size,
         )
-
-    @classmethod
-    def from_config(cls, node, **sizes) -> SharedSepConv:
-        return cls(kernel_size=node.KERNEL_SIZE, **sizes)
 
     def maps(self, features: list[Tensor]) -> LevelMaps:
         return LevelMaps([self.conv(x) for x in features], self.channels)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from resobj_d2.modeling.build import TOWER_REGISTRY
+from resobj_d2.modeling.contracts import Tower
+from resobj_d2.options import Option
 from resobj_d2.structures import TowerFeatures
 
 from .predictors import init_conv
 
 __all__ = ["ConvStack", "ConvTower", "NoTower"]
+
+Channels = Annotated[int, Option("width of the convolutions", key="CHANNELS")]
+NumConvs = Annotated[
+    int, Option("convolutions in front of the predictors, per task", key="NUM_CONVS")
+]
 
 
 class ConvStack(nn.Sequential):
@@ -49,7 +57,7 @@ class ConvStack(nn.Sequential):
 
 
 @TOWER_REGISTRY.register()
-class ConvTower(nn.Module):
+class ConvTower(Tower):
     """RetinaNet's two stacks of 3x3 convolutions, shared over the levels.
 
     Args:
@@ -64,9 +72,9 @@ class ConvTower(nn.Module):
         self,
         *,
         in_channels: Sequence[int],
-        channels: int,
-        num_convs: int,
-        norm: str = "",
+        channels: Channels = 256,
+        num_convs: NumConvs = 4,
+        norm: Annotated[str, Option('"" or a name of detectron2.layers.get_norm, e.g. "GN"')] = "",
         tasks: Sequence[str] = ("cls", "box"),
     ) -> None:
         super().__init__()
@@ -81,29 +89,12 @@ class ConvTower(nn.Module):
             self.add_module(task, stack)
         self.out_channels = stack.out_channels
 
-    @classmethod
-    def from_config(
-        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
-    ) -> ConvTower:
-        return cls(
-            in_channels=in_channels,
-            channels=node.CHANNELS,
-            num_convs=node.NUM_CONVS,
-            norm=node.NORM,
-            tasks=tasks,
-        )
-
-    def forward(self, features: list[Tensor]) -> TowerFeatures:
-        maps = {task: self.run(task, features) for task in self.tasks}
-        return TowerFeatures(**maps, pyramid=features)
-
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
         """One task's maps."""
         return getattr(self, task)(features)
 
-    @classmethod
     def hidden(
-        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+        self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> ConvStack:
         if len(set(channels)) != 1:
             raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
@@ -111,7 +102,7 @@ class ConvTower(nn.Module):
 
 
 @TOWER_REGISTRY.register()
-class NoTower(nn.Module):
+class NoTower(Tower):
     """Predictors read the pyramid, as in SSD. Hidden layers of score branches are per level."""
 
     def __init__(self, *, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")):
@@ -119,21 +110,14 @@ class NoTower(nn.Module):
         self.out_channels = list(in_channels)
         self.tasks = list(tasks)
 
-    @classmethod
-    def from_config(
-        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
-    ) -> NoTower:
-        return cls(in_channels=in_channels, tasks=tasks)
-
     def forward(self, features: list[Tensor]) -> TowerFeatures:
         return TowerFeatures(cls=features, box=features, pyramid=features)
 
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
         return features
 
-    @classmethod
     def hidden(
-        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+        self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> PerLevelStack:
         return PerLevelStack(in_channels=in_channels, channels=channels, num_convs=num_convs)
 

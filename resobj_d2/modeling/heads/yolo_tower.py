@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from resobj_d2.modeling.backbones.darknet import DarkNetConv
 from resobj_d2.modeling.build import TOWER_REGISTRY
+from resobj_d2.modeling.contracts import Tower
 from resobj_d2.structures import TowerFeatures
 
 __all__ = ["DarkNetStack", "YOLOTower"]
@@ -43,7 +44,7 @@ class DarkNetStack(nn.Module):
 
 
 @TOWER_REGISTRY.register()
-class YOLOTower(nn.Module):
+class YOLOTower(Tower):
     """One 3x3 convolution per level to twice its width, which all predictors read (YOLOv3).
 
     Args:
@@ -59,12 +60,6 @@ class YOLOTower(nn.Module):
         )
         self.out_channels = self.convs.out_channels
 
-    @classmethod
-    def from_config(
-        cls, node, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")
-    ) -> YOLOTower:
-        return cls(in_channels=in_channels, tasks=tasks)
-
     def forward(self, features: list[Tensor]) -> TowerFeatures:
         maps = self.convs(features)
         return TowerFeatures(cls=maps, box=maps, pyramid=features)
@@ -73,8 +68,7 @@ class YOLOTower(nn.Module):
         """One task's maps."""
         return self.convs(features)
 
-    @classmethod
     def hidden(
-        cls, node, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
+        self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> DarkNetStack:
         return DarkNetStack(in_channels=in_channels, channels=channels, num_convs=num_convs)

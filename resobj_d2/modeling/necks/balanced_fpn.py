@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+
+from resobj_d2.options import Option, build
 
 __all__ = ["BalancedFeaturePyramid", "NonLocalRefine", "build_balanced_fpn_backbone"]
 
@@ -57,7 +61,16 @@ class BalancedFeaturePyramid(Backbone):
         refine: maps (N, C, H, W) to the same shape.
     """
 
-    def __init__(self, *, pyramid: Backbone, refine_level: int, refine: nn.Module) -> None:
+    def __init__(
+        self,
+        *,
+        pyramid: Backbone,
+        refine_level: Annotated[
+            int,
+            Option("level at which all meet, counted from the finest: 1 for P3-P7, 2 for P2-P6"),
+        ] = 1,
+        refine: nn.Module,
+    ) -> None:
         super().__init__()
         self.pyramid = pyramid
         shapes = pyramid.output_shape()
@@ -115,8 +128,4 @@ def build_balanced_fpn_backbone(cfg, input_shape: ShapeSpec) -> BalancedFeatureP
     if node.REFINE not in ("non_local", "none"):
         raise ValueError(f"MODEL.BFP.REFINE must be 'non_local' or 'none', got {node.REFINE!r}")
     refine = NonLocalRefine(channels=channels.pop()) if node.REFINE == "non_local" else None
-    return BalancedFeaturePyramid(
-        pyramid=pyramid,
-        refine_level=node.REFINE_LEVEL,
-        refine=refine or nn.Identity(),
-    )
+    return build(BalancedFeaturePyramid, node, pyramid=pyramid, refine=refine or nn.Identity())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from resobj_d2.modeling.heads.separable import SeparableConv
 from resobj_d2.modeling.heads.single_cell_norm import SingleCellBatchNorm
+from resobj_d2.options import Option, build
 
 __all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
 
@@ -157,11 +159,21 @@ class BiFPN(Backbone):
         self,
         *,
         bottom_up: Backbone,
-        in_features: Sequence[str],
-        channels: int,
-        num_layers: int,
-        fusion: str = "fast",
-        momentum: float = 0.01,
+        in_features: Annotated[
+            Sequence[str], Option("three maps of the backbone below, finest first")
+        ] = ("c3", "c4", "c5"),
+        channels: Annotated[int, Option("width", source="EfficientDet, Eq. 1")] = 64,
+        num_layers: Annotated[int, Option("BiFPN layers", source="EfficientDet, Eq. 1")] = 3,
+        fusion: Annotated[
+            str,
+            Option(
+                "fast (normalised by the sum), softmax or sum (no weights)",
+                source="EfficientDet, section 3.3",
+            ),
+        ] = "fast",
+        momentum: Annotated[
+            float, Option("of its batch normalisation, torch's convention", key="BN_MOMENTUM")
+        ] = 0.01,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -221,11 +233,4 @@ class BiFPN(Backbone):
 def build_bifpn_backbone(cfg, input_shape: ShapeSpec) -> BiFPN:
     """BiFPN on the backbone that ``MODEL.BIFPN.BOTTOM_UP`` names."""
     node = cfg.MODEL.BIFPN
-    return BiFPN(
-        bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape),
-        in_features=node.IN_FEATURES,
-        channels=node.CHANNELS,
-        num_layers=node.NUM_LAYERS,
-        fusion=node.FUSION,
-        momentum=node.BN_MOMENTUM,
-    )
+    return build(BiFPN, node, bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+
+from resobj_d2.options import Option, build
 
 __all__ = ["SSDExtras", "build_ssd_extras_backbone"]
 
@@ -30,9 +33,13 @@ class SSDExtras(Backbone):
         self,
         *,
         bottom_up: Backbone,
-        in_features: Sequence[str],
-        channels: Sequence[int],
-        last_kernel: int = 4,
+        in_features: Annotated[
+            Sequence[str], Option("maps of the backbone below that are levels, finest first")
+        ] = ("conv4_3", "fc7"),
+        channels: Annotated[
+            Sequence[int], Option("width of each extra level; the levels are called s1, s2, ...")
+        ] = (512, 256, 256, 256, 256),
+        last_kernel: Annotated[int, Option("kernel of the last extra level, 3 or 4")] = 4,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -93,9 +100,5 @@ class SSDExtras(Backbone):
 def build_ssd_extras_backbone(cfg, input_shape: ShapeSpec) -> SSDExtras:
     """Extra levels behind the backbone that ``MODEL.SSD_EXTRAS.BOTTOM_UP`` names."""
     node = cfg.MODEL.SSD_EXTRAS
-    return SSDExtras(
-        bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape),
-        in_features=node.IN_FEATURES,
-        channels=node.CHANNELS,
-        last_kernel=node.LAST_KERNEL,
-    )
+    bottom_up = BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape)
+    return build(SSDExtras, node, bottom_up=bottom_up)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from resobj_d2.options import Option, build
 
 from ..backbones.darknet import DarkNetConv
 
@@ -29,7 +32,18 @@ class YOLOPyramid(Backbone):
     """
 
     def __init__(
-        self, *, bottom_up: Backbone, in_features: Sequence[str], channels: Sequence[int]
+        self,
+        *,
+        bottom_up: Backbone,
+        in_features: Annotated[
+            Sequence[str], Option("maps of the backbone below that are scales, finest first")
+        ] = ("dark3", "dark4", "dark5"),
+        channels: Annotated[
+            Sequence[int],
+            Option(
+                "width of each scale's 1x1 convolutions; its 3x3 ones and its tower have twice that"
+            ),
+        ] = (128, 256, 512),
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -96,8 +110,5 @@ def _scale(*, in_channels: int, channels: int) -> nn.Sequential:
 def build_yolo_backbone(cfg, input_shape: ShapeSpec) -> YOLOPyramid:
     """The pyramid on the backbone that ``MODEL.YOLO_PYRAMID.BOTTOM_UP`` names."""
     node = cfg.MODEL.YOLO_PYRAMID
-    return YOLOPyramid(
-        bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape),
-        in_features=node.IN_FEATURES,
-        channels=node.CHANNELS,
-    )
+    bottom_up = BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape)
+    return build(YOLOPyramid, node, bottom_up=bottom_up)

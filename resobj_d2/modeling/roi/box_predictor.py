@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -11,7 +13,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from resobj_d2 import ops
-from resobj_d2.losses import BOX_LOSS_REGISTRY, QualityLoss
+from resobj_d2.losses import BOX_LOSS_REGISTRY, BoxLoss, QualityLoss
+from resobj_d2.options import Option, arguments_from, build
 
 __all__ = ["ResObjBoxPredictor"]
 
@@ -26,7 +29,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
 
     Args:
         input_shape: of the feature of a RoI.
-        box_loss: an entry of ``BOX_LOSS_REGISTRY``, on the deltas or the decoded boxes of the
+        box_loss: on the deltas or the decoded boxes of the
             foreground's own classes. Its sum is divided by the number of sampled RoIs and weighted
             by ``loss_weight["loss_box_reg"]``. None for Detectron2's loss.
         quality_loss: between the IoU output and the IoU; None for no such output.
@@ -41,11 +44,20 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         self,
         input_shape: ShapeSpec,
         *,
-        box_loss=None,
+        box_loss: BoxLoss | None = None,
         quality_loss: QualityLoss | None = None,
-        quality_weight: float = 1.0,
-        quality_detach_target: bool = True,
-        quality_alpha: float = 0.4,
+        quality_weight: Annotated[float, Option("factor of its loss", key="WEIGHT")] = 1.0,
+        quality_detach_target: Annotated[
+            bool,
+            Option(
+                "the IoU is a constant for the loss; False: the loss moves the boxes too",
+                key="DETACH_TARGET",
+            ),
+        ] = True,
+        quality_alpha: Annotated[
+            float,
+            Option("exponent a of the quality in the score class^(1 - a) * IoU^a", key="ALPHA"),
+        ] = 0.4,
         **fast_rcnn,
     ) -> None:
         super().__init__(input_shape, **fast_rcnn)
@@ -67,10 +79,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             "box_loss": _box_loss_of(cfg),
-            "quality_loss": QualityLoss.from_config(quality) if quality.ENABLED else None,
-            "quality_weight": quality.WEIGHT,
-            "quality_detach_target": quality.DETACH_TARGET,
-            "quality_alpha": quality.ALPHA,
+            **_quality_arguments(cls, quality),
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -173,7 +182,13 @@ def _of_own_class(deltas: Tensor, classes: Tensor) -> Tensor:
     return deltas.view(count, width // 4, 4)[torch.arange(count, device=deltas.device), classes]
 
 
-def _box_loss_of(cfg):
+def _quality_arguments(owner: type, node) -> dict:
+    if not node.ENABLED:
+        return {}
+    return {"quality_loss": build(QualityLoss, node), **arguments_from(owner, node)}
+
+
+def _box_loss_of(cfg) -> BoxLoss | None:
     """The loss that ``MODEL.RESOBJ_ROI.BOX_LOSS`` names."""
     node = cfg.MODEL.RESOBJ_ROI.BOX_LOSS
     if not node.NAME:
@@ -184,7 +199,7 @@ def _box_loss_of(cfg):
             f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} replaces the box loss of Detectron2, so "
             f"leave MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE at 'smooth_l1', got {kind!r}"
         )
-    loss = BOX_LOSS_REGISTRY.get(node.NAME).from_config(node)
+    loss = build(BOX_LOSS_REGISTRY.get(node.NAME), node)
     if loss.compares not in ("boxes", "deltas"):
         raise ValueError(
             f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} is made for another parametrisation of "

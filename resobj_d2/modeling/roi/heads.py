@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
-from resobj_d2.matching import build_two_stage_sampler
+from resobj_d2.matching import Sampler, build_two_stage_sampler
 from resobj_d2.structures import IGNORE, Targets
 
 from .box_predictor import ResObjBoxPredictor
@@ -26,13 +26,13 @@ class _SampledROIHeads:
     """What both kinds of heads share: a mixin in front of one of Detectron2's classes.
 
     Args:
-        sampler: an entry of ``SAMPLER_REGISTRY`` that chooses the proposals of each image; None for
+        sampler: chooses the proposals of each image; None for
             Detectron2's random sampling.
         heads: arguments of Detectron2's class.
     """
 
     @configurable
-    def __init__(self, *, sampler=None, **heads) -> None:
+    def __init__(self, *, sampler: Sampler | None = None, **heads) -> None:
         super().__init__(**heads)
         self.sampler = sampler
 
@@ -173,7 +173,7 @@ def _with_ground_truth(
     return chosen
 
 
-def _sampler_of(cfg):
+def _sampler_of(cfg) -> Sampler | None:
     """The sampler of ``MODEL.RESOBJ_ROI.SAMPLER``, or None."""
     node = cfg.MODEL.RESOBJ_ROI.SAMPLER
     sampler = build_two_stage_sampler(node, cfg.MODEL.ROI_HEADS)

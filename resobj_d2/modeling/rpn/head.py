@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from detectron2.config import configurable
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from resobj_d2.modeling.branches.objectness import ObjectnessBranch, ObjectnessPrediction
 from resobj_d2.modeling.heads.predictors import HeadParts, SharedConv
-from resobj_d2.modeling.heads.towers import ConvTower
+from resobj_d2.modeling.heads.towers import ConvStack
+from resobj_d2.options import build
 from resobj_d2.structures import LevelMaps, TowerFeatures
 
 __all__ = ["ResObjRPNHead"]
@@ -49,9 +51,11 @@ class ResObjRPNHead(StandardRPNHead):
             in_channels=[width] * len(input_shape),
             num_anchors=[options["num_anchors"]] * len(input_shape),
             make_predictor=partial(SharedConv, kernel_size=1),
-            make_hidden=partial(ConvTower.hidden, None),
+            make_hidden=_hidden,
         )
-        objectness = ObjectnessBranch.from_config(cfg.MODEL.RESOBJ_RPN, num_classes=1, parts=parts)
+        node, objectness = cfg.MODEL.RESOBJ_RPN.OBJECTNESS, None
+        if node.ENABLED:
+            objectness = build(ObjectnessBranch, node, num_classes=1, parts=parts)
         if objectness is not None and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
             raise ValueError(
                 "Detectron2's RPN would train the sum of all steps only; for "
@@ -94,6 +98,10 @@ class ResObjRPNHead(StandardRPNHead):
             return super().forward(features)
         prediction, deltas = self.predict(features, every_step=False)
         return deltas.view_per_anchor(self.score_logits(prediction)), deltas.levels
+
+
+def _hidden(*, in_channels: Sequence[int], channels: Sequence[int], num_convs: int) -> ConvStack:
+    return ConvStack(in_channels=in_channels, channels=channels[0], num_convs=num_convs)
 
 
 def _check_levels(cfg, input_shape) -> None:

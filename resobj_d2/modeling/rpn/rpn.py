@@ -9,11 +9,12 @@ from detectron2.config import configurable
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from resobj_d2.losses import NORMALIZER_REGISTRY, objectness_difficulty
-from resobj_d2.matching import MaxIoUAssigner, build_two_stage_sampler
+from resobj_d2.losses import NORMALIZER_REGISTRY, Normalizer, objectness_difficulty
+from resobj_d2.matching import MaxIoUAssigner, Sampler, build_two_stage_sampler
 from resobj_d2.modeling.branches.objectness import ObjectnessPrediction
+from resobj_d2.options import build
 from resobj_d2.structures import IGNORE, GroundTruth, LevelMaps, Priors, Targets
 
 from .head import ResObjRPNHead
@@ -35,7 +36,7 @@ class ResObjRPN(RPN):
 
     Args:
         assigner: labels the anchors; its foreground has the class 0.
-        sampler: an entry of ``SAMPLER_REGISTRY``; None for Detectron2's own random sampling, which
+        sampler: None for Detectron2's own random sampling, which
             an objectness branch cannot be trained with.
         normalizer: divides the sums of the objectness branch; None without one.
         rpn: arguments of Detectron2's ``RPN``; the head is a :class:`ResObjRPNHead`.
@@ -45,7 +46,12 @@ class ResObjRPN(RPN):
 
     @configurable
     def __init__(
-        self, *, assigner: MaxIoUAssigner, sampler=None, normalizer: nn.Module | None = None, **rpn
+        self,
+        *,
+        assigner: MaxIoUAssigner,
+        sampler: Sampler | None = None,
+        normalizer: Normalizer | None = None,
+        **rpn,
     ) -> None:
         super().__init__(**rpn)
         if not isinstance(self.rpn_head, ResObjRPNHead):
@@ -70,8 +76,7 @@ class ResObjRPN(RPN):
         node = cfg.MODEL.RESOBJ_RPN
         normalizer = None
         if node.OBJECTNESS.ENABLED:
-            entry = NORMALIZER_REGISTRY.get(node.NORMALIZER.NAME)
-            normalizer = entry.from_config(node.NORMALIZER)
+            normalizer = build(NORMALIZER_REGISTRY.get(node.NORMALIZER.NAME), node.NORMALIZER)
         return {
             **super().from_config(cfg, input_shape),
             "assigner": MaxIoUAssigner(

@@ -1,0 +1,50 @@
+"""Refusal of runs that cannot work, before data and model are made."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from fvcore.common.config import CfgNode
+
+__all__ = ["check_run"]
+
+
+def check_run(cfg: CfgNode) -> None:
+    """Refuse by the key's name what Detectron2 and torch refuse without it, later, or ignore.
+
+    Raises:
+        ValueError: see the messages.
+    """
+    solver = cfg.SOLVER
+    if solver.IMS_PER_BATCH < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be at least 1, got {solver.IMS_PER_BATCH}")
+    if not 0 <= solver.BASE_LR < math.inf:
+        raise ValueError(
+            f"SOLVER.BASE_LR must be a finite number and not negative, got {solver.BASE_LR}"
+        )
+    _check_steps(solver)
+    if solver.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
+            "SOLVER.AMP.ENABLED False"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED has no effect here: there is no test-time augmentation; set it to "
+            "False"
+        )
+
+
+def _check_steps(solver: CfgNode) -> None:
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        return
+    beyond = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    if beyond:
+        scale = solver.MAX_ITER / (max(solver.STEPS) * 9 / 8)
+        fitting = tuple(int(step * scale) for step in solver.STEPS)
+        raise ValueError(
+            f"SOLVER.STEPS {tuple(solver.STEPS)} are not all below SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}, so the learning rate would not drop: give SOLVER.STEPS "
+            f'"{fitting}", or "()" for a constant rate'
+        )

@@ -1,0 +1,105 @@
+"""The contracts of the loss slots."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from resobj_d2.structures import LevelMaps
+
+__all__ = ["BoxLoss", "ClassLoss", "Normalizer", "SigmoidScores"]
+
+
+class ClassLoss:
+    """A classification loss: the float32 SUM over the anchors of a mask, which it never averages.
+
+    Each stage has one of its own, so that a loss with a state (an ``nn.Module`` with buffers)
+    knows only the anchors of that stage.
+
+    Class attributes:
+        self_normalized: its weights already divide, so the normaliser does not.
+        ranks_anchors: it has a loss for each anchor, :meth:`per_anchor`, for samplers.
+    """
+
+    self_normalized = False
+    ranks_anchors = True
+
+    @staticmethod
+    def num_logits(num_classes: int) -> int:
+        """K', the logits per anchor: K or K + 1."""
+        raise TypeError("a ClassLoss must define num_logits")
+
+    @staticmethod
+    def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
+        """K' logits per anchor to K whose sigmoids are the class probabilities."""
+        raise TypeError("a ClassLoss must define sigmoid_logits")
+
+    def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """
+        Args:
+            logits: (N, R, K').
+            labels: (N, R) int64 in {-1, 0..K}: ignored, a class, background.
+            mask: (N, R) bool, the anchors that count.
+
+        Returns:
+            Scalar float32; gradients are zero outside ``mask``, whatever the logits there.
+        """
+        raise TypeError(f"{type(self).__name__} must define __call__")
+
+    def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, R) loss of each anchor, by which samplers rank; needed if ``ranks_anchors``."""
+        raise TypeError(f"{type(self).__name__} has no loss per anchor")
+
+
+class SigmoidScores(ClassLoss):
+    """A classification loss whose scores are the sigmoids of one logit per class."""
+
+    @staticmethod
+    def num_logits(num_classes: int) -> int:
+        return num_classes
+
+    @staticmethod
+    def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
+        return maps
+
+
+class BoxLoss:
+    """A box loss: the float32 SUM over the rows of a mask, which it never averages.
+
+    Class attributes:
+        compares: "boxes": decoded boxes; otherwise encoded deltas of that ``delta_space`` of the
+            coders, "deltas" or "cell_deltas".
+        takes_weights: it is called with a fourth argument, the (...) factors of its rows or None.
+        self_normalized: its weights already divide, so the normaliser does not.
+    """
+
+    compares = "deltas"
+    takes_weights = False
+    self_normalized = False
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """
+        Args:
+            pred, target: (..., 4).
+            mask: (...) bool, the rows that count.
+
+        Returns:
+            Scalar float32; gradients are zero outside ``mask``, whatever the values there.
+        """
+        raise TypeError(f"{type(self).__name__} must define __call__")
+
+
+class Normalizer(nn.Module):
+    """What divides the summed losses. It alone all-reduces."""
+
+    def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
+        """Called once per stage and training iteration.
+
+        Args:
+            num_foreground: scalar, the foreground anchors of the batch.
+            num_trained: scalar, all anchors that the sampler kept.
+            num_images: of the batch.
+
+        Returns:
+            Scalar >= 1.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward")

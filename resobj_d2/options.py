@@ -1,0 +1,174 @@
+"""Options that stand at their owner: an annotated constructor argument is a configuration key.
+
+    class SigmoidFocalLoss(ClassLoss):
+        def __init__(
+            self,
+            *,
+            alpha: Annotated[float, Option("weight of the foreground", key="FOCAL_ALPHA")] = 0.25,
+        ) -> None: ...
+
+Type, default and meaning are written once, here. The configuration's nodes, the table of keys in
+the docs and the refusal of keys without effect are made from :func:`options_of`, and
+:func:`build` makes an owner from its node.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+__all__ = ["Declared", "Option", "Part", "arguments_from", "build", "options_of"]
+
+T = TypeVar("T")
+NO_DEFAULT = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one configuration key means; the argument that it annotates gives type and default.
+
+    Attributes:
+        meaning: one line, in lower case and without a full stop.
+        key: its name in the owner's node, also below a sub-node ("CLS_LOSS.WEIGHT"); by default
+            the argument's name in capitals.
+        source: paper and equation or section, where there is one.
+        none: the value of the key that stands for an argument of None.
+        only: argument names and the values with which the owner reads the key at all.
+        follows: the key's default is that of another owner of the slot; the argument's own is for
+            those who build the owner without a configuration.
+    """
+
+    meaning: str
+    key: str = ""
+    source: str = ""
+    none: Any = None
+    only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    follows: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Marks an argument that is an owner of options itself, built from the same node."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One key as an owner declares it.
+
+    Attributes:
+        key: below the owner's node.
+        argument: of the owner's constructor.
+        type: a readable type, such as "float".
+        default: the key's; :data:`NO_DEFAULT` where it ``follows`` another owner's.
+        only: keys (not arguments) and the values with which this one is read.
+    """
+
+    key: str
+    argument: str
+    type: str
+    default: Any
+    option: Option
+    only: Mapping[str, Sequence[Any]]
+
+    @property
+    def meaning(self) -> str:
+        return self.option.meaning
+
+    @property
+    def source(self) -> str:
+        return self.option.source
+
+
+@functools.cache
+def _annotated_arguments(owner: Callable) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
+    """(name, type, default, marker) of the annotated arguments of a class or function."""
+    function = owner.__init__ if inspect.isclass(owner) else owner
+    if function is object.__init__:
+        return ()
+    hints = get_type_hints(owner if is_dataclass(owner) else function, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints.get(name)
+        if get_origin(hint) is not Annotated:
+            continue
+        type_, *markers = get_args(hint)
+        marker = next((m for m in markers if isinstance(m, (Option, Part))), None)
+        if marker is not None:
+            found.append((name, type_, parameter.default, marker))
+    return tuple(found)
+
+
+@functools.cache
+def options_of(owner: Callable) -> tuple[Declared, ...]:
+    """The keys that a class or function declares, those of its parts included, in their order."""
+    keys = {
+        name: marker.key or name.upper()
+        for name, _, _, marker in _annotated_arguments(owner)
+        if isinstance(marker, Option)
+    }
+    declared: list[Declared] = []
+    for name, type_, default, marker in _annotated_arguments(owner):
+        if isinstance(marker, Part):
+            declared += options_of(type_)
+            continue
+        declared.append(
+            Declared(
+                key=keys[name],
+                argument=name,
+                type=_readable(type_),
+                default=_key_default(default, marker),
+                option=marker,
+                only={keys[argument]: values for argument, values in marker.only.items()},
+            )
+        )
+    return tuple(declared)
+
+
+def arguments_from(owner: Callable, node: Any) -> dict[str, Any]:
+    """The annotated arguments of ``owner``, read from its configuration node.
+
+    Those that it would ignore (:attr:`Option.only`) are left at their defaults.
+    """
+    keys = {declared.argument: declared for declared in options_of(owner)}
+    arguments = {}
+    for name, type_, default, marker in _annotated_arguments(owner):
+        if isinstance(marker, Part):
+            arguments[name] = build(type_, node)
+        elif all(_value(node, key) in values for key, values in keys[name].only.items()):
+            value = _value(node, keys[name].key)
+            arguments[name] = None if default is None and value == marker.none else value
+    return arguments
+
+
+def build(owner: Callable[..., T], node: Any, **context: Any) -> T:
+    """``owner`` with the options of its node.
+
+    Args:
+        owner: a class or function with annotated arguments.
+        node: the configuration node that holds its keys.
+        context: its other arguments, those that no configuration gives.
+    """
+    return owner(**arguments_from(owner, node), **context)
+
+
+def _value(node: Any, key: str) -> Any:
+    return functools.reduce(lambda below, name: below[name], key.split("."), node)
+
+
+def _key_default(default: Any, option: Option) -> Any:
+    """The default as a yaml would give it."""
+    if option.follows:
+        return NO_DEFAULT
+    if default is None:
+        return option.none
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _readable(type_: Any) -> str:
+    name = getattr(type_, "__name__", str(type_)) if isinstance(type_, type) else str(type_)
+    for prefix in ("typing.", "collections.abc."):
+        name = name.replace(prefix, "")
+    return name.replace("Sequence", "list").replace(" | None", "")
