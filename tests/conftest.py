@@ -9,9 +9,8 @@ import torch
 # Small tensors on few cores: more threads only wait for each other.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-TINY = [
+TINY_NETWORK = [
     "MODEL.DEVICE", "cpu",
-    "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
     "MODEL.WEIGHTS", "",
     "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT", "0",
@@ -21,6 +20,10 @@ TINY = [
     "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.FPN.OUT_CHANNELS", "32",
+]  # fmt: skip
+TINY = [
+    *TINY_NETWORK,
+    "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
     "MODEL.DENSE.TOWER.CHANNELS", "32",
     "MODEL.DENSE.TOWER.NUM_CONVS", "1",
     "MODEL.DENSE.NUM_CLASSES", "3",
@@ -66,10 +69,10 @@ def tiny_cfg():
 
     from resobj_d2.config import add_resobj_config
 
-    def build(*opts):
+    def build(*opts, tiny=TINY):
         cfg = get_cfg()
         add_resobj_config(cfg)
-        cfg.merge_from_list(TINY + [str(x) for x in opts])
+        cfg.merge_from_list(tiny + [str(x) for x in opts])
         return cfg
 
     return build
@@ -112,6 +115,7 @@ def tiny_rcnn(tiny_cfg):
             "MODEL.ROI_BOX_HEAD.NUM_FC", "1",
             "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
             *opts,
+            tiny=TINY_NETWORK,
         )  # fmt: skip
 
     return build

@@ -10,25 +10,26 @@ import pytest
 ALLOWED = {
     "structures": set(),
     "ops": set(),
-    "registry": set(),
+    "options": set(),
+    "registry": {"options"},
     "compat": set(),
     "data": set(),
     "plots": set(),
     "install_detectron2": set(),
     "acceleration": {"ops", "compat"},
     "doctor": {"ops", "install_detectron2"},
-    "losses": {"structures", "ops", "registry"},
-    "matching": {"structures", "ops", "registry"},
+    "losses": {"structures", "ops", "options", "registry"},
+    "matching": {"structures", "ops", "options", "registry"},
     "evaluation": {"data", "ops"},
-    "modeling": {"structures", "ops", "losses", "matching", "compat", "registry"},
-    "config": {"data", "modeling"},
+    "modeling": {"structures", "ops", "losses", "matching", "compat", "options", "registry"},
+    "config": {"data", "losses", "matching", "modeling", "options", "registry"},
     "checkpoint": {"modeling"},
     "engine": {"modeling", "compat", "checkpoint", "data", "evaluation", "plots"},
     "inference": {"config", "checkpoint", "data"},
     "analysis": {"config", "checkpoint", "data", "engine", "evaluation", "modeling"},
     "demo": {"config", "engine", "inference"},
 }
-WITHOUT_DETECTRON2 = ("structures", "ops", "registry", "losses", "matching", "plots")
+WITHOUT_DETECTRON2 = ("structures", "ops", "options", "registry", "losses", "matching", "plots")
 
 
 def modules_of(path):

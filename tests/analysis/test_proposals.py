@@ -164,6 +164,8 @@ def test_any_rpn_has_one_step(options):
     options_of_theirs = [
         "MODEL.PROPOSAL_GENERATOR.NAME", "RPN",
         "MODEL.RPN.HEAD_NAME", "StandardRPNHead",
+        "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", "False",
+        "MODEL.RESOBJ_RPN.SAMPLER.NAME", "",
         "MODEL.WEIGHTS", "",
     ]  # fmt: skip
     cfg = load_config(options, options_of_theirs, training=False)
@@ -188,7 +190,9 @@ def test_any_rpn_has_one_step(options):
     ],
 )
 def test_what_has_no_answer_is_refused(options, overrides, limits, message):
-    cfg = load_config(options, overrides, training=False)
+    cfg = load_config(options, training=False)
+    cfg.defrost()
+    cfg.merge_from_list(overrides)  # past the checks of load_config
     with pytest.raises(ValueError, match=message):
         evaluate_proposals(cfg, limits=limits)
 

@@ -114,9 +114,9 @@ def test_modules_that_are_not_there_are_explained(project, monkeypatch):
         load_config("", ["IMPORTS", "['my_loses']"])
     with pytest.raises(ImportError, match="IMPORTS: there is no module my_losses.powr"):
         import_modules(["my_losses.powr"])
-    (project / "my_losses/broken.py").write_text("import not_installed_at_all")
+    (project / "broken_losses.py").write_text("import not_installed_at_all")
     importlib.invalidate_caches()
-    with pytest.raises(ImportError, match="my_losses.broken cannot be imported: .*not_installed"):
-        import_modules(["my_losses.broken"])
-    with pytest.raises(ValueError, match="IMPORTS must be a list of module names, got 'my_losses'"):
+    with pytest.raises(ImportError, match="broken_losses cannot be imported: .*not_installed"):
+        import_modules(["broken_losses"])
+    with pytest.raises(ValueError, match="IMPORTS"):
         load_config("", ["IMPORTS", "my_losses"])
