@@ -11,7 +11,7 @@ leaves a choice; each is an argument:
   its graph intact.
 - ``o_t`` is formed for every anchor and only the loss is gated (``unselected="update"``), so
   that training and inference agree.
-- No gradient runs from step t to earlier steps by default (``detach="all"``; Table 2c).
+- No gradient runs from step t to earlier steps by default (``detach="all"``; Table 2a).
 - Every sum is divided by the same normaliser; none is divided by the number selected, which
   would weigh the loss up as the set shrinks.
 """
