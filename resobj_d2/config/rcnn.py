@@ -5,6 +5,7 @@ from __future__ import annotations
 from resobj_d2.losses import BOX_LOSS_REGISTRY, NORMALIZER_REGISTRY, QualityLoss
 from resobj_d2.matching import SAMPLER_REGISTRY
 from resobj_d2.modeling import ObjectnessBranch, ResObjBoxPredictor
+from resobj_d2.modeling.suppression import Suppression
 
 from .dense import branch_keys
 from .keys import Condition, Key, owner_keys, slot_keys
@@ -14,6 +15,10 @@ __all__ = ["RCNN", "rcnn_keys"]
 RCNN = Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "ProposalNetwork", "PanopticFPN"))
 RPN = (RCNN, Condition("MODEL.PROPOSAL_GENERATOR.NAME", ("ResObjRPN",)))
 RPN_OBJECTNESS = Condition("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", (True,))
+STANDARD_HEADS = (
+    Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN")),
+    Condition("MODEL.ROI_HEADS.NAME", ("ResObjROIHeads",)),
+)
 ROI = (
     Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN")),
     Condition("MODEL.ROI_HEADS.NAME", ("ResObjROIHeads", "ResObjCascadeROIHeads")),
@@ -74,7 +79,12 @@ def _roi_keys(path: str) -> list[Key]:
         f"{path}.QUALITY", ResObjBoxPredictor, when=ROI, reader="ResObjBoxPredictor"
     )
     there = (*ROI, Condition(f"{path}.QUALITY.ENABLED", (True,)))
+    # Its threshold is MODEL.ROI_HEADS.NMS_THRESH_TEST. A cascade has Detectron2's NMS.
+    suppression = owner_keys(
+        path, Suppression, reader="ResObjROIHeads", when=STANDARD_HEADS, omit=("NMS_THRESH",)
+    )
     return [
+        *suppression,
         *box_loss,
         *sampler,
         *quality,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from detectron2.structures import Boxes, Instances
 
-from resobj_d2.ops import batched_nms
-from resobj_d2.options import Option
+from resobj_d2.options import Option, Part
 from resobj_d2.structures import Candidates, StreamOutput
 
 from .fusion import ScoreFusion
+from .suppression import Suppression
 
 if TYPE_CHECKING:
     from .stream import DenseStream
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["DensePostprocess", "Scoring", "to_instances"]
 
 
+DEFAULT = Suppression()
+
+
 class DensePostprocess:
-    """Threshold and top-k per level, class-wise NMS, and the best ``max_detections``.
+    """Threshold and top-k per level, class-wise suppression, and the best ``max_detections``.
 
     Args:
-        score_thresh: candidates must score more.
-        topk: candidates per level in front of NMS.
-        nms_thresh: a box is suppressed by a better one of its class with a larger IoU.
+        score_thresh: candidates must score more, and still do so after a suppression that decays.
+        topk: candidates per level in front of the suppression.
+        suppression: what removes doubled detections; class-wise NMS by default.
         max_detections: per image.
     """
 
@@ -35,9 +38,7 @@ class DensePostprocess:
         *,
         score_thresh: Annotated[float, Option("candidates must score more")] = 0.05,
         topk: Annotated[int, Option("candidates per level in front of NMS")] = 1000,
-        nms_thresh: Annotated[
-            float, Option("IoU above which a better box of the class suppresses a box")
-        ] = 0.5,
+        suppression: Annotated[Suppression, Part()] = DEFAULT,
         max_detections: int = 100,
     ) -> None:
         if topk < 1 or max_detections < 1:
@@ -47,7 +48,7 @@ class DensePostprocess:
             )
         self.score_thresh = score_thresh
         self.topk = topk
-        self.nms_thresh = nms_thresh
+        self.suppression = suppression
         self.max_detections = max_detections
 
     def __call__(
@@ -56,35 +57,35 @@ class DensePostprocess:
         """Detections of each image, best first.
 
         Args:
-            streams: with what each predicted; their candidates meet in NMS.
+            streams: with what each predicted; their candidates meet in the suppression.
             step: score with an earlier refinement of the branches; None for the last.
         """
-        if len(streams) == 1:
+        if len(streams) == 1 and not self.suppression.decays:
             ((stream, output),) = streams
             return stream.candidates(
                 output,
                 step,
                 score_thresh=self.score_thresh,
                 topk=self.topk,
-                nms_thresh=self.nms_thresh,
+                nms_thresh=self.suppression.threshold,
                 max_detections=self.max_detections,
             )
-        found = [
+        candidates = [
             stream.candidates(output, step, score_thresh=self.score_thresh, topk=self.topk)
             for stream, output in streams
         ]
-        return [self.suppress(Candidates.cat(parts)) for parts in zip(*found, strict=True)]
+        return [self.suppress(Candidates.cat(parts)) for parts in zip(*candidates, strict=True)]
 
     def suppress(self, candidates: Candidates) -> Candidates:
-        """What class-wise NMS leaves of one image's candidates, best first."""
-        keep = batched_nms(
+        """What the suppression leaves of one image's candidates, best first."""
+        keep, scores = self.suppression(
             candidates.boxes,
             candidates.scores,
             candidates.classes,
-            self.nms_thresh,
-            self.max_detections,
+            min_score=self.score_thresh,
+            max_output=self.max_detections,
         )
-        return candidates.take(keep)
+        return replace(candidates.take(keep), scores=scores)
 
 
 @dataclass

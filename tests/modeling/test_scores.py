@@ -28,9 +28,7 @@ def test_fusion_refuses_an_unknown_factor(tiny_cfg):
 
 
 def postprocess(**options):
-    return DensePostprocess(
-        **{"score_thresh": 0.1, "topk": 3, "nms_thresh": 0.5, "max_detections": 10} | options
-    )
+    return DensePostprocess(**{"score_thresh": 0.1, "topk": 3, "max_detections": 10} | options)
 
 
 def test_suppress_is_per_class_and_keeps_factors():

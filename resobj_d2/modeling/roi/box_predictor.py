@@ -8,12 +8,13 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from resobj_d2 import ops
 from resobj_d2.losses import BOX_LOSS_REGISTRY, BoxLoss, QualityLoss
+from resobj_d2.modeling.suppression import Suppression
 from resobj_d2.options import Option, arguments_from, build
 
 __all__ = ["ResObjBoxPredictor"]
@@ -36,6 +37,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         quality_weight: factor of that loss, which is divided by the number of foreground RoIs.
         quality_detach_target: take the IoU as a constant; otherwise the loss also moves the boxes.
         quality_alpha: a in the score ``class^(1 - a) * IoU^a``.
+        suppression: what removes doubled detections; None for Detectron2's NMS.
         fast_rcnn: arguments of Detectron2's ``FastRCNNOutputLayers``.
     """
 
@@ -58,6 +60,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
             float,
             Option("exponent a of the quality in the score class^(1 - a) * IoU^a", key="ALPHA"),
         ] = 0.4,
+        suppression: Suppression | None = None,
         **fast_rcnn,
     ) -> None:
         super().__init__(input_shape, **fast_rcnn)
@@ -68,6 +71,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         self.quality_weight = quality_weight
         self.quality_detach_target = quality_detach_target
         self.quality_alpha = quality_alpha
+        self.suppression = suppression
         if quality_loss is not None:
             self.quality_score = nn.Linear(self.cls_score.in_features, 1)
             nn.init.normal_(self.quality_score.weight, std=0.01)
@@ -79,6 +83,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             "box_loss": _box_loss_of(cfg),
+            "suppression": _suppression_of(cfg),
             **_quality_arguments(cls, quality),
         }
 
@@ -161,6 +166,48 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
             for p, q in zip(probs, quality, strict=True)
         )
 
+    def inference(
+        self, predictions: tuple[Tensor, ...], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """As Detectron2's: the detections of each image, and the rows of their proposals."""
+        if self.suppression is None:
+            return super().inference(predictions, proposals)
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        results = [
+            self._detect(b, s, x.image_size)
+            for b, s, x in zip(boxes, scores, proposals, strict=True)
+        ]
+        return [instances for instances, _ in results], [rows for _, rows in results]
+
+    def _detect(
+        self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Instances, Tensor]:
+        """One image's detections by ``suppression``, and the rows of their RoIs.
+
+        Args:
+            boxes: (R, 4 K or 4).
+            scores: (R, K + 1), the background last.
+        """
+        scores = scores[:, :-1]
+        finite = boxes.isfinite().all(dim=1, keepdim=True) & scores.isfinite().all(1, keepdim=True)
+        rows, classes = ((scores > self.test_score_thresh) & finite).nonzero(as_tuple=True)
+        clipped = Boxes(_of_own_class(boxes[rows], classes))
+        clipped.clip(image_size)
+        keep, kept_scores = self.suppression(
+            clipped.tensor,
+            scores[rows, classes],
+            classes,
+            min_score=self.test_score_thresh,
+            # Detectron2 takes a negative number for all.
+            max_output=self.test_topk_per_image if self.test_topk_per_image >= 0 else len(rows),
+        )
+        result = Instances(image_size)
+        result.pred_boxes = clipped[keep]
+        result.scores = kept_scores
+        result.pred_classes = classes[keep]
+        return result, rows[keep]
+
     # Detectron2 unpacks two predictions in these.
 
     def predict_boxes(self, predictions: tuple[Tensor, ...], proposals: list[Instances]):
@@ -186,6 +233,13 @@ def _quality_arguments(owner: type, node) -> dict:
     if not node.ENABLED:
         return {}
     return {"quality_loss": build(QualityLoss, node), **arguments_from(owner, node)}
+
+
+def _suppression_of(cfg) -> Suppression | None:
+    node = cfg.MODEL.RESOBJ_ROI
+    threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+    suppression = Suppression(method=node.NMS, threshold=threshold, sigma=node.NMS_SIGMA)
+    return suppression if suppression.decays else None
 
 
 def _box_loss_of(cfg) -> BoxLoss | None:
