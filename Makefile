@@ -57,6 +57,8 @@ lint: setup
 	@$(python) -m ruff check .
 	@echo "now: ruff format --check"
 	@$(python) -m ruff format --check .
+	@echo "now: mypy"
+	@$(python) -m mypy
 	@echo "now: clang-format --dry-run on csrc and tests"
 	@$(clang_format) --dry-run --Werror $(cpp_sources)
 

@@ -83,7 +83,7 @@ class Declared:
 
 
 @functools.cache
-def _annotated_arguments(owner: Callable) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
+def _annotated_arguments(owner: Any) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
     """(name, type, default, marker) of the annotated arguments of a class or function."""
     function = owner.__init__ if inspect.isclass(owner) else owner
     if function is object.__init__:
@@ -101,9 +101,13 @@ def _annotated_arguments(owner: Callable) -> tuple[tuple[str, Any, Any, Option |
     return tuple(found)
 
 
-@functools.cache
 def options_of(owner: Callable) -> tuple[Declared, ...]:
     """The keys that a class or function declares, those of its parts included, in their order."""
+    return _options_of(owner)
+
+
+@functools.cache
+def _options_of(owner: Any) -> tuple[Declared, ...]:
     keys = {
         name: marker.key or name.upper()
         for name, _, _, marker in _annotated_arguments(owner)

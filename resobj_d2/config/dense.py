@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
@@ -20,6 +21,7 @@ from resobj_d2.modeling import (
 )
 from resobj_d2.modeling.fusion import build_fusion
 from resobj_d2.modeling.stages import build_stages
+from resobj_d2.registry import Registry
 
 from .keys import Condition, Key, Reader, owner_keys, slot_keys
 
@@ -30,7 +32,7 @@ ANCHORS = Condition("MODEL.DENSE.ANCHOR_BASED", (True,))
 ANCHOR_FREE = Condition("MODEL.DENSE.ANCHOR_FREE.ENABLED", (True,))
 
 # The entry of each slot; with the entries' own defaults it is Detectron2's RetinaNet.
-SLOTS = {
+SLOTS: dict[str, tuple[Registry, str]] = {
     "PRIORS": (PRIORS_REGISTRY, "OctaveAnchors"),
     "PREDICTOR": (PREDICTOR_REGISTRY, "SharedConv"),
     "CODER": (CODER_REGISTRY, "DeltaCoder"),
@@ -126,7 +128,7 @@ def _stream_keys(path: str, when: tuple[Condition, ...], defaults: dict[str, Any
 
 def branch_keys(
     node: str,
-    owner,
+    owner: Callable,
     *,
     when: tuple[Condition, ...],
     reader: str,

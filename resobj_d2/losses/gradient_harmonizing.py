@@ -38,6 +38,7 @@ class _GradientDensity(nn.Module):
             )
         self.bins = bins
         self.momentum = momentum
+        self.counts: Tensor
         self.register_buffer("counts", torch.zeros(bins))
 
     @torch.no_grad()

@@ -85,6 +85,7 @@ class ForegroundEMA(Normalizer):
                 f"got {initial} and {momentum}"
             )
         self.momentum = momentum
+        self.mean: Tensor
         self.register_buffer("mean", torch.tensor(float(initial)))
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:

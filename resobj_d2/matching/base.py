@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
 
-__all__ = ["Assigner", "Coder", "Sampler"]
+__all__ = ["Assigner", "Coder", "Sampler", "predicted_boxes"]
 
 
 class Coder:
@@ -104,3 +104,10 @@ class Sampler:
             (N, R) bool, a subset of ``targets.valid``.
         """
         raise TypeError(f"{type(self).__name__} must define __call__")
+
+
+def predicted_boxes(assigner: Assigner, prediction: StagePrediction | None) -> Tensor:
+    """The (N, R, 4) decoded boxes that an assigner with ``needs_predictions`` reads."""
+    if prediction is None or prediction.boxes is None:
+        raise ValueError(f"{type(assigner).__name__} reads the predicted boxes: give a prediction")
+    return prediction.boxes

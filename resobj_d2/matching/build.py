@@ -5,6 +5,8 @@ An entry declares its options at its constructor's arguments (:mod:`resobj_d2.op
 
 from __future__ import annotations
 
+from fvcore.common.config import CfgNode
+
 from resobj_d2.options import build
 from resobj_d2.registry import Registry
 
@@ -26,7 +28,7 @@ ASSIGNER_REGISTRY: Registry[Assigner] = Registry("ASSIGNER", base=Assigner)
 SAMPLER_REGISTRY: Registry[Sampler] = Registry("SAMPLER", base=Sampler)
 
 
-def build_two_stage_sampler(node, detectron2) -> Sampler | None:
+def build_two_stage_sampler(node: CfgNode, detectron2: CfgNode) -> Sampler | None:
     """The sampler of a stage of Detectron2's R-CNN, which has keys of its own for its size.
 
     Args:

@@ -14,7 +14,7 @@ from resobj_d2 import ops
 from resobj_d2.options import Option
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
-from .base import Assigner
+from .base import Assigner, predicted_boxes
 from .build import ASSIGNER_REGISTRY
 
 __all__ = ["FSAFAssigner"]
@@ -170,6 +170,8 @@ class FSAFAssigner(Assigner):
         if self.selection == "heuristic":
             chosen = self._level_by_size(priors, boxes)
         else:
+            if prediction is None:
+                raise ValueError("SELECTION online compares predictions: give one")
             loss = self._point_losses(regions.owner, boxes, classes, prediction, image)
             chosen = self._level_by_loss(regions, loss, len(priors.anchors_per_level), num_boxes)
         # One more row stands for "no box" in every lookup below.
@@ -228,14 +230,14 @@ class FSAFAssigner(Assigner):
     ) -> Tensor:
         """(R,) focal loss over K plus ``-ln IoU`` of each point with its owner, 0 without one."""
         if not len(boxes):
-            return prediction.boxes.new_zeros(owner.shape)
+            return torch.zeros(owner.shape, device=owner.device)
         row = owner.clamp(max=len(boxes) - 1)
         logits = prediction.cls_logits[image].float()
         is_class = classes[row][:, None] == torch.arange(self.num_classes, device=row.device)
         wrong = torch.where(is_class, -logits, logits)
         weight = torch.where(is_class, self.focal_alpha, 1 - self.focal_alpha)
         focal = (weight * torch.sigmoid(wrong) ** self.focal_gamma * F.softplus(wrong)).sum(dim=1)
-        iou = ops.box_iou_aligned(prediction.boxes[image], boxes[row])
+        iou = ops.box_iou_aligned(predicted_boxes(self, prediction)[image], boxes[row])
         return torch.where(owner < len(boxes), focal - iou.clamp(min=1e-6).log(), 0.0)
 
     @staticmethod

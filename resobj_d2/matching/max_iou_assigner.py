@@ -98,8 +98,9 @@ class MaxIoUAssigner(Assigner):
         # One more row of class K stands for all anchors that are not foreground.
         foreground = match.label == 1
         # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
-        rows = [x + first for x, first in zip(match.gt_index, ground_truth.offsets, strict=False)]
-        rows = torch.where(foreground, torch.stack(rows), len(ground_truth.boxes))
+        firsts = zip(match.gt_index, ground_truth.offsets, strict=False)
+        owners = torch.stack([index + first for index, first in firsts])
+        rows = torch.where(foreground, owners, len(ground_truth.boxes))
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return Targets(

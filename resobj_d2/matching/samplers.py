@@ -66,6 +66,12 @@ def _some(eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
     return _best(torch.rand(eligible.shape, device=eligible.device), eligible, quota, limit)
 
 
+def _required(difficulty: Tensor | None, sampler: Sampler) -> Tensor:
+    if difficulty is None:
+        raise ValueError(f"{type(sampler).__name__} ranks anchors by their loss: give difficulty")
+    return difficulty
+
+
 def _check_size(size: int, positive_fraction: float) -> None:
     if size < 1:
         raise ValueError(f"SAMPLER.SIZE must be at least 1, got {size}")
@@ -230,10 +236,10 @@ class HardExampleSampler(RandomSampler):
         super().__init__(size=size, positive_fraction=positive_fraction)
 
     def positives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
-        return _best(difficulty, targets.foreground, quota, self.max_positive)
+        return _best(_required(difficulty, self), targets.foreground, quota, self.max_positive)
 
     def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
-        return _best(difficulty, targets.background, quota, self.size)
+        return _best(_required(difficulty, self), targets.background, quota, self.size)
 
 
 @SAMPLER_REGISTRY.register()
@@ -259,7 +265,10 @@ class HardNegativeRatio(Sampler):
             raise ValueError(f"SAMPLER.NEGATIVE_RATIO must be positive, got {negative_ratio}")
         self.negative_ratio = negative_ratio
 
-    def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
+    def __call__(
+        self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
+    ) -> Tensor:
+        difficulty = _required(difficulty, self)
         foreground = targets.foreground
         quota = (foreground.sum(dim=1) * self.negative_ratio).long()
         negatives = _best(difficulty, targets.background, quota, foreground.shape[1])
@@ -302,7 +311,10 @@ class OHEMSampler(Sampler):
         self.nms_thresh = nms_thresh
         self.positive_fraction = positive_fraction
 
-    def __call__(self, targets: Targets, *, anchors: Tensor, difficulty: Tensor) -> Tensor:
+    def __call__(
+        self, targets: Targets, *, anchors: Tensor, difficulty: Tensor | None = None
+    ) -> Tensor:
+        difficulty = _required(difficulty, self)
         rows = []
         for i, loss in enumerate(difficulty):
             boxes = anchors if anchors.dim() == 2 else anchors[i]

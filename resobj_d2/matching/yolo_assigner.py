@@ -13,7 +13,7 @@ from resobj_d2 import ops
 from resobj_d2.options import Option
 from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, Targets
 
-from .base import Assigner
+from .base import Assigner, predicted_boxes
 from .build import ASSIGNER_REGISTRY
 from .ground_truth_owners import anchor_owners
 
@@ -72,7 +72,7 @@ class YOLOAssigner(Assigner):
         priors: Priors,
         anchors: Tensor,
         ground_truth: GroundTruth,
-        prediction: StagePrediction,
+        prediction: StagePrediction | None = None,
     ) -> Targets:
         """
         Args:
@@ -80,7 +80,7 @@ class YOLOAssigner(Assigner):
             prediction: with ``boxes`` (N, R, 4).
         """
         match = ops.match_anchors(
-            prediction.boxes, ground_truth.boxes, ground_truth.counts,
+            predicted_boxes(self, prediction), ground_truth.boxes, ground_truth.counts,
             thresholds=[1.0], labels=[0, 0], allow_low_quality=False,
         )  # fmt: skip
         responsible = _responsible(priors, ground_truth.boxes)

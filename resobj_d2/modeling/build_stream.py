@@ -51,10 +51,6 @@ def build_stream(
         make_hidden=tower.hidden,
     )
     coder = _slot(CODER_REGISTRY, node.CODER)
-    losses = {
-        "cls": partial(_slot, CLS_LOSS_REGISTRY, node.CLS_LOSS),
-        "box": partial(_slot, BOX_LOSS_REGISTRY, node.BOX_LOSS),
-    }
     branches = [
         build(entry, node[entry.node_name], num_classes=num_classes, parts=parts)
         for _, entry in sorted(BRANCH_REGISTRY)
@@ -67,7 +63,8 @@ def build_stream(
         parts=parts,
         coder=coder,
         make_assigner=partial(_slot, ASSIGNER_REGISTRY, node.ASSIGNER, num_classes=num_classes),
-        make_losses=lambda task: losses[task](),
+        make_cls_loss=partial(_slot, CLS_LOSS_REGISTRY, node.CLS_LOSS),
+        make_box_loss=partial(_slot, BOX_LOSS_REGISTRY, node.BOX_LOSS),
         make_normalizer=partial(_slot, NORMALIZER_REGISTRY, node.NORMALIZER),
         make_tower=partial(_slot, TOWER_REGISTRY, tower_node),
         pyramid_channels=pyramid_channels,

@@ -45,8 +45,8 @@ class ScoreFusion:
         Returns:
             (R, K) scores.
         """
-        score = None
-        keep = None
+        score: Tensor | None = None
+        keep: Tensor | None = None
         for name, probability in factors.items():
             exponent = self.exponents.get(name, 1.0)
             power = probability if exponent == 1.0 else probability**exponent
@@ -56,6 +56,8 @@ class ScoreFusion:
                 above = probability >= self.floors[name]
                 above = above if above.dim() == 2 else above[:, None]
                 keep = above if keep is None else keep & above
+        if score is None:
+            raise ValueError("a score needs a factor")
         return score if keep is None else torch.where(keep, score, 0.0)
 
 

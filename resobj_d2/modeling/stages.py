@@ -204,7 +204,8 @@ def build_stages(
     parts: HeadParts,
     coder: Coder,
     make_assigner: Callable[[], Assigner],
-    make_losses: Callable[[str], ClassLoss | BoxLoss],
+    make_cls_loss: Callable[[], ClassLoss],
+    make_box_loss: Callable[[], BoxLoss],
     make_normalizer: Callable[[], Normalizer],
     make_tower: Callable[..., Tower],
     pyramid_channels: Sequence[int],
@@ -235,14 +236,15 @@ def build_stages(
         parts: what predictors are made of.
         coder: knows where deltas start.
         make_assigner: makes the first stage's; the others say their own thresholds.
-        make_losses: a task's loss; each stage has its own, since losses may have a state.
+        make_cls_loss, make_box_loss: each stage has its own, since losses may have a state.
         make_normalizer: likewise.
         make_tower: ``make_tower(in_channels=, tasks=)``, for stages with a tower of their own.
         pyramid_channels: channels of what towers read, per level.
         prior_prob: see :func:`.heads.predictors.prior_bias`.
         refinements: entries of ``StageOptions``.
     """
-    channels = {"cls": make_losses("cls").num_logits(num_classes), "box": 4}
+    channels = {"cls": make_cls_loss().num_logits(num_classes), "box": 4}
+    make_loss: dict[str, Callable] = {"cls": make_cls_loss, "box": make_box_loss}
 
     def own_parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
         """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
@@ -253,7 +255,7 @@ def build_stages(
             if task in own:
                 arguments[task] = parts.predictor(channels=channels[task], bias=bias[task])
             if task in trained:
-                arguments[f"{task}_loss"] = make_losses(task)
+                arguments[f"{task}_loss"] = make_loss[task]()
         return arguments
 
     stages = [Stage(assigner=make_assigner(), **own_parts(TASKS, TASKS, coder.initial_delta))]
@@ -289,8 +291,9 @@ def _gates(
             f"{list(pyramid_channels)}: make TOWER.CHANNELS equal to them"
         )
     width = channels[0]
-    gates = {}
+    gates: dict[str, nn.Module] = {}
     for task in options.own_tasks:
-        gates[task] = nn.Conv2d(width, width, kernel_size=1)
-        init_conv(gates[task])
+        gate = nn.Conv2d(width, width, kernel_size=1)
+        init_conv(gate)
+        gates[task] = gate
     return gates
