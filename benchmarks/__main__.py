@@ -102,12 +102,12 @@ def run(cases: list[Case], options: argparse.Namespace) -> dict:
         job.keys, job.malloc = [case.key for case in group], malloc
         # With the default allocator a call waits for the system, whatever the number of threads.
         job.threads = options.threads[:1] if malloc == "default" else options.threads
-        found, problem = ask_worker(job)
+        measured, problem = ask_worker(job)
         if problem:
-            found = [failed_row(case, malloc, problem) for case in group]
-        for row in found:
+            measured = [failed_row(case, malloc, problem) for case in group]
+        for row in measured:
             print(table.one_line(row), flush=True)
-        rows += found
+        rows += measured
     return {
         "machine": machine.describe(options.device),
         "settings": {

@@ -89,18 +89,18 @@ def failures(row: dict) -> list[str]:
     case = f"{row['id']} {row['size']}"
     against = f" against {row['peer']}" if row["peer"] else ""
     threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
-    found = []
+    problems = []
     if row["error"]:
-        found.append(f"{case}{against}: {row['error']}")
+        problems.append(f"{case}{against}: {row['error']}")
     elif row["verdict"] == "fail":
         ratio = row["comparison"]["ratio"]
         missed = f"{ratio:.3g} times as fast, the target is {row['target']:g}"
-        found.append(f"{case}{against}{threads}: {missed}")
+        problems.append(f"{case}{against}{threads}: {missed}")
     limit = row["peak_limit_mb"]
     if limit is not None and row["peak_mb"] is not None and row["peak_mb"] > limit:
-        found.append(f"{case}: {row['peak_mb']:.1f} MiB at the peak, the limit is {limit:.4g}")
+        problems.append(f"{case}: {row['peak_mb']:.1f} MiB at the peak, the limit is {limit:.4g}")
     for name, most in row["limits"].items():
         if row["metrics"].get(name, 0.0) > most:
             value = row["metrics"][name]
-            found.append(f"{case}{threads}: {name} is {value:.3g}, the limit is {most:g}")
-    return found
+            problems.append(f"{case}{threads}: {name} is {value:.3g}, the limit is {most:g}")
+    return problems

@@ -97,8 +97,8 @@ def count_launches(call: Callable[[], Any], cuda=torch.cuda, profile=torch.profi
     """Kernels, copies and fills that a call starts on the GPU."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     cuda.synchronize()
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiler:
         call()
         cuda.synchronize()
     on_gpu = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == on_gpu for event in found.events())
+    return sum(event.device_type == on_gpu for event in profiler.events())

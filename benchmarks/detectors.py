@@ -250,8 +250,8 @@ def post_processing(
             return model.inference(boxes, flat_logits, flat_deltas, sizes)
 
     def call() -> tuple[Tensor, Tensor, Tensor]:
-        (found,) = detect()
-        return found.pred_boxes.tensor, found.scores, found.pred_classes
+        (detections,) = detect()
+        return detections.pred_boxes.tensor, detections.scores, detections.pred_classes
 
     return call
 

@@ -70,9 +70,9 @@ def excerpt(results: list[dict]) -> str:
     lines = []
     for row in (rows[key] for key in EXCERPT if key in rows):
         times = f"{milliseconds(row['peer_ms'])} → {milliseconds(row['ours_ms'])}"
-        found = f"{row['comparison']['ratio']:.3g}x"
+        ratio = f"{row['comparison']['ratio']:.3g}x"
         memory = peak({**row, "peak_limit_mb": None})
-        lines.append([f"{TITLES[row['id']]}, {size(row)}", row["peer"], times, found, memory])
+        lines.append([f"{TITLES[row['id']]}, {size(row)}", row["peer"], times, ratio, memory])
     return f"{on_cpu[0]['machine']['cpu']}, one thread:\n\n{grid(header, lines)}"
 
 
@@ -103,14 +103,14 @@ def gpu_section(result: dict) -> str:
     lines = []
     for rows in by_comparison(result["rows"]).values():
         row = rows[min(rows)]
-        found = row["cuda"]
+        cuda = row["cuda"]
         cells = [title(row), size(row), row["peer"] or "-"]
         cells += [milliseconds(row["peer_ms"]), milliseconds(row["ours_ms"]), ratio(row)]
-        cells += [target(row), quotient(found.get("peer_cold_ms"), found.get("cold_ms"))]
-        graphs = (found.get("peer_graph_ms"), found.get("graph_ms"))
+        cells += [target(row), quotient(cuda.get("peer_cold_ms"), cuda.get("cold_ms"))]
+        graphs = (cuda.get("peer_graph_ms"), cuda.get("graph_ms"))
         cells.append(" → ".join(milliseconds(ms) if ms else "no graph" for ms in graphs))
         for name in ("launches", "waits"):
-            cells.append(f"{found.get('peer_' + name, '-')} → {found.get(name, '-')}")
+            cells.append(f"{cuda.get('peer_' + name, '-')} → {cuda.get(name, '-')}")
         cells += [peak(row), percent(row["roofline"])]
         lines.append(cells)
     parts = [f"### {result['machine']['gpu']}", facts(result), grid(header, lines)]
@@ -119,11 +119,11 @@ def gpu_section(result: dict) -> str:
 
 def by_comparison(rows: list[dict]) -> dict[tuple, dict[int, dict]]:
     """The rows of each comparison by number of threads."""
-    found: dict[tuple, dict[int, dict]] = {}
+    by_case: dict[tuple, dict[int, dict]] = {}
     for row in rows:
         key = (row["id"], row["size"], row["peer"], row["malloc"])
-        found.setdefault(key, {})[row["threads"]] = row
-    return found
+        by_case.setdefault(key, {})[row["threads"]] = row
+    return by_case
 
 
 def facts(result: dict) -> str:
@@ -177,11 +177,11 @@ def ratio(row: dict) -> str:
         return "FAILED"
     if row["missing"]:
         return "not installed"
-    found = row["comparison"]
-    if not found:
+    comparison = row["comparison"]
+    if not comparison:
         return "-"
-    text = f"{found['ratio']:.3g}x ({found['p10']:.3g} to {found['p90']:.3g})"
-    noise = ", noisy" if found["noisy"] and row["verdict"] != "noisy" else ""
+    text = f"{comparison['ratio']:.3g}x ({comparison['p10']:.3g} to {comparison['p90']:.3g})"
+    noise = ", noisy" if comparison["noisy"] and row["verdict"] != "noisy" else ""
     return f"{text} {row['verdict']}".strip() + noise
 
 

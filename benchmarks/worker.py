@@ -187,12 +187,14 @@ def measure(
     return rows
 
 
-def add_comparison(row: Row, found: Comparison, case: Case, device: str) -> None:
-    row.comparison = asdict(found)
-    row.ours_ms, row.peer_ms = found.ours_ms, found.peer_ms
+def add_comparison(row: Row, comparison: Comparison, case: Case, device: str) -> None:
+    row.comparison = asdict(comparison)
+    row.ours_ms, row.peer_ms = comparison.ours_ms, comparison.peer_ms
     if row.peer in case.targets:
         row.target = case.targets[row.peer].at(device, row.threads)
-    row.verdict = verdict(ratio=found.ratio, p90=found.p90, noisy=found.noisy, target=row.target)
+    row.verdict = verdict(
+        ratio=comparison.ratio, p90=comparison.p90, noisy=comparison.noisy, target=row.target
+    )
 
 
 def measure_ratios(
@@ -210,16 +212,16 @@ def measure_ratios(
         alone = compare(ours, ours, threads=threads)
         ours_ms = min(ours_ms, alone.ours_ms)
         for name, of_peer in samples.items():
-            found = compare(ours, of_peer, threads=threads)
-            if name not in best or disturbance(found) < disturbance(best[name]):
-                best[name] = found
-        if not any(found.noisy for found in best.values()):
+            comparison = compare(ours, of_peer, threads=threads)
+            if name not in best or disturbance(comparison) < disturbance(best[name]):
+                best[name] = comparison
+        if not any(comparison.noisy for comparison in best.values()):
             break
     return best, ours_ms
 
 
-def disturbance(found: Comparison) -> tuple[bool, float]:
-    return found.noisy, found.p90 / found.p10
+def disturbance(comparison: Comparison) -> tuple[bool, float]:
+    return comparison.noisy, comparison.p90 / comparison.p10
 
 
 def measure_on_gpu(
@@ -227,22 +229,22 @@ def measure_on_gpu(
 ) -> dict[str, dict]:
     """Milliseconds with a cold L2 cache, and as a CUDA graph where that is possible."""
     options = {"budget": job.budget / 2, "min_rounds": case.min_rounds, "seed": job.seed}
-    found: dict[str, dict] = {name: {} for name in calls}
+    timings: dict[str, dict] = {name: {} for name in calls}
     for name, samples in interleave(calls, cuda.FlushedClock(), **options).items():
-        found[name]["cold_ms"] = compare(samples, samples, threads=0).ours_ms
+        timings[name]["cold_ms"] = compare(samples, samples, threads=0).ours_ms
     graphs = {}
     for name, call in calls.items():
         # A capture that fails half-way can upset what comes after it, so none is tried in vain.
         waits = facts[name]["cuda"]["waits"]
         replay, reason = (None, f"waits {waits} times") if waits else cuda.capture(call)
         if replay is None:
-            found[name]["no_graph"] = reason
+            timings[name]["no_graph"] = reason
         else:
             graphs[name] = replay
     if graphs:
         for name, samples in interleave(graphs, cuda.CudaClock(), **options).items():
-            found[name]["graph_ms"] = compare(samples, samples, threads=0).ours_ms
-    return found
+            timings[name]["graph_ms"] = compare(samples, samples, threads=0).ours_ms
+    return timings
 
 
 def failed(case: Case, malloc: str, error: Exception) -> Row:

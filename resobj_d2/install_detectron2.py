@@ -269,10 +269,10 @@ def apply_replacements(root: Path, replacements: Sequence[Replacement] = REPLACE
         if not file.is_file():
             raise InstallError(f"Cannot mend {change.path}: the source package has no such file.")
         text = file.read_text(encoding="utf-8")
-        found = text.count(change.old)
-        if found != change.count:
+        count = text.count(change.old)
+        if count != change.count:
             raise InstallError(
-                f"Cannot mend {change.path}: expected {change.count} times, found {found} times, "
+                f"Cannot mend {change.path}: expected {change.count} times, found {count} times, "
                 f"the text\n{change.old}\nIt was to be replaced because {change.why}. "
                 "Nothing was installed."
             )
@@ -356,16 +356,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _report(found: FoundDetectron2) -> None:
+def _report(detectron2: FoundDetectron2) -> None:
     """Print a Detectron2 that works; raise InstallError for one that is there but broken."""
-    if found.error is not None or found.origin is None:
+    if detectron2.error is not None or detectron2.origin is None:
         raise InstallError(
-            f"detectron2 ({found.package or 'not installed by pip'}) is there but cannot be "
-            f"imported: {found.error}. It was left untouched. Mend it, or take it out "
+            f"detectron2 ({detectron2.package or 'not installed by pip'}) is there but cannot be "
+            f"imported: {detectron2.error}. It was left untouched. Mend it, or take it out "
             "(`pip uninstall detectron2 detectron2-cdo`) and run this again."
         )
     print(
-        f"Detectron2 {found.version} ({found.package or 'from a source folder'}) at {found.origin}"
+        f"Detectron2 {detectron2.version} ({detectron2.package or 'from a source folder'}) at {detectron2.origin}"
     )
 
 
@@ -373,9 +373,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parse(arguments)
     try:
-        found = find_detectron2()
-        if not found.is_absent:
-            _report(found)
+        detectron2 = find_detectron2()
+        if not detectron2.is_absent:
+            _report(detectron2)
             print("It can be imported and is used as it is; nothing to install.")
         elif options.check:
             print("There is no detectron2 in this interpreter.")

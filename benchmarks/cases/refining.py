@@ -27,8 +27,8 @@ def ours(anchors: Tensor, deltas: Tensor, gt_boxes: Tensor) -> Call:
     sizes = [len(gt_boxes)]
 
     def call() -> tuple[Tensor, Tensor]:
-        found = ops.reassign_anchors(anchors, deltas[None], gt_boxes, sizes, **RULE)
-        return found.gt_index[0], found.label[0]
+        refined = ops.reassign_anchors(anchors, deltas[None], gt_boxes, sizes, **RULE)
+        return refined.gt_index[0], refined.label[0]
 
     return call
 

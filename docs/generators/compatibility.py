@@ -128,13 +128,13 @@ def _suits(entry: type) -> bool:
 
 def overrides(row: Row) -> list:
     """KEY, VALUE, ... of a combination; what concerns a stream is said to both streams."""
-    found: list = []
+    options: list = []
     for axis, value in row.items():
         for key, setting in axes()[axis][value]:
             keys = [key] if axis in _DETECTOR else [f"{node}.{key}" for node in _STREAM_NODES]
             for full in keys:
-                found += [full, setting]
-    return found
+                options += [full, setting]
+    return options
 
 
 def pairs(row: Row) -> set[frozenset]:
@@ -188,13 +188,13 @@ def _fill(
 
 def page() -> str:
     """docs/compatibility.md."""
-    found = axes()
+    columns = axes()
     lines = [_INTRODUCTION, ""]
-    lines.append("| axis | value | " + " | ".join(found) + " |")
-    lines.append("|---" * (len(found) + 2) + "|")
-    for axis, settings in found.items():
+    lines.append("| axis | value | " + " | ".join(columns) + " |")
+    lines.append("|---" * (len(columns) + 2) + "|")
+    for axis, settings in columns.items():
         for value in settings:
-            cells = [_cell(axis, value, other, found[other]) for other in found]
+            cells = [_cell(axis, value, other, columns[other]) for other in columns]
             lines.append(f"| {axis} | {value} | " + " | ".join(cells) + " |")
     lines += ["", "## Refused", ""]
     for i, refusal in enumerate(REFUSALS, 1):

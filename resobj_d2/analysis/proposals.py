@@ -59,8 +59,8 @@ def average_recall(
     # takes all classes for one.
     category = ground_truth.getCatIds()[0]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports progress
-        found = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
-        evaluation = backend.new_evaluation(ground_truth, found, "bbox")
+        detections = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
+        evaluation = backend.new_evaluation(ground_truth, detections, "bbox")
         evaluation.params.useCats = 0
         evaluation.params.maxDets = sorted(limits)
         evaluation.evaluate()
@@ -103,13 +103,13 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
     rows = []
     for dataset in cfg.DATASETS.TEST:
         ground_truth, image_ids = ground_truth_index(dataset, backend)
-        found: dict[int, list[dict]] = {}
+        by_step: dict[int, list[dict]] = {}
         for inputs in Trainer.build_test_loader(cfg, dataset):
             for step, proposals in enumerate(proposals_per_step(model, inputs)):
                 for x, instances in zip(inputs, proposals, strict=True):
                     entries = _coco_entries(instances, image_ids[x["image_id"]])
-                    found.setdefault(step, []).extend(entries)
-        for step, proposals in found.items():
+                    by_step.setdefault(step, []).extend(entries)
+        for step, proposals in by_step.items():
             results = average_recall(backend, ground_truth, proposals, limits)
             rows.append({"dataset": dataset, "step": step, "results": results})
     return rows
@@ -137,14 +137,14 @@ def proposals_per_step(model: nn.Module, batched_inputs: list[dict]) -> list[lis
             detector_postprocess(
                 # Rescaling changes the boxes in place, and steps may share them.
                 Instances(
-                    found.image_size,
-                    proposal_boxes=Boxes(found.proposal_boxes.tensor.clone()),
-                    objectness_logits=found.objectness_logits,
+                    proposals.image_size,
+                    proposal_boxes=Boxes(proposals.proposal_boxes.tensor.clone()),
+                    objectness_logits=proposals.objectness_logits,
                 ),
-                x.get("height", found.image_size[0]),
-                x.get("width", found.image_size[1]),
+                x.get("height", proposals.image_size[0]),
+                x.get("width", proposals.image_size[1]),
             )
-            for found, x in zip(step, batched_inputs, strict=True)
+            for proposals, x in zip(step, batched_inputs, strict=True)
         ]
         for step in steps
     ]

@@ -91,8 +91,8 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
         for evaluator in evaluators:
             evaluator.reset()
         for inputs in Trainer.build_test_loader(cfg, dataset):
-            found = model.detections_per_scoring(inputs, scorings)
-            for evaluator, outputs in zip(evaluators, found, strict=True):
+            per_scoring = model.detections_per_scoring(inputs, scorings)
+            for evaluator, outputs in zip(evaluators, per_scoring, strict=True):
                 evaluator.process(inputs, outputs)
         for row, evaluator in zip(rows, evaluators, strict=True):
             row["results"][dataset] = evaluator.evaluate()

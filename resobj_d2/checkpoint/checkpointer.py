@@ -125,8 +125,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
 
     def _refuse_random_layers(self, incompatible) -> None:
         rows = [
-            f"  {name}: checkpoint {tuple(found)}, model {tuple(expected)}"
-            for name, found, expected in incompatible.incorrect_shapes
+            f"  {name}: checkpoint {tuple(actual)}, model {tuple(expected)}"
+            for name, actual, expected in incompatible.incorrect_shapes
         ]
         parameters = {name for name, _ in self.model.named_parameters()}
         rows += [

@@ -45,7 +45,7 @@ def convert_vgg16(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, 
             raise ValueError(
                 f"{name} has the shape {tuple(weights[name].shape)}, in VGG16 it has {shape}"
             )
-    found = {
+    converted = {
         prefix + name: value for name, value in weights.items() if name.startswith("features.")
     }
     if "classifier.0.weight" in weights:
@@ -54,8 +54,8 @@ def convert_vgg16(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, 
             for layer in (0, 3)
             for kind in ("weight", "bias")
         )
-        found[f"{prefix}fc.0.weight"] = fc6.view(4096, 512, 7, 7)[::4, :, ::3, ::3].contiguous()
-        found[f"{prefix}fc.0.bias"] = bias6[::4].contiguous()
-        found[f"{prefix}fc.2.weight"] = fc7[::4, ::4, None, None].contiguous()
-        found[f"{prefix}fc.2.bias"] = bias7[::4].contiguous()
-    return found
+        converted[f"{prefix}fc.0.weight"] = fc6.view(4096, 512, 7, 7)[::4, :, ::3, ::3].contiguous()
+        converted[f"{prefix}fc.0.bias"] = bias6[::4].contiguous()
+        converted[f"{prefix}fc.2.weight"] = fc7[::4, ::4, None, None].contiguous()
+        converted[f"{prefix}fc.2.bias"] = bias7[::4].contiguous()
+    return converted

@@ -79,10 +79,10 @@ class _NormalisedLayer:
         return self.name, self.conv, self.norm
 
     def state(self) -> dict[str, Tensor]:
-        found = {f"{self.name}.conv.weight": self.conv.weight.detach()}
+        weights = {f"{self.name}.conv.weight": self.conv.weight.detach()}
         for key in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{self.name}.norm.{key}"] = getattr(self.norm, key).detach()
-        return found
+            weights[f"{self.name}.norm.{key}"] = getattr(self.norm, key).detach()
+        return weights
 
 
 @dataclass
@@ -101,14 +101,14 @@ class _PredictorLayer:
         return self.names[0], self.conv, None
 
     def state(self) -> dict[str, Tensor]:
-        found = {}
+        weights = {}
         for key in ("weight", "bias"):
             tensor = getattr(self.conv, key).detach()
             per_anchor = tensor.unflatten(0, (self.num_anchors, -1))
             parts = per_anchor[:, :4], per_anchor[:, 4:5], per_anchor[:, 5:]
             for name, part in zip(self.names, parts, strict=True):
-                found[f"{name}.{key}"] = part.flatten(0, 1)
-        return found
+                weights[f"{name}.{key}"] = part.flatten(0, 1)
+        return weights
 
 
 def _copies(module: nn.Module, prefix: str) -> list[_NormalisedLayer]:

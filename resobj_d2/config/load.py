@@ -100,10 +100,10 @@ def _explained_keys(cfg: CfgNode, source: str) -> Iterator[None]:
     try:
         yield
     except (AssertionError, KeyError) as error:
-        found = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", str(error.args[0]))
-        if found is None:
+        match = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", str(error.args[0]))
+        if match is None:
             raise
-        key = found[1]
+        key = match[1]
         similar = difflib.get_close_matches(key, _keys(cfg), n=3)
         hint = f". Did you mean {' or '.join(similar)}?" if similar else ""
         raise ValueError(f"{source}: there is no key {key}{hint}") from None

@@ -100,8 +100,8 @@ def _parse(json_file: Path, where: str) -> dict:
 
 def _list(content: dict, key: str, where: str) -> list[dict]:
     if not isinstance(content.get(key), list):
-        found = ", ".join(map(repr, content)) or "nothing"
-        raise ValueError(f"{where}: the list '{key}' is missing; the file has {found}")
+        present = ", ".join(map(repr, content)) or "nothing"
+        raise ValueError(f"{where}: the list '{key}' is missing; the file has {present}")
     for position, item in enumerate(content[key]):
         if not isinstance(item, dict) or "id" not in item:
             shown = reprlib.repr(item)

@@ -79,11 +79,11 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
     own = build_box_augmentations(cfg)
     if not (own or cfg.INPUT.FIXED_SIZE or cfg.INPUT.SCALE_JITTER):
         return DatasetMapper(cfg, True)
-    found = more_than_boxes(cfg) + ["INPUT.CROP.ENABLED"] * cfg.INPUT.CROP.ENABLED
-    if found:
+    obstacles = more_than_boxes(cfg) + ["INPUT.CROP.ENABLED"] * cfg.INPUT.CROP.ENABLED
+    if obstacles:
         raise ValueError(
             "INPUT.PHOTOMETRIC, EXPAND, IOU_CROP, FIXED_SIZE and SCALE_JITTER are for box "
-            f"detectors and cannot be combined with {found}"
+            f"detectors and cannot be combined with {obstacles}"
         )
     stock = build_size_augmentations(cfg, is_train=True)
     return BoxMapper(augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)

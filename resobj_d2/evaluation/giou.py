@@ -23,11 +23,11 @@ def match_by_giou(evaluation) -> None:
         evaluation: of either implementation, for "bbox", classes apart.
     """
     truth = _by_image_and_class(evaluation.cocoGt)
-    found = _by_image_and_class(evaluation.cocoDt)
+    detected = _by_image_and_class(evaluation.cocoDt)
 
     def overlaps(image: int, category: int) -> np.ndarray | list:
         """(detections, ground truth), detections by descending score, as COCO's code wants it."""
-        boxes, detections = truth.get((image, category)), found.get((image, category))
+        boxes, detections = truth.get((image, category)), detected.get((image, category))
         if not boxes or not detections:
             return []
         # Stable, as in COCO's code; both lists are in the order of the data sets there too.

@@ -54,10 +54,10 @@ class _GradientDensity(nn.Module):
         """
         index = (norms * self.bins).long().clamp(0, self.bins - 1)
         # Whole numbers: adding ones in float32 stops at 2^24, less than a batch has elements.
-        found = torch.zeros(self.bins, dtype=torch.int32, device=norms.device)
-        found = found.scatter_add(0, index.flatten(), counted.flatten().int())
-        used = found > 0
-        mixed = self.momentum * self.counts + (1 - self.momentum) * found
+        batch_counts = torch.zeros(self.bins, dtype=torch.int32, device=norms.device)
+        batch_counts = batch_counts.scatter_add(0, index.flatten(), counted.flatten().int())
+        used = batch_counts > 0
+        mixed = self.momentum * self.counts + (1 - self.momentum) * batch_counts
         # An empty bin keeps its count. A new tensor: the graph of an earlier call may hold the old.
         self.counts = torch.where(used, mixed, self.counts)
         weight = torch.where(used, 1 / (self.counts * used.sum()), 0.0)

@@ -91,11 +91,11 @@ def _best_anchors(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
     pairs = [(ground_truth.boxes, anchors)]
     if anchors.dim() == 3:
         pairs = list(zip(ground_truth.boxes.split(ground_truth.counts), anchors, strict=True))
-    found = []
+    best = []
     for boxes, candidates in pairs:
         match = ops.match_anchors(
             boxes, candidates, [num_anchors], thresholds=[1.0], labels=[0, 0],
             allow_low_quality=False,
         )  # fmt: skip
-        found.append(torch.where(match.ious[0] > 0, match.gt_index[0], num_anchors))
-    return torch.cat(found)
+        best.append(torch.where(match.ious[0] > 0, match.gt_index[0], num_anchors))
+    return torch.cat(best)

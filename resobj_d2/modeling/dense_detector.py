@@ -177,11 +177,11 @@ class ResObjDenseDetector(nn.Module):
         outputs = self.predict(images, every_step=False)
         own = self.scoring
         try:
-            found = []
+            detections = []
             for scoring in scorings:
                 self.scoring = scoring
-                found.append(self._detect(batched_inputs, images, outputs))
-            return found
+                detections.append(self._detect(batched_inputs, images, outputs))
+            return detections
         finally:
             self.scoring = own
 
@@ -243,9 +243,11 @@ class ResObjDenseDetector(nn.Module):
         step: int | None = None,
     ) -> list[dict]:
         streams = [(stream, outputs[name]) for name, stream in self.streams.items()]
-        found = self.postprocess(streams, step)
+        candidates = self.postprocess(streams, step)
         results = []
-        for inputs, size, detections in zip(batched_inputs, images.image_sizes, found, strict=True):
+        for inputs, size, detections in zip(
+            batched_inputs, images.image_sizes, candidates, strict=True
+        ):
             instances = to_instances(detections, size)
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
             results.append({"instances": detector_postprocess(instances, height, width)})

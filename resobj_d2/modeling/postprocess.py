@@ -103,7 +103,7 @@ class Scoring:
     stage_scores: dict[str, str]
 
 
-def to_instances(found: Candidates, image_size: tuple[int, int]) -> Instances:
+def to_instances(detections: Candidates, image_size: tuple[int, int]) -> Instances:
     """Detections of one image in Detectron2's format.
 
     Args:
@@ -114,10 +114,10 @@ def to_instances(found: Candidates, image_size: tuple[int, int]) -> Instances:
         as ``<name>_score`` where there are several.
     """
     result = Instances(image_size)
-    result.pred_boxes = Boxes(found.boxes)
-    result.scores = found.scores
-    result.pred_classes = found.classes
-    if len(found.factors) > 1:
-        for name, value in found.factors.items():
+    result.pred_boxes = Boxes(detections.boxes)
+    result.scores = detections.scores
+    result.pred_classes = detections.classes
+    if len(detections.factors) > 1:
+        for name, value in detections.factors.items():
             result.set(f"{name}_score", value)
     return result

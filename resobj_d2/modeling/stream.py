@@ -168,7 +168,7 @@ class DenseStream(nn.Module):
             for branch in self.branches.values():
                 if branch.last_stage_only and prediction is not output.stages[-1]:
                     continue
-                found = branch.loss(
+                branch_losses, branch_statistics = branch.loss(
                     output.branches[branch.name],
                     targets=targets,
                     boxes=self._boxes(prediction, output.priors) if branch.needs_boxes else None,
@@ -176,8 +176,8 @@ class DenseStream(nn.Module):
                     normalizer=normalizer if branch.last_stage_only else cls_normalizer,
                 )
                 ending, weight = ("", 1.0) if branch.last_stage_only else (suffix, stage.weight)
-                losses.update({k + ending: v * weight for k, v in found[0].items()})
-                statistics.update({k + ending: v for k, v in found[1].items()})
+                losses.update({k + ending: v * weight for k, v in branch_losses.items()})
+                statistics.update({k + ending: v for k, v in branch_statistics.items()})
         return losses, statistics
 
     @torch.no_grad()
@@ -266,7 +266,7 @@ class DenseStream(nn.Module):
         names = ["cls", *self.branches]
         if max_detections is None:
             max_detections = sum(min(topk, x[0].numel()) for x in cls.levels)
-        found = dense_detections(
+        detected = dense_detections(
             cls.levels,
             None if decoding is None else moved.box.levels,
             boxes.split(output.priors.anchors_per_level, dim=-2),
@@ -286,13 +286,13 @@ class DenseStream(nn.Module):
         ends = list(accumulate(output.priors.anchors_per_level))
         return [
             Candidates(
-                boxes=found.boxes[i, :count],
-                classes=found.classes[i, :count],
-                scores=found.scores[i, :count],
-                factors=dict(zip(names, found.factors[i, :count].unbind(dim=1), strict=True)),
-                levels=sum((found.rows[i, :count] >= end).long() for end in ends),
+                boxes=detected.boxes[i, :count],
+                classes=detected.classes[i, :count],
+                scores=detected.scores[i, :count],
+                factors=dict(zip(names, detected.factors[i, :count].unbind(dim=1), strict=True)),
+                levels=sum((detected.rows[i, :count] >= end).long() for end in ends),
             )
-            for i, count in enumerate(found.counts.tolist())
+            for i, count in enumerate(detected.counts.tolist())
         ]
 
     def _class_maps(self, output: StreamOutput) -> LevelMaps:

@@ -118,16 +118,16 @@ def _holds(folder: Path, wanted: _Parameters) -> bool:
     if not folder.exists():
         return False
     try:
-        found = json.loads((folder / META_NAME).read_text())
+        existing = json.loads((folder / META_NAME).read_text())
     except (OSError, ValueError):
         raise FileExistsError(
             f"{folder.absolute()} exists but has no readable {META_NAME}, so it was not written by "
             "the scene generator. Choose another folder or name, or remove it."
         ) from None
     different = [
-        f"{key}={found.get(key)} there, {key}={value} asked for"
+        f"{key}={existing.get(key)} there, {key}={value} asked for"
         for key, value in asdict(wanted).items()
-        if found.get(key) != value
+        if existing.get(key) != value
     ]
     if different:
         raise FileExistsError(

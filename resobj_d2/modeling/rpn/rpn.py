@@ -201,7 +201,7 @@ class ResObjRPN(RPN):
         normalizer = self.normalizer(
             targets.foreground.sum(), targets.valid.sum(), len(targets.labels)
         )
-        found, self.statistics = branch.loss(
+        branch_losses, self.statistics = branch.loss(
             prediction,
             targets=targets,
             boxes=None,
@@ -209,7 +209,7 @@ class ResObjRPN(RPN):
             normalizer=normalizer,
         )
         weight = self.loss_weight.get("loss_rpn_cls", 1.0)
-        for name, loss in found.items():
+        for name, loss in branch_losses.items():
             losses[name.replace("loss_", "loss_rpn_", 1)] = loss * weight
         return losses
 
