@@ -263,7 +263,7 @@ def verify_hash(sdist: Path, expected: str = SDIST_SHA256) -> None:
 
 
 def apply_replacements(root: Path, replacements: Sequence[Replacement] = REPLACEMENTS) -> None:
-    """Mend the source tree at ``root``; raise InstallError where a text does not match."""
+    """Mend the source tree at ``root``; raise InstallError where the source does not match."""
     for change in replacements:
         file = root / change.path
         if not file.is_file():

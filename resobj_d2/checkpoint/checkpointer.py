@@ -93,7 +93,7 @@ class ResObjCheckpointer(DetectionCheckpointer):
             ) from error
         if not isinstance(loaded["model"], dict):
             raise CheckpointError(
-                f"{os.path.abspath(filename)} is no checkpoint: it holds a "
+                f"{os.path.abspath(filename)} is not a checkpoint: it holds a "
                 f"{type(loaded['model']).__name__}, not a dict of weights"
             )
         try:

@@ -129,7 +129,7 @@ def _check_categories(categories: list[dict], where: str) -> dict:
     for category in categories:
         if not isinstance(category["id"], int) or not isinstance(category.get("name"), str):
             raise ValueError(
-                f"{where}: a category needs a whole number as 'id' and a text as 'name', got "
+                f"{where}: a category needs a whole number as 'id' and a non-empty string as 'name', got "
                 f"{category!r}"
             )
     return {category["id"]: category["name"] for category in categories}

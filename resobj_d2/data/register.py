@@ -238,7 +238,7 @@ def _check_types(given: dict, where: str) -> None:
     for key in ("name", "json", "images", "root", "split", "folder"):
         value = given.get(key, "unset")
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: '{key}' must be a text, got {value!r}")
+            raise ValueError(f"{where}: '{key}' must be a non-empty string, got {value!r}")
     classes = given.get("classes", ["unset"])
     if (
         not isinstance(classes, (list, tuple))
@@ -246,7 +246,7 @@ def _check_types(given: dict, where: str) -> None:
         or not all(isinstance(name, str) for name in classes)
         or len(set(classes)) < len(classes)
     ):
-        raise ValueError(f"{where}: 'classes' must be a list of different texts, got {classes!r}")
+        raise ValueError(f"{where}: 'classes' must be a list of distinct strings, got {classes!r}")
     if given.get("year", 2012) not in (2007, 2012):
         raise ValueError(f"{where}: 'year' must be 2007 or 2012, got {given['year']!r}")
 

@@ -285,7 +285,7 @@ class OHEMSampler(Sampler):
     Args:
         size: anchors per image.
         nms_thresh: of the NMS over the anchors.
-        positive_fraction: 0 for no say; .25 is the paper's variant of one positive to three
+        positive_fraction: 0 disables it; .25 is the paper's variant of one positive to three
             negatives: each kind then has its own NMS, and the negatives are at most three times
             the positives that are left.
     """

@@ -73,8 +73,8 @@ def test_name_of_a_builtin_dataset_is_taken(coco_content, write_coco):
     [
         ({"image": "x"}, r"REGISTER\[0\] \('pets'\): unknown key 'image'.*Did you mean 'images'"),
         ({"format": "yolo"}, "unknown format 'yolo'; known are coco, voc, scenes"),
-        ({"images": None}, "'images' must be a text, got None"),
-        ({"name": ""}, "'name' must be a text"),
+        ({"images": None}, "'images' must be a non-empty string, got None"),
+        ({"name": ""}, "'name' must be a non-empty string"),
     ],
 )
 def test_malformed_entry(coco_content, write_coco, change, message):
@@ -153,7 +153,7 @@ def _drop(key, position, name):
         (_drop("annotations", 0, "bbox"), "annotation 11 on image 1 .* four numbers.*got None"),
         (_set("annotations", 0, bbox=[1, 2, 3]), r"four numbers .*got \[1, 2, 3\]"),
         (_drop("images", 2, "height"), "image 3 has no height"),
-        (_drop("categories", 0, "name"), "a text as 'name', got {'id': 7}"),
+        (_drop("categories", 0, "name"), "a non-empty string as 'name', got {'id': 7}"),
     ],
 )
 def test_inconsistent_json(coco_content, write_coco, spoil, message):
@@ -325,7 +325,7 @@ def test_voc_errors_name_the_file(write_voc):
         register_datasets([{**entry, "name": "c", "root": str(root / "nowhere")}])
     with pytest.raises(ValueError, match="'year' must be 2007 or 2012, got 2010"):
         register_datasets([{**entry, "name": "d", "year": 2010}])
-    with pytest.raises(ValueError, match="'classes' must be a list of different texts"):
+    with pytest.raises(ValueError, match="'classes' must be a list of distinct strings"):
         register_datasets([{**entry, "name": "e", "classes": ["x", "x"]}])
 
 

@@ -1,4 +1,4 @@
-"""Each family of detectors learns a handful of real images by heart.
+"""Each family of detectors overfits a handful of real images.
 
 python -m pytest -m slow tests/engine/test_overfit.py -k ssd
 """
