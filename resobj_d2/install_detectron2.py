@@ -365,7 +365,8 @@ def _report(detectron2: FoundDetectron2) -> None:
             "(`pip uninstall detectron2 detectron2-cdo`) and run this again."
         )
     print(
-        f"Detectron2 {detectron2.version} ({detectron2.package or 'from a source folder'}) at {detectron2.origin}"
+        f"Detectron2 {detectron2.version} ({detectron2.package or 'from a source folder'}) at "
+        f"{detectron2.origin}"
     )
 
 

@@ -129,8 +129,8 @@ def _check_categories(categories: list[dict], where: str) -> dict:
     for category in categories:
         if not isinstance(category["id"], int) or not isinstance(category.get("name"), str):
             raise ValueError(
-                f"{where}: a category needs a whole number as 'id' and a non-empty string as 'name', got "
-                f"{category!r}"
+                f"{where}: a category needs a whole number as 'id' and a non-empty string as "
+                f"'name', got {category!r}"
             )
     return {category["id"]: category["name"] for category in categories}
 
