@@ -3,21 +3,13 @@
 Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins over speed here.
 """
 
-from .box_iou import (
-    box_iou_aligned,
-    box_iou_aligned_backward,
-    pairwise_box_iou,
-    pairwise_box_iou_out,
-)
-from .box_loss import (
-    balanced_l1_loss,
-    balanced_l1_loss_backward,
-    giou_loss,
-    giou_loss_backward,
-)
+from .balanced_l1_loss import balanced_l1_loss, balanced_l1_loss_backward
+from .box_iou_aligned import box_iou_aligned, box_iou_aligned_backward
 from .dense_detections import dense_detections, empty_detections
+from .giou_loss import giou_loss, giou_loss_backward
 from .match_anchors import match_anchors
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
+from .pairwise_box_iou import pairwise_box_iou, pairwise_box_iou_out
 from .reassign_anchors import reassign_anchors
 from .residual_objectness_bce import (
     count_groups,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .box_iou import pairwise_box_iou
+from .pairwise_box_iou import pairwise_box_iou
 
 
 def batched_nms(

@@ -1,13 +1,11 @@
-"""Losses of box regression in plain torch."""
+"""The generalized IoU loss in plain torch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from .box_iou import PairGeometry, PairSlopes, gradient_of_first, pair_geometry
+from ._box_pairs import PairGeometry, PairSlopes, gradient_of_first, pair_geometry
 
 # Coordinates from `limit` on are multiplied by `factor` so that no area overflows.
 _HUGE = {
@@ -76,28 +74,3 @@ def _sort(boxes: Tensor) -> Tensor:
     return torch.cat(
         (torch.where(out_of_order, last, first), torch.where(out_of_order, first, last)), dim=-1
     )
-
-
-def balanced_l1_loss(
-    pred: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0
-) -> Tensor:
-    """Sum of balanced L1 (Libra R-CNN, Eq. 8 and 9), stretched by ``beta``.
-
-    See :func:`resobj_d2.ops.balanced_l1_loss`.
-    """
-    b = math.expm1(gamma / alpha)
-    u = (pred - target).abs() / beta
-    curved = alpha / b * (b * u + 1) * torch.log1p(b * u) - alpha * u
-    straight = gamma * u + gamma / b - alpha
-    return beta * torch.where(u < 1, curved, straight).sum()
-
-
-def balanced_l1_loss_backward(
-    grad_loss: Tensor, pred: Tensor, target: Tensor, alpha: float, gamma: float, beta: float
-) -> Tensor:
-    """Gradient of ``grad_loss * loss`` with respect to ``pred``."""
-    b = math.expm1(gamma / alpha)
-    difference = pred - target
-    u = difference.abs() / beta
-    slope = torch.where(u < 1, alpha * torch.log1p(b * u), u.new_full((), gamma))
-    return grad_loss * slope * difference.sign()

@@ -1,0 +1,91 @@
+"""Geometry of two boxes, which the overlaps and the GIoU loss share, in plain torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairGeometry(NamedTuple):
+    """What the overlap of two boxes is made of."""
+
+    size: Tensor  # (..., 2) of the intersection, 0 where there is none
+    intersection: Tensor  # (...) areas
+    union: Tensor
+    hull_size: Tensor  # (..., 2) of the smallest box around both
+    hull: Tensor
+
+
+def pair_geometry(boxes1: Tensor, boxes2: Tensor) -> PairGeometry:
+    """Of boxes (..., 4) that broadcast against each other."""
+    top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    size = (bottom_right - top_left).clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    union = _areas(boxes1) + _areas(boxes2) - intersection
+    hull_size = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(
+        boxes1[..., :2], boxes2[..., :2]
+    )
+    hull_size = hull_size.clamp(min=0)
+    return PairGeometry(size, intersection, union, hull_size, hull_size[..., 0] * hull_size[..., 1])
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+class PairSlopes(NamedTuple):
+    """Derivatives of some value; each (...)."""
+
+    intersection: Tensor  # by the intersection, the union moving along
+    area: Tensor  # by the area of either box
+    hull: Tensor
+
+
+def gradient_of_first(
+    boxes1: Tensor, boxes2: Tensor, pair: PairGeometry, slopes: PairSlopes
+) -> Tensor:
+    """(..., 4) gradient of the value with respect to ``boxes1``.
+
+    Where a coordinate of both boxes is the same, each gets half of it, as from torch.maximum.
+    """
+    # A width is multiplied by the height to give the area, and vice versa.
+    across = pair.size.flip(-1) * slopes.intersection[..., None]
+    by_size = torch.where((pair.intersection > 0)[..., None], across, torch.zeros_like(across))
+    by_area = (boxes1[..., 2:] - boxes1[..., :2]).flip(-1) * slopes.area[..., None]
+    by_hull = pair.hull_size.flip(-1) * slopes.hull[..., None]
+    # The coordinate that does not bound the intersection bounds the hull.
+    first = _share_of_larger(boxes1[..., :2], boxes2[..., :2])
+    last = _share_of_larger(boxes2[..., 2:], boxes1[..., 2:])
+    return torch.cat(
+        (
+            -(by_size * first + by_area + by_hull * (1 - first)),
+            by_size * last + by_area + by_hull * (1 - last),
+        ),
+        dim=-1,
+    )
+
+
+def _share_of_larger(a: Tensor, b: Tensor) -> Tensor:
+    """How much of the gradient of max(a, b) is a's."""
+    return (a > b).to(a.dtype) + 0.5 * (a == b).to(a.dtype)
+
+
+def overlap(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
+    """``"iou"``, ``"giou"`` or ``"iof"`` of boxes (..., 4) that broadcast against each other."""
+    pair = pair_geometry(boxes1, boxes2)
+    # False for boxes that do not overlap and, as NaN > 0 is false, for boxes with a NaN.
+    intersect = (pair.intersection > 0) & (pair.union > 0)
+    zero, one = pair.union.new_zeros(()), pair.union.new_ones(())
+    # Divisors are replaced before the division: a division by zero would spoil the gradient.
+    if kind == "iof":
+        return torch.where(intersect, pair.intersection / _areas(boxes2), zero)
+    iou = torch.where(intersect, pair.intersection / torch.where(intersect, pair.union, one), zero)
+    if kind == "iou":
+        return iou
+    no_hull = (pair.hull <= 0) & ~pair.union.isnan()
+    giou = iou - (pair.hull - pair.union) / torch.where(no_hull, one, pair.hull)
+    giou = torch.where(no_hull, iou, giou)
+    return torch.where(giou.isnan(), -one, giou)

@@ -1,0 +1,33 @@
+"""Balanced L1 in plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def balanced_l1_loss(
+    pred: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0
+) -> Tensor:
+    """Sum of balanced L1 (Libra R-CNN, Eq. 8 and 9), stretched by ``beta``.
+
+    See :func:`resobj_d2.ops.balanced_l1_loss`.
+    """
+    b = math.expm1(gamma / alpha)
+    u = (pred - target).abs() / beta
+    curved = alpha / b * (b * u + 1) * torch.log1p(b * u) - alpha * u
+    straight = gamma * u + gamma / b - alpha
+    return beta * torch.where(u < 1, curved, straight).sum()
+
+
+def balanced_l1_loss_backward(
+    grad_loss: Tensor, pred: Tensor, target: Tensor, alpha: float, gamma: float, beta: float
+) -> Tensor:
+    """Gradient of ``grad_loss * loss`` with respect to ``pred``."""
+    b = math.expm1(gamma / alpha)
+    difference = pred - target
+    u = difference.abs() / beta
+    slope = torch.where(u < 1, alpha * torch.log1p(b * u), u.new_full((), gamma))
+    return grad_loss * slope * difference.sign()

@@ -1,0 +1,42 @@
+"""Overlap of boxes pair by pair, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._box_pairs import PairGeometry, PairSlopes, gradient_of_first, overlap, pair_geometry
+
+
+def box_iou_aligned(pred: Tensor, target: Tensor, kind: str = "iou") -> Tensor:
+    """See :func:`resobj_d2.ops.box_iou_aligned`."""
+    return overlap(pred, target, kind)
+
+
+def box_iou_aligned_backward(
+    grad: Tensor, pred: Tensor, target: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``sum(grad * overlap)`` with respect to both boxes."""
+    pair = pair_geometry(pred, target)
+    slopes = _overlap_slopes(pair, kind)
+    gradients = []
+    for first, second in ((pred, target), (target, pred)):
+        gradient = gradient_of_first(first, second, pair, slopes)
+        gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
+        gradients.append(grad[..., None] * gradient)
+    return gradients[0], gradients[1]
+
+
+def _overlap_slopes(pair: PairGeometry, kind: str) -> PairSlopes:
+    """A part of the overlap that is replaced by a constant has no slope."""
+    zero = torch.zeros_like(pair.union)
+    intersect = (pair.intersection > 0) & (pair.union > 0)
+    inverse_union = torch.where(intersect, 1 / pair.union, zero)
+    iou = torch.where(intersect, pair.intersection / pair.union, zero)
+    area, hull = -iou * inverse_union, zero
+    if kind == "giou":
+        has_hull = pair.hull > 0
+        inverse_hull = torch.where(has_hull, 1 / pair.hull, zero)
+        area = area + inverse_hull
+        hull = torch.where(has_hull, -(pair.union / pair.hull) * inverse_hull, zero)
+    return PairSlopes(inverse_union - area, area, hull)
