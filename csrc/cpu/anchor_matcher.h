@@ -145,18 +145,18 @@ struct BlockMatch {
   }
 
   void write(const MatchRule<T>& rule, int64_t count, int64_t* out_index, T* out_iou,
-             int8_t* out_kind) const {
-    Integer<T> kind[kBlock];
-    std::fill(kind, kind + kBlock, Integer<T>(rule.labels[0]));
+             int8_t* out_label) const {
+    Integer<T> label[kBlock];
+    std::fill(label, label + kBlock, Integer<T>(rule.labels[0]));
     for (int t = 0; t < rule.num_thresholds; ++t) {
       // Positive, so its bits order like it too.
       const auto threshold = bit_cast<Integer<T>>(rule.thresholds[t]);
-      const Integer<T> label = rule.labels[t + 1];
-      for (int64_t j = 0; j < kBlock; ++j) kind[j] = iou_bits[j] >= threshold ? label : kind[j];
+      const Integer<T> above = rule.labels[t + 1];
+      for (int64_t j = 0; j < kBlock; ++j) label[j] = iou_bits[j] >= threshold ? above : label[j];
     }
     for (int64_t j = 0; j < count; ++j) out_index[j] = index[j];
     for (int64_t j = 0; j < count; ++j) out_iou[j] = bit_cast<T>(iou_bits[j]);
-    for (int64_t j = 0; j < count; ++j) out_kind[j] = static_cast<int8_t>(kind[j]);
+    for (int64_t j = 0; j < count; ++j) out_label[j] = static_cast<int8_t>(label[j]);
   }
 };
 
@@ -172,7 +172,7 @@ class Matcher {
         num_groups_(ceil_div(arguments.num_anchors, kGroup)),
         gt_index_(result.gt_index.mutable_data_ptr<int64_t>()),
         ious_(result.ious.mutable_data_ptr<T>()),
-        kind_(result.kind.mutable_data_ptr<int8_t>()) {}
+        label_(result.label.mutable_data_ptr<int8_t>()) {}
 
   void run() {
     const bool low_quality = arguments_.allow_low_quality && !gts_.empty();
@@ -239,7 +239,7 @@ class Matcher {
         }
       }
       const int64_t out = position(image, first);
-      match.write(rule_, count, gt_index_ + out, ious_ + out, kind_ + out);
+      match.write(rule_, count, gt_index_ + out, ious_ + out, label_ + out);
     });
   }
 
@@ -269,7 +269,7 @@ class Matcher {
     if (flooded_[image]) {
       const int64_t begin = group * kGroup;
       const int64_t end = std::min(begin + kGroup, arguments_.num_anchors);
-      std::fill(kind_ + position(image, begin), kind_ + position(image, end), int8_t(1));
+      std::fill(label_ + position(image, begin), label_ + position(image, end), int8_t(1));
       return;
     }
     const GroupBest<T>* bests = bests_of(image, group);
@@ -280,20 +280,20 @@ class Matcher {
       for_each_block(group, [&](int64_t b, int64_t first, int64_t count) {
         if ((bests[row].blocks >> b & 1) == 0) return;
         mark_equal(anchors_of(image, first), gts_[offset + row], best, count,
-                   kind_ + position(image, first));
+                   label_ + position(image, first));
       });
     }
   }
 
   static void mark_equal(const T* anchors, const KnownBox<T>& gt, T best, int64_t count,
-                         int8_t* kind) {
+                         int8_t* label) {
     AnchorBlock<T> block;
     block.load(anchors, count);
     Integer<T> equal[kBlock];
     for (int64_t j = 0; j < kBlock; ++j) {
       equal[j] = overlap<Overlap::kIou>(gt.box, gt.area, block.box(j), block.area[j]) == best;
     }
-    for (int64_t j = 0; j < count; ++j) kind[j] = equal[j] ? int8_t(1) : kind[j];
+    for (int64_t j = 0; j < count; ++j) label[j] = equal[j] ? int8_t(1) : label[j];
   }
 
   void ignore_covered(int64_t image, int64_t group) {
@@ -314,9 +314,9 @@ class Matcher {
           covered[j] |= share >= least;
         }
       }
-      int8_t* kind = kind_ + position(image, first);
+      int8_t* label = label_ + position(image, first);
       for (int64_t j = 0; j < count; ++j) {
-        kind[j] = ((covered[j] != 0) & (kind[j] != 1)) ? int8_t(-1) : kind[j];
+        label[j] = ((covered[j] != 0) & (label[j] != 1)) ? int8_t(-1) : label[j];
       }
     });
   }
@@ -329,7 +329,7 @@ class Matcher {
   const int64_t num_groups_;
   int64_t* gt_index_;
   T* ious_;
-  int8_t* kind_;
+  int8_t* label_;
   // By image, then group, then ground truth of the image.
   std::vector<GroupBest<T>> group_bests_;
   std::vector<T> best_ious_;

@@ -19,7 +19,7 @@ MatchTuple match_anchors(const Tensor& anchors, const Tensor& gt_boxes,
     const MatchRule<T> rule = parse_rule<T>(thresholds, labels);
     Matcher<T>(arguments, rule, result).run();
   });
-  return {result.gt_index, result.ious, result.kind};
+  return {result.gt_index, result.ious, result.label};
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ void encode_all(const MatchArguments& arguments, const MatchResult& result,
   const T* boxes = arguments.anchors.const_data_ptr<T>();
   const T* gts = arguments.gts.boxes.const_data_ptr<T>();
   const int64_t* index = result.gt_index.const_data_ptr<int64_t>();
-  const int8_t* kind = result.kind.const_data_ptr<int8_t>();
+  const int8_t* label = result.label.const_data_ptr<int8_t>();
   T* out = targets.mutable_data_ptr<T>();
   for (int64_t image = 0; image < arguments.num_images; ++image) {
     const T* own = gts + 4 * arguments.gts.offsets[image];
@@ -43,7 +43,7 @@ void encode_all(const MatchArguments& arguments, const MatchResult& result,
     for_each_chunk(arguments.num_anchors, [=](int64_t begin, int64_t end) {
       std::memset(out + 4 * (first + begin), 0, 4 * sizeof(T) * (end - begin));
       for (int64_t i = first + begin; i < first + end; ++i) {
-        if (kind[i] == 1) encode(boxes + 4 * i, own + 4 * index[i], rule, out + 4 * i);
+        if (label[i] == 1) encode(boxes + 4 * i, own + 4 * index[i], rule, out + 4 * i);
       }
     });
   }
@@ -71,7 +71,7 @@ ReassignTuple reassign_anchors(const Tensor& anchors, const Tensor& deltas, cons
     Matcher<T>(arguments, parse_rule<T>(thresholds, labels), result).run();
     encode_all(arguments, result, rule, targets);
   });
-  return {boxes, result.gt_index, result.ious, result.kind, targets};
+  return {boxes, result.gt_index, result.ious, result.label, targets};
 }
 
 }  // namespace

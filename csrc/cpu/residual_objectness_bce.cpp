@@ -188,7 +188,8 @@ void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
     out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
     for (int k = 0; k < 2; ++k) {
       out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
-      out.numbers.mutable_data_ptr<int64_t>()[k] = static_cast<int64_t>(total[kNumbers + k]);
+      out.num_background_foreground.mutable_data_ptr<int64_t>()[k] =
+          static_cast<int64_t>(total[kNumbers + k]);
     }
   }
 }

@@ -39,7 +39,7 @@ template <typename T>
 struct MatchOutput {
   int64_t* gt_index;
   T* ious;
-  int8_t* kind;
+  int8_t* label;
   T* best_ious;  // by ground truth, 0 at first; null without low-quality matches
 };
 
@@ -144,7 +144,7 @@ __global__ void match_kernel(const __grid_constant__ MatchInput<T> input, MatchO
   if (!anchor.exists) return;
   output.gt_index[anchor.output] = index;
   output.ious[anchor.output] = best;
-  output.kind[anchor.output] = rule.label(best);
+  output.label[anchor.output] = rule.label(best);
 }
 
 template <typename T>
@@ -176,9 +176,9 @@ __global__ void finish_kernel(const __grid_constant__ MatchInput<T> input, Match
       });
   if (!anchor.exists) return;
   if (foreground) {
-    output.kind[anchor.output] = 1;
-  } else if (covered && output.kind[anchor.output] != 1) {
-    output.kind[anchor.output] = -1;
+    output.label[anchor.output] = 1;
+  } else if (covered && output.label[anchor.output] != 1) {
+    output.label[anchor.output] = -1;
   }
 }
 
@@ -194,14 +194,14 @@ void launch(const MatchArguments& arguments, const MatchRule<T>& rule, MatchResu
                       0,
                       {}};
   MatchOutput<T> output{result.gt_index.mutable_data_ptr<int64_t>(),
-                        result.ious.mutable_data_ptr<T>(), result.kind.mutable_data_ptr<int8_t>(),
+                        result.ious.mutable_data_ptr<T>(), result.label.mutable_data_ptr<int8_t>(),
                         nullptr};
   Tensor best_ious;
   if (low_quality) {
     best_ious = torch::stable::new_zeros(arguments.anchors, {arguments.gts.total()});
     output.best_ious = best_ious.mutable_data_ptr<T>();
   }
-  const cudaStream_t stream = current_stream(result.kind);
+  const cudaStream_t stream = current_stream(result.label);
   const auto blocks = static_cast<unsigned>(ceil_div(arguments.num_anchors, kBlock));
   for (int64_t first = 0; first < arguments.num_images; first += kImagesPerLaunch) {
     const int64_t last = smaller<int64_t>(first + kImagesPerLaunch, arguments.num_images);

@@ -19,7 +19,7 @@ MatchTuple match_anchors(const Tensor& anchors, const Tensor& gt_boxes,
     using T = decltype(scalar);
     launch(arguments, parse_rule<T>(thresholds, labels), result);
   });
-  return {result.gt_index, result.ious, result.kind};
+  return {result.gt_index, result.ious, result.label};
 }
 
 }  // namespace

@@ -23,13 +23,13 @@ __global__ void refine_kernel(const T* anchors, const T* deltas, int64_t num_anc
 
 // The same for the images of one launch, whose offsets are a kernel argument.
 template <typename T>
-__global__ void encode_kernel(MatchInput<T> input, const int64_t* gt_index, const int8_t* kind,
+__global__ void encode_kernel(MatchInput<T> input, const int64_t* gt_index, const int8_t* label,
                               DeltaWeights<T> rule, T* targets) {
   const int64_t anchor = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (anchor >= input.num_anchors) return;
   const int64_t i = (input.first_image + blockIdx.y) * input.num_anchors + anchor;
   T deltas[4] = {T(0), T(0), T(0), T(0)};
-  if (kind[i] == 1) {
+  if (label[i] == 1) {
     const int64_t gt = input.offsets.gts[blockIdx.y] + gt_index[i];
     encode(input.anchors + 4 * i, input.gts + 4 * gt, rule, deltas);
   }
@@ -67,7 +67,7 @@ void launch_encode(const MatchArguments& arguments, const MatchResult& result,
     }
     const dim3 grid(blocks, static_cast<unsigned>(last - first));
     encode_kernel<T><<<grid, kBlock, 0, current_stream(targets)>>>(
-        input, result.gt_index.const_data_ptr<int64_t>(), result.kind.const_data_ptr<int8_t>(),
+        input, result.gt_index.const_data_ptr<int64_t>(), result.label.const_data_ptr<int8_t>(),
         rule, targets.mutable_data_ptr<T>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -96,7 +96,7 @@ ReassignTuple reassign_anchors(const Tensor& anchors, const Tensor& deltas, cons
     launch(arguments, parse_rule<T>(thresholds, labels), result);
     launch_encode(arguments, result, rule, targets);
   });
-  return {boxes, result.gt_index, result.ious, result.kind, targets};
+  return {boxes, result.gt_index, result.ious, result.label, targets};
 }
 
 }  // namespace

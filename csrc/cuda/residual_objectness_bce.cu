@@ -32,7 +32,7 @@ struct Sum {
   __device__ T operator()(T a, T b) const { return a + b; }
 };
 
-// minima (steps, chunks): see chunk_minima in cpu/residual_objectness.cpp.
+// minima (steps, chunks): see chunk_minima in cpu/residual_objectness_bce.cpp.
 template <typename T>
 __global__ void minima_kernel(ResidualInputs<T> in, T* __restrict__ minima) {
   __shared__ T scratch[kBlock / kWarp];
@@ -121,7 +121,8 @@ __global__ void losses_kernel(ResidualInputs<T> in, const T* __restrict__ thresh
 template <typename T>
 __global__ void totals_kernel(const double* __restrict__ sums, int64_t chunks,
                               T* __restrict__ losses, int64_t* __restrict__ counts,
-                              T* __restrict__ score_sums, int64_t* __restrict__ numbers) {
+                              T* __restrict__ score_sums,
+                              int64_t* __restrict__ num_background_foreground) {
   __shared__ double scratch[kBlock / kWarp];
   double totals[kStepSums];
 #pragma unroll
@@ -136,7 +137,7 @@ __global__ void totals_kernel(const double* __restrict__ sums, int64_t chunks,
   counts[blockIdx.x] = static_cast<int64_t>(totals[kSelected]);
   for (int k = 0; k < 2; ++k) {
     score_sums[2 * blockIdx.x + k] = static_cast<T>(totals[kScores + k]);
-    if (blockIdx.x == 0) numbers[k] = static_cast<int64_t>(totals[kNumbers + k]);
+    if (blockIdx.x == 0) num_background_foreground[k] = static_cast<int64_t>(totals[kNumbers + k]);
   }
 }
 
@@ -214,7 +215,7 @@ void forward(const ResidualInputs<T>& in, const Tensor& like, ResidualOutputs& o
   totals_kernel<T><<<static_cast<unsigned>(terms), kBlock, 0, stream>>>(
       sums.const_data_ptr<double>(), chunks, out.losses.mutable_data_ptr<T>(),
       out.counts.mutable_data_ptr<int64_t>(), out.score_sums.mutable_data_ptr<T>(),
-      out.numbers.mutable_data_ptr<int64_t>());
+      out.num_background_foreground.mutable_data_ptr<int64_t>());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

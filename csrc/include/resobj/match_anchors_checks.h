@@ -33,7 +33,7 @@ struct MatchArguments {
 };
 
 struct MatchResult {
-  Tensor gt_index, ious, kind;
+  Tensor gt_index, ious, label;
 };
 
 using MatchTuple = std::tuple<Tensor, Tensor, Tensor>;

@@ -34,7 +34,8 @@ inline bool parse_keep(const std::string& unselected) {
 }
 
 inline ResidualLayout make_layout(const Tensor& logits, Scope scope,
-                                  const std::vector<int64_t>& anchors_per_level, int64_t chunk_size) {
+                                  const std::vector<int64_t>& anchors_per_level,
+                                  int64_t chunk_size) {
   ResidualLayout layout;
   layout.scope = scope;
   layout.num_images = logits.size(0);
@@ -42,8 +43,8 @@ inline ResidualLayout make_layout(const Tensor& logits, Scope scope,
   layout.chunk_size = chunk_size;
   std::vector<int64_t> sizes{layout.num_anchors};
   if (layout.scope == Scope::kLevel) sizes = anchors_per_level;
-  STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxLevels, kResidualOp, ": anchors_per_level has ",
-                  sizes.size(), " levels, not 1 to ", kMaxLevels);
+  STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxLevels, kResidualOp,
+                  ": anchors_per_level has ", sizes.size(), " levels, not 1 to ", kMaxLevels);
   layout.num_levels = static_cast<int>(sizes.size());
   layout.level_begin[0] = 0;
   layout.chunk_begin[0] = 0;
@@ -72,14 +73,14 @@ inline void check_residual(const Tensor& logits, const Tensor& residuals, const 
 
 // What the forward returns.
 struct ResidualOutputs {
-  Tensor losses;      // (T+1)
-  Tensor counts;      // (T+1)
-  Tensor thresholds;  // (T, G)
-  Tensor score_sums;  // (T+1, 2)
-  Tensor numbers;     // (2)
+  Tensor losses;                     // (T+1)
+  Tensor counts;                     // (T+1)
+  Tensor thresholds;                 // (T, G)
+  Tensor score_sums;                 // (T+1, 2)
+  Tensor num_background_foreground;  // (2)
 
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> as_tuple() const {
-    return {losses, counts, thresholds, score_sums, numbers};
+    return {losses, counts, thresholds, score_sums, num_background_foreground};
   }
 };
 
