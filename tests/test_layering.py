@@ -1,10 +1,13 @@
-"""Imports point down: ops, losses and matching never reach for Detectron2."""
+"""Imports point down: ops, losses and matching never reach for Detectron2. The files of an operator
+carry its name."""
 
 import ast
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 # What each layer may import of this package, besides itself.
 ALLOWED = {
@@ -79,3 +82,63 @@ def test_every_layer_is_listed_after_those_it_imports(repository):
 def test_import_without_detectron2(module):
     code = f"import sys, {module}; assert 'detectron2' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# These share their Python files and their host functions.
+NMS = {"batched_nms", "batched_nms_padded", "soft_nms", "soft_nms_padded", "matrix_nms"}
+# The files of an operator, and what shows that they are this operator's.
+OPERATOR_FILES = {
+    "resobj_d2/ops/{family}.py": r"[\"']{op}\(",  # the schema
+    "resobj_d2/ops/reference/{family}.py": r"^def {op}\(",
+    "csrc/include/resobj/{family}_host.h": r"^(auto|Tensor|std::tuple<.*>) {kernel}\(",
+    "csrc/cpu/{kernel}.cpp": r'm\.impl\("{op}",',
+    "csrc/cuda/{kernel}.cu": r'm\.impl\("{op}",',
+    "tests/ops/test_{kernel}.py": r"\b(impl|ops)\.{op}\(",
+}
+# In the same folders: what an operator's files may also be called, and what no single one owns.
+OTHER_FILES = {
+    "resobj_d2/ops": ("{family}", "__init__ _checks _library _native"),
+    "resobj_d2/ops/reference": ("{family}", "__init__ _box_pairs"),
+    "csrc/include/resobj": (
+        "{family}_host {family}_math",
+        "bce_math bits box_checks box_math box_pairs candidate_keys macros tensor_checks",
+    ),
+    "csrc/cpu": (
+        "{kernel} {family}",
+        "anchor_matcher class_index cpu_backend instruction_sets loss_sum",
+    ),
+    "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
+    "tests/ops": (
+        "test_{kernel} test_{kernel}_by_hand",
+        "conftest nms_inputs test_cuda_emulation test_every_operator test_native test_registration",
+    ),
+}
+
+
+def defined_operators():
+    from resobj_d2 import ops  # noqa: F401
+
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    return {op for library, _, op in names if library == "resobj_d2" and not op.startswith("_")}
+
+
+def stems_of(op):
+    kernel = op.removesuffix("_padded")
+    return {"op": op, "kernel": kernel, "family": "nms" if op in NMS else op}
+
+
+@pytest.mark.parametrize("op", sorted(defined_operators()))
+def test_the_files_of_an_operator_carry_its_name(repository, op):
+    for path, content in OPERATOR_FILES.items():
+        file = repository / path.format(**stems_of(op))
+        assert file.is_file(), f"{op} has no {file.relative_to(repository)}"
+        assert re.search(content.format(**stems_of(op)), file.read_text(), re.M), f"{op}: {file}"
+
+
+@pytest.mark.parametrize("folder", OTHER_FILES)
+def test_no_other_file_stands_beside_them(repository, folder):
+    names, shared = OTHER_FILES[folder]
+    allowed = {name for op in defined_operators() for name in names.format(**stems_of(op)).split()}
+    suffixes = (".py", ".h", ".cpp", ".cu")
+    files = {path.stem for path in (repository / folder).iterdir() if path.suffix in suffixes}
+    assert files - allowed == set(shared.split())

@@ -13,9 +13,10 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu_backend.h"
 #include "instruction_sets.h"
 #include "resobj/bits.h"
-#include "resobj/match_anchors_checks.h"
+#include "resobj/match_anchors_host.h"
 
 namespace resobj {
 namespace {
@@ -42,16 +43,11 @@ struct GroupBest {
 };
 
 template <typename T>
-Box<T> load_box(const T* values) {
-  return Box<T>{values[0], values[1], values[2], values[3]};
-}
-
-template <typename T>
 std::vector<KnownBox<T>> load_boxes(const RaggedBoxes& ragged) {
   std::vector<KnownBox<T>> boxes(ragged.total());
   const T* values = ragged.boxes.const_data_ptr<T>();
   for (size_t i = 0; i < boxes.size(); ++i) {
-    const Box<T> box = load_box(values + 4 * i);
+    const Box<T> box = get_box(values, i);
     boxes[i] = {box, area(box)};
   }
   return boxes;
@@ -78,7 +74,7 @@ struct AnchorBlock {
       anchors = padded;
     }
     for (int64_t j = 0; j < kBlock; ++j) {
-      const Box<T> box = load_box(anchors + 4 * j);
+      const Box<T> box = get_box(anchors, j);
       x1[j] = box.x1;
       y1[j] = box.y1;
       x2[j] = box.x2;
@@ -334,6 +330,15 @@ class Matcher {
   std::vector<GroupBest<T>> group_bests_;
   std::vector<T> best_ious_;
   std::vector<char> flooded_;
+};
+
+// The backend of match_anchors, and a part of that of reassign_anchors.
+struct MatchingCpu : CpuBackend {
+  template <typename T>
+  static void match(const MatchArguments& arguments, const MatchRule<T>& rule,
+                    MatchResult& result) {
+    Matcher<T>(arguments, rule, result).run();
+  }
 };
 
 }  // namespace

@@ -9,8 +9,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu_backend.h"
 #include "nms.h"
-#include "resobj/dense_detections_checks.h"
+#include "resobj/dense_detections_host.h"
 
 namespace resobj {
 namespace {
@@ -29,25 +30,25 @@ class TopCandidates {
   // Whether the lowest score that can still enter has risen.
   bool offer(const Candidate<T>& candidate) {
     if (!(candidate.score > score_thresh_)) return false;
-    if (full_ && !is_better(candidate, found_[size_ - 1])) return false;
-    found_.push_back(candidate);
-    if (static_cast<int64_t>(found_.size()) < 2 * size_ + kSpare) return false;
+    if (full_ && !is_better(candidate, kept_[size_ - 1])) return false;
+    kept_.push_back(candidate);
+    if (static_cast<int64_t>(kept_.size()) < 2 * size_ + kSpare) return false;
     cut();
     return true;
   }
 
   // Scores below this cannot enter.
-  T least() const { return full_ ? found_[size_ - 1].score : score_thresh_; }
+  T least() const { return full_ ? kept_[size_ - 1].score : score_thresh_; }
 
   // Leaves the best, the worst of them last.
   void cut() {
-    if (static_cast<int64_t>(found_.size()) < size_) return;
-    std::nth_element(found_.begin(), found_.begin() + (size_ - 1), found_.end(), is_better<T>);
-    found_.resize(size_);
+    if (static_cast<int64_t>(kept_.size()) < size_) return;
+    std::nth_element(kept_.begin(), kept_.begin() + (size_ - 1), kept_.end(), is_better<T>);
+    kept_.resize(size_);
     full_ = true;
   }
 
-  const std::vector<Candidate<T>>& found() const { return found_; }
+  const std::vector<Candidate<T>>& candidates() const { return kept_; }
 
  private:
   static constexpr int64_t kSpare = 256;
@@ -55,13 +56,13 @@ class TopCandidates {
   int64_t size_;
   T score_thresh_;
   bool full_ = false;
-  std::vector<Candidate<T>> found_;
+  std::vector<Candidate<T>> kept_;
 };
 
-// The numbers in [0, count) that pass.
+// Writes the numbers in [0, count) that pass to `hits` and returns how many they are.
 template <typename Flag, typename Passes>
 int64_t find_hits(int64_t count, const Passes& passes, int32_t* hits) {
-  int64_t found = 0;
+  int64_t num_hits = 0;
   int64_t j = 0;
   for (; j + kStep <= count; j += kStep) {
     Flag any = 0;
@@ -74,16 +75,16 @@ int64_t find_hits(int64_t count, const Passes& passes, int32_t* hits) {
       std::memcpy(&bits, flags + word, sizeof(bits));
       if (bits == 0) continue;
       for (int64_t k = word; k < word + int64_t(sizeof(uint64_t)); ++k) {
-        hits[found] = static_cast<int32_t>(j + k);
-        found += flags[k];
+        hits[num_hits] = static_cast<int32_t>(j + k);
+        num_hits += flags[k];
       }
     }
   }
   for (; j < count; ++j) {
-    hits[found] = static_cast<int32_t>(j);
-    found += passes(j);
+    hits[num_hits] = static_cast<int32_t>(j);
+    num_hits += passes(j);
   }
-  return found;
+  return num_hits;
 }
 
 // The logits of one image and level in memory order: planes, one for each anchor of a cell and
@@ -119,7 +120,7 @@ class LevelScan {
       scan_rows(begin, end);
     }
     best_.cut();
-    return best_.found();
+    return best_.candidates();
   }
 
  private:
@@ -218,11 +219,11 @@ class LevelScan {
     int32_t hits[kChunk + 1];
     for (; begin < end; begin += kChunk) {
       const int64_t count = std::min(kChunk, end - begin);
-      int64_t found = 0;
+      int64_t num_hits = 0;
       run_vectorized([&] {
-        found = find_hits<Flag>(count, [&](int64_t j) { return passes(begin + j); }, hits);
+        num_hits = find_hits<Flag>(count, [&](int64_t j) { return passes(begin + j); }, hits);
       });
-      for (int64_t h = 0; h < found; ++h) visit_number(begin + hits[h]);
+      for (int64_t h = 0; h < num_hits; ++h) visit_number(begin + hits[h]);
     }
   }
 
@@ -284,7 +285,7 @@ using PartCandidates = std::vector<std::vector<Candidate<T>>>;
 
 // The candidates of one image from those of its parts, best first.
 template <typename T>
-std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandidates<T>& found,
+std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandidates<T>& of_parts,
                                 int64_t image, const DenseInputs<T>& inputs, int64_t topk) {
   std::vector<Candidate<T>> merged;
   size_t p = 0;
@@ -293,10 +294,10 @@ std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandid
     TopCandidates<T> best(topk, inputs.rule.score_thresh);
     const int32_t level = parts[p].level;
     for (; p < parts.size() && parts[p].image == image && parts[p].level == level; ++p) {
-      for (const Candidate<T>& candidate : found[p]) best.offer(candidate);
+      for (const Candidate<T>& candidate : of_parts[p]) best.offer(candidate);
     }
     best.cut();
-    merged.insert(merged.end(), best.found().begin(), best.found().end());
+    merged.insert(merged.end(), best.candidates().begin(), best.candidates().end());
   }
   std::sort(merged.begin(), merged.end(), is_better<T>);
   return merged;
@@ -330,53 +331,35 @@ void write_detections(const DenseInputs<T>& inputs, const DenseOptions& options,
   }
 }
 
-template <typename T>
-void detect(const DenseInputs<T>& inputs, const DenseOptions& options, DenseResult& result) {
-  const std::vector<Part> parts = make_parts(inputs);
-  PartCandidates<T> found(parts.size());
-  const int64_t num_parts = static_cast<int64_t>(parts.size());
-  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const Part& part = parts[p];
-      LevelScan<T> scan(inputs.levels[part.level], inputs.rule, part.image, part.level,
-                        options.topk);
-      found[p] = scan.run(part.begin, part.end);
-    }
-  });
-  const DetectionOutputs<T> outputs = point_at<T>(result);
-  torch::stable::parallel_for(0, inputs.num_images, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) {
-      write_detections(inputs, options, image, merge(parts, found, image, inputs, options.topk),
-                       outputs);
-    }
-  });
-}
-
-DenseTuple dense_detections(const Tensors& cls_logits, const Tensors& deltas,
-                            const Tensors& anchors, const Tensors& factor_logits,
-                            int64_t num_classes, const std::vector<double>& exponents,
-                            const std::vector<double>& floors, double score_thresh, int64_t topk,
-                            double nms_thresh, int64_t max_detections,
-                            const std::vector<double>& weights, double scale_clamp,
-                            const std::vector<int64_t>& image_sizes) {
-  check_dense(cls_logits, deltas, anchors, factor_logits, num_classes, exponents.size());
-  const DenseOptions options{score_thresh, topk, nms_thresh, max_detections, image_sizes};
-  check_dense_options(options, exponents, floors, weights, cls_logits[0].size(0));
-  DenseResult result =
-      allocate_dense(cls_logits[0], max_detections, static_cast<int64_t>(exponents.size()));
-  dispatch_float(cls_logits[0], [&](auto scalar) {
-    using T = decltype(scalar);
-    const DenseInputs<T> inputs =
-        parse_dense<T>(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, floors,
-                       score_thresh, weights, scale_clamp);
-    detect(inputs, options, result);
-  });
-  return {result.boxes, result.scores, result.classes, result.factors, result.rows, result.counts};
-}
+struct Cpu : CpuBackend {
+  template <typename T>
+  static void detect(const DenseInputs<T>& inputs, const DenseOptions& options,
+                     DenseResult& result) {
+    const std::vector<Part> parts = make_parts(inputs);
+    PartCandidates<T> of_parts(parts.size());
+    const int64_t num_parts = static_cast<int64_t>(parts.size());
+    torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const Part& part = parts[p];
+        LevelScan<T> scan(inputs.levels[part.level], inputs.rule, part.image, part.level,
+                          options.topk);
+        of_parts[p] = scan.run(part.begin, part.end);
+      }
+    });
+    const DetectionOutputs<T> outputs = point_at<T>(result);
+    torch::stable::parallel_for(0, inputs.num_images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        write_detections(inputs, options, image,
+                         merge(parts, of_parts, image, inputs, options.topk), outputs);
+      }
+    });
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
-  m.impl("dense_detections", TORCH_BOX(&resobj::dense_detections));
+  using namespace resobj;
+  m.impl("dense_detections", TORCH_BOX(&host::dense_detections<Cpu>));
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu_backend.h"
 #include "instruction_sets.h"
 #include "resobj/macros.h"
 
@@ -40,9 +41,10 @@ void for_each_chunk(int64_t count, const F& f) {
   });
 }
 
-// The sum over [0, count) of loss terms; fill(begin, end, terms) writes those of one chunk.
+// Writes the sum of the loss terms [0, count) to the scalar `total` of type T; fill(begin, end,
+// terms) writes the terms of one chunk.
 template <typename T, typename F>
-double sum_terms(int64_t count, const F& fill) {
+void sum_terms(int64_t count, const F& fill, Tensor& total) {
   std::vector<double> partial(ceil_div(count, kChunk));
   for_each_chunk(count, [&](int64_t begin, int64_t end) {
     T terms[kChunk];
@@ -51,7 +53,7 @@ double sum_terms(int64_t count, const F& fill) {
   });
   double sum = 0;
   for (const double value : partial) sum += value;
-  return sum;
+  *total.mutable_data_ptr<T>() = static_cast<T>(sum);
 }
 
 }  // namespace resobj

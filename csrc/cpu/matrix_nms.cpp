@@ -3,8 +3,9 @@
 #include <cmath>
 
 #include "class_index.h"
+#include "cpu_backend.h"
 #include "nms.h"
-#include "resobj/nms_checks.h"
+#include "resobj/nms_host.h"
 
 namespace resobj {
 namespace {
@@ -51,47 +52,37 @@ class BetterBoxes {
   std::vector<T> highest_;  // IoU with a better box
 };
 
-template <typename T>
-void decay_all(const Candidates& candidates, const MatrixRule<T>& rule, T* out) {
-  const T* boxes = candidates.boxes.const_data_ptr<T>();
-  const T* scores = candidates.scores.const_data_ptr<T>();
-  const int64_t* ids = candidates.idxs.const_data_ptr<int64_t>();
-  std::vector<int32_t> order = order_by_score(scores, candidates.count());
-  const auto not_finite = [scores](int32_t i) { return !std::isfinite(scores[i]); };
-  order.erase(std::remove_if(order.begin(), order.end(), not_finite), order.end());
-  const ClassIndex classes(ids, candidates.count());
-  const ClassGroups groups = group_by_class(order, ids, classes);
-  std::fill(out, out + candidates.count(), T(0));
-  torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      BetterBoxes<T> better(groups.size(c));
-      run_vectorized([&] {
-        for (int32_t k = 0; k < groups.size(c); ++k) {
-          const int32_t i = groups.group(c)[k];
-          const T* box = boxes + 4 * int64_t(i);
-          out[i] = scores[i] * better.add(Box<T>{box[0], box[1], box[2], box[3]}, rule);
-        }
-      });
-    }
-  });
-}
-
-Tensor matrix_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-                  const std::string& kernel, double sigma) {
-  const char* op = "matrix_nms";
-  const Candidates candidates = parse_candidates(op, boxes, scores, idxs);
-  Tensor result = torch::stable::new_empty(candidates.scores, {candidates.count()});
-  dispatch_float(candidates.boxes, [&](auto scalar) {
-    using T = decltype(scalar);
-    const MatrixRule<T> rule = parse_matrix_rule<T>(op, kernel, sigma);
-    decay_all(candidates, rule, result.mutable_data_ptr<T>());
-  });
-  return result;
-}
+struct Cpu : CpuBackend {
+  template <typename T>
+  static void decay(const Candidates& candidates, const MatrixRule<T>& rule, Tensor& result) {
+    const T* boxes = candidates.boxes.const_data_ptr<T>();
+    const T* scores = candidates.scores.const_data_ptr<T>();
+    const int64_t* ids = candidates.idxs.const_data_ptr<int64_t>();
+    T* out = result.mutable_data_ptr<T>();
+    std::vector<int32_t> order = order_by_score(scores, candidates.count());
+    const auto not_finite = [scores](int32_t i) { return !std::isfinite(scores[i]); };
+    order.erase(std::remove_if(order.begin(), order.end(), not_finite), order.end());
+    const ClassIndex classes(ids, candidates.count());
+    const ClassGroups groups = group_by_class(order, ids, classes);
+    std::fill(out, out + candidates.count(), T(0));
+    torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        BetterBoxes<T> better(groups.size(c));
+        run_vectorized([&] {
+          for (int32_t k = 0; k < groups.size(c); ++k) {
+            const int32_t i = groups.group(c)[k];
+            out[i] = scores[i] * better.add(get_box(boxes, i), rule);
+          }
+        });
+      }
+    });
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
-  m.impl("matrix_nms", TORCH_BOX(&resobj::matrix_nms));
+  using namespace resobj;
+  m.impl("matrix_nms", TORCH_BOX(&host::matrix_nms<Cpu>));
 }

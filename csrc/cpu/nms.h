@@ -68,18 +68,18 @@ class GreedyNms {
     bool suppress_any(int first, const Box<T>& box, T box_area, T threshold) const {
       // As wide as T, so that the loops vectorise.
       using Flag = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-      Flag found = 0;
+      Flag any = 0;
       for (int k = first; k < first + kNumber; ++k) {
         const Box<T> kept{x1[k], y1[k], x2[k], y2[k]};
-        found |= may_suppress(kept, area[k], box, box_area, threshold);
+        any |= may_suppress(kept, area[k], box, box_area, threshold);
       }
-      if (found == 0) return false;
-      found = 0;
+      if (any == 0) return false;
+      any = 0;
       for (int k = first; k < first + kNumber; ++k) {
         const Box<T> kept{x1[k], y1[k], x2[k], y2[k]};
-        found |= suppresses(kept, area[k], box, box_area, threshold);
+        any |= suppresses(kept, area[k], box, box_area, threshold);
       }
-      return found != 0;
+      return any != 0;
     }
   };
 

@@ -8,14 +8,12 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <string>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "loss_sum.h"
 #include "resobj/bce_math.h"
-#include "resobj/residual_objectness_bce_checks.h"
+#include "resobj/residual_objectness_bce_host.h"
 
 namespace resobj {
 namespace {
@@ -167,33 +165,6 @@ void chunk_losses(const ResidualInputs<T>& in, const T* thresholds, const Chunk&
   }
 }
 
-template <typename T>
-void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
-  T* thresholds = out.thresholds.mutable_data_ptr<T>();
-  find_thresholds(in, thresholds);
-  const int64_t chunks = in.layout.num_chunks();
-  const int64_t values = (in.steps + 1) * kStepSums;
-  std::vector<double> partial(chunks * values);
-  dispatch_bool(in.keep, [&](auto keep) {
-    for_each_anchor_chunk(chunks, [&](int64_t c) {
-      chunk_losses<keep()>(in, thresholds, in.layout.chunk(c), partial.data() + c * values);
-    });
-  });
-  for (int64_t s = 0; s <= in.steps; ++s) {
-    double total[kStepSums] = {};
-    for (int64_t c = 0; c < chunks; ++c) {
-      for (int k = 0; k < kStepSums; ++k) total[k] += partial[c * values + s * kStepSums + k];
-    }
-    out.losses.mutable_data_ptr<T>()[s] = static_cast<T>(total[kLoss]);
-    out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
-    for (int k = 0; k < 2; ++k) {
-      out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
-      out.num_background_foreground.mutable_data_ptr<int64_t>()[k] =
-          static_cast<int64_t>(total[kNumbers + k]);
-    }
-  }
-}
-
 // o_0..o_T of one chunk.
 template <bool keep, typename T>
 void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
@@ -248,52 +219,58 @@ void chunk_gradients(const ResidualInputs<T>& in, const T* grad_losses, const T*
                                    later, grad_logits + chunk.begin);
 }
 
-template <typename T>
-void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
-              T* grad_logits, T* grad_residuals) {
-  dispatch_bool(in.keep, [&](auto keep) {
-    dispatch_bool(in.detach != Detach::kAll, [&](auto accumulate) {
-      for_each_anchor_chunk(in.layout.num_chunks(), [&](int64_t c) {
-        chunk_gradients<accumulate(), keep()>(in, grad_losses, thresholds, in.layout.chunk(c),
-                                              grad_logits, grad_residuals);
+struct Cpu : CpuBackend {
+  static constexpr int64_t kAnchors = resobj::kAnchors;
+
+  template <typename T>
+  static void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
+    T* thresholds = out.thresholds.mutable_data_ptr<T>();
+    find_thresholds(in, thresholds);
+    const int64_t chunks = in.layout.num_chunks();
+    const int64_t values = (in.steps + 1) * kStepSums;
+    std::vector<double> partial(chunks * values);
+    dispatch_bool(in.keep, [&](auto keep) {
+      for_each_anchor_chunk(chunks, [&](int64_t c) {
+        chunk_losses<keep()>(in, thresholds, in.layout.chunk(c), partial.data() + c * values);
       });
     });
-  });
-}
+    for (int64_t s = 0; s <= in.steps; ++s) {
+      double total[kStepSums] = {};
+      for (int64_t c = 0; c < chunks; ++c) {
+        for (int k = 0; k < kStepSums; ++k) total[k] += partial[c * values + s * kStepSums + k];
+      }
+      out.losses.mutable_data_ptr<T>()[s] = static_cast<T>(total[kLoss]);
+      out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
+      for (int k = 0; k < 2; ++k) {
+        out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
+        out.num_background_foreground.mutable_data_ptr<int64_t>()[k] =
+            static_cast<int64_t>(total[kNumbers + k]);
+      }
+    }
+  }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
-    const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
-    std::string min_scope, std::string unselected, std::vector<int64_t> anchors_per_level) {
-  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    anchors_per_level, kAnchors);
-  ResidualOutputs out = arguments.new_outputs();
-  dispatch_float(logits, [&](auto scalar) { forward(arguments.inputs<decltype(scalar)>(), out); });
-  return out.as_tuple();
-}
-
-std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
-    const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
-    const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
-    std::vector<int64_t> anchors_per_level) {
-  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    anchors_per_level, kAnchors);
-  check_residual_backward(grad_losses, thresholds, arguments);
-  const Tensor g = as_contiguous(grad_losses);
-  const Tensor thr = as_contiguous(thresholds);
-  Tensor grad_logits = new_tensor(logits, logits.sizes());
-  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
-  dispatch_float(logits, [&](auto scalar) {
-    using T = decltype(scalar);
-    backward(arguments.inputs<T>(), g.const_data_ptr<T>(), thr.const_data_ptr<T>(),
-             grad_logits.mutable_data_ptr<T>(), grad_residuals.mutable_data_ptr<T>());
-  });
-  return {grad_logits, grad_residuals};
-}
+  template <typename T>
+  static void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
+                       Tensor& grad_logits, Tensor& grad_residuals) {
+    T* logits_out = grad_logits.mutable_data_ptr<T>();
+    T* residuals_out = grad_residuals.mutable_data_ptr<T>();
+    dispatch_bool(in.keep, [&](auto keep) {
+      dispatch_bool(in.detach != Detach::kAll, [&](auto accumulate) {
+        for_each_anchor_chunk(in.layout.num_chunks(), [&](int64_t c) {
+          chunk_gradients<accumulate(), keep()>(in, grad_losses, thresholds, in.layout.chunk(c),
+                                                logits_out, residuals_out);
+        });
+      });
+    });
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
-  m.impl("residual_objectness_bce", TORCH_BOX(&resobj::residual_objectness_bce));
-  m.impl("_residual_objectness_bce_backward", TORCH_BOX(&resobj::residual_objectness_bce_backward));
+  using namespace resobj;
+  m.impl("residual_objectness_bce", TORCH_BOX(&host::residual_objectness_bce<Cpu>));
+  m.impl("_residual_objectness_bce_backward",
+         TORCH_BOX(&host::residual_objectness_bce_backward<Cpu>));
 }

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "loss_sum.h"
-#include "resobj/sigmoid_focal_loss_checks.h"
+#include "resobj/sigmoid_focal_loss_host.h"
 
 namespace resobj {
 namespace {
@@ -36,60 +36,41 @@ void fill_chunk(const FocalInputs<T>& in, int64_t begin, int64_t end, T* __restr
   }
 }
 
-template <Focus focus, typename T>
-double forward(const FocalInputs<T>& in, int64_t count) {
-  const T gamma = in.gamma;
-  const T negative = in.negative_weight;
-  const T positive = in.positive_weight;
-  return sum_terms<T>(count, [&](int64_t begin, int64_t end, T* terms) {
-    fill_chunk(
-        in, begin, end, terms, [=](T x) { return negative * focal_loss<focus>(x, gamma); },
-        [=](T x) { return positive * focal_loss<focus>(-x, gamma); });
-  });
-}
+struct Cpu : CpuBackend {
+  template <Focus focus, typename T>
+  static void forward(const FocalInputs<T>& in, int64_t count, Tensor& loss) {
+    const T gamma = in.gamma;
+    const T negative = in.negative_weight;
+    const T positive = in.positive_weight;
+    const auto fill = [&](int64_t begin, int64_t end, T* terms) {
+      fill_chunk(
+          in, begin, end, terms, [=](T x) { return negative * focal_loss<focus>(x, gamma); },
+          [=](T x) { return positive * focal_loss<focus>(-x, gamma); });
+    };
+    sum_terms<T>(count, fill, loss);
+  }
 
-template <Focus focus, typename T>
-void backward(const FocalInputs<T>& in, int64_t count, T grad_loss, T* grad_logits) {
-  const T gamma = in.gamma;
-  const T negative = in.negative_weight * grad_loss;
-  const T positive = -in.positive_weight * grad_loss;
-  for_each_chunk(count, [&](int64_t begin, int64_t end) {
-    fill_chunk(
-        in, begin, end, grad_logits + begin,
-        [=](T x) { return negative * focal_slope<focus>(x, gamma); },
-        [=](T x) { return positive * focal_slope<focus>(-x, gamma); });
-  });
-}
-
-Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
-                          double alpha, double gamma) {
-  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  Tensor loss = new_tensor(logits, {});
-  dispatch_focal(arguments, [&](const auto& in, auto focus) {
-    using T = std::decay_t<decltype(in.gamma)>;
-    *loss.mutable_data_ptr<T>() = static_cast<T>(forward<focus()>(in, logits.numel()));
-  });
-  return loss;
-}
-
-Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
-                                   const Tensor& labels, std::optional<Tensor> mask, double alpha,
-                                   double gamma) {
-  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
-  Tensor grad_logits = new_tensor(logits, logits.sizes());
-  dispatch_focal(arguments, [&](const auto& in, auto focus) {
-    using T = std::decay_t<decltype(in.gamma)>;
-    backward<focus()>(in, logits.numel(), *grad_loss.const_data_ptr<T>(),
-                      grad_logits.mutable_data_ptr<T>());
-  });
-  return grad_logits;
-}
+  template <Focus focus, typename T>
+  static void backward(const FocalInputs<T>& in, int64_t count, const Tensor& grad_loss,
+                       Tensor& grad_logits) {
+    const T scale = *grad_loss.const_data_ptr<T>();
+    const T gamma = in.gamma;
+    const T negative = in.negative_weight * scale;
+    const T positive = -in.positive_weight * scale;
+    T* out = grad_logits.mutable_data_ptr<T>();
+    for_each_chunk(count, [&](int64_t begin, int64_t end) {
+      fill_chunk(
+          in, begin, end, out + begin, [=](T x) { return negative * focal_slope<focus>(x, gamma); },
+          [=](T x) { return positive * focal_slope<focus>(-x, gamma); });
+    });
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
-  m.impl("sigmoid_focal_loss", TORCH_BOX(&resobj::sigmoid_focal_loss));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&resobj::sigmoid_focal_loss_backward));
+  using namespace resobj;
+  m.impl("sigmoid_focal_loss", TORCH_BOX(&host::sigmoid_focal_loss<Cpu>));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&host::sigmoid_focal_loss_backward<Cpu>));
 }

@@ -6,9 +6,10 @@
 #include <tuple>
 
 #include "class_index.h"
+#include "cpu_backend.h"
 #include "instruction_sets.h"
 #include "resobj/bits.h"
-#include "resobj/nms_checks.h"
+#include "resobj/nms_host.h"
 
 namespace resobj {
 namespace {
@@ -26,8 +27,7 @@ class SoftClass {
   SoftClass(const T* boxes, const T* scores, const int32_t* members, int32_t count) {
     for (std::vector<T>* values : {&x1_, &y1_, &x2_, &y2_, &area_, &score_}) values->resize(count);
     for (int32_t k = 0; k < count; ++k) {
-      const T* values = boxes + 4 * int64_t(members[k]);
-      const Box<T> box{values[0], values[1], values[2], values[3]};
+      const Box<T> box = get_box(boxes, members[k]);
       x1_[k] = box.x1;
       y1_[k] = box.y1;
       x2_[k] = box.x2;
@@ -83,95 +83,79 @@ std::vector<int32_t> finite_scores(const T* scores, int64_t count) {
   return indices;
 }
 
-// The boxes in the order in which they are taken, at most `limit`.
+// The boxes in the order in which they were taken.
 template <typename T>
-std::vector<Pick<T>> take_all(const Candidates& candidates, const SoftRule<T>& rule,
-                              double min_score, int64_t limit) {
-  const T* boxes = candidates.boxes.const_data_ptr<T>();
-  const T* scores = candidates.scores.const_data_ptr<T>();
-  const int64_t* ids = candidates.idxs.const_data_ptr<int64_t>();
-  const ClassIndex classes(ids, candidates.count());
-  const std::vector<int32_t> finite = finite_scores(scores, candidates.count());
-  const ClassGroups groups = group_by_class(finite, ids, classes);
-  std::vector<std::vector<Pick<T>>> picks(groups.count());
-  torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      if (groups.size(c) == 0) continue;
-      run_vectorized([&] {
-        SoftClass<T> boxes_left(boxes, scores, groups.group(c), groups.size(c));
-        while (static_cast<int64_t>(picks[c].size()) < limit) {
-          const int32_t best = boxes_left.best();
-          if (best < 0 || static_cast<double>(boxes_left.score(best)) < min_score) break;
-          picks[c].push_back({boxes_left.score(best), groups.group(c)[best]});
-          boxes_left.take(best, rule);
-        }
-      });
-    }
-  });
-  // Scores only fall, so within a class picks come by descending score already.
-  std::vector<Pick<T>> all;
-  for (const auto& of_class : picks) all.insert(all.end(), of_class.begin(), of_class.end());
-  std::sort(all.begin(), all.end(), [](const Pick<T>& a, const Pick<T>& b) {
-    return a.score != b.score ? a.score > b.score : a.index < b.index;
-  });
-  if (static_cast<int64_t>(all.size()) > limit) all.resize(limit);
-  return all;
-}
+struct Taken {
+  std::vector<Pick<T>> picks;
+  int64_t rows;  // of the padded result
+  Tensor scores, idxs;
 
-struct SoftResult {
-  Tensor keep, new_scores;
-  int64_t count;
+  std::tuple<Tensor, Tensor> trimmed() const { return in_rows(count()); }
+
+  std::tuple<Tensor, Tensor, Tensor> padded() const {
+    Tensor number = torch::stable::new_empty(idxs, {});
+    *number.mutable_data_ptr<int64_t>() = count();
+    const auto [keep, new_scores] = in_rows(rows);
+    return {keep, new_scores, number};
+  }
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(picks.size()); }
+
+  std::tuple<Tensor, Tensor> in_rows(int64_t number) const {
+    Tensor keep = torch::stable::new_empty(idxs, {number});
+    Tensor new_scores = torch::stable::new_empty(scores, {number});
+    int64_t* index_out = keep.mutable_data_ptr<int64_t>();
+    T* score_out = new_scores.mutable_data_ptr<T>();
+    for (int64_t k = 0; k < number; ++k) {
+      index_out[k] = k < count() ? picks[k].index : -1;
+      score_out[k] = k < count() ? picks[k].score : T(0);
+    }
+    return {keep, new_scores};
+  }
 };
 
-// With `rows` rows, or as many as there are results if it is -1.
-SoftResult run(const char* op, const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-               const std::string& method, double iou_threshold, double sigma, double min_score,
-               int64_t max_output, int64_t rows) {
-  const Candidates candidates = parse_candidates(op, boxes, scores, idxs);
-  const int64_t limit = output_limit(op, candidates.count(), max_output);
-  SoftResult result;
-  dispatch_float(candidates.boxes, [&](auto scalar) {
-    using T = decltype(scalar);
-    const SoftRule<T> rule = parse_soft_rule<T>(op, method, iou_threshold, sigma, min_score);
-    const std::vector<Pick<T>> picks = take_all(candidates, rule, min_score, limit);
-    result.count = static_cast<int64_t>(picks.size());
-    if (rows < 0) rows = result.count;
-    result.keep = torch::stable::new_empty(candidates.idxs, {rows});
-    result.new_scores = torch::stable::new_empty(candidates.scores, {rows});
-    int64_t* keep = result.keep.mutable_data_ptr<int64_t>();
-    T* new_scores = result.new_scores.mutable_data_ptr<T>();
-    for (int64_t k = 0; k < rows; ++k) {
-      keep[k] = k < result.count ? picks[k].index : -1;
-      new_scores[k] = k < result.count ? picks[k].score : T(0);
-    }
-  });
-  return result;
-}
-
-std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-                                    const std::string& method, double iou_threshold, double sigma,
-                                    double min_score, int64_t max_output) {
-  const SoftResult result =
-      run("soft_nms", boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output, -1);
-  return {result.keep, result.new_scores};
-}
-
-std::tuple<Tensor, Tensor, Tensor> soft_nms_padded(const Tensor& boxes, const Tensor& scores,
-                                                   const Tensor& idxs, const std::string& method,
-                                                   double iou_threshold, double sigma,
-                                                   double min_score, int64_t max_output) {
-  const int64_t rows = max_output < 0 ? boxes.size(0) : max_output;
-  const SoftResult result = run("soft_nms_padded", boxes, scores, idxs, method, iou_threshold,
-                                sigma, min_score, max_output, rows);
-  Tensor count = torch::stable::new_empty(idxs, {});
-  *count.mutable_data_ptr<int64_t>() = result.count;
-  return {result.keep, result.new_scores, count};
-}
+struct Cpu : CpuBackend {
+  template <typename T>
+  static Taken<T> take(const Candidates& candidates, const SoftRule<T>& rule, double min_score,
+                       const OutputSize& size) {
+    const T* boxes = candidates.boxes.const_data_ptr<T>();
+    const T* scores = candidates.scores.const_data_ptr<T>();
+    const int64_t* ids = candidates.idxs.const_data_ptr<int64_t>();
+    const ClassIndex classes(ids, candidates.count());
+    const std::vector<int32_t> finite = finite_scores(scores, candidates.count());
+    const ClassGroups groups = group_by_class(finite, ids, classes);
+    std::vector<std::vector<Pick<T>>> picks(groups.count());
+    torch::stable::parallel_for(0, groups.count(), groups.grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        if (groups.size(c) == 0) continue;
+        run_vectorized([&] {
+          SoftClass<T> boxes_left(boxes, scores, groups.group(c), groups.size(c));
+          while (static_cast<int64_t>(picks[c].size()) < size.limit) {
+            const int32_t best = boxes_left.best();
+            if (best < 0 || static_cast<double>(boxes_left.score(best)) < min_score) break;
+            picks[c].push_back({boxes_left.score(best), groups.group(c)[best]});
+            boxes_left.take(best, rule);
+          }
+        });
+      }
+    });
+    // Scores only fall, so within a class picks come by descending score already.
+    std::vector<Pick<T>> all;
+    for (const auto& of_class : picks) all.insert(all.end(), of_class.begin(), of_class.end());
+    std::sort(all.begin(), all.end(), [](const Pick<T>& a, const Pick<T>& b) {
+      return a.score != b.score ? a.score > b.score : a.index < b.index;
+    });
+    if (static_cast<int64_t>(all.size()) > size.limit) all.resize(size.limit);
+    return {std::move(all), size.rows, candidates.scores, candidates.idxs};
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
-  m.impl("soft_nms", TORCH_BOX(&resobj::soft_nms));
-  m.impl("soft_nms_padded", TORCH_BOX(&resobj::soft_nms_padded));
+  using namespace resobj;
+  m.impl("soft_nms", TORCH_BOX((&host::soft_nms<Cpu, /*padded=*/false>)));
+  m.impl("soft_nms_padded", TORCH_BOX((&host::soft_nms<Cpu, /*padded=*/true>)));
 }

@@ -12,7 +12,7 @@
 
 #include "cuda_utils.h"
 #include "resobj/bits.h"
-#include "resobj/match_anchors_checks.h"
+#include "resobj/match_anchors_host.h"
 
 namespace resobj {
 namespace {
@@ -42,12 +42,6 @@ struct MatchOutput {
   int8_t* label;
   T* best_ious;  // by ground truth, 0 at first; null without low-quality matches
 };
-
-template <typename T>
-__device__ Box<T> load_box(const T* boxes, int64_t index) {
-  const T* box = boxes + 4 * index;
-  return Box<T>{box[0], box[1], box[2], box[3]};
-}
 
 template <typename T, typename Combine>
 __device__ T warp_reduce(T value, const Combine& combine) {
@@ -85,7 +79,7 @@ struct WarpAnchor {
     output = whole_image * input.num_anchors + anchor;
     // A thread past the end repeats the last anchor, which changes neither bounds nor maxima.
     const int64_t last = input.num_anchors - 1;
-    box = load_box(input.anchors, whole_image * input.anchor_stride + smaller(anchor, last));
+    box = get_box(input.anchors, whole_image * input.anchor_stride + smaller(anchor, last));
     area = resobj::area(box);
     const T infinity = static_cast<T>(INFINITY);
     const auto lower = [](T a, T b) { return smaller(a, b); };
@@ -104,7 +98,7 @@ struct WarpAnchor {
     for (int64_t first = begin; first < end; first += kWarp) {
       bool near = false;
       if (first + lane < end) {
-        const Box<T> own = load_box(boxes, first + lane);
+        const Box<T> own = get_box(boxes, first + lane);
         near = (bounds.x1 < own.x2) & (own.x1 < bounds.x2) & (bounds.y1 < own.y2) &
                (own.y1 < bounds.y2);
       }
@@ -112,7 +106,7 @@ struct WarpAnchor {
       while (remaining != 0) {
         const int64_t row = first + __ffs(remaining) - 1;
         remaining &= remaining - 1;
-        const Box<T> other = load_box(boxes, row);  // the same address in all lanes
+        const Box<T> other = get_box(boxes, row);  // the same address in all lanes
         visit(row, other, resobj::area(other));
       }
     }
@@ -182,43 +176,47 @@ __global__ void finish_kernel(const __grid_constant__ MatchInput<T> input, Match
   }
 }
 
-template <typename T>
-void launch(const MatchArguments& arguments, const MatchRule<T>& rule, MatchResult& result) {
-  if (arguments.num_images == 0 || arguments.num_anchors == 0) return;
-  const bool low_quality = arguments.allow_low_quality && arguments.gts.total() > 0;
-  MatchInput<T> input{arguments.anchors.const_data_ptr<T>(),
-                      arguments.gts.boxes.const_data_ptr<T>(),
-                      arguments.regions.boxes.const_data_ptr<T>(),
-                      arguments.num_anchors,
-                      arguments.anchor_stride,
-                      0,
-                      {}};
-  MatchOutput<T> output{result.gt_index.mutable_data_ptr<int64_t>(),
-                        result.ious.mutable_data_ptr<T>(), result.label.mutable_data_ptr<int8_t>(),
-                        nullptr};
-  Tensor best_ious;
-  if (low_quality) {
-    best_ious = torch::stable::new_zeros(arguments.anchors, {arguments.gts.total()});
-    output.best_ious = best_ious.mutable_data_ptr<T>();
-  }
-  const cudaStream_t stream = current_stream(result.label);
-  const auto blocks = static_cast<unsigned>(ceil_div(arguments.num_anchors, kBlock));
-  for (int64_t first = 0; first < arguments.num_images; first += kImagesPerLaunch) {
-    const int64_t last = smaller<int64_t>(first + kImagesPerLaunch, arguments.num_images);
-    input.first_image = first;
-    for (int64_t image = first; image <= last; ++image) {
-      input.offsets.gts[image - first] = arguments.gts.offsets[image];
-      input.offsets.regions[image - first] = arguments.regions.offsets[image];
+// The backend of match_anchors, and a part of that of reassign_anchors.
+struct MatchingCuda : CudaBackend {
+  template <typename T>
+  static void match(const MatchArguments& arguments, const MatchRule<T>& rule,
+                    MatchResult& result) {
+    if (arguments.num_images == 0 || arguments.num_anchors == 0) return;
+    const bool low_quality = arguments.allow_low_quality && arguments.gts.total() > 0;
+    MatchInput<T> input{arguments.anchors.const_data_ptr<T>(),
+                        arguments.gts.boxes.const_data_ptr<T>(),
+                        arguments.regions.boxes.const_data_ptr<T>(),
+                        arguments.num_anchors,
+                        arguments.anchor_stride,
+                        0,
+                        {}};
+    MatchOutput<T> output{result.gt_index.mutable_data_ptr<int64_t>(),
+                          result.ious.mutable_data_ptr<T>(),
+                          result.label.mutable_data_ptr<int8_t>(), nullptr};
+    Tensor best_ious;
+    if (low_quality) {
+      best_ious = torch::stable::new_zeros(arguments.anchors, {arguments.gts.total()});
+      output.best_ious = best_ious.mutable_data_ptr<T>();
     }
-    const dim3 grid(blocks, static_cast<unsigned>(last - first));
-    match_kernel<T><<<grid, kBlock, 0, stream>>>(input, output, rule);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    if (!low_quality && arguments.regions.total() == 0) continue;
-    finish_kernel<T><<<grid, kBlock, 0, stream>>>(input, output, arguments.d2_compat,
-                                                  static_cast<T>(arguments.ignore_iof));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const cudaStream_t stream = current_stream(result.label);
+    const auto blocks = static_cast<unsigned>(ceil_div(arguments.num_anchors, kBlock));
+    for (int64_t first = 0; first < arguments.num_images; first += kImagesPerLaunch) {
+      const int64_t last = smaller<int64_t>(first + kImagesPerLaunch, arguments.num_images);
+      input.first_image = first;
+      for (int64_t image = first; image <= last; ++image) {
+        input.offsets.gts[image - first] = arguments.gts.offsets[image];
+        input.offsets.regions[image - first] = arguments.regions.offsets[image];
+      }
+      const dim3 grid(blocks, static_cast<unsigned>(last - first));
+      match_kernel<T><<<grid, kBlock, 0, stream>>>(input, output, rule);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      if (!low_quality && arguments.regions.total() == 0) continue;
+      finish_kernel<T><<<grid, kBlock, 0, stream>>>(input, output, arguments.d2_compat,
+                                                    static_cast<T>(arguments.ignore_iof));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
   }
-}
+};
 
 }  // namespace
 }  // namespace resobj

@@ -2,7 +2,7 @@
 // gradient.
 
 #include "loss_sum.h"
-#include "resobj/box_loss_checks.h"
+#include "resobj/balanced_l1_loss_host.h"
 
 namespace resobj {
 namespace {
@@ -28,37 +28,26 @@ struct WriteGradient {
   }
 };
 
-Tensor balanced_l1_loss(const Tensor& pred, const Tensor& target, double alpha, double gamma,
-                        double beta) {
-  const BalancedArguments arguments(pred, target, alpha, gamma, beta);
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor loss = new_tensor(pred, {});
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    sum_terms<T>(arguments.count(), Term<T>{arguments.inputs<T>()}, loss);
-  });
-  return loss;
-}
+struct Cuda : CudaBackend {
+  template <typename T>
+  static void forward(const BalancedInputs<T>& in, int64_t count, Tensor& loss) {
+    sum_terms<T>(count, Term<T>{in}, loss);
+  }
 
-Tensor balanced_l1_loss_backward(const Tensor& grad_loss, const Tensor& pred, const Tensor& target,
-                                 double alpha, double gamma, double beta) {
-  const BalancedArguments arguments(pred, target, alpha, gamma, beta);
-  check_grad_loss(kBalancedOp, grad_loss, {"pred", pred});
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor grad_pred = new_tensor(pred, pred.sizes());
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    const WriteGradient<T> write{arguments.inputs<T>(), grad_loss.const_data_ptr<T>(),
+  template <typename T>
+  static void backward(const BalancedInputs<T>& in, int64_t count, const Tensor& grad_loss,
+                       Tensor& grad_pred) {
+    const WriteGradient<T> write{in, grad_loss.const_data_ptr<T>(),
                                  grad_pred.mutable_data_ptr<T>()};
-    for_each(arguments.count(), write, grad_pred);
-  });
-  return grad_pred;
-}
+    for_each(count, write, grad_pred);
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("balanced_l1_loss", TORCH_BOX(&resobj::balanced_l1_loss));
-  m.impl("_balanced_l1_loss_backward", TORCH_BOX(&resobj::balanced_l1_loss_backward));
+  using namespace resobj;
+  m.impl("balanced_l1_loss", TORCH_BOX(&host::balanced_l1_loss<Cuda>));
+  m.impl("_balanced_l1_loss_backward", TORCH_BOX(&host::balanced_l1_loss_backward<Cuda>));
 }

@@ -145,66 +145,47 @@ __global__ void collect_kernel(const int8_t* kept_by_rank, const int64_t* by_ran
   if (thread == 0) *num_kept = total;
 }
 
+// What was kept, on the device.
 struct Kept {
   Tensor keep;   // (rows,), -1 after the kept boxes
   Tensor count;  // ()
+
+  Tensor trimmed() { return torch::stable::narrow(keep, 0, 0, wait_for_count(count)); }
+  std::tuple<Tensor, Tensor> padded() const { return {keep, count}; }
 };
 
-template <typename T>
-void launch(const Candidates& candidates, double iou_threshold, int64_t limit, int64_t rows,
-            Kept& kept, cudaStream_t stream) {
-  const int64_t count = candidates.count();
-  Tensor kept_by_rank = torch::stable::new_zeros(candidates.idxs, {count}, ScalarType::Char);
-  const int64_t* by_rank = nullptr;
-  std::optional<ClassGroups<T>> groups;
-  if (count > 0) {
-    groups.emplace(candidates, /*finite_only=*/false, stream);
-    by_rank = groups->boxes().by_rank;
-    Tensor kept_boxes = torch::stable::new_empty(candidates.boxes, {count, 4});
-    suppress_kernel<T><<<groups->start_blocks(), kBlock, 0, stream>>>(
-        groups->boxes(), round_down<T>(iou_threshold), limit, kept_boxes.mutable_data_ptr<T>(),
-        kept_by_rank.mutable_data_ptr<int8_t>());
+struct Cuda : CudaBackend {
+  template <typename T>
+  static Kept suppress(const Candidates& candidates, T threshold, const OutputSize& size) {
+    const cudaStream_t stream = current_stream(candidates.boxes);
+    const int64_t count = candidates.count();
+    Kept kept{torch::stable::new_empty(candidates.idxs, {size.rows}),
+              torch::stable::new_empty(candidates.idxs, {})};
+    Tensor kept_by_rank = torch::stable::new_zeros(candidates.idxs, {count}, ScalarType::Char);
+    const int64_t* by_rank = nullptr;
+    std::optional<ClassGroups<T>> groups;
+    if (count > 0) {
+      groups.emplace(candidates, /*finite_only=*/false, stream);
+      by_rank = groups->boxes().by_rank;
+      Tensor kept_boxes = torch::stable::new_empty(candidates.boxes, {count, 4});
+      suppress_kernel<T><<<groups->start_blocks(), kBlock, 0, stream>>>(
+          groups->boxes(), threshold, size.limit, kept_boxes.mutable_data_ptr<T>(),
+          kept_by_rank.mutable_data_ptr<int8_t>());
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    collect_kernel<<<1, kBlock, 0, stream>>>(
+        kept_by_rank.const_data_ptr<int8_t>(), by_rank, count, size.limit, size.rows,
+        kept.keep.mutable_data_ptr<int64_t>(), kept.count.mutable_data_ptr<int64_t>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
+    return kept;
   }
-  collect_kernel<<<1, kBlock, 0, stream>>>(kept_by_rank.const_data_ptr<int8_t>(), by_rank, count,
-                                           limit, rows, kept.keep.mutable_data_ptr<int64_t>(),
-                                           kept.count.mutable_data_ptr<int64_t>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-Kept run(const char* op, const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-         double iou_threshold, int64_t max_output) {
-  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
-  const Candidates candidates = parse_candidates(op, boxes, scores, idxs);
-  check_threshold(op, iou_threshold);
-  const int64_t limit = output_limit(op, candidates.count(), max_output);
-  const int64_t rows = max_output < 0 ? candidates.count() : max_output;
-  Kept kept{torch::stable::new_empty(candidates.idxs, {rows}),
-            torch::stable::new_empty(candidates.idxs, {})};
-  dispatch_float(candidates.boxes, [&](auto scalar) {
-    launch<decltype(scalar)>(candidates, iou_threshold, limit, rows, kept, current_stream(boxes));
-  });
-  return kept;
-}
-
-Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-                   double iou_threshold, int64_t max_output) {
-  Kept kept = run("batched_nms", boxes, scores, idxs, iou_threshold, max_output);
-  const int64_t count = wait_for_count(kept.count);
-  return torch::stable::narrow(kept.keep, 0, 0, count);
-}
-
-std::tuple<Tensor, Tensor> batched_nms_padded(const Tensor& boxes, const Tensor& scores,
-                                              const Tensor& idxs, double iou_threshold,
-                                              int64_t max_output) {
-  const Kept kept = run("batched_nms_padded", boxes, scores, idxs, iou_threshold, max_output);
-  return {kept.keep, kept.count};
-}
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("batched_nms", TORCH_BOX(&resobj::batched_nms));
-  m.impl("batched_nms_padded", TORCH_BOX(&resobj::batched_nms_padded));
+  using namespace resobj;
+  m.impl("batched_nms", TORCH_BOX((&host::batched_nms<Cuda, /*padded=*/false>)));
+  m.impl("batched_nms_padded", TORCH_BOX((&host::batched_nms<Cuda, /*padded=*/true>)));
 }

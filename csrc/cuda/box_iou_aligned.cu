@@ -1,11 +1,7 @@
 // box_iou_aligned on CUDA: one thread per pair.
 
-#include <string>
-#include <tuple>
-
 #include "loss_sum.h"
-#include "resobj/box_checks.h"
-#include "resobj/box_gradients.h"
+#include "resobj/box_iou_aligned_host.h"
 
 namespace resobj {
 namespace {
@@ -40,55 +36,31 @@ struct WriteGradients {
   }
 };
 
-template <Overlap kind, typename T>
-void overlaps(const AlignedArguments& arguments, Tensor& out) {
-  const WriteOverlap<kind, T> write{arguments.pred.const_data_ptr<T>(),
-                                    arguments.target.const_data_ptr<T>(),
-                                    out.mutable_data_ptr<T>()};
-  for_each(arguments.count(), write, out);
-}
-
-template <Overlap kind, typename T>
-void gradients(const AlignedArguments& arguments, const Tensor& grad, Tensor& grad_pred,
-               Tensor& grad_target) {
-  const WriteGradients<kind, T> write{grad.const_data_ptr<T>(), arguments.pred.const_data_ptr<T>(),
+struct Cuda : CudaBackend {
+  template <Overlap kind, typename T>
+  static void forward(const AlignedArguments& arguments, Tensor& result) {
+    const WriteOverlap<kind, T> write{arguments.pred.const_data_ptr<T>(),
                                       arguments.target.const_data_ptr<T>(),
-                                      grad_pred.mutable_data_ptr<T>(),
-                                      grad_target.mutable_data_ptr<T>()};
-  for_each(arguments.count(), write, grad_pred);
-}
+                                      result.mutable_data_ptr<T>()};
+    for_each(arguments.count(), write, result);
+  }
 
-Tensor box_iou_aligned(const Tensor& pred, const Tensor& target, const std::string& kind) {
-  const AlignedArguments arguments(pred, target, kind);
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor result = new_tensor(pred, {arguments.count()});
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    const auto run = arguments.giou ? overlaps<Overlap::kGiou, T> : overlaps<Overlap::kIou, T>;
-    run(arguments, result);
-  });
-  return result;
-}
-
-std::tuple<Tensor, Tensor> box_iou_aligned_backward(const Tensor& grad, const Tensor& pred,
-                                                    const Tensor& target, const std::string& kind) {
-  const AlignedArguments arguments(pred, target, kind);
-  const Tensor g = arguments.gradient(grad);
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor grad_pred = new_tensor(pred, pred.sizes());
-  Tensor grad_target = new_tensor(pred, pred.sizes());
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    const auto run = arguments.giou ? gradients<Overlap::kGiou, T> : gradients<Overlap::kIou, T>;
-    run(arguments, g, grad_pred, grad_target);
-  });
-  return {grad_pred, grad_target};
-}
+  template <Overlap kind, typename T>
+  static void backward(const AlignedArguments& arguments, const Tensor& grad, Tensor& grad_pred,
+                       Tensor& grad_target) {
+    const WriteGradients<kind, T> write{
+        grad.const_data_ptr<T>(), arguments.pred.const_data_ptr<T>(),
+        arguments.target.const_data_ptr<T>(), grad_pred.mutable_data_ptr<T>(),
+        grad_target.mutable_data_ptr<T>()};
+    for_each(arguments.count(), write, grad_pred);
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("box_iou_aligned", TORCH_BOX(&resobj::box_iou_aligned));
-  m.impl("_box_iou_aligned_backward", TORCH_BOX(&resobj::box_iou_aligned_backward));
+  using namespace resobj;
+  m.impl("box_iou_aligned", TORCH_BOX(&host::box_iou_aligned<Cuda>));
+  m.impl("_box_iou_aligned_backward", TORCH_BOX(&host::box_iou_aligned_backward<Cuda>));
 }

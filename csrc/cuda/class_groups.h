@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "cuda_utils.h"
-#include "resobj/nms_checks.h"
+#include "resobj/nms_host.h"
 
 namespace resobj {
 
@@ -30,10 +30,7 @@ struct GroupedBoxes {
     return p < count && classes[p] == box_class;
   }
   __device__ int64_t index(int64_t p) const { return by_rank[ranks[p]]; }
-  __device__ Box<T> box(int64_t p) const {
-    const T* box = boxes + 4 * p;
-    return Box<T>{box[0], box[1], box[2], box[3]};
-  }
+  __device__ Box<T> box(int64_t p) const { return get_box(boxes, p); }
 };
 
 // (values, indices) of a stable sort.

@@ -1,4 +1,5 @@
-// What every CUDA kernel file needs: the current stream and deterministic block reductions.
+// What every CUDA kernel file needs: the device, the current stream, deterministic block
+// reductions.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,6 +13,18 @@ namespace resobj {
 
 constexpr int kBlock = 256;
 constexpr int kWarp = 32;
+
+// What the host functions of include/resobj/*_host.h ask of every CUDA backend.
+struct CudaBackend {
+  // Makes the device of a tensor the current one while it lives.
+  class DeviceGuard {
+   public:
+    explicit DeviceGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {}
+
+   private:
+    torch::stable::accelerator::DeviceGuard guard_;
+  };
+};
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;

@@ -10,7 +10,7 @@
 
 #include "cuda_utils.h"
 #include "resobj/candidate_keys.h"
-#include "resobj/dense_detections_checks.h"
+#include "resobj/dense_detections_host.h"
 #include "resobj/nms_math.h"
 
 namespace resobj {
@@ -45,9 +45,9 @@ struct Selection {
 };
 
 struct Scratch {
-  Selection* selections;  // by segment
-  uint32_t* histograms;   // kBuckets by segment, zeros before each pass
-  uint32_t* found;        // by segment, zeros at first
+  Selection* selections;     // by segment
+  uint32_t* histograms;      // kBuckets by segment, zeros before each pass
+  uint32_t* num_candidates;  // by segment, zeros at first
 };
 
 // Calls visit(segment, candidate) for what passes the threshold in the chunk of this block.
@@ -164,7 +164,7 @@ __global__ void collect_kernel(const __grid_constant__ Head<T> head, Scratch scr
   const int64_t image = blockIdx.x / head.num_chunks();
   for_each_candidate(head, blockIdx.x, [&](int64_t segment, const Candidate<T>& candidate) {
     if (!(make_key(candidate) >= scratch.selections[segment].least)) return;
-    const uint32_t slot = atomicAdd(scratch.found + segment, 1u);
+    const uint32_t slot = atomicAdd(scratch.num_candidates + segment, 1u);
     slots[image * head.num_slots() + head.slot_begin[candidate.level] + slot] = candidate;
   });
 }
@@ -177,20 +177,20 @@ __global__ void rank_kernel(const __grid_constant__ Head<T> head, Scratch scratc
   const int64_t blocks = ceil_div(head.num_slots(), kBlock);
   const int64_t image = blockIdx.x / blocks;
   const int64_t slot = blockIdx.x % blocks * kBlock + threadIdx.x;
-  const uint32_t* found = scratch.found + image * head.num_levels;
+  const uint32_t* num_candidates = scratch.num_candidates + image * head.num_levels;
   slots += image * head.num_slots();
   bool exists = false;
   if (slot < head.num_slots()) {
     int l = 0;
     while (slot >= head.slot_begin[l + 1]) ++l;
-    exists = slot - head.slot_begin[l] < found[l];
+    exists = slot - head.slot_begin[l] < num_candidates[l];
   }
   if (!__syncthreads_or(exists)) return;
   const Candidate<T> own = exists ? slots[slot] : Candidate<T>{};
   int64_t rank = 0;
   for (int l = 0; l < head.num_levels; ++l) {
-    for (int64_t first = 0; first < found[l]; first += kBlock) {
-      const int count = static_cast<int>(smaller<int64_t>(kBlock, found[l] - first));
+    for (int64_t first = 0; first < num_candidates[l]; first += kBlock) {
+      const int count = static_cast<int>(smaller<int64_t>(kBlock, num_candidates[l] - first));
       __syncthreads();
       if (static_cast<int>(threadIdx.x) < count) {
         tile[threadIdx.x] = slots[head.slot_begin[l] + first + threadIdx.x];
@@ -229,7 +229,8 @@ __global__ void suppress_kernel(const __grid_constant__ Head<T> head, Scratch sc
   const int64_t image = first_image + blockIdx.x;
   const int own = static_cast<int>(threadIdx.x);
   int64_t total = 0;
-  for (int l = 0; l < head.num_levels; ++l) total += scratch.found[image * head.num_levels + l];
+  for (int l = 0; l < head.num_levels; ++l)
+    total += scratch.num_candidates[image * head.num_levels + l];
   kept.boxes += image * max_detections;
   kept.classes += image * max_detections;
   int64_t count = 0;  // the same in all threads
@@ -335,65 +336,47 @@ void find_candidates(const Head<T>& head, const Scratch& scratch, int64_t num_im
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename T>
-void detect(const DenseInputs<T>& inputs, const DenseOptions& options, DenseResult& result) {
-  if (inputs.num_images == 0) return;
-  const Head<T> head = make_head(inputs, options.topk);
-  static_assert(sizeof(head) + sizeof(ImageSizes) < 3800, "kernel arguments are limited");
-  const Tensor& like = result.counts;
-  const int64_t segments = inputs.num_images * head.num_levels;
-  const int64_t slots = inputs.num_images * head.num_slots();
-  const int64_t kept_boxes = inputs.num_images * options.max_detections;
-  Tensors owner;
-  const Scratch scratch{allocate_bytes<Selection>(owner, like, segments, true),
-                        allocate_bytes<uint32_t>(owner, like, segments * kBuckets, true),
-                        allocate_bytes<uint32_t>(owner, like, segments, true)};
-  auto* candidates = allocate_bytes<Candidate<T>>(owner, like, slots, false);
-  auto* ranked = allocate_bytes<Candidate<T>>(owner, like, slots, false);
-  const Kept<T> kept{allocate_bytes<Box<T>>(owner, like, kept_boxes, false),
-                     allocate_bytes<int64_t>(owner, like, kept_boxes, false)};
-  const cudaStream_t stream = current_stream(like);
-  find_candidates(head, scratch, inputs.num_images, candidates, ranked, stream);
-  for (int64_t first = 0; first < inputs.num_images; first += kImagesPerLaunch) {
-    const int64_t count = smaller<int64_t>(kImagesPerLaunch, inputs.num_images - first);
-    ImageSizes sizes{};
-    sizes.known = !options.image_sizes.empty();
-    for (int64_t i = 0; sizes.known && i < count; ++i) {
-      sizes.height[i] = static_cast<int32_t>(options.image_sizes[2 * (first + i)]);
-      sizes.width[i] = static_cast<int32_t>(options.image_sizes[2 * (first + i) + 1]);
+struct Cuda : CudaBackend {
+  template <typename T>
+  static void detect(const DenseInputs<T>& inputs, const DenseOptions& options,
+                     DenseResult& result) {
+    if (inputs.num_images == 0) return;
+    const Head<T> head = make_head(inputs, options.topk);
+    static_assert(sizeof(head) + sizeof(ImageSizes) < 3800, "kernel arguments are limited");
+    const Tensor& like = result.counts;
+    const int64_t segments = inputs.num_images * head.num_levels;
+    const int64_t slots = inputs.num_images * head.num_slots();
+    const int64_t kept_boxes = inputs.num_images * options.max_detections;
+    Tensors owner;
+    const Scratch scratch{allocate_bytes<Selection>(owner, like, segments, true),
+                          allocate_bytes<uint32_t>(owner, like, segments * kBuckets, true),
+                          allocate_bytes<uint32_t>(owner, like, segments, true)};
+    auto* candidates = allocate_bytes<Candidate<T>>(owner, like, slots, false);
+    auto* ranked = allocate_bytes<Candidate<T>>(owner, like, slots, false);
+    const Kept<T> kept{allocate_bytes<Box<T>>(owner, like, kept_boxes, false),
+                       allocate_bytes<int64_t>(owner, like, kept_boxes, false)};
+    const cudaStream_t stream = current_stream(like);
+    find_candidates(head, scratch, inputs.num_images, candidates, ranked, stream);
+    for (int64_t first = 0; first < inputs.num_images; first += kImagesPerLaunch) {
+      const int64_t count = smaller<int64_t>(kImagesPerLaunch, inputs.num_images - first);
+      ImageSizes sizes{};
+      sizes.known = !options.image_sizes.empty();
+      for (int64_t i = 0; sizes.known && i < count; ++i) {
+        sizes.height[i] = static_cast<int32_t>(options.image_sizes[2 * (first + i)]);
+        sizes.width[i] = static_cast<int32_t>(options.image_sizes[2 * (first + i) + 1]);
+      }
+      suppress_kernel<T><<<static_cast<unsigned>(count), kBlock, 0, stream>>>(
+          head, scratch, ranked, kept, point_at<T>(result), sizes, first, options.max_detections,
+          round_down<T>(options.nms_thresh));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    suppress_kernel<T><<<static_cast<unsigned>(count), kBlock, 0, stream>>>(
-        head, scratch, ranked, kept, point_at<T>(result), sizes, first, options.max_detections,
-        round_down<T>(options.nms_thresh));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-}
-
-DenseTuple dense_detections(const Tensors& cls_logits, const Tensors& deltas,
-                            const Tensors& anchors, const Tensors& factor_logits,
-                            int64_t num_classes, const std::vector<double>& exponents,
-                            const std::vector<double>& floors, double score_thresh, int64_t topk,
-                            double nms_thresh, int64_t max_detections,
-                            const std::vector<double>& weights, double scale_clamp,
-                            const std::vector<int64_t>& image_sizes) {
-  check_dense(cls_logits, deltas, anchors, factor_logits, num_classes, exponents.size());
-  const DenseOptions options{score_thresh, topk, nms_thresh, max_detections, image_sizes};
-  check_dense_options(options, exponents, floors, weights, cls_logits[0].size(0));
-  const torch::stable::accelerator::DeviceGuard guard(cls_logits[0].get_device_index());
-  DenseResult result =
-      allocate_dense(cls_logits[0], max_detections, static_cast<int64_t>(exponents.size()));
-  dispatch_float(cls_logits[0], [&](auto scalar) {
-    using T = decltype(scalar);
-    detect(parse_dense<T>(cls_logits, deltas, anchors, factor_logits, num_classes, exponents,
-                          floors, score_thresh, weights, scale_clamp),
-           options, result);
-  });
-  return {result.boxes, result.scores, result.classes, result.factors, result.rows, result.counts};
-}
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("dense_detections", TORCH_BOX(&resobj::dense_detections));
+  using namespace resobj;
+  m.impl("dense_detections", TORCH_BOX(&host::dense_detections<Cuda>));
 }

@@ -1,7 +1,7 @@
 // giou_loss on CUDA: one thread per pair, two launches for the sum, one for the gradient.
 
 #include "loss_sum.h"
-#include "resobj/box_loss_checks.h"
+#include "resobj/giou_loss_host.h"
 
 namespace resobj {
 namespace {
@@ -33,36 +33,26 @@ struct WriteGradient {
   }
 };
 
-Tensor giou_loss_sum(const Tensor& pred, const Tensor& target, std::optional<Tensor> mask) {
-  const GiouArguments arguments(pred, target, mask);
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor loss = new_tensor(pred, {});
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    sum_terms<T>(arguments.count(), Term<T>{arguments.inputs<T>()}, loss);
-  });
-  return loss;
-}
+struct Cuda : CudaBackend {
+  template <typename T>
+  static void forward(const GiouInputs<T>& in, int64_t count, Tensor& loss) {
+    sum_terms<T>(count, Term<T>{in}, loss);
+  }
 
-Tensor giou_loss_backward(const Tensor& grad_loss, const Tensor& pred, const Tensor& target,
-                          std::optional<Tensor> mask) {
-  const GiouArguments arguments(pred, target, mask);
-  check_grad_loss(kGiouOp, grad_loss, {"pred", pred});
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  Tensor grad_pred = new_tensor(pred, pred.sizes());
-  dispatch_float(pred, [&](auto scalar) {
-    using T = decltype(scalar);
-    const WriteGradient<T> write{arguments.inputs<T>(), grad_loss.const_data_ptr<T>(),
+  template <typename T>
+  static void backward(const GiouInputs<T>& in, int64_t count, const Tensor& grad_loss,
+                       Tensor& grad_pred) {
+    const WriteGradient<T> write{in, grad_loss.const_data_ptr<T>(),
                                  grad_pred.mutable_data_ptr<T>()};
-    for_each(arguments.count(), write, grad_pred);
-  });
-  return grad_pred;
-}
+    for_each(count, write, grad_pred);
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("giou_loss", TORCH_BOX(&resobj::giou_loss_sum));
-  m.impl("_giou_loss_backward", TORCH_BOX(&resobj::giou_loss_backward));
+  using namespace resobj;
+  m.impl("giou_loss", TORCH_BOX(&host::giou_loss<Cuda>));
+  m.impl("_giou_loss_backward", TORCH_BOX(&host::giou_loss_backward<Cuda>));
 }

@@ -41,36 +41,26 @@ __global__ void decay_kernel(GroupedBoxes<T> boxes, MatrixRule<T> rule, const T*
   out[boxes.index(p)] = score == score ? score * rule.factor(strength) : T(0);
 }
 
-template <typename T>
-void launch(const Candidates& candidates, const MatrixRule<T>& rule, Tensor& result,
-            cudaStream_t stream) {
-  if (candidates.count() == 0) return;
-  const ClassGroups<T> groups(candidates, /*finite_only=*/true, stream);
-  Tensor highest = torch::stable::new_empty(candidates.scores, {candidates.count()});
-  const unsigned blocks = blocks_for(candidates.count());
-  highest_kernel<T><<<blocks, kBlock, 0, stream>>>(groups.boxes(), highest.mutable_data_ptr<T>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  decay_kernel<T><<<blocks, kBlock, 0, stream>>>(groups.boxes(), rule, highest.const_data_ptr<T>(),
-                                                 result.mutable_data_ptr<T>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-Tensor matrix_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-                  const std::string& kernel, double sigma) {
-  const char* op = "matrix_nms";
-  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
-  const Candidates candidates = parse_candidates(op, boxes, scores, idxs);
-  Tensor result = torch::stable::new_empty(candidates.scores, {candidates.count()});
-  dispatch_float(candidates.boxes, [&](auto scalar) {
-    using T = decltype(scalar);
-    launch(candidates, parse_matrix_rule<T>(op, kernel, sigma), result, current_stream(boxes));
-  });
-  return result;
-}
+struct Cuda : CudaBackend {
+  template <typename T>
+  static void decay(const Candidates& candidates, const MatrixRule<T>& rule, Tensor& result) {
+    if (candidates.count() == 0) return;
+    const cudaStream_t stream = current_stream(result);
+    const ClassGroups<T> groups(candidates, /*finite_only=*/true, stream);
+    Tensor highest = torch::stable::new_empty(candidates.scores, {candidates.count()});
+    const unsigned blocks = blocks_for(candidates.count());
+    highest_kernel<T><<<blocks, kBlock, 0, stream>>>(groups.boxes(), highest.mutable_data_ptr<T>());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    decay_kernel<T><<<blocks, kBlock, 0, stream>>>(
+        groups.boxes(), rule, highest.const_data_ptr<T>(), result.mutable_data_ptr<T>());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("matrix_nms", TORCH_BOX(&resobj::matrix_nms));
+  using namespace resobj;
+  m.impl("matrix_nms", TORCH_BOX(&host::matrix_nms<Cuda>));
 }

@@ -1,11 +1,8 @@
 // pairwise_box_iou on CUDA: one thread per column walks a tile of rows, so writes are coalesced and
 // a row's box is the same for the whole warp.
 
-#include <string>
-
 #include "cuda_utils.h"
-#include "resobj/box_checks.h"
-#include "resobj/box_math.h"
+#include "resobj/pairwise_box_iou_host.h"
 
 namespace resobj {
 namespace {
@@ -13,83 +10,46 @@ namespace {
 constexpr int64_t kRowTile = 32;
 constexpr int64_t kMaxGridY = 65535;
 
-template <typename T>
-__device__ Box<T> load_box(const T* boxes, int64_t index) {
-  const T* box = boxes + 4 * index;
-  return Box<T>{box[0], box[1], box[2], box[3]};
-}
-
 template <Overlap kind, typename T>
 __global__ void overlap_kernel(const T* __restrict__ boxes1, const T* __restrict__ boxes2,
                                T* __restrict__ out, int64_t rows, int64_t columns) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= columns) return;
-  const Box<T> b = load_box(boxes2, column);
+  const Box<T> b = get_box(boxes2, column);
   const T area_b = area(b);
   const int64_t tiles = ceil_div(rows, kRowTile);
   for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
     const int64_t end = smaller((tile + 1) * kRowTile, rows);
     for (int64_t row = tile * kRowTile + threadIdx.y; row < end; row += blockDim.y) {
-      const Box<T> a = load_box(boxes1, row);
+      const Box<T> a = get_box(boxes1, row);
       out[row * columns + column] = overlap<kind>(a, area(a), b, area_b);
     }
   }
 }
 
-template <Overlap kind, typename T>
-void launch(const Tensor& boxes1, const Tensor& boxes2, Tensor& out) {
-  const int64_t rows = boxes1.size(0);
-  const int64_t columns = boxes2.size(0);
-  if (rows == 0 || columns == 0) return;
-  // Few columns: a block covers several rows at a time instead of leaving threads idle.
-  const int width = columns > kBlock / 2 ? kBlock : kWarp;
-  const dim3 block(width, kBlock / width);
-  const dim3 grid(static_cast<unsigned>(ceil_div(columns, width)),
-                  static_cast<unsigned>(smaller(ceil_div(rows, kRowTile), kMaxGridY)));
-  overlap_kernel<kind, T><<<grid, block, 0, current_stream(out)>>>(
-      boxes1.const_data_ptr<T>(), boxes2.const_data_ptr<T>(), out.mutable_data_ptr<T>(), rows,
-      columns);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void write_overlaps(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
-                    Tensor& out) {
-  const Overlap overlap_kind = parse_overlap("pairwise_box_iou", kind);
-  const Tensor a = torch::stable::contiguous(boxes1);
-  const Tensor b = torch::stable::contiguous(boxes2);
-  dispatch_float(a, [&](auto scalar) {
-    using T = decltype(scalar);
-    switch (overlap_kind) {
-      case Overlap::kIou:
-        return launch<Overlap::kIou, T>(a, b, out);
-      case Overlap::kGiou:
-        return launch<Overlap::kGiou, T>(a, b, out);
-      case Overlap::kIof:
-        return launch<Overlap::kIof, T>(a, b, out);
-    }
-  });
-}
-
-Tensor pairwise_box_iou(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind) {
-  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
-  const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
-  Tensor result = new_tensor(boxes1, {boxes1.size(0), boxes2.size(0)});
-  write_overlaps(boxes1, boxes2, kind, result);
-  return result;
-}
-
-void pairwise_box_iou_out(const Tensor& boxes1, const Tensor& boxes2, const std::string& kind,
-                          Tensor out) {
-  check_boxes("pairwise_box_iou", {{"boxes1", boxes1}, {"boxes2", boxes2}});
-  check_overlap_out(boxes1, boxes2, out);
-  const torch::stable::accelerator::DeviceGuard guard(boxes1.get_device_index());
-  write_overlaps(boxes1, boxes2, kind, out);
-}
+struct Cuda : CudaBackend {
+  template <Overlap kind, typename T>
+  static void fill(const Tensor& boxes1, const Tensor& boxes2, Tensor& out) {
+    const int64_t rows = boxes1.size(0);
+    const int64_t columns = boxes2.size(0);
+    if (rows == 0 || columns == 0) return;
+    // Few columns: a block covers several rows at a time instead of leaving threads idle.
+    const int width = columns > kBlock / 2 ? kBlock : kWarp;
+    const dim3 block(width, kBlock / width);
+    const dim3 grid(static_cast<unsigned>(ceil_div(columns, width)),
+                    static_cast<unsigned>(smaller(ceil_div(rows, kRowTile), kMaxGridY)));
+    overlap_kernel<kind, T><<<grid, block, 0, current_stream(out)>>>(
+        boxes1.const_data_ptr<T>(), boxes2.const_data_ptr<T>(), out.mutable_data_ptr<T>(), rows,
+        columns);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("pairwise_box_iou", TORCH_BOX(&resobj::pairwise_box_iou));
-  m.impl("_pairwise_box_iou_out", TORCH_BOX(&resobj::pairwise_box_iou_out));
+  using namespace resobj;
+  m.impl("pairwise_box_iou", TORCH_BOX(&host::pairwise_box_iou<Cuda>));
+  m.impl("_pairwise_box_iou_out", TORCH_BOX(&host::pairwise_box_iou_out<Cuda>));
 }

@@ -3,13 +3,10 @@
 // order, nothing waits for the device.
 
 #include <limits>
-#include <string>
-#include <tuple>
-#include <vector>
 
 #include "cuda_utils.h"
 #include "resobj/bce_math.h"
-#include "resobj/residual_objectness_bce_checks.h"
+#include "resobj/residual_objectness_bce_host.h"
 
 namespace resobj {
 namespace {
@@ -179,8 +176,7 @@ __global__ void gradients_kernel(ResidualInputs<T> in, const T* __restrict__ gra
 }
 
 template <typename T>
-void find_thresholds(const ResidualInputs<T>& in, const Tensor& like, Tensor& thresholds,
-                     cudaStream_t stream) {
+void find_thresholds(const ResidualInputs<T>& in, Tensor& thresholds, cudaStream_t stream) {
   if (thresholds.numel() == 0) return;
   if (in.layout.scope == Scope::kNone) {
     torch::stable::fill_(thresholds, -std::numeric_limits<double>::infinity());
@@ -188,7 +184,7 @@ void find_thresholds(const ResidualInputs<T>& in, const Tensor& like, Tensor& th
   }
   const int64_t chunks = in.layout.num_chunks();
   const int64_t steps = in.steps;
-  Tensor minima = new_tensor(like, {steps, chunks});
+  Tensor minima = new_tensor(thresholds, {steps, chunks});
   if (chunks > 0) {
     minima_kernel<T>
         <<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(in, minima.mutable_data_ptr<T>());
@@ -200,65 +196,46 @@ void find_thresholds(const ResidualInputs<T>& in, const Tensor& like, Tensor& th
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename T>
-void forward(const ResidualInputs<T>& in, const Tensor& like, ResidualOutputs& out) {
-  const cudaStream_t stream = current_stream(like);
-  find_thresholds(in, like, out.thresholds, stream);
-  const int64_t chunks = in.layout.num_chunks();
-  const int64_t terms = in.steps + 1;
-  Tensor sums = new_tensor(like, {terms, kStepSums, chunks}, ScalarType::Double);
-  if (chunks > 0) {
-    losses_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(
-        in, out.thresholds.const_data_ptr<T>(), sums.mutable_data_ptr<double>());
+struct Cuda : CudaBackend {
+  static constexpr int64_t kAnchors = resobj::kAnchors;
+
+  template <typename T>
+  static void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
+    const cudaStream_t stream = current_stream(out.losses);
+    find_thresholds(in, out.thresholds, stream);
+    const int64_t chunks = in.layout.num_chunks();
+    const int64_t terms = in.steps + 1;
+    Tensor sums = new_tensor(out.losses, {terms, kStepSums, chunks}, ScalarType::Double);
+    if (chunks > 0) {
+      losses_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, stream>>>(
+          in, out.thresholds.const_data_ptr<T>(), sums.mutable_data_ptr<double>());
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    totals_kernel<T><<<static_cast<unsigned>(terms), kBlock, 0, stream>>>(
+        sums.const_data_ptr<double>(), chunks, out.losses.mutable_data_ptr<T>(),
+        out.counts.mutable_data_ptr<int64_t>(), out.score_sums.mutable_data_ptr<T>(),
+        out.num_background_foreground.mutable_data_ptr<int64_t>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  totals_kernel<T><<<static_cast<unsigned>(terms), kBlock, 0, stream>>>(
-      sums.const_data_ptr<double>(), chunks, out.losses.mutable_data_ptr<T>(),
-      out.counts.mutable_data_ptr<int64_t>(), out.score_sums.mutable_data_ptr<T>(),
-      out.num_background_foreground.mutable_data_ptr<int64_t>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
-    const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
-    std::string min_scope, std::string unselected, std::vector<int64_t> anchors_per_level) {
-  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    anchors_per_level, kAnchors);
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  ResidualOutputs out = arguments.new_outputs();
-  dispatch_float(logits,
-                 [&](auto scalar) { forward(arguments.inputs<decltype(scalar)>(), logits, out); });
-  return out.as_tuple();
-}
-
-std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
-    const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
-    const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
-    std::vector<int64_t> anchors_per_level) {
-  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
-                                    anchors_per_level, kAnchors);
-  check_residual_backward(grad_losses, thresholds, arguments);
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const Tensor g = as_contiguous(grad_losses);
-  const Tensor thr = as_contiguous(thresholds);
-  Tensor grad_logits = new_tensor(logits, logits.sizes());
-  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
-  const int64_t chunks = arguments.layout.num_chunks();
-  if (chunks == 0) return {grad_logits, grad_residuals};
-  dispatch_float(logits, [&](auto scalar) {
-    using T = decltype(scalar);
-    gradients_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, current_stream(logits)>>>(
-        arguments.inputs<T>(), g.const_data_ptr<T>(), thr.const_data_ptr<T>(),
-        grad_logits.mutable_data_ptr<T>(), grad_residuals.mutable_data_ptr<T>());
+  template <typename T>
+  static void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
+                       Tensor& grad_logits, Tensor& grad_residuals) {
+    const int64_t chunks = in.layout.num_chunks();
+    if (chunks == 0) return;
+    gradients_kernel<T><<<static_cast<unsigned>(chunks), kBlock, 0, current_stream(grad_logits)>>>(
+        in, grad_losses, thresholds, grad_logits.mutable_data_ptr<T>(),
+        grad_residuals.mutable_data_ptr<T>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  return {grad_logits, grad_residuals};
-}
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("residual_objectness_bce", TORCH_BOX(&resobj::residual_objectness_bce));
-  m.impl("_residual_objectness_bce_backward", TORCH_BOX(&resobj::residual_objectness_bce_backward));
+  using namespace resobj;
+  m.impl("residual_objectness_bce", TORCH_BOX(&host::residual_objectness_bce<Cuda>));
+  m.impl("_residual_objectness_bce_backward",
+         TORCH_BOX(&host::residual_objectness_bce_backward<Cuda>));
 }

@@ -1,9 +1,7 @@
 // sigmoid_focal_loss on CUDA: one thread per logit, two launches for the sum, one for the gradient.
 
-#include <optional>
-
 #include "loss_sum.h"
-#include "resobj/sigmoid_focal_loss_checks.h"
+#include "resobj/sigmoid_focal_loss_host.h"
 
 namespace resobj {
 namespace {
@@ -36,7 +34,7 @@ struct Term {
 };
 
 template <Focus focus, typename T>
-struct Gradient {
+struct WriteGradient {
   FocalInputs<T> in;
   const T* grad_loss;
   T* grad_logits;
@@ -54,38 +52,26 @@ struct Gradient {
   }
 };
 
-Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
-                          double alpha, double gamma) {
-  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Tensor loss = new_tensor(logits, {});
-  dispatch_focal(arguments, [&](const auto& in, auto focus) {
-    using T = std::decay_t<decltype(in.gamma)>;
-    sum_terms<T>(logits.numel(), Term<focus(), T>{in}, loss);
-  });
-  return loss;
-}
+struct Cuda : CudaBackend {
+  template <Focus focus, typename T>
+  static void forward(const FocalInputs<T>& in, int64_t count, Tensor& loss) {
+    sum_terms<T>(count, Term<focus, T>{in}, loss);
+  }
 
-Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
-                                   const Tensor& labels, std::optional<Tensor> mask, double alpha,
-                                   double gamma) {
-  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
-  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Tensor grad_logits = new_tensor(logits, logits.sizes());
-  dispatch_focal(arguments, [&](const auto& in, auto focus) {
-    using T = std::decay_t<decltype(in.gamma)>;
-    const Gradient<focus(), T> gradient{in, grad_loss.const_data_ptr<T>(),
+  template <Focus focus, typename T>
+  static void backward(const FocalInputs<T>& in, int64_t count, const Tensor& grad_loss,
+                       Tensor& grad_logits) {
+    const WriteGradient<focus, T> write{in, grad_loss.const_data_ptr<T>(),
                                         grad_logits.mutable_data_ptr<T>()};
-    for_each(logits.numel(), gradient, grad_logits);
-  });
-  return grad_logits;
-}
+    for_each(count, write, grad_logits);
+  }
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("sigmoid_focal_loss", TORCH_BOX(&resobj::sigmoid_focal_loss));
-  m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&resobj::sigmoid_focal_loss_backward));
+  using namespace resobj;
+  m.impl("sigmoid_focal_loss", TORCH_BOX(&host::sigmoid_focal_loss<Cuda>));
+  m.impl("_sigmoid_focal_loss_backward", TORCH_BOX(&host::sigmoid_focal_loss_backward<Cuda>));
 }

@@ -98,77 +98,57 @@ __global__ void finish_kernel(const T* scores, const int64_t* indices, int64_t l
   if (row == 0 && !kept) *num_kept = 0;
 }
 
+// What was taken, on the device.
 struct Taken {
   Tensor keep, new_scores;  // (rows,), then -1 and 0
   Tensor count;             // ()
+
+  std::tuple<Tensor, Tensor> trimmed() {
+    const int64_t number = wait_for_count(count);
+    return {torch::stable::narrow(keep, 0, 0, number),
+            torch::stable::narrow(new_scores, 0, 0, number)};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> padded() const { return {keep, new_scores, count}; }
 };
 
-template <typename T>
-void launch(const Candidates& candidates, const SoftRule<T>& rule, double min_score, int64_t limit,
-            int64_t rows, Taken& taken, cudaStream_t stream) {
-  const int64_t count = candidates.count();
-  Tensor scores = torch::stable::new_empty(candidates.scores, {count});
-  Tensor indices = candidates.idxs;  // of no box where there is none
-  if (count > 0) {
-    const ClassGroups<T> groups(candidates, /*finite_only=*/true, stream);
-    Tensor left = torch::stable::new_empty(candidates.scores, {count});
-    fill_kernel<T>
-        <<<blocks_for(count), kBlock, 0, stream>>>(scores.mutable_data_ptr<T>(), count, T(-1));
+struct Cuda : CudaBackend {
+  template <typename T>
+  static Taken take(const Candidates& candidates, const SoftRule<T>& rule, double min_score,
+                    const OutputSize& size) {
+    const cudaStream_t stream = current_stream(candidates.boxes);
+    const int64_t count = candidates.count();
+    Taken taken{torch::stable::new_empty(candidates.idxs, {size.rows}),
+                torch::stable::new_empty(candidates.scores, {size.rows}),
+                torch::stable::new_empty(candidates.idxs, {})};
+    Tensor scores = torch::stable::new_empty(candidates.scores, {count});
+    Tensor indices = candidates.idxs;  // of no box where there is none
+    if (count > 0) {
+      const ClassGroups<T> groups(candidates, /*finite_only=*/true, stream);
+      Tensor left = torch::stable::new_empty(candidates.scores, {count});
+      fill_kernel<T>
+          <<<blocks_for(count), kBlock, 0, stream>>>(scores.mutable_data_ptr<T>(), count, T(-1));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      take_kernel<T><<<groups.start_blocks(), kBlock, 0, stream>>>(
+          groups.boxes(), rule, min_score, size.limit, left.mutable_data_ptr<T>(),
+          scores.mutable_data_ptr<T>());
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      std::tie(scores, indices) = stable_sort(scores, /*descending=*/true);
+    }
+    finish_kernel<T><<<blocks_for(size.rows), kBlock, 0, stream>>>(
+        scores.const_data_ptr<T>(), indices.const_data_ptr<int64_t>(), size.limit, size.rows,
+        taken.keep.mutable_data_ptr<int64_t>(), taken.new_scores.mutable_data_ptr<T>(),
+        taken.count.mutable_data_ptr<int64_t>());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    take_kernel<T><<<groups.start_blocks(), kBlock, 0, stream>>>(groups.boxes(), rule, min_score,
-                                                                 limit, left.mutable_data_ptr<T>(),
-                                                                 scores.mutable_data_ptr<T>());
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    std::tie(scores, indices) = stable_sort(scores, /*descending=*/true);
+    return taken;
   }
-  finish_kernel<T><<<blocks_for(rows), kBlock, 0, stream>>>(
-      scores.const_data_ptr<T>(), indices.const_data_ptr<int64_t>(), limit, rows,
-      taken.keep.mutable_data_ptr<int64_t>(), taken.new_scores.mutable_data_ptr<T>(),
-      taken.count.mutable_data_ptr<int64_t>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-Taken run(const char* op, const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-          const std::string& method, double iou_threshold, double sigma, double min_score,
-          int64_t max_output) {
-  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
-  const Candidates candidates = parse_candidates(op, boxes, scores, idxs);
-  const int64_t limit = output_limit(op, candidates.count(), max_output);
-  const int64_t rows = max_output < 0 ? candidates.count() : max_output;
-  Taken taken{torch::stable::new_empty(candidates.idxs, {rows}),
-              torch::stable::new_empty(candidates.scores, {rows}),
-              torch::stable::new_empty(candidates.idxs, {})};
-  dispatch_float(candidates.boxes, [&](auto scalar) {
-    using T = decltype(scalar);
-    const SoftRule<T> rule = parse_soft_rule<T>(op, method, iou_threshold, sigma, min_score);
-    launch(candidates, rule, min_score, limit, rows, taken, current_stream(boxes));
-  });
-  return taken;
-}
-
-std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, const Tensor& idxs,
-                                    const std::string& method, double iou_threshold, double sigma,
-                                    double min_score, int64_t max_output) {
-  Taken taken =
-      run("soft_nms", boxes, scores, idxs, method, iou_threshold, sigma, min_score, max_output);
-  const int64_t count = wait_for_count(taken.count);
-  return {torch::stable::narrow(taken.keep, 0, 0, count),
-          torch::stable::narrow(taken.new_scores, 0, 0, count)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> soft_nms_padded(const Tensor& boxes, const Tensor& scores,
-                                                   const Tensor& idxs, const std::string& method,
-                                                   double iou_threshold, double sigma,
-                                                   double min_score, int64_t max_output) {
-  const Taken taken = run("soft_nms_padded", boxes, scores, idxs, method, iou_threshold, sigma,
-                          min_score, max_output);
-  return {taken.keep, taken.new_scores, taken.count};
-}
+};
 
 }  // namespace
 }  // namespace resobj
 
 STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m) {
-  m.impl("soft_nms", TORCH_BOX(&resobj::soft_nms));
-  m.impl("soft_nms_padded", TORCH_BOX(&resobj::soft_nms_padded));
+  using namespace resobj;
+  m.impl("soft_nms", TORCH_BOX((&host::soft_nms<Cuda, /*padded=*/false>)));
+  m.impl("soft_nms_padded", TORCH_BOX((&host::soft_nms<Cuda, /*padded=*/true>)));
 }

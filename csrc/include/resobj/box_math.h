@@ -14,6 +14,22 @@ struct Box {
   T x1, y1, x2, y2;
 };
 
+// Box `index` of a contiguous (..., 4) array.
+template <typename T>
+RESOBJ_HD Box<T> get_box(const T* boxes, int64_t index) {
+  const T* box = boxes + 4 * index;
+  return Box<T>{box[0], box[1], box[2], box[3]};
+}
+
+template <typename T>
+RESOBJ_HD void set_box(T* boxes, int64_t index, const Box<T>& value) {
+  T* box = boxes + 4 * index;
+  box[0] = value.x1;
+  box[1] = value.y1;
+  box[2] = value.x2;
+  box[3] = value.y2;
+}
+
 template <typename T>
 RESOBJ_HD T smaller(T a, T b) {
   return a < b ? a : b;

@@ -92,14 +92,11 @@ inline void check_grad_loss(const char* op, const Tensor& grad_loss, const Argum
   STD_TORCH_CHECK(grad_loss.numel() == 1, op, ": grad_loss must be a scalar");
 }
 
-// Calls f(T()) with T the type of a tensor that check_dtypes accepted.
+// Returns f(T()) with T the type of a tensor that check_dtypes accepted.
 template <typename F>
-void dispatch_float(const Tensor& tensor, const F& f) {
-  if (tensor.scalar_type() == ScalarType::Double) {
-    f(double());
-  } else {
-    f(float());
-  }
+auto dispatch_float(const Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == ScalarType::Double) return f(double());
+  return f(float());
 }
 
 }  // namespace resobj

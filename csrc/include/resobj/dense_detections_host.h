@@ -1,4 +1,5 @@
-// Argument handling of dense_detections that both backends share (host only).
+// dense_detections on the host, the same for both backends. A backend has
+//   detect(inputs, options, result)
 #pragma once
 
 #include <string>
@@ -13,7 +14,6 @@ namespace resobj {
 constexpr const char* kDenseOp = "dense_detections";
 
 using Tensors = std::vector<Tensor>;
-using DenseTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct DenseOptions {
   double score_thresh;
@@ -194,4 +194,29 @@ inline DenseResult allocate_dense(const Tensor& like, int64_t max_detections, in
           allocate({n, d}, ScalarType::Long), allocate({n}, ScalarType::Long)};
 }
 
+namespace host {
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_detections(
+    const Tensors& cls_logits, const Tensors& deltas, const Tensors& anchors,
+    const Tensors& factor_logits, int64_t num_classes, const std::vector<double>& exponents,
+    const std::vector<double>& floors, double score_thresh, int64_t topk, double nms_thresh,
+    int64_t max_detections, const std::vector<double>& weights, double scale_clamp,
+    const std::vector<int64_t>& image_sizes) {
+  check_dense(cls_logits, deltas, anchors, factor_logits, num_classes, exponents.size());
+  const DenseOptions options{score_thresh, topk, nms_thresh, max_detections, image_sizes};
+  check_dense_options(options, exponents, floors, weights, cls_logits[0].size(0));
+  const typename Backend::DeviceGuard guard(cls_logits[0]);
+  DenseResult result =
+      allocate_dense(cls_logits[0], max_detections, static_cast<int64_t>(exponents.size()));
+  dispatch_float(cls_logits[0], [&](auto scalar) {
+    const auto inputs =
+        parse_dense<decltype(scalar)>(cls_logits, deltas, anchors, factor_logits, num_classes,
+                                      exponents, floors, score_thresh, weights, scale_clamp);
+    Backend::detect(inputs, options, result);
+  });
+  return {result.boxes, result.scores, result.classes, result.factors, result.rows, result.counts};
+}
+
+}  // namespace host
 }  // namespace resobj

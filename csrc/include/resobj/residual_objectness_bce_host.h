@@ -1,4 +1,7 @@
-// Argument handling of residual_objectness_bce that both backends share (host only).
+// residual_objectness_bce on the host, the same for both backends. A backend has
+//   kAnchors                                              the number of anchors in one chunk
+//   forward(inputs, outputs)
+//   backward(inputs, grad_losses, thresholds, grad_logits, grad_residuals)
 #pragma once
 
 #include <string>
@@ -144,4 +147,42 @@ inline void check_residual_backward(const Tensor& grad_losses, const Tensor& thr
                   kResidualOp, ": thresholds must have shape (T, G)");
 }
 
+namespace host {
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> residual_objectness_bce(
+    const Tensor& logits, const Tensor& residuals, const Tensor& labels, std::string detach,
+    std::string min_scope, std::string unselected, std::vector<int64_t> anchors_per_level) {
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    anchors_per_level, Backend::kAnchors);
+  const typename Backend::DeviceGuard guard(logits);
+  ResidualOutputs outputs = arguments.new_outputs();
+  dispatch_float(logits, [&](auto scalar) {
+    Backend::forward(arguments.inputs<decltype(scalar)>(), outputs);
+  });
+  return outputs.as_tuple();
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
+    const Tensor& grad_losses, const Tensor& logits, const Tensor& residuals, const Tensor& labels,
+    const Tensor& thresholds, std::string detach, std::string min_scope, std::string unselected,
+    std::vector<int64_t> anchors_per_level) {
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    anchors_per_level, Backend::kAnchors);
+  check_residual_backward(grad_losses, thresholds, arguments);
+  const typename Backend::DeviceGuard guard(logits);
+  const Tensor gradients = as_contiguous(grad_losses);
+  const Tensor minima = as_contiguous(thresholds);
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
+  dispatch_float(logits, [&](auto scalar) {
+    using T = decltype(scalar);
+    Backend::backward(arguments.inputs<T>(), gradients.const_data_ptr<T>(),
+                      minima.const_data_ptr<T>(), grad_logits, grad_residuals);
+  });
+  return {grad_logits, grad_residuals};
+}
+
+}  // namespace host
 }  // namespace resobj

@@ -1,4 +1,6 @@
-// Argument handling of sigmoid_focal_loss that both backends share (host only).
+// sigmoid_focal_loss on the host, the same for both backends. A backend has
+//   forward<focus>(inputs, count, loss)      which writes the sum over the `count` logits
+//   backward<focus>(inputs, count, grad_loss, grad_logits)
 #pragma once
 
 #include <optional>
@@ -61,4 +63,33 @@ void dispatch_focal(const FocalArguments& arguments, const F& f) {
   });
 }
 
+namespace host {
+
+template <typename Backend>
+Tensor sigmoid_focal_loss(const Tensor& logits, const Tensor& labels, std::optional<Tensor> mask,
+                          double alpha, double gamma) {
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
+  const typename Backend::DeviceGuard guard(logits);
+  Tensor loss = new_tensor(logits, {});
+  dispatch_focal(arguments, [&](const auto& inputs, auto focus) {
+    Backend::template forward<focus()>(inputs, logits.numel(), loss);
+  });
+  return loss;
+}
+
+template <typename Backend>
+Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits,
+                                   const Tensor& labels, std::optional<Tensor> mask, double alpha,
+                                   double gamma) {
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
+  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
+  const typename Backend::DeviceGuard guard(logits);
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  dispatch_focal(arguments, [&](const auto& inputs, auto focus) {
+    Backend::template backward<focus()>(inputs, logits.numel(), grad_loss, grad_logits);
+  });
+  return grad_logits;
+}
+
+}  // namespace host
 }  // namespace resobj

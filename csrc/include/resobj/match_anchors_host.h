@@ -1,4 +1,5 @@
-// Argument handling of match_anchors that both backends share (host only).
+// match_anchors on the host, the same for both backends. A backend has
+//   match(arguments, rule, result)
 #pragma once
 
 #include <optional>
@@ -35,8 +36,6 @@ struct MatchArguments {
 struct MatchResult {
   Tensor gt_index, ious, label;
 };
-
-using MatchTuple = std::tuple<Tensor, Tensor, Tensor>;
 
 inline std::vector<int64_t> make_offsets(const char* name, const char* boxes_name,
                                          const std::vector<int64_t>& sizes, int64_t rows) {
@@ -116,4 +115,23 @@ inline MatchResult allocate_matches(const MatchArguments& arguments) {
           allocate(ScalarType::Char)};
 }
 
+namespace host {
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor> match_anchors(
+    const Tensor& anchors, const Tensor& gt_boxes, const std::vector<int64_t>& gt_sizes,
+    const std::vector<double>& thresholds, const std::vector<int64_t>& labels,
+    bool allow_low_quality, bool d2_compat, const std::optional<Tensor>& ignore_boxes,
+    const std::vector<int64_t>& ignore_sizes, double ignore_iof) {
+  const MatchArguments arguments = parse_match(anchors, gt_boxes, gt_sizes, allow_low_quality,
+                                               d2_compat, ignore_boxes, ignore_sizes, ignore_iof);
+  const typename Backend::DeviceGuard guard(anchors);
+  MatchResult result = allocate_matches(arguments);
+  dispatch_float(arguments.anchors, [&](auto scalar) {
+    Backend::match(arguments, parse_rule<decltype(scalar)>(thresholds, labels), result);
+  });
+  return {result.gt_index, result.ious, result.label};
+}
+
+}  // namespace host
 }  // namespace resobj

@@ -1,0 +1,69 @@
+// Geometry of two boxes, and the gradient of what is made of it, for box_iou_aligned and giou_loss.
+//
+// Where a coordinate of both boxes is the same, each gets half of the gradient, as from
+// torch.maximum; so the gradient at the best overlap, of two identical boxes, is 0.
+#pragma once
+
+#include "resobj/bce_math.h"
+#include "resobj/box_math.h"
+
+namespace resobj {
+
+// What the overlap of two boxes is made of; the union is area + area - intersection.
+template <typename T>
+struct PairGeometry {
+  T width, height, intersection;  // 0 unless the boxes intersect
+  T union_area;
+  T hull_width, hull_height, hull;
+};
+
+template <typename T>
+RESOBJ_HD PairGeometry<T> pair_geometry(const Box<T>& a, const Box<T>& b) {
+  const T zero = T(0);
+  PairGeometry<T> pair;
+  pair.width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), zero);
+  pair.height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), zero);
+  pair.intersection = pair.width * pair.height;
+  pair.union_area = area(a) + area(b) - pair.intersection;
+  pair.hull_width = larger(larger(a.x2, b.x2) - smaller(a.x1, b.x1), zero);
+  pair.hull_height = larger(larger(a.y2, b.y2) - smaller(a.y1, b.y1), zero);
+  pair.hull = pair.hull_width * pair.hull_height;
+  return pair;
+}
+
+// Derivatives of some value by the intersection (the union moving along), by the area of either
+// box, and by the hull.
+template <typename T>
+struct PairSlopes {
+  T intersection, area, hull;
+};
+
+// How much of the gradient of larger(a, b) is a's.
+template <typename T>
+RESOBJ_HD T share_of_larger(T a, T b) {
+  return a > b ? T(1) : (a == b ? T(0.5) : T(0));
+}
+
+// Gradient with respect to `a`.
+template <typename T>
+RESOBJ_HD Box<T> gradient_of_first(const Box<T>& a, const Box<T>& b, const PairGeometry<T>& pair,
+                                   const PairSlopes<T>& slopes) {
+  const bool intersect = pair.intersection > T(0);
+  const T by_width = intersect ? slopes.intersection * pair.height : T(0);
+  const T by_height = intersect ? slopes.intersection * pair.width : T(0);
+  const T by_area_width = slopes.area * (a.y2 - a.y1);
+  const T by_area_height = slopes.area * (a.x2 - a.x1);
+  const T by_hull_width = slopes.hull * pair.hull_height;
+  const T by_hull_height = slopes.hull * pair.hull_width;
+  // The coordinate that does not bound the intersection bounds the hull.
+  const T x1 = share_of_larger(a.x1, b.x1);
+  const T y1 = share_of_larger(a.y1, b.y1);
+  const T x2 = share_of_larger(b.x2, a.x2);
+  const T y2 = share_of_larger(b.y2, a.y2);
+  return Box<T>{-(by_width * x1 + by_area_width + by_hull_width * (T(1) - x1)),
+                -(by_height * y1 + by_area_height + by_hull_height * (T(1) - y1)),
+                by_width * x2 + by_area_width + by_hull_width * (T(1) - x2),
+                by_height * y2 + by_area_height + by_hull_height * (T(1) - y2)};
+}
+
+}  // namespace resobj

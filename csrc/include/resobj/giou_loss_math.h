@@ -1,0 +1,93 @@
+// The GIoU loss of two boxes and its gradient.
+#pragma once
+
+#include "resobj/box_pairs.h"
+
+namespace resobj {
+
+// Corners in order; equal coordinates stay where they are.
+template <typename T>
+RESOBJ_HD Box<T> sorted_corners(const Box<T>& box) {
+  return Box<T>{box.x1 > box.x2 ? box.x2 : box.x1, box.y1 > box.y2 ? box.y2 : box.y1,
+                box.x1 > box.x2 ? box.x1 : box.x2, box.y1 > box.y2 ? box.y1 : box.y2};
+}
+
+// From `limit` on the coordinates are multiplied by `factor`, a power of two, so that no area
+// overflows; GIoU does not change.
+template <typename T>
+struct HugeBoxes;
+template <>
+struct HugeBoxes<float> {
+  static constexpr float limit = 0x1p60f, factor = 0x1p-67f, epsilon = 1e-19f;
+};
+template <>
+struct HugeBoxes<double> {
+  static constexpr double limit = 0x1p500, factor = 0x1p-524, epsilon = 1e-100;
+};
+
+// What the kernels of the GIoU loss read, all contiguous; `mask` may be null.
+template <typename T>
+struct GiouInputs {
+  const T* pred;     // (count, 4)
+  const T* target;   // (count, 4)
+  const bool* mask;  // (count)
+};
+
+// The two boxes as the GIoU loss wants them, and what goes with them.
+template <typename T>
+struct GiouPair {
+  Box<T> pred, target;
+  T scale;    // of the coordinates
+  T epsilon;  // added to the union and to the hull
+};
+
+template <typename T>
+RESOBJ_HD T largest_coordinate(const Box<T>& box) {
+  return larger(larger(magnitude(box.x1), magnitude(box.y1)),
+                larger(magnitude(box.x2), magnitude(box.y2)));
+}
+
+template <typename T>
+RESOBJ_HD GiouPair<T> giou_pair(const Box<T>& pred, const Box<T>& target) {
+  constexpr T limit = HugeBoxes<T>::limit;
+  constexpr T factor = HugeBoxes<T>::factor;
+  constexpr T epsilon = HugeBoxes<T>::epsilon;
+  const bool huge = larger(largest_coordinate(pred), largest_coordinate(target)) > limit;
+  const T scale = huge ? factor : T(1);
+  const Box<T> p = sorted_corners(pred);
+  const Box<T> t = sorted_corners(target);
+  return GiouPair<T>{{p.x1 * scale, p.y1 * scale, p.x2 * scale, p.y2 * scale},
+                     {t.x1 * scale, t.y1 * scale, t.x2 * scale, t.y2 * scale},
+                     scale,
+                     huge ? epsilon : T(1e-7)};
+}
+
+// 1 - GIoU.
+template <typename T>
+RESOBJ_HD T giou_loss(const Box<T>& pred, const Box<T>& target) {
+  const GiouPair<T> boxes = giou_pair(pred, target);
+  const PairGeometry<T> pair = pair_geometry(boxes.pred, boxes.target);
+  const T iou = pair.intersection / (pair.union_area + boxes.epsilon);
+  return T(1) - (iou - (pair.hull - pair.union_area) / (pair.hull + boxes.epsilon));
+}
+
+// Gradient of giou_loss with respect to the predicted box.
+template <typename T>
+RESOBJ_HD Box<T> giou_loss_gradient(const Box<T>& pred, const Box<T>& target, T scale) {
+  const GiouPair<T> boxes = giou_pair(pred, target);
+  const PairGeometry<T> pair = pair_geometry(boxes.pred, boxes.target);
+  const T inverse_union = T(1) / (pair.union_area + boxes.epsilon);
+  const T inverse_hull = T(1) / (pair.hull + boxes.epsilon);
+  const T by_union = pair.intersection * inverse_union * inverse_union - inverse_hull;
+  const T outside = (pair.hull - pair.union_area) * inverse_hull;
+  const PairSlopes<T> slopes{-inverse_union - by_union, by_union,
+                             inverse_hull - outside * inverse_hull};
+  const Box<T> g = gradient_of_first(boxes.pred, boxes.target, pair, slopes);
+  const T factor = scale * boxes.scale;
+  const bool swap_x = pred.x1 > pred.x2;
+  const bool swap_y = pred.y1 > pred.y2;
+  return Box<T>{factor * (swap_x ? g.x2 : g.x1), factor * (swap_y ? g.y2 : g.y1),
+                factor * (swap_x ? g.x1 : g.x2), factor * (swap_y ? g.y1 : g.y2)};
+}
+
+}  // namespace resobj
