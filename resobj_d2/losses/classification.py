@@ -20,7 +20,7 @@ __all__ = ["SigmoidCE", "SigmoidFocalLoss", "sigmoid_focal_loss"]
 def sigmoid_focal_loss(
     logits: Tensor,
     labels: Tensor,
-    mask: Tensor,
+    mask: Tensor | None = None,
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
@@ -31,14 +31,14 @@ def sigmoid_focal_loss(
         logits: (..., K), one logit per class.
         labels: (...) int64; K or more means "no class": every class is negative. An anchor with a
             negative label is ignored, whatever ``mask`` says.
-        mask: (...) bool, the anchors that count.
+        mask: (...) bool, the anchors that count; all by default.
         alpha: weight of the positive class, ``1 - alpha`` of the others; negative for no weight.
         gamma: focusing exponent; 0 gives alpha-weighted cross entropy.
 
     Returns:
         Scalar float32 sum; gradients are zero outside ``mask``, whatever the logits there.
     """
-    return ops.sigmoid_focal_loss(logits.float(), labels, alpha=alpha, gamma=gamma, mask=mask)
+    return ops.sigmoid_focal_loss(logits.float(), labels, mask, alpha=alpha, gamma=gamma)
 
 
 @CLS_LOSS_REGISTRY.register()

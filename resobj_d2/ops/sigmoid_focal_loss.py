@@ -51,10 +51,10 @@ _sigmoid_focal_loss_backward = define_op(
 def sigmoid_focal_loss(
     logits: Tensor,  # (..., K)
     labels: Tensor,  # (...) int64
+    mask: Tensor | None = None,  # (...) bool
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    mask: Tensor | None = None,  # (...) bool
 ) -> Tensor:  # ()
     """Sum of the focal loss, ``-a_t (1 - p_t)^gamma log p_t`` (Lin et al., RetinaNet, Eq. 5).
 
@@ -64,11 +64,11 @@ def sigmoid_focal_loss(
         logits: (..., K), one logit for each of K classes.
         labels: (...) int64. A value in [0, K) is the class of the anchor; K or more is background,
             every class is negative; a negative value means ignored.
+        mask: (...) bool, the anchors that count; all by default. An anchor that does not count
+            gives neither loss nor gradient, even if its logits are not finite.
         alpha: weight of the positive class, ``1 - alpha`` of the others; at most 1. A negative
             value gives every class the weight 1.
         gamma: focusing exponent, at least 0; 0 gives (weighted) binary cross entropy.
-        mask: (...) bool, the anchors that count; all by default. An anchor that does not count
-            gives neither loss nor gradient, even if its logits are not finite.
 
     Returns:
         Scalar in float64 if ``logits`` is float64, else float32; half precision is computed in

@@ -1,9 +1,11 @@
+import inspect
 import math
 
 import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss as fvcore_focal_loss
 
+from resobj_d2 import ops
 from resobj_d2.losses import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 
 
@@ -32,6 +34,17 @@ def test_equals_fvcore_with_one_hot_targets(alpha, gamma):
     (expected,) = torch.autograd.grad(theirs, logits)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_arguments_come_in_the_order_of_the_operator():
+    assert list(inspect.signature(sigmoid_focal_loss).parameters) == list(
+        inspect.signature(ops.sigmoid_focal_loss).parameters
+    )
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 4, 2])
+    everywhere = torch.ones(3, dtype=torch.bool)
+    assert torch.equal(
+        sigmoid_focal_loss(logits, labels), sigmoid_focal_loss(logits, labels, everywhere)
+    )
 
 
 def test_ce_baseline_is_half_of_binary_cross_entropy():

@@ -4,10 +4,13 @@ An operator added without samples here fails the first test. What its wrapper pr
 test_every_operator.py.
 """
 
+import inspect
+
 import pytest
 import torch
 
 from resobj_d2 import ops
+from resobj_d2.ops import reference
 from resobj_d2.ops._library import NAMESPACE
 
 HALF = torch.bfloat16
@@ -230,6 +233,20 @@ def test_samples_include_empty_tensors_and_gradients(name):
 def test_every_public_operator_has_a_wrapper():
     public = {name for name in registered() if not name.startswith("_")}
     assert public <= set(ops.__all__)
+
+
+def schema_arguments(name):
+    return [a.name for a in getattr(torch.ops.resobj_d2, name).default._schema.arguments]
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if not name.startswith("_")])
+def test_wrapper_and_reference_take_the_arguments_in_the_order_of_the_schema(name):
+    expected = schema_arguments(name)
+    assert list(inspect.signature(getattr(reference, name)).parameters) == expected
+    parameters = inspect.signature(getattr(ops, name)).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == expected[: len(positional)]
+    assert {p.name for p in parameters} - {"out"} == set(expected)
 
 
 @pytest.mark.parametrize("name", registered())
