@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,28 +12,6 @@ from resobj_d2 import ops
 from resobj_d2.ops import reference
 
 SCALE_CLAMP = 4.135166556742356  # log(1000 / 16)
-
-
-@dataclass(frozen=True)
-class Implementation:
-    """One implementation of the operators with the signatures of ``resobj_d2.ops``."""
-
-    name: str
-    device: str
-    pairwise_box_iou: Callable
-    residual_objectness_bce: Callable
-    match_anchors: Callable
-    reassign_anchors: Callable
-    sigmoid_focal_loss: Callable
-    box_iou_aligned: Callable
-    giou_loss: Callable
-    balanced_l1_loss: Callable
-    batched_nms: Callable
-    batched_nms_padded: Callable
-    soft_nms: Callable
-    soft_nms_padded: Callable
-    matrix_nms: Callable
-    dense_detections: Callable
 
 
 def _reference_residual(logits, residuals, labels, *, detach="all", min_scope="image",
@@ -59,10 +36,6 @@ def _reference_reassign(anchors, deltas, gt_boxes, gt_sizes, *, thresholds, labe
     return ops.ReassignedAnchors(
         *reference.reassign_anchors(anchors, deltas, gt_boxes, *arguments, **options)
     )
-
-
-def _reference_focal(logits, labels, *, alpha=0.25, gamma=2.0, mask=None):
-    return reference.sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
 
 
 def _reference_soft(boxes, scores, idxs, *, method="linear", iou_threshold=0.3, sigma=0.5,
@@ -101,47 +74,34 @@ def _skip_unless_usable(backend: str) -> None:
         pytest.skip("no CUDA device")
 
 
+# Every operator's reference, called as the operator's wrapper is.
+REFERENCES = {
+    "balanced_l1_loss": reference.balanced_l1_loss,
+    "batched_nms": reference.batched_nms,
+    "batched_nms_padded": reference.batched_nms_padded,
+    "box_iou_aligned": reference.box_iou_aligned,
+    "dense_detections": _reference_dense,
+    "giou_loss": reference.giou_loss,
+    "match_anchors": _reference_match,
+    "matrix_nms": _reference_matrix,
+    "pairwise_box_iou": reference.pairwise_box_iou,
+    "reassign_anchors": _reference_reassign,
+    "residual_objectness_bce": _reference_residual,
+    "sigmoid_focal_loss": reference.sigmoid_focal_loss,
+    "soft_nms": _reference_soft,
+    "soft_nms_padded": functools.partial(_reference_soft, op=reference.soft_nms_padded),
+}
+
+
 @pytest.fixture(params=["reference", "native-cpu", "native-cuda"])
-def impl(request) -> Implementation:
+def impl(request) -> SimpleNamespace:
+    """One implementation: ``name``, ``device``, and each operator with the signature of ``ops``."""
     if request.param == "reference":
-        return Implementation(
-            "reference",
-            "cpu",
-            reference.pairwise_box_iou,
-            _reference_residual,
-            _reference_match,
-            _reference_reassign,
-            _reference_focal,
-            reference.box_iou_aligned,
-            reference.giou_loss,
-            reference.balanced_l1_loss,
-            reference.batched_nms,
-            reference.batched_nms_padded,
-            _reference_soft,
-            functools.partial(_reference_soft, op=reference.soft_nms_padded),
-            _reference_matrix,
-            _reference_dense,
-        )
+        return SimpleNamespace(name="reference", device="cpu", **REFERENCES)
     backend = request.param.removeprefix("native-")
     _skip_unless_usable(backend)
-    return Implementation(
-        request.param,
-        backend,
-        ops.pairwise_box_iou,
-        ops.residual_objectness_bce,
-        ops.match_anchors,
-        ops.reassign_anchors,
-        ops.sigmoid_focal_loss,
-        ops.box_iou_aligned,
-        ops.giou_loss,
-        ops.balanced_l1_loss,
-        ops.batched_nms,
-        ops.batched_nms_padded,
-        ops.soft_nms,
-        ops.soft_nms_padded,
-        ops.matrix_nms,
-        ops.dense_detections,
-    )
+    operators = {op: getattr(ops, op) for op in REFERENCES}
+    return SimpleNamespace(name=request.param, device=backend, **operators)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
