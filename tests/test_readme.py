@@ -6,8 +6,8 @@ import pytest
 import torch
 
 PAGES = ["README.md", "docs/architecture.md", "docs/benchmarks.md",
-         "docs/compatibility.md", "docs/datasets.md", "docs/methods.md", "docs/results.md",
-         "docs/training.md", "configs/README.md", "csrc/README.md"]  # fmt: skip
+         "docs/compatibility.md", "docs/datasets.md", "docs/methods.md", "docs/operators.md",
+         "docs/results.md", "docs/training.md", "configs/README.md", "csrc/README.md"]  # fmt: skip
 
 
 def test_operator_example_runs(repository):
@@ -32,7 +32,7 @@ def test_operator_example_runs(repository):
     assert variables["ious"].shape == (19, 500)
     assert variables["match"].label.shape == (3, 500)
     assert torch.isfinite(variables["loss"])
-    assert variables["found"].boxes.shape == (3, 100, 4)
+    assert variables["detections"].boxes.shape == (3, 100, 4)
 
 
 @pytest.mark.parametrize("page", PAGES)
