@@ -4,7 +4,7 @@
 // truths miss the bounding box of a block and are skipped. A first pass finds the best box of every
 // anchor, and for each ground truth the highest IoU in each group of 32 blocks and the blocks
 // that reach it. For low-quality matches a second pass revisits only the blocks that reach the
-// maximum over all groups; there the same arithmetic gives the same bits.
+// maximum over all groups; there the same arithmetic gives bit-identical IoUs.
 
 #pragma once
 
@@ -53,7 +53,7 @@ std::vector<KnownBox<T>> load_boxes(const RaggedBoxes& ragged) {
   return boxes;
 }
 
-// Not whether the boxes do intersect: false only if their intersection is surely empty.
+// A quick test: false only if the intersection is surely empty.
 template <typename T>
 bool may_intersect(const Box<T>& a, const Box<T>& b) {
   return (a.x1 < b.x2) & (b.x1 < a.x2) & (a.y1 < b.y2) & (b.y1 < a.y2);
@@ -63,7 +63,7 @@ template <typename T>
 struct AnchorBlock {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
 
-  // Fills up with copies of the last anchor, so that every loop runs over the whole block.
+  // Pads with copies of the last anchor, so that every loop runs over the whole block.
   void load(const T* anchors, int64_t count) {
     T padded[4 * kBlock];
     if (count < kBlock) {

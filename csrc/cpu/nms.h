@@ -109,7 +109,7 @@ class GreedyNms {
 template <typename T>
 class ScoreOrder {
  public:
-  // The indices of the scores in [0, count) by descending score, without those of NaN.
+  // The indices of the scores in [0, count) by descending score; NaN scores are left out.
   static std::vector<int32_t> sort(const T* scores, int64_t count) {
     std::vector<Entry> entries;
     entries.reserve(count);

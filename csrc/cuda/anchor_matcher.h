@@ -4,7 +4,8 @@
 // bounding box, and the warp then visits those that passed, in ascending order. The first kernel
 // finds the best box of every anchor and, by atomics on the bits of non-negative numbers, whose
 // maximum does not depend on the order, the best IoU of every ground truth. The second labels the
-// anchors that have this IoU and those in ignore regions; the same arithmetic gives the same bits.
+// anchors that have this IoU and those in ignore regions; the same arithmetic gives bit-identical
+// IoUs.
 
 #pragma once
 

@@ -1,12 +1,12 @@
-// dense_detections on CUDA, without waiting for the host: all sizes are known beforehand, what is
-// found is counted on the device.
+// dense_detections on CUDA, without waiting for the device: all sizes are known beforehand,
+// candidates are counted on the device.
 //
 // A segment is one level of one image. Its best `topk` candidates are found by radix selection: one
 // pass over the logits for each digit of (score, position), of which passes do nothing once the
 // candidates of the digits so far are as many as are wanted; with fewer candidates than `topk`, the
 // usual case, the first pass is the last. A further pass collects them, in any order; their number
 // of betters is their rank. One block for each image then suppresses them in tiles. Atomics are
-// on whole numbers only, so the same input gives the same bits.
+// on integers only, so results are bit-identical from run to run.
 
 #include "cuda_utils.h"
 #include "resobj/candidate_keys.h"
@@ -65,7 +65,7 @@ __device__ void for_each_candidate(const Head<T>& head, int64_t block, const Vis
   const int64_t begin = (chunk - head.chunk_begin[l]) * kChunk;
   const int64_t end = smaller(begin + kChunk, head.num_logits(l));
   for (int64_t first = begin + threadIdx.x; first < end; first += kLoads * kBlock) {
-    // Both loops are unrolled, or the array would lie in memory; NaN is no hit.
+    // Both loops are unrolled, or the array would lie in memory; NaN is not a hit.
     T loaded[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {

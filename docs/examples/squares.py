@@ -23,15 +23,15 @@ def make_images(count, generator):
     images = 0.1 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
     boxes, classes = [], []
     for image in images:
-        found, kinds = [], []
+        squares, kinds = [], []
         for _ in range(int(torch.randint(1, 3, (), generator=generator))):
             side = int(torch.randint(10, 24, (), generator=generator))
             x, y = torch.randint(0, SIZE - side, (2,), generator=generator).tolist()
             kind = int(torch.randint(CLASSES, (), generator=generator))
             image[0, y : y + side, x : x + side] += 1.0 if kind == 0 else -1.0
-            found.append([x, y, x + side, y + side])
+            squares.append([x, y, x + side, y + side])
             kinds.append(kind)
-        boxes.append(torch.tensor(found, dtype=torch.float32))
+        boxes.append(torch.tensor(squares, dtype=torch.float32))
         classes.append(torch.tensor(kinds))
     return images, boxes, classes
 
@@ -82,11 +82,11 @@ def recall(model, anchors, images, boxes, classes):
     for scores, pred, truth, kinds in zip(
         logits.sigmoid(), pred_boxes, boxes, classes, strict=True
     ):
-        best, found = scores.max(dim=1)
+        best, predicted = scores.max(dim=1)
         row = torch.nonzero(best > 0.3).flatten()
-        row = row[ops.batched_nms(pred[row], best[row], found[row], 0.5, 20)]
+        row = row[ops.batched_nms(pred[row], best[row], predicted[row], 0.5, 20)]
         ious = ops.pairwise_box_iou(truth, pred[row])
-        right = (ious >= 0.5) & (kinds[:, None] == found[row])
+        right = (ious >= 0.5) & (kinds[:, None] == predicted[row])
         hits += int(right.any(dim=1).sum())
         total += len(truth)
     return hits / total
@@ -108,9 +108,9 @@ def main(argv=None):
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:3d}  loss {loss.item():.3f}")
-    found = recall(model, anchors, *make_images(64, torch.Generator().manual_seed(1)))
-    print(f"recall of 64 new images: {found:.2f}")
-    return found
+    share = recall(model, anchors, *make_images(64, torch.Generator().manual_seed(1)))
+    print(f"recall of 64 new images: {share:.2f}")
+    return share
 
 
 if __name__ == "__main__":

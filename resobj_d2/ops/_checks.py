@@ -10,16 +10,16 @@ def require_floating(op: str, **tensors: Tensor) -> None:
     """Raises TypeError unless each argument is a floating-point tensor."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {found}")
+            given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {given}")
 
 
 def require_dtype(op: str, dtype: torch.dtype, **tensors: Tensor) -> None:
     """Raises TypeError unless each argument is a tensor of ``dtype``."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or value.dtype != dtype:
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{op}: {name} must be a tensor of {dtype}, got {found}")
+            given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"{op}: {name} must be a tensor of {dtype}, got {given}")
 
 
 def require_same_device(op: str, **tensors: Tensor) -> None:
@@ -41,7 +41,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor.to(dtype)``, which costs as much as a check even where nothing is to do."""
+    """``tensor.to(dtype)``, which costs as much as a check even with nothing to convert."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 

@@ -3,7 +3,7 @@
 The schema lives here in Python, once. The pure-torch reference is registered under
 ``CompositeExplicitAutograd``, so it serves every device that has no kernel of its own; the shared
 libraries built from ``csrc/`` add kernels under ``CPU`` and ``CUDA``, which the dispatcher prefers.
-No Python code ever asks whether an extension is there.
+No Python code ever asks whether an extension was built.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def define_op(
         schema: ``name(arguments) -> results`` in torch's schema language.
         reference: pure-torch implementation, the fallback and the oracle of the kernels.
         fake: the same signature; returns empty results of the right shape, dtype and device.
-        backward: ``backward(ctx, *grads)`` returns one gradient, or None, for each argument; an
-            operator without a gradient says so here by :func:`no_backward`.
+        backward: ``backward(ctx, *grads)`` returns one gradient, or None, for each argument;
+            :func:`no_backward` for an operator without a gradient.
         setup_context: ``setup_context(ctx, inputs, output)`` saves what the backward needs.
 
     Under autocast every operator computes in float32 (float64 inputs stay as they are).
 
     Returns:
         The operator as a function of positional tensors that are not in half precision, for its
-        wrapper. It is ``torch.ops.resobj_d2.<name>`` without the way through the dispatcher to
+        wrapper. It is ``torch.ops.resobj_d2.<name>`` without the detour through the dispatcher to
         autograd and back.
     """
     name = schema.split("(", 1)[0]

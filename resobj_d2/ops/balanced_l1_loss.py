@@ -60,8 +60,7 @@ def balanced_l1_loss(
     With ``u = |pred - target| / beta`` and ``b = exp(gamma / alpha) - 1`` it is ``beta`` times
     ``alpha / b (b u + 1) ln(b u + 1) - alpha u`` for u < 1 and ``gamma u + gamma / b - alpha``
     beyond; the slope ``alpha ln(b u + 1)``, at most ``gamma``, has no jump. The paper has
-    ``beta = 1``; other values stretch the loss, unlike in mmdetection, whose slope jumps at 0
-    then.
+    ``beta = 1``; other values stretch the loss. (In mmdetection they make the slope jump at 0.)
 
     Args:
         pred: floating point, for example (P, 4) encoded deltas of the foreground.

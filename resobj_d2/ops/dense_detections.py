@@ -93,7 +93,7 @@ def dense_detections(
         factor_logits: a list of L maps for each factor.
         exponents: at least 0, the class first; 1 by default.
         floors: the class first; 0 (none) by default.
-        score_thresh: a candidate must score more.
+        score_thresh: a candidate must score above this.
         topk: candidates of a level that reach NMS.
         nms_thresh: a box is suppressed by a better one of its class with an IoU above this.
         max_detections: D.
@@ -177,8 +177,8 @@ def _check_maps(
         _check_level({name: maps[level] for name, maps in lists.items()}, level, num_classes)
         if cls_logits[level].shape[0] != cls_logits[0].shape[0]:
             raise ValueError(
-                f"{OP}: cls_logits[{level}] is of {cls_logits[level].shape[0]} images, "
-                f"cls_logits[0] of {cls_logits[0].shape[0]}"
+                f"{OP}: cls_logits[{level}] has {cls_logits[level].shape[0]} images, but "
+                f"cls_logits[0] has {cls_logits[0].shape[0]}"
             )
     return tensors
 

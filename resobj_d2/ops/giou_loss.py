@@ -60,7 +60,7 @@ def giou_loss(
     smallest enclosing box; so a pair of boxes without area has a loss of 1 (or 2, when they are
     apart), and every gradient is finite. The corners of each box are put in order first, so that a
     box whose corners have crossed is pulled back instead of having a negative area. Coordinates
-    beyond 1e18 (float32) are scaled down, which GIoU does not notice.
+    beyond 1e18 (float32) are scaled down, which does not change GIoU.
 
     Args:
         pred: (..., 4) XYXY, floating point.

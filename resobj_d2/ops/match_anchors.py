@@ -60,7 +60,7 @@ def match_anchors(
 ) -> AnchorMatches:
     """Best ground-truth box of every anchor of a batch, and its label by IoU thresholds.
 
-    In float32 the result has the bits of Detectron2's ``pairwise_iou`` and ``Matcher``, ties
+    In float32 the result is bit-identical to Detectron2's ``pairwise_iou`` and ``Matcher``, ties
     included, for finite boxes. The kernels need memory for the result and O(R + M) more, never
     the M x R matrix. N images, R anchors, M_i boxes of image i; boxes are XYXY in any one unit.
 
@@ -71,11 +71,11 @@ def match_anchors(
         thresholds: positive, ascending bounds of half-open IoU intervals (at most 16), for example
             ``[0.4, 0.5]``: below .4, from .4 to below .5, and .5 or more.
         labels: of each interval 1 (foreground), 0 (background) or -1 (ignored), one more than
-            there are thresholds; the first, which anchors get that overlap nothing, is not 1.
+            there are thresholds; the first, for anchors that overlap nothing, must not be 1.
         allow_low_quality: also make foreground every anchor whose IoU with some box is the best any
             anchor has with it (ties included). It keeps its own best box, as in Detectron2.
         d2_compat: a box that overlaps no anchor has a best IoU of 0; Detectron2 then makes every
-            anchor of its image foreground. True repeats that; by default it gets no anchor.
+            anchor of its image foreground. True reproduces that; by default it gets no anchor.
         ignore_boxes: crowd regions, ragged like ``gt_boxes``. An anchor that is not foreground
             and lies in one of them by ``ignore_iof`` of its area or more becomes ignored.
         ignore_sizes: N numbers of ignore regions; goes with ``ignore_boxes``.
@@ -135,7 +135,7 @@ def check_match(
     _check_ragged(op, "gt", gt_boxes, gt_sizes, anchors)
     if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
         raise ValueError(
-            f"{op}: anchors are of {anchors.shape[0]} images, gt_sizes of {len(gt_sizes)}"
+            f"{op}: anchors has {anchors.shape[0]} images, but gt_sizes has {len(gt_sizes)}"
         )
     dtype = torch.promote_types(torch.promote_types(anchors.dtype, gt_boxes.dtype), torch.float32)
     if ignore_boxes is not None:
@@ -151,8 +151,8 @@ def check_match(
 
 def _check_boxes(op: str, name: str, boxes: Tensor, anchors: Tensor, dims: tuple[int, ...]) -> None:
     if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {found}")
+        given = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {given}")
     if boxes.dim() not in dims or boxes.shape[-1] != 4:
         shapes = " or ".join({2: "(number, 4)", 3: "(images, number, 4)"}[d] for d in dims)
         raise ValueError(f"{op}: {name} must have shape {shapes}, got {tuple(boxes.shape)}")

@@ -99,8 +99,8 @@ def batched_nms(
         scores: (C,) floating point. A box whose score is NaN is left out.
         idxs: (C,) integers, the class (or pyramid level, or image) of each box; any value.
         iou_threshold: 0 or more.
-        max_output: stop after so many boxes, which gives the first of those that -1 (no limit)
-            gives, and sooner.
+        max_output: stop after this many boxes: the first of the full result, in less time. -1 is
+            no limit.
 
     Returns:
         (D,) int64, the kept boxes by descending score, those with equal scores by index. On CUDA
@@ -152,8 +152,8 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:  # (D,), (D,)
     """Soft-NMS (Bodla et al., ICCV 2017), each class by itself.
 
-    Again and again the box with the highest score is taken (of equal ones the first), and the
-    scores of the boxes of its class that are left are multiplied by
+    Repeatedly takes the box with the highest score (the first of equal ones) and multiplies the
+    scores of the remaining boxes of its class by
 
     - ``"linear"``: 1 - IoU, if the IoU with the box taken is ``iou_threshold`` or more;
     - ``"gaussian"``: exp(-IoU^2 / ``sigma``), whatever the IoU.
@@ -165,10 +165,10 @@ def soft_nms(
             NaN or infinite is left out.
         idxs: (C,) integers, the class of each box; any value.
         method: ``"linear"`` or ``"gaussian"``.
-        iou_threshold: 0 or more; of the linear method alone.
-        sigma: above 0; of the gaussian method alone.
-        min_score: 0 or more; it ends when no score left is as high.
-        max_output: it also ends after so many boxes, unless -1.
+        iou_threshold: 0 or more; for the linear method only.
+        sigma: above 0; for the gaussian method only.
+        min_score: 0 or more; it ends when no remaining score reaches it.
+        max_output: it also ends after this many boxes; -1 is no limit.
 
     Returns:
         (D,) int64, the boxes in the order in which they were taken, and (D,) their scores then, of
@@ -239,7 +239,7 @@ def matrix_nms(
             NaN or infinite decays nothing and gets 0.
         idxs: (C,) integers, the class of each box; any value.
         kernel: ``"linear"`` or ``"gaussian"``.
-        sigma: above 0; of the gaussian kernel alone. The paper's code multiplies by 2 instead of
+        sigma: above 0; for the gaussian kernel only. The paper's code multiplies by 2 instead of
             dividing by .5.
 
     Returns:
@@ -264,8 +264,8 @@ def _checked_candidates(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor):
         return boxes, scores, idxs
     require_floating(op, boxes=boxes, scores=scores)
     if not isinstance(idxs, Tensor) or idxs.is_floating_point() or idxs.dtype == torch.bool:
-        found = idxs.dtype if isinstance(idxs, Tensor) else type(idxs).__name__
-        raise TypeError(f"{op}: idxs must be a tensor of integers, got {found}")
+        given = idxs.dtype if isinstance(idxs, Tensor) else type(idxs).__name__
+        raise TypeError(f"{op}: idxs must be a tensor of integers, got {given}")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{op}: boxes must have shape (number, 4), got {tuple(boxes.shape)}")
     for name, value in (("scores", scores), ("idxs", idxs)):
@@ -280,8 +280,7 @@ def _checked_candidates(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor):
 
 
 def _are_ready(boxes: Tensor, scores: Tensor, idxs: Tensor) -> bool:
-    """Whether nothing is to convert and nothing wrong: one quick test, as for a few boxes telling
-    what is wrong takes longer than the suppression."""
+    """Fast path for valid inputs: on a few boxes all the checks take longer than the operator."""
     return (
         isinstance(boxes, Tensor)
         and isinstance(scores, Tensor)

@@ -58,7 +58,7 @@ def pairwise_box_iou(
     Args:
         boxes1: (M, 4) floating point, for example the ground truth of one image.
         boxes2: (R, 4) floating point, for example all its anchors. Same device.
-        kind: ``"iou"``: intersection over union, in float32 bit-equal to Detectron2's
+        kind: ``"iou"``: intersection over union, in float32 bit-identical to Detectron2's
             ``pairwise_iou`` for finite boxes; 0 where the union is 0.
             ``"giou"``: generalized IoU (Rezatofighi et al., CVPR 2019), in [-1, 1]; equal to the
             IoU where the smallest enclosing box has no area.
@@ -96,7 +96,7 @@ def pairwise_box_iou(
             f"{op}: out must have shape {(len(boxes1), len(boxes2))}, got {tuple(out.shape)}"
         )
     if out.requires_grad:
-        raise ValueError(f"{op}: out must not require a gradient, which the result has not")
+        raise ValueError(f"{op}: out must not require a gradient: the result has none")
     target = (
         out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     )

@@ -84,8 +84,8 @@ def reassign_anchors(
     The other arguments are those of :func:`match_anchors`.
 
     Returns:
-        :class:`ReassignedAnchors`. Targets of a foreground anchor whose box, or which itself, has
-        no area are 0.
+        :class:`ReassignedAnchors`. Targets are 0 for a foreground anchor without area, or
+        whose box has none.
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -93,8 +93,8 @@ def reassign_anchors(
     """
     op = "reassign_anchors"
     if not isinstance(deltas, Tensor) or not deltas.is_floating_point():
-        found = deltas.dtype if isinstance(deltas, Tensor) else type(deltas).__name__
-        raise TypeError(f"{op}: deltas must be a floating-point tensor, got {found}")
+        given = deltas.dtype if isinstance(deltas, Tensor) else type(deltas).__name__
+        raise TypeError(f"{op}: deltas must be a floating-point tensor, got {given}")
     dtype = check_match(
         op, anchors, gt_boxes, gt_sizes, thresholds, labels, ignore_boxes, ignore_sizes, ignore_iof
     )

@@ -58,7 +58,7 @@ def sigmoid_focal_loss(
 ) -> Tensor:  # ()
     """Sum of the focal loss, ``-a_t (1 - p_t)^gamma log p_t`` (Lin et al., RetinaNet, Eq. 5).
 
-    No one-hot target is formed; the largest thing that is allocated is the gradient.
+    No one-hot target is formed; the largest allocation is the gradient.
 
     Args:
         logits: (..., K), one logit for each of K classes.

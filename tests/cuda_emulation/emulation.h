@@ -1,12 +1,12 @@
 // What kernels in CUDA C++ need to run on the processor, one block after the other.
 //
-// Each thread of a block is a fibre: it runs until it comes to a barrier or a warp operation, and
-// goes on when all that take part have come there. A warp runs ahead until it needs the others. The
+// Each thread of a block is a fibre: it runs until it reaches a barrier or a warp operation, and
+// continues once all that take part have arrived. A warp runs ahead until it needs the others. The
 // order of warps, and of the threads in a warp, is EMULATION_ORDER: "forward" (default), "reverse"
 // or "shuffled". Whatever depends on it, such as a missing __syncthreads(), gives other results in
 // another order.
 //
-// Stricter than the hardware: all threads of a block must come to a barrier, and to the same one;
+// Stricter than the hardware: all threads of a block must reach a barrier, and the same one;
 // all 32 lanes of a warp must take part in a warp operation, and in the same one.
 #pragma once
 

@@ -70,8 +70,8 @@ def test_a_barrier_orders_what_threads_share(outcome, order):
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
 def test_a_missing_barrier_shows(outcome, order):
-    found = re.match(r"(\d+) right", outcome(order=order))
-    assert int(found[1]) < 64
+    match = re.match(r"(\d+) right", outcome(order=order))
+    assert int(match[1]) < 64
 
 
 def test_a_barrier_that_some_threads_miss_is_refused(outcome):

@@ -115,15 +115,15 @@ def test_equal_to_eager_code(impl, exponents, floors, score_thresh, topk, dtype)
         "exponents": exponents, "floors": floors, "score_thresh": score_thresh, "topk": topk,
         "nms_thresh": 0.4, "max_detections": 30,
     }  # fmt: skip
-    found = impl.dense_detections(**on_device(head, impl.device), **options)
+    detections = impl.dense_detections(**on_device(head, impl.device), **options)
     for image, (boxes, scores, classes, rows) in enumerate(eager(head, **options)):
-        n = found.counts[image].item()
+        n = detections.counts[image].item()
         assert n == len(rows) > 10
-        assert torch.equal(found.rows[image, :n].cpu(), rows)
-        assert torch.equal(found.classes[image, :n].cpu(), classes)
-        torch.testing.assert_close(found.scores[image, :n].cpu(), scores)
-        torch.testing.assert_close(found.boxes[image, :n].cpu(), boxes)
-        assert (found.rows[image, n:] == -1).all() and (found.boxes[image, n:] == 0).all()
+        assert torch.equal(detections.rows[image, :n].cpu(), rows)
+        assert torch.equal(detections.classes[image, :n].cpu(), classes)
+        torch.testing.assert_close(detections.scores[image, :n].cpu(), scores)
+        torch.testing.assert_close(detections.boxes[image, :n].cpu(), boxes)
+        assert (detections.rows[image, n:] == -1).all() and (detections.boxes[image, n:] == 0).all()
 
 
 def flattened(maps, channels):
@@ -204,14 +204,14 @@ def test_more_candidates_than_a_task_keeps(impl):
     g = torch.Generator().manual_seed(7)
     cls = (torch.rand(1, 6, 90, 100, generator=g) * 200).round() / 100  # many equal scores
     boxes = (torch.tensor([0.0, 0, 1, 1]) + 2 * torch.arange(18000)[:, None]).to(impl.device)
-    found = impl.dense_detections(
+    detections = impl.dense_detections(
         [cls.to(impl.device)], None, [boxes], num_classes=3, score_thresh=0.0, topk=500,
         nms_thresh=0.5, max_detections=500,
     )  # fmt: skip
     flat = cls[0].unflatten(0, (2, 3)).permute(2, 3, 0, 1).flatten()
     order = flat.sort(descending=True, stable=True).indices[:500]
-    assert found.rows[0].tolist() == (order // 3).tolist()
-    assert found.classes[0].tolist() == (order % 3).tolist()
+    assert detections.rows[0].tolist() == (order // 3).tolist()
+    assert detections.classes[0].tolist() == (order % 3).tolist()
 
 
 def test_equal_to_detectron2s_retinanet():
@@ -241,16 +241,16 @@ def test_equal_to_detectron2s_retinanet():
         logits = [x.sigmoid() for x in logits]
     anchors = [Boxes(x) for x in head["anchors"]]
     head["factor_logits"] = []
-    found = ops.dense_detections(**head, **options)
+    detections = ops.dense_detections(**head, **options)
     for i in range(2):
         expected = theirs.inference_single_image(
             anchors, [x[i].clone() for x in logits], [x[i] for x in deltas], (100, 100)
         )
-        n = found.counts[i].item()
+        n = detections.counts[i].item()
         assert n == len(expected) > 50
-        torch.testing.assert_close(found.scores[i, :n], expected.scores)
-        torch.testing.assert_close(found.boxes[i, :n], expected.pred_boxes.tensor)
-        assert torch.equal(found.classes[i, :n], expected.pred_classes)
+        torch.testing.assert_close(detections.scores[i, :n], expected.scores)
+        torch.testing.assert_close(detections.boxes[i, :n], expected.pred_boxes.tensor)
+        assert torch.equal(detections.classes[i, :n], expected.pred_classes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -273,8 +273,8 @@ def test_carries_no_gradient():
     head = random_head(seed=10)
     for x in head["cls_logits"] + head["deltas"]:
         x.requires_grad_()
-    found = ops.dense_detections(**head, **OPTIONS)
-    assert not found.scores.requires_grad and not found.boxes.requires_grad
+    detections = ops.dense_detections(**head, **OPTIONS)
+    assert not detections.scores.requires_grad and not detections.boxes.requires_grad
 
 
 def test_no_memory_of_the_size_of_the_maps():

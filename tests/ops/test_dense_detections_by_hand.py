@@ -32,17 +32,19 @@ def test_by_hand(impl, dtype):
     head = two_cells(impl.device, dtype)
     head["deltas"][0][0, 4, 0, 0] = 0.5  # dx of row 1: half of its width
     head["deltas"][0][0, 2, 0, 1] = math.log(2)  # dw of row 2: twice as wide
-    found = impl.dense_detections(**head, **OPTIONS | {"max_detections": 6})
-    assert found.counts.tolist() == [5]
-    assert found.rows.tolist() == [[0, 1, 3, 2, 0, -1]]
-    assert found.classes.tolist() == [[0, 1, 1, 1, 1, -1]]
+    detections = impl.dense_detections(**head, **OPTIONS | {"max_detections": 6})
+    assert detections.counts.tolist() == [5]
+    assert detections.rows.tolist() == [[0, 1, 3, 2, 0, -1]]
+    assert detections.classes.tolist() == [[0, 1, 1, 1, 1, -1]]
     scores = torch.tensor([[0.9, 0.6, 0.5, 0.3, 0.2, 0]], dtype=dtype)
-    torch.testing.assert_close(found.scores.cpu(), scores)
-    torch.testing.assert_close(found.factors.cpu(), scores[..., None])
+    torch.testing.assert_close(detections.scores.cpu(), scores)
+    torch.testing.assert_close(detections.factors.cpu(), scores[..., None])
     first, second = [0, 0, 8, 8], [12, 0, 16, 4]
     boxes = [[first, second, [30, 0, 34, 4], [16, 0, 32, 8], first, [0, 0, 0, 0]]]
-    torch.testing.assert_close(found.boxes.cpu(), torch.tensor(boxes, dtype=dtype))
-    assert found.rows.dtype == found.classes.dtype == found.counts.dtype == torch.int64
+    torch.testing.assert_close(detections.boxes.cpu(), torch.tensor(boxes, dtype=dtype))
+    assert (
+        detections.rows.dtype == detections.classes.dtype == detections.counts.dtype == torch.int64
+    )
 
 
 def test_factors_exponents_and_floors_by_hand(impl):
@@ -58,10 +60,10 @@ def test_factors_exponents_and_floors_by_hand(impl):
     pairs = [[0.9, 0.8], [0.6, 0.4], [0.2, 0.8], [0.3, 0.5], [0.5, 0.26]]
     torch.testing.assert_close(product.factors[0].cpu(), torch.tensor(pairs))
     rule = {"exponents": [0.5, 2.0], "floors": [0.25, 0.45]}
-    found = impl.dense_detections(**head, **rule, **OPTIONS)
-    assert found.rows[0].tolist() == [0, 2, -1, -1, -1]
+    detections = impl.dense_detections(**head, **rule, **OPTIONS)
+    assert detections.rows[0].tolist() == [0, 2, -1, -1, -1]
     torch.testing.assert_close(
-        found.scores[0, :2].cpu(), torch.tensor([0.9**0.5 * 0.64, 0.3**0.5 * 0.25])
+        detections.scores[0, :2].cpu(), torch.tensor([0.9**0.5 * 0.64, 0.3**0.5 * 0.25])
     )
 
 
@@ -74,11 +76,11 @@ def test_nothing_above_the_threshold_is_missed(impl, exponents):
     thresh = score.median().item()
     maps = torch.log(p / (1 - p)).float().view(2, 1, 1, 64, 64).to(impl.device)
     boxes = torch.tensor([0.0, 0, 1, 1]) + 2 * torch.arange(64 * 64)[:, None]
-    found = impl.dense_detections(
+    detections = impl.dense_detections(
         [maps[0]], None, [boxes.to(impl.device)], num_classes=1, factor_logits=[[maps[1]]],
         exponents=exponents, score_thresh=thresh, topk=4096, nms_thresh=0.5, max_detections=4096,
     )  # fmt: skip
-    rows = set(found.rows[0, : found.counts[0]].tolist())
+    rows = set(detections.rows[0, : detections.counts[0]].tolist())
     sure = set(torch.nonzero(score.flatten() > thresh * (1 + 1e-6))[:, 0].tolist())
     never = set(torch.nonzero(score.flatten() < thresh * (1 - 1e-6))[:, 0].tolist())
     assert len(sure) > 1500 and sure <= rows and not rows & never
@@ -97,13 +99,13 @@ def test_equal_scores_keep_levels_rows_and_classes_in_order(impl):
         "num_classes": 3,
     }
     options = OPTIONS | {"topk": 5, "max_detections": 12}
-    found = impl.dense_detections(**head, **options)
-    assert found.counts.tolist() == [10]
-    assert found.rows[0, :10].tolist() == [0, 0, 0, 1, 1, 8, 8, 8, 9, 9]
-    assert found.classes[0, :10].tolist() == [0, 1, 2, 0, 1] * 2
+    detections = impl.dense_detections(**head, **options)
+    assert detections.counts.tolist() == [10]
+    assert detections.rows[0, :10].tolist() == [0, 0, 0, 1, 1, 8, 8, 8, 9, 9]
+    assert detections.classes[0, :10].tolist() == [0, 1, 2, 0, 1] * 2
     last = [x.to(memory_format=torch.channels_last) for x in head["cls_logits"]]
     other = impl.dense_detections(**head | {"cls_logits": last}, **options)
-    assert all(torch.equal(a, b) for a, b in zip(other, found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(other, detections, strict=True))
 
 
 def test_suppression_is_per_class_and_strict(impl):
@@ -116,9 +118,9 @@ def test_suppression_is_per_class_and_strict(impl):
         "anchors": [torch.tensor([[0.0, 0, 8, 8], [0, 0, 4, 8], [0, 0, 8, 8]], device=impl.device)],
         "num_classes": 2,
     }
-    found = impl.dense_detections(**head, **OPTIONS)
-    assert found.rows[0].tolist() == [0, 1, 2, -1, -1]
-    assert found.classes[0].tolist() == [0, 0, 1, -1, -1]
+    detections = impl.dense_detections(**head, **OPTIONS)
+    assert detections.rows[0].tolist() == [0, 1, 2, -1, -1]
+    assert detections.classes[0].tolist() == [0, 0, 1, -1, -1]
     stricter = impl.dense_detections(**head, **OPTIONS | {"nms_thresh": 0.49})
     assert stricter.rows[0].tolist() == [0, 2, -1, -1, -1]
     assert impl.dense_detections(**head, **OPTIONS | {"max_detections": 1}).rows.tolist() == [[0]]
@@ -131,9 +133,11 @@ def test_what_is_not_finite(impl, bad):
     options = OPTIONS | {"exponents": [1.0, 0.0]}
     everything = [(0, 0), (1, 1), (3, 1), (2, 1), (0, 1)]
 
-    def pairs(found):
-        n = found.counts[0]
-        return list(zip(found.rows[0, :n].tolist(), found.classes[0, :n].tolist(), strict=True))
+    def pairs(detections):
+        n = detections.counts[0]
+        return list(
+            zip(detections.rows[0, :n].tolist(), detections.classes[0, :n].tolist(), strict=True)
+        )
 
     assert pairs(impl.dense_detections(**head, **options)) == everything
     head["deltas"][0][0, 5, 0, 0] = bad  # dy of row 1
@@ -151,9 +155,9 @@ def test_deltas_are_scaled_and_clamped(impl):
     head = two_cells(impl.device)
     head["deltas"][0][0, :4, 0, 0] = torch.tensor([1.0, -2.0, 10.0, 0.0])
     options = OPTIONS | {"weights": [4.0, 8.0, 2.0, 1.0], "scale_clamp": math.log(3)}
-    found = impl.dense_detections(**head, **options)
+    detections = impl.dense_detections(**head, **options)
     # Row 0, an 8 x 8 box at (4, 4): moved by (2, -2), three times as wide.
-    torch.testing.assert_close(found.boxes[0, 0].cpu(), torch.tensor([-6.0, -2, 18, 6]))
+    torch.testing.assert_close(detections.boxes[0, 0].cpu(), torch.tensor([-6.0, -2, 18, 6]))
     clipped = impl.dense_detections(**head, **options, image_sizes=[(5, 12)])
     torch.testing.assert_close(clipped.boxes[0, 0].cpu(), torch.tensor([0.0, 0, 12, 5]))
-    assert torch.equal(clipped.rows, found.rows)
+    assert torch.equal(clipped.rows, detections.rows)

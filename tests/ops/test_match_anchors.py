@@ -286,7 +286,7 @@ GOOD = torch.zeros(3, 4)
 BAD_ARGUMENTS = [
     ({"anchors": GOOD.long()}, TypeError, "anchors must be a floating-point tensor, got torch.i"),
     ({"anchors": torch.zeros(4)}, ValueError, r"anchors must have shape \(number, 4\) or \(imag"),
-    ({"anchors": torch.zeros(3, 9, 4)}, ValueError, "anchors are of 3 images, gt_sizes of 2"),
+    ({"anchors": torch.zeros(3, 9, 4)}, ValueError, "anchors has 3 images, but gt_sizes has 2"),
     ({"gt_boxes": [[0, 0, 1, 1]]}, TypeError, "gt_boxes must be a floating-point .* got list"),
     ({"gt_boxes": torch.zeros(3, 5)}, ValueError, r"gt_boxes must have shape .* got \(3, 5\)"),
     ({"gt_boxes": GOOD.to("meta")}, ValueError, "gt_boxes is on meta, but anchors is on cpu"),

@@ -142,12 +142,12 @@ for name, tensors in results.items():
 def test_all_vector_instructions_give_the_same_bits():
     if ops.native_status()["cpu"] != "native":
         pytest.skip("the cpu kernels are not built")
-    found = {}
+    digests_of = {}
     for limit in ("default", "avx2", "avx512"):
         result = run(DIGESTS, ATEN_CPU_CAPABILITY=limit)
         assert result.returncode == 0, result.stderr
         capability, *digests = result.stdout.splitlines()
-        found[capability] = digests
-    if len(found) == 1:
+        digests_of[capability] = digests
+    if len(digests_of) == 1:
         pytest.skip("this processor has no AVX2")
-    assert len(set(map(tuple, found.values()))) == 1, found
+    assert len(set(map(tuple, digests_of.values()))) == 1, digests_of

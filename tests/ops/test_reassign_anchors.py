@@ -25,32 +25,32 @@ def test_by_hand(impl, dtype):
         [[5.0, 0, 15, 10]],
         dtype=dtype,
     )
-    found = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
+    reassigned = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
     expected = torch.tensor([[[5.0, 0, 15, 10], [5, 0, 15, 10], [40, 40, 50, 50]]], dtype=dtype)
-    torch.testing.assert_close(found.boxes.cpu(), expected)
-    assert found.label.tolist() == [[1, 1, 0]]
-    assert found.gt_index.tolist() == [[0, 0, 0]]
-    torch.testing.assert_close(found.ious.cpu(), torch.tensor([[1.0, 1, 0]], dtype=dtype))
-    torch.testing.assert_close(found.targets.cpu(), torch.zeros(1, 3, 4, dtype=dtype))
+    torch.testing.assert_close(reassigned.boxes.cpu(), expected)
+    assert reassigned.label.tolist() == [[1, 1, 0]]
+    assert reassigned.gt_index.tolist() == [[0, 0, 0]]
+    torch.testing.assert_close(reassigned.ious.cpu(), torch.tensor([[1.0, 1, 0]], dtype=dtype))
+    torch.testing.assert_close(reassigned.targets.cpu(), torch.zeros(1, 3, 4, dtype=dtype))
 
 
 def test_targets_by_hand(impl):
     """The refined anchor [0, 0, 10, 20] and its box [1, 2, 13, 18]: IoU 144 / 248 = .58."""
     anchors, deltas, gts = make(impl, [[0.0, 0, 10, 20]], [[[0.0, 0, 0, 0]]], [[1.0, 2, 13, 18]])
     rule = {"thresholds": [0.3, 0.5], "labels": [0, -1, 1]}
-    found = impl.reassign_anchors(anchors, deltas, gts, [1], **rule, weights=[10.0, 10, 5, 5])
+    reassigned = impl.reassign_anchors(anchors, deltas, gts, [1], **rule, weights=[10.0, 10, 5, 5])
     expected = [10 * 2 / 10, 0.0, 5 * math.log(1.2), 5 * math.log(0.8)]
-    torch.testing.assert_close(found.targets[0, 0].cpu(), torch.tensor(expected))
+    torch.testing.assert_close(reassigned.targets[0, 0].cpu(), torch.tensor(expected))
 
 
 def test_weights_and_clamp_of_the_deltas(impl):
     anchors, deltas, gts = make(impl, [[0.0, 0, 8, 8]], [[[5.0, 0, 40.0, 0]]], [[0.0, 0, 1, 1]])
-    found = impl.reassign_anchors(
+    reassigned = impl.reassign_anchors(
         anchors, deltas, gts, [1], **RULE, weights=[10.0, 10, 5, 5], scale_clamp=math.log(4)
     )
     # The centre moves by .5 * 8; exp(8) is cut to 4.
     expected = torch.tensor([[[8 - 16.0, 0, 8 + 16, 8]]])
-    torch.testing.assert_close(found.boxes.cpu(), expected)
+    torch.testing.assert_close(reassigned.boxes.cpu(), expected)
 
 
 def test_box_that_is_not_one_stays_at_its_anchor(impl):
@@ -60,9 +60,9 @@ def test_box_that_is_not_one_stays_at_its_anchor(impl):
         [[[NAN, 0, 0, 0], [0, math.inf, 0, 0], [0, 0, -200, 0], [0, 0, 0, NAN], [0, 0, 0, 0]]],
         [[0.0, 0, 8, 8]],
     )
-    found = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
-    assert torch.equal(found.boxes.cpu(), torch.tensor([[[0.0, 0, 8, 8]] * 5]))
-    assert found.label.tolist() == [[1] * 5]
+    reassigned = impl.reassign_anchors(anchors, deltas, gts, [1], **RULE)
+    assert torch.equal(reassigned.boxes.cpu(), torch.tensor([[[0.0, 0, 8, 8]] * 5]))
+    assert reassigned.label.tolist() == [[1] * 5]
 
 
 def test_each_image_has_its_own_boxes_and_anchors(impl):
@@ -72,10 +72,10 @@ def test_each_image_has_its_own_boxes_and_anchors(impl):
         [[[0.0, 0, 0, 0]]] * 3,
         [[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]],
     )
-    found = impl.reassign_anchors(anchors, deltas, gts, [1, 2, 0], **RULE)
-    assert found.label.tolist() == [[1], [1], [0]]
-    assert found.gt_index.tolist() == [[0], [1], [-1]]
-    assert found.targets.count_nonzero() == 0
+    reassigned = impl.reassign_anchors(anchors, deltas, gts, [1, 2, 0], **RULE)
+    assert reassigned.label.tolist() == [[1], [1], [0]]
+    assert reassigned.gt_index.tolist() == [[0], [1], [-1]]
+    assert reassigned.targets.count_nonzero() == 0
 
 
 def test_low_quality_and_ignored_regions(impl):
@@ -86,13 +86,13 @@ def test_low_quality_and_ignored_regions(impl):
         [[0.0, 0, 4, 10]],
         [[38.0, 38, 60, 60]],
     )
-    found = impl.reassign_anchors(
+    reassigned = impl.reassign_anchors(
         anchors, deltas, gts, [1], **RULE, allow_low_quality=True, ignore_boxes=crowd,
         ignore_sizes=[1],
     )  # fmt: skip
-    assert found.label.tolist() == [[1, -1]]
+    assert reassigned.label.tolist() == [[1, -1]]
     expected = torch.tensor([-0.3, 0.0, math.log(0.4), 0.0])
-    torch.testing.assert_close(found.targets[0, 0].cpu(), expected)
+    torch.testing.assert_close(reassigned.targets[0, 0].cpu(), expected)
 
 
 def random_batch(seed, count=3000, sizes=(20, 0, 5)):
@@ -110,10 +110,10 @@ def random_batch(seed, count=3000, sizes=(20, 0, 5)):
 def test_matches_are_those_of_match_anchors_on_its_boxes(impl):
     anchors, deltas, gts, sizes = random_batch(0)
     anchors, deltas, gts = (x.to(impl.device) for x in (anchors, deltas, gts))
-    found = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
-    match = impl.match_anchors(found.boxes, gts, sizes, **RULE, allow_low_quality=False)
+    reassigned = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
+    match = impl.match_anchors(reassigned.boxes, gts, sizes, **RULE, allow_low_quality=False)
     for name in ("gt_index", "ious", "label"):
-        assert torch.equal(getattr(found, name), getattr(match, name))
+        assert torch.equal(getattr(reassigned, name), getattr(match, name))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
@@ -125,7 +125,7 @@ def test_agrees_with_detectron2(impl, weights):
 
     anchors, deltas, gts, sizes = random_batch(1)
     deltas = deltas * torch.tensor(weights)
-    found = impl.reassign_anchors(
+    reassigned = impl.reassign_anchors(
         *(x.to(impl.device) for x in (anchors, deltas, gts)), sizes, **RULE, weights=weights
     )
     coder = Box2BoxTransform(weights=weights)
@@ -133,13 +133,13 @@ def test_agrees_with_detectron2(impl, weights):
     compared = 0
     for i, own in enumerate(gts.split(sizes)):
         boxes = coder.apply_deltas(deltas[i], anchors)
-        torch.testing.assert_close(found.boxes[i].cpu(), boxes, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(reassigned.boxes[i].cpu(), boxes, rtol=1e-5, atol=1e-4)
         index, label = matcher(pairwise_iou(Boxes(own), Boxes(boxes)))
         # Two exponentials may differ in the last bit, and a threshold may lie between.
-        assert (found.label[i].cpu() != label).float().mean() < 1e-3
-        same = (found.label[i].cpu() == 1) & (label == 1)
-        targets = coder.get_deltas(found.boxes[i].cpu()[same], own[index[same]])
-        torch.testing.assert_close(found.targets[i].cpu()[same], targets, rtol=1e-4, atol=1e-4)
+        assert (reassigned.label[i].cpu() != label).float().mean() < 1e-3
+        same = (reassigned.label[i].cpu() == 1) & (label == 1)
+        targets = coder.get_deltas(reassigned.boxes[i].cpu()[same], own[index[same]])
+        torch.testing.assert_close(reassigned.targets[i].cpu()[same], targets, rtol=1e-4, atol=1e-4)
         compared += int(same.sum())
     assert compared > 10
 
@@ -149,9 +149,9 @@ def test_no_images_and_no_anchors(impl):
         anchors = torch.zeros(shape, device=impl.device)
         deltas = torch.zeros(len(sizes), shape[0], 4, device=impl.device)
         gts = torch.zeros(sum(sizes), 4, device=impl.device)
-        found = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
-        assert found.boxes.shape == found.targets.shape == (len(sizes), shape[0], 4)
-        assert found.label.shape == (len(sizes), shape[0])
+        reassigned = impl.reassign_anchors(anchors, deltas, gts, sizes, **RULE)
+        assert reassigned.boxes.shape == reassigned.targets.shape == (len(sizes), shape[0], 4)
+        assert reassigned.label.shape == (len(sizes), shape[0])
 
 
 @pytest.mark.parametrize(
