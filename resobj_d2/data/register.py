@@ -24,7 +24,8 @@ from detectron2.data.build import (
 from detectron2.data.datasets import load_coco_json
 
 from .coco_json import is_degenerate, read_coco_json
-from .scenes.dataset import SPLITS, ensure_scenes
+from .scenes.dataset import SPLITS, default_root, ensure_scenes
+from .scenes.shapes import CLASS_NAMES
 from .voc_xml import VOC_CLASSES, image_path, load_voc, read_split
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class VocEntry:
 
 @dataclass(frozen=True)
 class ScenesEntry:
-    """A split of the generated scenes, generated at registration where missing.
+    """A split of the generated scenes, generated where missing when they are first needed.
 
     ``root`` is the folder of data sets (default: ``DETECTRON2_DATASETS``, else ``datasets``),
     ``folder`` the set's folder in it; the others are those of :func:`.scenes.ensure_scenes`.
@@ -78,8 +79,9 @@ def register_datasets(entries: Iterable[Mapping]) -> None:
     """Check and register every entry of ``DATASETS.REGISTER``.
 
     Categories are read at once, so ``MetadataCatalog`` is complete afterwards; the records are
-    loaded when ``DatasetCatalog`` is asked. Registering an equal entry again does nothing, so every
-    process of a launcher may call this.
+    loaded when ``DatasetCatalog`` is asked, and scenes generated then or by
+    :func:`check_available`: prediction needs their class names alone. Registering an equal entry
+    again does nothing, so every process of a launcher may call this.
 
     Raises:
         ValueError: an entry is malformed, its name is taken, or its annotations are inconsistent.
@@ -113,6 +115,8 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
 def check_available(dataset_names: Iterable[str], config_key: str) -> None:
     """Check that data sets are registered and that their annotations are on disk.
 
+    Scenes that are not there yet are generated.
+
     Args:
         dataset_names: names as in ``DATASETS.TRAIN``.
         config_key: the key they come from, for the message.
@@ -127,6 +131,8 @@ def check_available(dataset_names: Iterable[str], config_key: str) -> None:
     check_names(names, config_key)
     for name in names:
         metadata = MetadataCatalog.get(name)
+        if metadata.get("generate"):
+            metadata.generate()
         needed = metadata.get("json_file") or metadata.get("dirname")
         if needed and "://" not in needed and not os.path.exists(needed):
             root = os.path.abspath(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -279,15 +285,32 @@ def _register_scenes(entry: ScenesEntry) -> None:
             f"DATASETS.REGISTER: dataset '{entry.name}': 'split' of the scenes must be one of "
             f"{', '.join(SPLITS)}, got {entry.split!r}"
         )
-    paths = ensure_scenes(
-        None if entry.root is None else _path(entry.root),
+    root = default_root() if entry.root is None else _path(entry.root)
+    ensure = functools.partial(
+        ensure_scenes,
+        root.absolute(),  # the working directory may be another one when they are needed
         name=entry.folder,
         image_size=entry.image_size,
         num_train=entry.num_train,
         num_val=entry.num_val,
         seed=entry.seed,
-    )[entry.split]
-    _register_json(entry.name, paths.json_file, paths.image_root)
+    )
+    paths = ensure(generate=False)[entry.split]
+    json_file, image_root = str(paths.json_file), str(paths.image_root)
+
+    def load() -> list[dict]:
+        ensure()
+        return _load_json(entry.name, json_file, image_root, True)
+
+    DatasetCatalog.register(entry.name, load)
+    MetadataCatalog.get(entry.name).set(
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type="coco",
+        thing_classes=list(CLASS_NAMES),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASS_NAMES))},
+        generate=ensure,
+    )
 
 
 def _register_json(name: str, json_file: Path, image_root: Path) -> None:

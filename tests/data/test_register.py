@@ -284,6 +284,45 @@ def test_scenes_entry_generates_and_registers(tmp_path):
         register_datasets([{**entry, "name": "scenes_test", "split": "test"}])
 
 
+def test_scenes_are_generated_when_they_are_needed_and_not_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    small = {"format": "scenes", "image_size": 64, "num_train": 2, "num_val": 1}
+    entries = [
+        {**small, "name": f"{split}_{folder}", "folder": folder, "split": split}
+        for folder in ("loaded", "checked")
+        for split in ("train", "val")
+    ]
+    register_datasets(entries)
+    register_datasets(entries)
+    metadata = MetadataCatalog.get("val_loaded")
+    assert metadata.thing_classes[-1] == "heart" and len(metadata.thing_classes) == 8
+    assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(8)}
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(
+        tmp_path / "elsewhere"
+    )  # "datasets" is relative to where they were registered
+    (record,) = DatasetCatalog.get("val_loaded")
+    assert record["file_name"] == f"{tmp_path}/datasets/loaded/val/000001.png"
+    assert not (tmp_path / "datasets/checked").exists()
+    check_available(["train_checked"], "DATASETS.TRAIN")
+    content = json.loads((tmp_path / "datasets/checked/train.json").read_text())
+    ids = {category["id"]: category["name"] for category in content["categories"]}
+    numbers = MetadataCatalog.get("train_checked").thing_dataset_id_to_contiguous_id
+    assert {i: metadata.thing_classes[numbers[i]] for i in ids} == ids
+
+
+def test_scenes_that_cannot_be_used_are_refused_at_registration(tmp_path):
+    entry = {"name": "a", "format": "scenes", "root": str(tmp_path), "split": "train"}
+    with pytest.raises(ValueError, match="image_size must be a whole number >= 64, got 32"):
+        register_datasets([{**entry, "image_size": 32}])
+    (tmp_path / "scenes").mkdir()
+    with pytest.raises(FileExistsError, match="not written by the scene generator"):
+        register_datasets([entry])
+
+
 def test_voc_entry(write_voc):
     root = write_voc({"a": [("rose", 0, (1, 1, 40, 30))], "b": [("tulip", 1, (11, 6, 20, 15))]})
     entry = {"name": "flowers", "format": "voc", "root": str(root), "split": "train"}

@@ -66,6 +66,7 @@ def ensure_scenes(
     num_train: int = 1200,
     num_val: int = 200,
     seed: int = 0,
+    generate: bool = True,
 ) -> dict[str, SplitPaths]:
     """Return the scenes under ``root/name``, generating them first where they are missing.
 
@@ -79,6 +80,7 @@ def ensure_scenes(
         image_size: side of the square pictures in pixels, at least 64.
         num_train, num_val: number of pictures of each split, at least 1.
         seed: seed of the pictures, at least 0.
+        generate: False checks the parameters and what is there, and writes nothing.
 
     Returns:
         "train" and "val" to their paths.
@@ -91,7 +93,7 @@ def ensure_scenes(
     _check(wanted, name)
     root = default_root() if root is None else Path(root)
     folder = root / name
-    if not _holds(folder, wanted):
+    if not _holds(folder, wanted) and generate:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{name}.lock"):
             if not _holds(folder, wanted):  # another process may have written it meanwhile
