@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+from collections.abc import Sequence
 
 from detectron2.checkpoint import DetectionCheckpointer
 
@@ -54,14 +55,28 @@ class ResObjCheckpointer(DetectionCheckpointer):
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
       an evaluation would report the score of a random classifier;
     - saves, given ``ema=WeightAverage(model, ...)``, the averages as the model and the weights
-      themselves in ``ema``.
+      themselves in ``ema``;
+    - saves, given ``categories``, the classes 0..K-1 as ``{"id": ..., "name": ...}``, so that a
+      checkpoint knows their names where the training data are not at hand. ``load`` returns them
+      with the other extra data.
     """
 
-    def __init__(self, model, save_dir: str = "", *, strict: bool = False, **kwargs):
+    def __init__(
+        self,
+        model,
+        save_dir: str = "",
+        *,
+        strict: bool = False,
+        categories: Sequence[dict] = (),
+        **kwargs,
+    ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.categories = list(categories)
 
     def save(self, name: str, **kwargs) -> None:
+        if self.categories:
+            kwargs.setdefault("categories", self.categories)
         average = self.checkpointables.get("ema")
         with contextlib.nullcontext() if average is None else average.applied():
             super().save(name, **kwargs)

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
+from resobj_d2.data.categories import dataset_categories
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
@@ -42,7 +43,12 @@ class Trainer(DefaultTrainer):
         saved = {"trainer": weakref.proxy(self)}
         if self.weight_average is not None:
             saved["ema"] = self.weight_average
-        self.checkpointer = ResObjCheckpointer(self._trainer.model, self.cfg.OUTPUT_DIR, **saved)
+        self.checkpointer = ResObjCheckpointer(
+            self._trainer.model,
+            self.cfg.OUTPUT_DIR,
+            categories=dataset_categories(self.cfg.DATASETS.TRAIN),
+            **saved,
+        )
         own = [
             NonFiniteLossGuard(output_dir=self.cfg.OUTPUT_DIR),
             StatisticsHook(on_end=self._draw_curves),

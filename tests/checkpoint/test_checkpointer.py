@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from resobj_d2.checkpoint.checkpointer import (
@@ -79,3 +80,19 @@ def test_retinanet_saved_inside_ddp_is_renamed():
     assert list(rename_retinanet_weights({"module.head.cls_score.bias": 0})) == [
         "streams.anchors.stages.0.cls.bias"
     ]
+
+
+def test_categories_travel_in_the_checkpoint(tiny_cfg, tmp_path):
+    """Also for Detectron2's own checkpointer, and through torch's safe reader of files."""
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 11, "name": "Kuh ü"}]
+    model = build_model(tiny_cfg())
+    ResObjCheckpointer(model, str(tmp_path), categories=tuple(categories)).save("a", iteration=7)
+    path = str(tmp_path / "a.pth")
+    assert torch.load(path, weights_only=True)["categories"] == categories
+    for checkpointer in (ResObjCheckpointer(model, strict=True), DetectionCheckpointer(model)):
+        extra = checkpointer.load(path)
+        assert extra["categories"] == categories and extra["iteration"] == 7
+
+
+def test_checkpoint_without_categories_has_no_such_entry(tiny_cfg, saved):
+    assert "categories" not in torch.load(saved, weights_only=True)

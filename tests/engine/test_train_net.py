@@ -169,7 +169,8 @@ def test_family_trains_on_two_processes_resumes_and_predicts(family, run, tmp_pa
 def test_no_gpus_means_one_process_on_the_cpu(run, tmp_path):
     code, output = run("SOLVER.MAX_ITER", 1, flags=["--num-gpus", "0"])
     assert code == 0, output
-    assert (tmp_path / "out" / "model_final.pth").exists()
+    categories = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["categories"]
+    assert len(categories) == 8 and categories[7] == {"id": 8, "name": "heart"}
 
 
 def test_stock_faster_rcnn_trains_through_the_same_script(run, tmp_path):
