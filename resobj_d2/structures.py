@@ -269,7 +269,8 @@ class Candidates:
         boxes: (C, 4).
         classes: (C,) int64.
         scores: (C,) the fused score that ranks them.
-        factors: the probabilities that were fused, by name, each (C,).
+        factors: the probabilities that were fused, by name, each (C,); also ``<name>_step<t>``,
+            those after t refinements, where they were asked for.
         levels: (C,) int64, the pyramid level of each.
     """
 

@@ -143,3 +143,10 @@ class ScoreBranch(nn.Module):
     def probability(self, prediction: object, step: int | None = None) -> Tensor:
         """(N, R) in [0, 1]."""
         return torch.sigmoid(self.score_logits(prediction, step))
+
+    def probability_per_step(self, prediction: object) -> list[Tensor]:
+        """The probabilities after 0, 1, ... refinements, each (N, R).
+
+        Empty where the probability is never refined or ``prediction`` has the last alone.
+        """
+        return []

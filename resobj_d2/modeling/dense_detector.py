@@ -139,7 +139,8 @@ class ResObjDenseDetector(nn.Module):
         """Detections scored with the objectness after t = 0..T residuals, from one forward.
 
         Returns:
-            T + 1 lists, each as :meth:`forward` returns at inference (ResObj, Figure 5).
+            T + 1 lists, each as :meth:`forward` returns at inference (ResObj, Figure 5). Each
+            detection also has the objectness after every step, as ``objectness_step<t>_score``.
         """
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images)

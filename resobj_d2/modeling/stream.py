@@ -283,17 +283,29 @@ class DenseStream(nn.Module):
             max_detections=max_detections,
             **(decoding or {}),
         )
+        steps = self._probability_per_step(output)
         ends = list(accumulate(output.priors.anchors_per_level))
         return [
             Candidates(
                 boxes=detected.boxes[i, :count],
                 classes=detected.classes[i, :count],
                 scores=detected.scores[i, :count],
-                factors=dict(zip(names, detected.factors[i, :count].unbind(dim=1), strict=True)),
+                factors={
+                    **dict(zip(names, detected.factors[i, :count].unbind(dim=1), strict=True)),
+                    **{name: p[i, detected.rows[i, :count]] for name, p in steps.items()},
+                },
                 levels=sum((detected.rows[i, :count] >= end).long() for end in ends),
             )
             for i, count in enumerate(detected.counts.tolist())
         ]
+
+    def _probability_per_step(self, output: StreamOutput) -> dict[str, Tensor]:
+        """(N, R) for each refinement, where ``output`` has every step."""
+        return {
+            f"{name}_step{t}": probability
+            for name, branch in self.branches.items()
+            for t, probability in enumerate(branch.probability_per_step(output.branches[name]))
+        }
 
     def _class_maps(self, output: StreamOutput) -> LevelMaps:
         """K logits per anchor whose sigmoids are the class probabilities."""

@@ -103,6 +103,37 @@ def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
         assert (candidates.scores.diff() <= 0).all()
 
 
+@pytest.mark.parametrize("ranked_by", [None, 0])
+def test_candidates_have_the_objectness_after_every_step(scored, ranked_by):
+    """The anchors are found again by the boxes."""
+    stream, output = scored
+    branch, objectness = stream.branches["objectness"], output.branches["objectness"]
+    last = output.stages[-1]
+    boxes = stream.coder.decode(last.anchors, last.deltas)
+    for image, found in enumerate(stream.candidates(output, ranked_by, score_thresh=0.01, topk=7)):
+        rows = (found.boxes[:, None] - boxes[image]).abs().sum(dim=2).argmin(dim=1)
+        assert len(rows.unique()) > 5
+        values = []
+        for t in range(3):
+            values.append(branch.probability(objectness, t)[image, rows])
+            torch.testing.assert_close(found.factors[f"objectness_step{t}"], values[t])
+        assert (values[0] - values[1]).abs().max() > 0.1 < (values[1] - values[2]).abs().max()
+
+
+def test_detections_alone_have_no_steps(tiny_resobj, make_batch):
+    model = build_model(tiny_resobj("MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.0)).eval()
+    batch = make_batch([(64, 64, 0)])
+    with torch.no_grad():
+        alone, last = model(batch)[0], model.detections_per_step(batch)[-1][0]
+    names = {f"objectness_step{t}_score" for t in range(3)}
+    assert names & set(alone["instances"].get_fields()) == set()
+    assert names <= set(last["instances"].get_fields())
+    instances = last["instances"]
+    steps = [instances.get(name) for name in sorted(names)]
+    torch.testing.assert_close(steps[2], instances.objectness_score)
+    assert not torch.equal(steps[0], steps[2])
+
+
 def test_streams_meet_in_suppression(scored):
     stream, output = scored
     process = postprocess(score_thresh=0.05, topk=50, max_detections=20)

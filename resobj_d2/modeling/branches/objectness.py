@@ -190,3 +190,8 @@ class ObjectnessBranch(ScoreBranch):
         """o_step. Every residual applies to every anchor: no labels, no selection."""
         steps = self.num_steps if step is None else step
         return prediction.logits.float() + prediction.residuals[:steps].float().sum(dim=0)
+
+    def probability_per_step(self, prediction: ObjectnessPrediction) -> list[Tensor]:
+        if not len(prediction.residuals):
+            return []
+        return [self.probability(prediction, step) for step in range(self.num_steps + 1)]
