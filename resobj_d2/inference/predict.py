@@ -271,7 +271,8 @@ def _nothing_found(path: Path) -> str:
             f"subfolders give the pattern '{path}/**'"
         )
     return (
-        f"no image found: {path.absolute()} is no file, no folder and no pattern that matches one"
+        f"no image found: {path.absolute()} is not a file, not a folder and not a pattern that "
+        "matches one"
     )
 
 

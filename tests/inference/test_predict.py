@@ -8,75 +8,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetMapper, MetadataCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
-from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.inference.predict import draw_samples, find_images, main, predict_images
 from resobj_d2.inference.predictor import ImageError, Predictor
 
-IDS = {3: 0, 7: 1, 11: 2}  # a dataset's category ids to class numbers
-TEST_SIZE = ("INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "128")
-
-
-@pytest.fixture
-def pets():
-    """Name of a dataset with classes; no more of it is needed."""
-    name = "predict_pets"
-    MetadataCatalog.get(name).set(
-        thing_classes=["cat", "dog", "cow"], thing_dataset_id_to_contiguous_id=IDS
-    )
-    yield name
-    MetadataCatalog.remove(name)
-
-
-def random_model(cfg):
-    """Random predictors of some variance around 0, so that scores differ and many pass."""
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    for name, parameter in model.named_parameters():
-        if any(part in name for part in ("predictor", "stages.0.cls", "cls_score")):
-            torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.0)
-    return model
-
-
-@pytest.fixture
-def resobj(tiny_resobj, pets):
-    """Config and model of a random ResObj detector, T = 2."""
-    cfg = tiny_resobj(*TEST_SIZE, "DATASETS.TEST", f"('{pets}',)")
-    return cfg, random_model(cfg)
-
-
-@pytest.fixture
-def weights(resobj, tmp_path):
-    """The same as yaml and checkpoint, for the command."""
-    cfg, model = resobj
-    ResObjCheckpointer(model, str(tmp_path)).save("model")
-    yaml = tmp_path / "config.yaml"
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
-    yaml.write_text(cfg.dump())
-    return yaml, tmp_path / "model.pth"
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of images of several sizes, modes and formats."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-
-    def save(name, height, width, mode="RGB"):
-        pixels = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels).resize((width, height)).convert(mode)
-        image.save(folder / name)
-
-    save("a.png", 60, 80)
-    save("b.jpg", 150, 90)
-    save("c.png", 64, 64, "L")
-    save("d.png", 64, 72, "RGBA")
-    save("e.PNG", 200, 200, "P")
-    return folder
+IDS = [3, 7, 11]  # the dataset's category ids of classes 0, 1, 2
 
 
 def read_json(path):
@@ -87,19 +25,18 @@ def expected_results(cfg, model, path, image_id):
     """Detectron2's mapper, the model, and the conversion to COCO's format written out."""
     batch = [DatasetMapper(cfg, False)({"file_name": str(path)})]
     with torch.no_grad():
-        found = model(batch)[0]["instances"]
-    ids = sorted(IDS)
+        detections = model(batch)[0]["instances"]
     return [
         {
             "image_id": image_id,
-            "category_id": ids[label],
+            "category_id": IDS[label],
             "bbox": pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=1e-3),
             "score": pytest.approx(score, abs=1e-6),
         }
         for (x0, y0, x1, y1), label, score in zip(
-            found.pred_boxes.tensor.tolist(),
-            found.pred_classes.tolist(),
-            found.scores.tolist(),
+            detections.pred_boxes.tensor.tolist(),
+            detections.pred_classes.tolist(),
+            detections.scores.tolist(),
             strict=True,
         )
     ]
@@ -174,9 +111,9 @@ def test_confidence_threshold_changes_pictures_alone(resobj, photos, tmp_path, c
     assert "nothing is drawn: the best score is 0." in caplog.text
 
 
-def test_detectron2s_own_detectors(tiny_cfg, pets, photos, tmp_path):
+def test_detectron2s_own_detectors(tiny_cfg, test_size, random_model, pets, photos, tmp_path):
     cfg = tiny_cfg(
-        *TEST_SIZE,
+        *test_size,
         *("DATASETS.TEST", f"('{pets}',)", "MODEL.META_ARCHITECTURE", "RetinaNet"),
         *("MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.RETINANET.NUM_CONVS", "1"),
     )
@@ -187,10 +124,10 @@ def test_detectron2s_own_detectors(tiny_cfg, pets, photos, tmp_path):
     assert results == expected_results(cfg, model, photos / "b.jpg", 1) and results
 
 
-def test_resobj_rpn(tiny_rcnn, pets, photos, tmp_path):
+def test_resobj_rpn(tiny_rcnn, test_size, random_model, pets, photos, tmp_path):
     """Faster R-CNN: the objectness ranks proposals, so detections have no steps."""
     cfg = tiny_rcnn(
-        *TEST_SIZE,
+        *test_size,
         *("DATASETS.TEST", f"('{pets}',)", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
         *("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", "True"),
         *("MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll"),
@@ -202,8 +139,10 @@ def test_resobj_rpn(tiny_rcnn, pets, photos, tmp_path):
     assert results == expected_results(cfg, model, photos / "b.jpg", 1) and results
 
 
-def test_objectness_without_residuals_has_no_steps(tiny_resobj, photos, tmp_path):
-    cfg = tiny_resobj(*TEST_SIZE, "DATASETS.TEST", "()", "MODEL.DENSE.OBJECTNESS.STEPS", "0")
+def test_objectness_without_residuals_has_no_steps(
+    tiny_resobj, test_size, random_model, photos, tmp_path
+):
+    cfg = tiny_resobj(*test_size, "DATASETS.TEST", "()", "MODEL.DENSE.OBJECTNESS.STEPS", "0")
     files = predict_images(Predictor(cfg, random_model(cfg)), [photos / "a.png"], tmp_path / "out")
     assert [path.name for path in files.pictures] == ["a.png"]
     # Without a dataset categories are class numbers.
@@ -255,7 +194,7 @@ def test_broken_images_are_left_out(resobj, photos, tmp_path, kind, caplog):
     assert list(files.failed) == [broken]
     assert str(broken) in caplog.text and "BufferedReader" not in caplog.text
     if kind == "text":
-        assert "no image in a format" in caplog.text
+        assert "not an image in a format" in caplog.text
     assert [path.name for path in files.pictures] == ["b.png", "b_steps.png"]
     assert read_json(files.results) == expected_results(*resobj, photos / "b.jpg", 2)
     assert [image["id"] for image in read_json(files.images)["images"]] == [2]
@@ -301,8 +240,8 @@ def test_find_images(photos):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("absent.jpg", "absent.jpg is no file, no folder"),
-        ("absent/*.jpg", "no pattern that matches"),
+        ("absent.jpg", "absent.jpg is not a file, not a folder"),
+        ("absent/*.jpg", "not a pattern that matches one"),
         ("folder", r"no image in the folder .*folder; looked for .*\.png.*folder/\*\*"),
         ("MODEL.WEIGHTS", "KEY VALUE pairs must follow another option"),
     ],
@@ -347,10 +286,10 @@ def test_command(weights, resobj, photos, tmp_path, capsys):
     pattern = photos / "[ab]*"
     assert main(arguments(weights, pattern, output)) == 0
     assert f"4 pictures, results.json and images.json are in {output}" in capsys.readouterr().out
-    found = read_json(output / "results.json")
+    results = read_json(output / "results.json")
     cfg, model = resobj
     expected = expected_results(cfg, model, photos / "a.png", 1)
-    scores = [item["score"] for item in found if item["image_id"] == 1]
+    scores = [item["score"] for item in results if item["image_id"] == 1]
     assert scores == [item["score"] for item in expected]
 
     (photos / "broken.png").write_bytes(b"")
