@@ -1,40 +1,46 @@
 """Detections on image files: pictures and a results json.
 
     python -m resobj_d2.inference.predict --config-file configs/....yaml \\
-        --input photos/ --output found/ MODEL.WEIGHTS output/.../model_final.pth
+        --input photos/ --output drawn/ MODEL.WEIGHTS output/.../model_final.pth
 
 For every image ``<name>.png`` shows the detections. With Residual Objectness ``<name>_steps.png``
 shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbalance Reduction").
 
 ``results.json`` holds every detection of every image in COCO's results format, whatever its score,
-with the category ids of the first dataset of ``DATASETS.TEST`` (class numbers from 0 without one).
-Image ids count the input files from 1; ``images.json``, a COCO dataset without annotations, says
-which file each one is. To evaluate on a dataset use ``train_net.py --eval-only``.
+with the category ids of the first dataset of ``DATASETS.TEST``, else those that the checkpoint
+carries, else class numbers from 0. Image ids count the input files from 1; ``images.json``, a COCO
+dataset without annotations, says which file each one is and what the categories are called. To
+evaluate on a dataset use ``train_net.py --eval-only``.
+
+Results are written as they come, to ``results.json.partial`` and ``images.json.partial``, which get
+their names at the end: a run that is interrupted or fails keeps what it has. An image that cannot
+be read, or whose picture cannot be written, is reported by name and does not end the run; the exit
+status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
-import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL.Image import Image
 
 from resobj_d2.checkpoint.checkpointer import CheckpointError
-from resobj_d2.config import load_config
 
 from .drawing import draw_annotations, draw_detections, grid, step_title
-from .predictor import ImageError, Predictor
+from .json_list import JsonListWriter
+from .predictor import ImageError, Predictor, load_prediction_config
 
 __all__ = [
     "PredictionFiles",
@@ -61,15 +67,18 @@ class PredictionFiles:
     """What :func:`predict_images` did.
 
     Attributes:
-        pictures: the pictures written, ``_steps.png`` among them.
         results, images: ``results.json`` and ``images.json``.
+        pictures: the pictures written, ``_steps.png`` among them.
         failed: images that could not be used, with the reason.
+        not_drawn: images whose picture could not be written, with the reason; the results have
+            their detections.
     """
 
-    pictures: list[Path]
     results: Path
     images: Path
-    failed: dict[Path, str]
+    pictures: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    not_drawn: dict[Path, str] = field(default_factory=dict)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -81,7 +90,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: one of ``inputs`` gives no image.
     """
-    found: dict[Path, Path] = {}
+    images: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_file():
@@ -96,8 +105,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if not matches:
             raise FileNotFoundError(_nothing_found(path))
         for match in matches:
-            found.setdefault(match.resolve(), match)
-    return list(found.values())
+            images.setdefault(match.resolve(), match)
+    return list(images.values())
 
 
 def predict_images(
@@ -110,7 +119,8 @@ def predict_images(
 ) -> PredictionFiles:
     """Write pictures, ``results.json`` and ``images.json`` for image files.
 
-    Images that cannot be used are reported in a warning and left out.
+    An image that cannot be read or drawn is reported in a warning and does not end the run. The
+    results are written as they come; where an exception ends the run the files hold those so far.
 
     Args:
         predictor: the detector.
@@ -121,41 +131,42 @@ def predict_images(
 
     Raises:
         FileExistsError: a picture would replace one of ``paths``.
+        OSError: the results cannot be written.
     """
     paths = [Path(path) for path in paths]
     output = Path(output_dir)
     names = _picture_names(paths)
     _keep_inputs(paths, [output / f"{name}{end}.png" for name in names for end in ("", "_steps")])
     output.mkdir(parents=True, exist_ok=True)
-    pictures: list[Path] = []
-    failed: dict[Path, str] = {}
-    images, results = [], []
-    for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
-        progress = f"{number}/{len(paths)} {path}"
-        try:
-            image, steps = predictor.detect(path)
-        except ImageError as error:
-            failed[path] = str(error)
-            logger.warning("%s is left out: %s", progress, error)
-            continue
-        height, width = image.shape[:2]
-        images.append({"id": number, "file_name": str(path), "width": width, "height": height})
-        results += _coco_results(predictor, steps[-1], number)
-        limits = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
-        pictures += _save_pictures(image, steps, predictor.class_names, output / name, **limits)
-        shown = int((steps[-1].scores >= confidence_threshold).sum())
-        logger.info("%s: %d detections of at least %g", progress, shown, confidence_threshold)
-    best = max((item["score"] for item in results), default=0.0)
-    if images and best < confidence_threshold:
-        logger.warning(
-            "nothing is drawn: the best score is %.3g, the confidence threshold %g",
-            best,
-            confidence_threshold,
-        )
-    files = PredictionFiles(pictures, output / "results.json", output / "images.json", failed)
-    _write_json(files.results, results)
-    dataset = {"images": images, "annotations": [], "categories": predictor.categories()}
-    _write_json(files.images, {"info": {}, **dataset})
+    files = PredictionFiles(output / "results.json", output / "images.json")
+    limits = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
+    dataset = {"info": {}, "annotations": [], "categories": predictor.categories()}
+    best_scores: list[float] = []
+    with (
+        JsonListWriter(files.results) as results,
+        JsonListWriter(files.images, around=dataset, key="images") as images,
+    ):
+        for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+            progress = f"{number}/{len(paths)} {path}"
+            try:
+                image, steps = predictor.detect(path)
+            except (ImageError, torch.OutOfMemoryError) as error:
+                files.failed[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
+                logger.warning("%s is left out: %s", progress, error)
+                continue
+            results.add(_coco_results(predictor, steps[-1], number))
+            images.add([_coco_image(number, path, image)])
+            try:
+                for picture in _save_pictures(image, steps, predictor, output / name, **limits):
+                    files.pictures.append(picture)
+            except OSError as error:
+                files.not_drawn[path] = f"{path}: its picture cannot be written: {error}"
+                logger.warning("%s is not drawn: %s", progress, error)
+            scores = steps[-1].scores
+            best_scores.append(max(scores.tolist(), default=0.0))
+            shown = int((scores >= confidence_threshold).sum())
+            logger.info("%s: %d detections of at least %g", progress, shown, confidence_threshold)
+    _warn_if_nothing_is_drawn(best_scores, confidence_threshold)
     return files
 
 
@@ -187,11 +198,11 @@ def draw_samples(
     names = predictor.class_names
     samples = []
     for record in records:
-        image, found = predictor.detect(record["file_name"])
-        found = found if steps else found[-1:]
+        image, detections = predictor.detect(record["file_name"])
+        detections = detections if steps else detections[-1:]
         truth = draw_annotations(image, record.get("annotations", []), names, side=side)
         drawn = _draw_steps(
-            image, found, names, confidence_threshold=confidence_threshold, side=side
+            image, detections, names, confidence_threshold=confidence_threshold, side=side
         )
         samples.append([truth, *drawn])
     last = [step_title(t) for t in range(predictor.num_steps + 1)] if steps else ["detections"]
@@ -206,16 +217,27 @@ def draw_samples(
 
 
 def _save_pictures(
-    image: np.ndarray, steps: list[Instances], names: Sequence[str], path: Path, **limits
-) -> list[Path]:
-    """Write ``<path>.png`` and, with several steps, ``<path>_steps.png``."""
-    pictures = [path.with_name(f"{path.name}.png")]
-    draw_detections(image, steps[-1], names, **limits).save(pictures[0])
+    image: np.ndarray, steps: list[Instances], predictor: Predictor, path: Path, **limits
+) -> Iterator[Path]:
+    """Write ``<path>.png`` and, with several steps, ``<path>_steps.png``; each when it is there."""
+    names = predictor.class_names
+    picture = path.with_name(f"{path.name}.png")
+    draw_detections(image, steps[-1], names, **limits).save(picture)
+    yield picture
     if len(steps) > 1:
-        pictures.append(path.with_name(f"{path.name}_steps.png"))
+        picture = path.with_name(f"{path.name}_steps.png")
         titles = [step_title(t) for t in range(len(steps))]
-        grid([_draw_steps(image, steps, names, **limits)], titles).save(pictures[1])
-    return pictures
+        grid([_draw_steps(image, steps, names, **limits)], titles).save(picture)
+        yield picture
+
+
+def _warn_if_nothing_is_drawn(best_scores: Sequence[float], threshold: float) -> None:
+    if best_scores and max(best_scores) < threshold:
+        logger.warning(
+            "nothing is drawn: the best score is %.3g, the confidence threshold %g",
+            max(best_scores),
+            threshold,
+        )
 
 
 def _draw_steps(
@@ -226,7 +248,7 @@ def _draw_steps(
     side: int = PANEL_SIDE,
     **limits,
 ) -> list[Image]:
-    return [draw_detections(image, found, names, side=side, **limits) for found in steps]
+    return [draw_detections(image, step, names, side=side, **limits) for step in steps]
 
 
 def _coco_results(predictor: Predictor, detections: Instances, image_id: int) -> list[dict]:
@@ -234,6 +256,11 @@ def _coco_results(predictor: Predictor, detections: Instances, image_id: int) ->
     for item in results:
         item["category_id"] = predictor.category_id(item["category_id"])
     return results
+
+
+def _coco_image(number: int, path: Path, image: np.ndarray) -> dict:
+    height, width = image.shape[:2]
+    return {"id": number, "file_name": str(path), "width": width, "height": height}
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
@@ -276,11 +303,6 @@ def _nothing_found(path: Path) -> str:
     )
 
 
-def _write_json(path: Path, content: object) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-
-
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -313,21 +335,25 @@ def _complain(message: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 1 where images were left out, 2 for wrong input."""
+    """The command.
+
+    Returns:
+        Its exit code: 0, 1 where an image was left out or not drawn, 2 for wrong input, 130 where
+        it was interrupted.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         paths = find_images(options.input)
-    except FileNotFoundError as error:
+    except OSError as error:
         return _complain(str(error))
     try:
-        # Nothing is trained, so the training data need not be there.
-        cfg = load_config(options.config_file, options.opts, training=False)
-        predictor = Predictor(cfg)
+        predictor = Predictor(load_prediction_config(options.config_file, options.opts))
     # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
     except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         return _complain(f"{message}\n{_WITHOUT_DATASETS}" if "ataset" in message else message)
+    folder = os.path.abspath(options.output)
     try:
         files = predict_images(
             predictor,
@@ -336,16 +362,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confidence_threshold=options.confidence_threshold,
             draw_limit=options.draw_limit,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return _complain(str(error))
-    folder = os.path.abspath(options.output)
+    except KeyboardInterrupt:
+        print(f"interrupted: {folder} has the results of the images so far", file=sys.stderr)
+        return 130
     print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
-    if files.failed:
-        print(f"{len(files.failed)} of {len(paths)} images were left out:", file=sys.stderr)
-        for reason in files.failed.values():
-            print(f"  {reason}", file=sys.stderr)
-        return 1
-    return 0
+    return _report_failures(files, len(paths))
+
+
+def _report_failures(files: PredictionFiles, count: int) -> int:
+    """Print what went wrong; the exit code."""
+    for reasons, what in (
+        (files.failed, "were left out"),
+        (files.not_drawn, "are in the results but not drawn"),
+    ):
+        if reasons:
+            print(f"{len(reasons)} of {count} images {what}:", file=sys.stderr)
+            for reason in reasons.values():
+                print(f"  {reason}", file=sys.stderr)
+    return 1 if files.failed or files.not_drawn else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""A json file that is written item by item and appears when it is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["JsonListWriter"]
+
+
+class JsonListWriter:
+    """Writes the items of a list as they come, one on a line, to ``<path>.partial``.
+
+    At the end of the ``with`` block, also of one that an exception ends, the list is closed and
+    the file renamed to ``path`` in one step: what is there under that name can always be read. Of a
+    process that is killed the partial file has every item added before, and lacks the end alone.
+
+    Args:
+        path: the file.
+        around: an object that holds the list under ``key``; without, the file is the list.
+        key: where the list goes in ``around``.
+    """
+
+    def __init__(self, path: Path, *, around: dict | None = None, key: str = "") -> None:
+        self.path = path
+        self._head, self._tail = "[", "\n]\n"
+        if around is not None:
+            others = json.dumps(around)[1:-1]
+            self._head = "{" + others + (", " if others else "") + json.dumps(key) + ": ["
+            self._tail = "\n]}\n"
+        self._first = True
+
+    def __enter__(self) -> JsonListWriter:
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._file = open(self._partial, "w", encoding="utf-8")
+        self._file.write(self._head)
+        return self
+
+    def add(self, items: Iterable[object]) -> None:
+        """Append items, which reach the file before this returns."""
+        for item in items:
+            self._file.write(("\n" if self._first else ",\n") + json.dumps(item))
+            self._first = False
+        self._file.flush()
+
+    def __exit__(self, *_) -> None:
+        with self._file:
+            self._file.write(self._tail)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        os.replace(self._partial, self.path)
