@@ -45,6 +45,7 @@ MARKER = ".resobj_d2_demo"  # in a folder that a demo may clear
 
 
 def main() -> int:
+    """The command of this module; returns its exit code."""
     arguments = _parse_arguments()
     budget = QUICK if arguments.quick else FULL
     output = Path(arguments.output)

@@ -110,6 +110,7 @@ class GroundTruth:
 
     @property
     def num_images(self) -> int:
+        """N."""
         return len(self.counts)
 
     @property

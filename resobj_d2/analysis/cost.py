@@ -168,6 +168,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m resobj_d2.analysis.cost", description=__doc__.partition("\n")[0]
     )

@@ -174,6 +174,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m resobj_d2.analysis.proposals", description=__doc__.partition("\n")[0]
     )

@@ -113,6 +113,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m resobj_d2.analysis.sweep", description=__doc__.partition("\n")[0]
     )

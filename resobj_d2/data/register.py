@@ -28,6 +28,17 @@ from .scenes.dataset import SPLITS, default_root, ensure_scenes
 from .scenes.shapes import CLASS_NAMES
 from .voc_xml import VOC_CLASSES, image_path, load_voc, read_split
 
+__all__ = [
+    "CocoEntry",
+    "ScenesEntry",
+    "VocEntry",
+    "check_available",
+    "check_names",
+    "check_num_classes",
+    "register_datasets",
+    "training_records",
+]
+
 logger = logging.getLogger(__name__)
 
 _CHECKED_IMAGES = 3  # whose existence is checked when a data set is registered

@@ -88,12 +88,14 @@ class Trainer(DefaultTrainer):
         return [WeightAverageHook(self.weight_average), *changed]
 
     def state_dict(self) -> dict:
+        """What a checkpoint keeps of the trainer, the optimizer's state among it."""
         state = super().state_dict()
         if not TRAINER_SAVES_OPTIMIZER:
             state["_trainer"] = self._trainer.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         if not TRAINER_SAVES_OPTIMIZER and "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])

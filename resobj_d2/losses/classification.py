@@ -76,6 +76,7 @@ class SigmoidFocalLoss(SigmoidScores):
         return sigmoid_focal_loss(logits, labels, mask, alpha=self.alpha, gamma=self.gamma)
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, R) loss of each anchor, for samplers that rank by it (ignored: as background)."""
         return _focal_per_anchor(logits, labels, alpha=self.alpha, gamma=self.gamma)
 
 
@@ -91,6 +92,7 @@ class SigmoidCE(SigmoidScores):
         return sigmoid_focal_loss(logits, labels, mask, alpha=-1.0, gamma=0.0)
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, R) loss of each anchor, for samplers that rank by it (ignored: as background)."""
         return _focal_per_anchor(logits, labels, alpha=-1.0, gamma=0.0)
 
 

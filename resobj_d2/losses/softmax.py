@@ -43,6 +43,7 @@ class SoftmaxCE(ClassLoss):
 
     @staticmethod
     def num_logits(num_classes: int) -> int:
+        """Logits per anchor: the classes and the background."""
         return num_classes + 1
 
     @staticmethod

@@ -53,6 +53,7 @@ class DeltaCoder(Coder):
 
     @property
     def delta_options(self) -> dict[str, object]:
+        """The arguments with which operators that decode boxes do what this coder does."""
         return {"weights": self.weights, "scale_clamp": self.scale_clamp}
 
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor | None = None) -> Tensor:

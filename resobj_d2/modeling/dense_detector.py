@@ -111,6 +111,7 @@ class ResObjDenseDetector(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are and images are sent."""
         return self.pixel_mean.device
 
     @property

@@ -98,6 +98,11 @@ class StageOptions:
         return [task for task in TASKS if getattr(self, task) != "none"]
 
     def assigner(self, num_classes: int) -> MaxIoUAssigner:
+        """What labels the boxes of this stage.
+
+        Raises:
+            ValueError: thresholds or labels are not lists of numbers that fit each other.
+        """
         thresholds, labels = self.iou_thresholds, self.iou_labels
         for key, value in (("IOU_THRESHOLDS", thresholds), ("IOU_LABELS", labels or [])):
             numbers = isinstance(value, (list, tuple)) and all(

@@ -26,6 +26,8 @@ from PIL import Image, ImageDraw
 from .render import Scene, render_scene
 from .shapes import CLASS_NAMES
 
+__all__ = ["SplitPaths", "default_root", "ensure_scenes", "main", "save_preview"]
+
 VERSION = 3  # raise it whenever the same seed would draw another picture
 SPLITS = ("train", "val")
 META_NAME = "meta.json"

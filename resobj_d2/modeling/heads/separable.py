@@ -148,6 +148,7 @@ class SepConvTower(Tower):
     def hidden(
         self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> SepConvStack:
+        """Hidden layers for a score branch in the style of this tower."""
         if len(set(channels)) != 1:
             raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
         return SepConvStack(

@@ -96,6 +96,7 @@ class ConvTower(Tower):
     def hidden(
         self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> ConvStack:
+        """Hidden layers for a score branch in the style of this tower."""
         if len(set(channels)) != 1:
             raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
         return ConvStack(in_channels=in_channels, channels=channels[0], num_convs=num_convs)
@@ -114,11 +115,13 @@ class NoTower(Tower):
         return TowerFeatures(cls=features, box=features, pyramid=features)
 
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
+        """One task's maps: the features themselves."""
         return features
 
     def hidden(
         self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> PerLevelStack:
+        """Hidden layers for a score branch in the style of this tower."""
         return PerLevelStack(in_channels=in_channels, channels=channels, num_convs=num_convs)
 
 

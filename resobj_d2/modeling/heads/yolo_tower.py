@@ -71,4 +71,5 @@ class YOLOTower(Tower):
     def hidden(
         self, *, in_channels: Sequence[int], channels: Sequence[int], num_convs: int
     ) -> DarkNetStack:
+        """Hidden layers for a score branch in the style of this tower."""
         return DarkNetStack(in_channels=in_channels, channels=channels, num_convs=num_convs)

@@ -89,6 +89,7 @@ class BalancedFeaturePyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
+        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
         # Detectron2 0.5 has no such property; an empty answer says the same.
         return getattr(self.pyramid, "padding_constraints", {})
 

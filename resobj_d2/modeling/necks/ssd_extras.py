@@ -82,6 +82,7 @@ class SSDExtras(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
+        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

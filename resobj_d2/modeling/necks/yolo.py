@@ -79,6 +79,7 @@ class YOLOPyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
+        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -1,0 +1,74 @@
+"""The public names of the package, and those of them that nobody has described."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator
+
+from resobj_d2.registry import Registry
+
+__all__ = ["MODULES", "public_names", "undocumented"]
+
+# What docs/api describes, in the order of its pages.
+MODULES = (
+    "resobj_d2.ops",
+    "resobj_d2.losses",
+    "resobj_d2.matching",
+    "resobj_d2.modeling",
+    "resobj_d2.config",
+    "resobj_d2.data.register",
+    "resobj_d2.data.scenes.dataset",
+    "resobj_d2.evaluation",
+    "resobj_d2.engine",
+    "resobj_d2.inference.predictor",
+    "resobj_d2.inference.predict",
+    "resobj_d2.inference.drawing",
+    "resobj_d2.checkpoint",
+    "resobj_d2.structures",
+)
+
+# An entry's constructor from its config node; what it is given is the contract of its registry.
+_BY_CONTRACT = {"from_config"}
+
+
+def public_names(modules: Iterable[str] = MODULES) -> list[str]:
+    """``module.name`` for every name in the ``__all__`` of the modules.
+
+    Raises:
+        AttributeError: a module has no ``__all__``.
+    """
+    return [f"{m}.{name}" for m in modules for name in importlib.import_module(m).__all__]
+
+
+def undocumented(modules: Iterable[str] = MODULES) -> list[str]:
+    """Public classes, functions, registries, methods and properties without a docstring.
+
+    A method that a base class describes needs no description of its own. Constructors are
+    described by their class.
+    """
+    result = []
+    for name in public_names(modules):
+        module, _, attribute = name.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+        if inspect.isclass(value):
+            result += [f"{name}.{method}" for method in _undocumented_methods(value)]
+        if isinstance(value, (type, Registry)):
+            described = vars(value).get("__doc__")  # not the class's, not a base's
+        else:
+            described = not callable(value) or value.__doc__
+        if not described:
+            result.append(name)
+    return sorted(result)
+
+
+def _undocumented_methods(cls: type) -> Iterator[str]:
+    for name, value in vars(cls).items():
+        if name.startswith("_") or name in _BY_CONTRACT or not _is_method(value):
+            continue
+        if not any(getattr(vars(base).get(name), "__doc__", None) for base in cls.__mro__):
+            yield name
+
+
+def _is_method(value: object) -> bool:
+    return isinstance(value, (property, classmethod, staticmethod)) or inspect.isroutine(value)
