@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench gpu-check lint format clean distclean
+.PHONY: help setup demo test docs bench gpu-check lint format clean distclean
 
 PYTHON ?=
 export PYTHON
@@ -16,6 +16,7 @@ cpp_sources = $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.c
 help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
 	@echo "make test       run every test, the slow ones too"
+	@echo "make docs       build the site in build/site; broken links and undocumented names fail"
 	@echo "make bench      measure the operators against their peers (about 10 minutes)"
 	@echo "make gpu-check  build, test and measure on an NVIDIA GPU"
 	@echo "make setup      make .venv: pinned dependencies, Detectron2, native operators"
@@ -36,6 +37,13 @@ demo: setup
 test: setup
 	@echo "now: all tests"
 	@$(python) -m pytest -m "slow or not slow"
+
+# Material for MkDocs greets every build with news of other projects unless told not to.
+docs:
+	@.ci/setup docs
+	@echo "now: the site"
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet
+	@echo "open build/site/index.html, or with search: $(python) -m http.server -d build/site"
 
 # BENCH_OPTIONS="--quick" takes a minute or two. The figures are worth something only on a machine
 # that does nothing else.

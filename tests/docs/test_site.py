@@ -1,0 +1,103 @@
+"""The hooks of `make docs`: links of the repository become links of the site."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="`make docs` installs MkDocs")
+pytest.importorskip("mkdocstrings", reason="`make docs` installs MkDocs")
+
+from docs.generators.docstrings import assigned_docstrings, to_markdown
+from docs.generators.site import PAGES, rewrite_links, site_path, undescribed
+
+
+@pytest.mark.parametrize(
+    "path, place",
+    [
+        ("README.md", "index.md"),
+        ("configs/README.md", "configs.md"),
+        ("docs/methods.md", "methods.md"),
+        ("docs/api/ops.md", "api/ops.md"),
+        ("docs/images/steps.jpg", "images/steps.jpg"),
+        ("docs/tutorials/a.ipynb", "tutorials/a.md"),
+        ("docs/examples/squares.py", "source/docs/examples/squares.py.md"),
+        ("configs/Base-Dense.yaml", "source/configs/Base-Dense.yaml.md"),
+        ("LICENSE", "source/LICENSE.md"),
+    ],
+)
+def test_every_file_has_a_place(path, place):
+    assert site_path(path) == place
+
+
+def test_pages_beside_the_code_exist(repository):
+    assert all((repository / page).is_file() for page in PAGES)
+
+
+def test_links_between_files_become_links_of_the_site():
+    text, sources = rewrite_links(
+        "[m](../docs/methods.md#together) [b](Base-Dense.yaml) ![p](../docs/images/steps.jpg)",
+        "configs/README.md",
+    )
+    assert text == (
+        "[m](methods.md#together) [b](source/configs/Base-Dense.yaml.md) ![p](images/steps.jpg)"
+    )
+    assert sources == {"configs/Base-Dense.yaml"}
+
+
+def test_links_go_up_from_a_folder_of_the_site():
+    text, _ = rewrite_links("[r](../../README.md) [t](../training.md)", "docs/api/ops.md")
+    assert text == "[r](../index.md) [t](../training.md)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[d](https://example.org/docs/methods.md) [a](#anchor) [m](mailto:someone@example.org)",
+        "[missing](docs/no_such_page.md)",  # MkDocs is to complain about it
+        "`[code](LICENSE)`",
+        "```\n[code](LICENSE)\n```",
+        "text\n\n````markdown\n```\n[code](LICENSE)\n```\n````\n",
+    ],
+)
+def test_other_links_and_code_stay(text):
+    assert rewrite_links(text, "README.md") == (text, set())
+
+
+def test_links_after_code_are_found():
+    text, sources = rewrite_links("```\ncode\n```\n\n`a` [l](LICENSE) `b`", "README.md")
+    assert text.endswith("`a` [l](source/LICENSE.md) `b`") and sources == {"LICENSE"}
+
+
+def test_a_function_counts_under_its_module_of_the_same_name():
+    names = ["ops.nms", "ops.iou", "ops.lost"]
+    assert undescribed(names, {"ops.nms.nms", "ops.iou", "ops.other"}) == ["ops.lost"]
+
+
+def test_docstrings_become_markdown():
+    text = "See :class:`~a.B` and :func:`.c`; :meth:`d`::\n\n    code\n\n::\n\n    more"
+    expected = "See `a.B` and `c`; `d`:\n\n    code\n\n\n\n    more"
+    assert to_markdown(text) == expected
+
+
+def test_docstrings_that_are_assigned_are_read():
+    module = ast.parse('A = f()\nA.__doc__ = """\nOne.\n"""\nB.c.__doc__ = "no"\nD.__doc__ = g()\n')
+    assert assigned_docstrings(module) == {"A": "One."}
+
+
+@pytest.mark.slow
+def test_a_broken_link_fails_the_build(repository, tmp_path):
+    config = (repository / "mkdocs.yml").read_text()
+    pages = tmp_path / "docs"
+    pages.mkdir()
+    (pages / "index.md").write_text("# Page\n\n[there](other.md) [anchor](#nothing)\n")
+    # The links' rules are those of the real file; hooks and API have tests of their own.
+    rules = config[config.index("validation:") : config.index("hooks:")]
+    (tmp_path / "mkdocs.yml").write_text("site_name: t\nstrict: true\n" + textwrap.dedent(rules))
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "other.md" in run.stderr and "#nothing" in run.stderr
