@@ -2,7 +2,7 @@
 
 The pages are written to be read in the repository, so they link to files as they lie there. Here
 
-- pages outside docs/ (the README, ...) get a place on the site,
+- pages outside docs/ (the README, the changelog, ...) get a place on the site,
 - tutorials become pages (their notebooks stay beside them for download),
 - a source file that a page links to becomes a page that shows it,
 - links between all of these are turned into links of the site, so that MkDocs can check them,
@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Pages that lie beside what they describe, and their place among the pages of docs/.
 PAGES = {
     "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "configs/README.md": "configs.md",
     "csrc/README.md": "native.md",
 }

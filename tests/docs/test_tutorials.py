@@ -51,4 +51,6 @@ def test_stored_outputs_are_of_a_whole_run_and_small(repository, name):
         for output in cell.outputs:
             assert output.output_type != "error" and output.get("name") != "stderr"
             shown = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
-            assert not any(folder in shown for folder in ("/tmp", "/root", "/home", "site-packages"))
+            assert not any(
+                folder in shown for folder in ("/tmp", "/root", "/home", "site-packages")
+            )

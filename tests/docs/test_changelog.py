@@ -1,0 +1,26 @@
+"""The changelog's table of moves is true, and the newest version is the package's."""
+
+import importlib.util
+import re
+
+import pytest
+
+
+@pytest.fixture
+def changelog(repository):
+    return (repository / "CHANGELOG.md").read_text()
+
+
+def exists(module):
+    try:
+        spec = importlib.util.find_spec(module)
+        return spec is not None and spec.origin is not None  # an empty folder has no origin
+    except ModuleNotFoundError:  # a package on the way is missing
+        return False
+
+
+def test_modules_are_where_the_table_says(changelog):
+    moves = re.findall(r"^\| `(resobj_d2[\w.]+)` \| `(resobj_d2[\w.]+)` \|$", changelog, re.M)
+    assert len(moves) >= 29
+    assert [new for _, new in moves if not exists(new)] == []
+    assert [old for old, _ in moves if exists(old)] == []
