@@ -75,10 +75,12 @@ class Declared:
 
     @property
     def meaning(self) -> str:
+        """Of its option."""
         return self.option.meaning
 
     @property
     def source(self) -> str:
+        """Of its option."""
         return self.option.source
 
 

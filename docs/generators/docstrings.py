@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 
 import griffe
 
-__all__ = ["MarkdownDocstrings", "assigned_docstrings", "to_markdown"]
+__all__ = ["MarkdownDocstrings", "add_arguments", "option_lines", "to_markdown"]
 
 
 def to_markdown(text: str) -> str:
@@ -17,31 +16,58 @@ def to_markdown(text: str) -> str:
     return re.sub(r"(?<=\S)::$", ":", re.sub(r"^::$", "", text, flags=re.M), flags=re.M)
 
 
-def assigned_docstrings(module: ast.AST) -> dict[str, str]:
-    """Texts of statements ``NAME.__doc__ = "..."``, the way registries get theirs."""
-    return {
-        target.value.id: inspect.cleandoc(statement.value.value)
-        for statement in getattr(module, "body", [])
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
-        for target in statement.targets
-        if isinstance(target, ast.Attribute)
-        and target.attr == "__doc__"
-        and isinstance(target.value, ast.Name)
+def option_lines(node: ast.ClassDef) -> list[str]:
+    """A line of ``Args:`` for each argument or field that an ``Option`` annotates."""
+    lines = []
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign):
+            lines.append(_option_line(ast.unparse(statement.target), statement.annotation))
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            arguments = statement.args.args + statement.args.kwonlyargs
+            lines += [_option_line(x.arg, x.annotation) for x in arguments]
+    return [line for line in lines if line]
+
+
+def _option_line(name: str, annotation: ast.expr | None) -> str | None:
+    for call in ast.walk(annotation) if annotation is not None else ():
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Option":
+            given = {x.arg: x.value for x in call.keywords}
+            meaning = ast.literal_eval(call.args[0])
+            key = ast.literal_eval(given["key"]) if "key" in given else name.upper()
+            source = f"; {ast.literal_eval(given['source'])}" if "source" in given else ""
+            return f"    {name}: {meaning} (``{key}``{source})."
+    return None
+
+
+def add_arguments(text: str, lines: list[str]) -> str:
+    """A docstring with those of the lines of ``Args:`` that it does not have itself."""
+    described = {
+        name
+        for names in re.findall(r"^    (\w[\w, ]*)(?: \(.*\))?:", text, re.MULTILINE)
+        for name in names.split(", ")
     }
+    lines = [line for line in lines if line.split(":")[0].strip() not in described]
+    if not lines:
+        return text
+    if "Args:\n" not in text:
+        text += "\n\nArgs:\n"
+    return text.replace("Args:\n", "\n".join(["Args:", *lines, ""]), 1).rstrip("\n")
 
 
 class MarkdownDocstrings(griffe.Extension):
-    """Converts each docstring when it is read."""
-
-    def on_module_members(self, *, node: ast.AST, mod: griffe.Module, **_: object) -> None:
-        """Called by griffe when it has read a module."""
-        if isinstance(node, griffe.ObjectNode):  # an imported module, which has no statements
-            return
-        for name, text in assigned_docstrings(node).items():
-            member = mod.members[name]
-            member.docstring = griffe.Docstring(to_markdown(text), parent=member)
+    """Converts docstrings, and moves options from the types of arguments into them."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Called by griffe for every module, class, function and attribute."""
         if obj.docstring:
             obj.docstring.value = to_markdown(obj.docstring.value)
+
+    def on_class_members(self, *, node: object, cls: griffe.Class, **_: object) -> None:
+        """Called by griffe when it has read a class with its members."""
+        if isinstance(node, ast.ClassDef) and cls.docstring:
+            cls.docstring.value = add_arguments(cls.docstring.value, option_lines(node))
+        arguments = list(getattr(cls.members.get("__init__"), "parameters", ()))
+        for owner in arguments + [x for x in cls.members.values() if x.is_attribute]:
+            kind = owner.annotation
+            if isinstance(kind, griffe.ExprSubscript) and str(kind.left) == "Annotated":
+                owner.annotation = kind.slice.elements[0]

@@ -25,10 +25,11 @@ MODULES = (
     "resobj_d2.inference.predict",
     "resobj_d2.inference.drawing",
     "resobj_d2.checkpoint",
+    "resobj_d2.options",
     "resobj_d2.structures",
 )
 
-# An entry's constructor from its config node; what it is given is the contract of its registry.
+# Detectron2 calls it, with arguments that it documents.
 _BY_CONTRACT = {"from_config"}
 
 
@@ -53,8 +54,10 @@ def undocumented(modules: Iterable[str] = MODULES) -> list[str]:
         value = getattr(importlib.import_module(module), attribute)
         if inspect.isclass(value):
             result += [f"{name}.{method}" for method in _undocumented_methods(value)]
-        if isinstance(value, (type, Registry)):
-            described = vars(value).get("__doc__")  # not the class's, not a base's
+        if inspect.isclass(value):
+            described = vars(value).get("__doc__")  # not a base's
+        elif isinstance(value, Registry):
+            described = value.base.__doc__  # the contract of its entries
         else:
             described = not callable(value) or value.__doc__
         if not described:

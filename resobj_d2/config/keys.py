@@ -39,6 +39,7 @@ class Condition:
     text: str = ""
 
     def holds(self, cfg: CfgNode) -> bool:
+        """Whether a configuration meets it."""
         if self.test is not None:
             return self.test(cfg)
         return value_of(cfg, self.path) in self.values
@@ -57,6 +58,7 @@ class Reader:
     when: tuple[Condition, ...] = ()
 
     def missing(self, cfg: CfgNode) -> list[Condition]:
+        """The conditions that a configuration does not meet."""
         return [condition for condition in self.when if not condition.holds(cfg)]
 
 
@@ -91,6 +93,7 @@ class Keys:
         return iter(self._keys.values())
 
     def add(self, keys: Iterable[Key]) -> None:
+        """Take in keys; one that is there already gets their readers too."""
         for key in keys:
             known = self._keys.get(key.path)
             if known is None:

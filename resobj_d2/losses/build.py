@@ -12,5 +12,8 @@ from .base import BoxLoss, ClassLoss, Normalizer
 __all__ = ["BOX_LOSS_REGISTRY", "CLS_LOSS_REGISTRY", "NORMALIZER_REGISTRY"]
 
 CLS_LOSS_REGISTRY: Registry[ClassLoss] = Registry("CLS_LOSS", base=ClassLoss)
+"""Entries of ``CLS_LOSS.NAME``: subclasses of :class:`ClassLoss`."""
 BOX_LOSS_REGISTRY: Registry[BoxLoss] = Registry("BOX_LOSS", base=BoxLoss)
+"""Entries of ``BOX_LOSS.NAME``: subclasses of :class:`BoxLoss`."""
 NORMALIZER_REGISTRY: Registry[Normalizer] = Registry("NORMALIZER", base=Normalizer)
+"""Entries of ``NORMALIZER.NAME``: subclasses of :class:`Normalizer`."""

@@ -21,11 +21,14 @@ __all__ = [
     "build_two_stage_sampler",
 ]
 
-# Entries take ``strides`` beside their options.
 PRIORS_REGISTRY: Registry[AnchorGrid] = Registry("PRIORS", base=AnchorGrid)
+"""Entries of ``PRIORS.NAME``: subclasses of :class:`AnchorGrid`, which take ``strides`` too."""
 CODER_REGISTRY: Registry[Coder] = Registry("CODER", base=Coder)
+"""Entries of ``CODER.NAME``: subclasses of :class:`Coder`."""
 ASSIGNER_REGISTRY: Registry[Assigner] = Registry("ASSIGNER", base=Assigner)
+"""Entries of ``ASSIGNER.NAME``: subclasses of :class:`Assigner`."""
 SAMPLER_REGISTRY: Registry[Sampler] = Registry("SAMPLER", base=Sampler)
+"""Entries of ``SAMPLER.NAME``: subclasses of :class:`Sampler`."""
 
 
 def build_two_stage_sampler(node: CfgNode, detectron2: CfgNode) -> Sampler | None:

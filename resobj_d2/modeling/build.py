@@ -12,7 +12,11 @@ from .contracts import Predictor, ScoreBranch, Tower
 __all__ = ["BRANCH_REGISTRY", "PREDICTOR_REGISTRY", "TOWER_REGISTRY"]
 
 TOWER_REGISTRY: Registry[Tower] = Registry("TOWER", base=Tower)
+"""Entries of ``TOWER.NAME``: subclasses of :class:`Tower`."""
 PREDICTOR_REGISTRY: Registry[Predictor] = Registry("PREDICTOR", base=Predictor)
-# An entry takes ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`) beside its options, and
-# is there where its node's ENABLED says so.
+"""Entries of ``PREDICTOR.NAME``: subclasses of :class:`Predictor`."""
 BRANCH_REGISTRY: Registry[ScoreBranch] = Registry("BRANCH", base=ScoreBranch)
+"""Subclasses of :class:`ScoreBranch`, each there where its node's ``ENABLED`` says so.
+
+An entry takes ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`) beside its options.
+"""

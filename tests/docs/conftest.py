@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from resobj_d2.config import load_config
-from resobj_d2.matching import OctaveAnchors, octave_anchors
+from resobj_d2.matching import OctaveAnchors
 
 STRIDES = [8, 16, 32, 64, 128]
 
@@ -60,7 +60,4 @@ def migration_code(migration, retinanets):
 @pytest.fixture
 def octave():
     """RetinaNet's anchors as a config makes them."""
-    shapes = octave_anchors(
-        strides=STRIDES, scale=4.0, scales_per_octave=3, aspect_ratios=[0.5, 1.0, 2.0]
-    )
-    return OctaveAnchors(shapes=shapes, strides=STRIDES)
+    return OctaveAnchors(strides=STRIDES)

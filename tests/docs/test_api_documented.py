@@ -33,6 +33,8 @@ def test_a_module_without_all_is_an_error():
 
 
 class Base:
+    """What entries promise."""
+
     def described(self):
         """What it does."""
 
@@ -60,11 +62,10 @@ def test_what_counts_as_undocumented(monkeypatch):
     class Subclass(Base):  # the docstring of a base class is not its own
         pass
 
-    described = Registry("A")
-    described.__doc__ = "What its entries promise."
     module = types.ModuleType("silent")
     module.Silent, module.Subclass, module.function = Silent, Subclass, lambda: None
-    module.bare, module.described, module.NUMBER = Registry("B"), described, 3
+    module.bare, module.described = Registry("A", base=Subclass), Registry("B", base=Base)
+    module.NUMBER = 3
     module.__all__ = ["Silent", "Subclass", "function", "bare", "described", "NUMBER"]
     monkeypatch.setitem(sys.modules, "silent", module)
     assert undocumented(["silent"]) == [

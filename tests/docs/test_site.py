@@ -1,6 +1,5 @@
 """The hooks of `make docs`: links of the repository become links of the site."""
 
-import ast
 import subprocess
 import sys
 import textwrap
@@ -10,7 +9,9 @@ import pytest
 pytest.importorskip("mkdocs", reason="`make docs` installs MkDocs")
 pytest.importorskip("mkdocstrings", reason="`make docs` installs MkDocs")
 
-from docs.generators.docstrings import assigned_docstrings, to_markdown
+import griffe
+
+from docs.generators.docstrings import MarkdownDocstrings, add_arguments, to_markdown
 from docs.generators.site import PAGES, rewrite_links, site_path, undescribed
 
 
@@ -82,9 +83,36 @@ def test_docstrings_become_markdown():
     assert to_markdown(text) == expected
 
 
-def test_docstrings_that_are_assigned_are_read():
-    module = ast.parse('A = f()\nA.__doc__ = """\nOne.\n"""\nB.c.__doc__ = "no"\nD.__doc__ = g()\n')
-    assert assigned_docstrings(module) == {"A": "One."}
+def test_options_become_arguments_of_the_docstring(tmp_path):
+    (tmp_path / "loss.py").write_text(
+        """
+from typing import Annotated
+
+class Loss:
+    \"\"\"A loss.\"\"\"
+
+    def __init__(
+        self,
+        a: Annotated[
+            float, Option("what it is, "
+                          "and how", source="Eq. 1")
+        ] = 1.0,
+        b: Annotated[int, Option("more", key="OTHER")] = 2,
+        c: Annotated[Thing, Part()] = None,
+        d: str = "",
+    ): ...
+"""
+    )
+    extensions = griffe.load_extensions(MarkdownDocstrings)
+    loss = griffe.load("loss", search_paths=[str(tmp_path)], extensions=extensions)["Loss"]
+    assert loss.docstring.value == (
+        "A loss.\n\nArgs:\n    a: what it is, and how (``A``; Eq. 1).\n    b: more (``OTHER``)."
+    )
+    types = [str(p.annotation) for p in loss["__init__"].parameters][1:]
+    assert add_arguments(
+        "A.\n\nArgs:\n    a: x.\n\nRaises:\n    E: y.", ["    a: z", "    b: z."]
+    ) == ("A.\n\nArgs:\n    b: z.\n    a: x.\n\nRaises:\n    E: y.")
+    assert types == ["float", "int", "Thing", "str"]
 
 
 @pytest.mark.slow
