@@ -11,7 +11,11 @@ __all__ = ["MarkdownDocstrings", "add_arguments", "option_lines", "to_markdown"]
 
 
 def to_markdown(text: str) -> str:
-    """Sphinx roles become code, and the ``::`` in front of a block of code a colon."""
+    """Sphinx roles become code, the ``::`` in front of a block of code a colon.
+
+    Class attributes get the name of the section that Google's style has for them.
+    """
+    text = text.replace("Class attributes:\n", "Attributes:\n")
     text = re.sub(r":(?:class|func|meth|mod|data|attr):`[~.]?([^`]+)`", r"`\1`", text)
     return re.sub(r"(?<=\S)::$", ":", re.sub(r"^::$", "", text, flags=re.M), flags=re.M)
 

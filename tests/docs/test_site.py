@@ -83,6 +83,10 @@ def test_docstrings_become_markdown():
     assert to_markdown(text) == expected
 
 
+def test_class_attributes_are_a_section_of_googles_style():
+    assert to_markdown("A.\n\nClass attributes:\n    a: b.") == "A.\n\nAttributes:\n    a: b."
+
+
 def test_options_become_arguments_of_the_docstring(tmp_path):
     (tmp_path / "loss.py").write_text(
         """
