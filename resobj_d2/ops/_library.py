@@ -9,6 +9,7 @@ No Python code ever asks whether an extension was built.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def no_backward(reason: str) -> Callable:
     return backward
 
 
-def mark_outputs_non_differentiable(ctx, inputs, output) -> None:
+def mark_outputs_non_differentiable(ctx: Any, inputs: tuple, output: Any) -> None:
     """A ``setup_context`` for operators whose results carry no gradient."""
     outputs = output if isinstance(output, tuple) else (output,)
     ctx.mark_non_differentiable(*outputs)

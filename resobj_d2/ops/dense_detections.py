@@ -192,7 +192,7 @@ def _check_level(tensors: dict[str, Tensor], level: int, num_classes: int) -> No
         )
     n, channels, h, w = logits.shape
     a = channels // num_classes
-    shapes = dict.fromkeys(tensors, [(n, a, h, w)])
+    shapes: dict[str, list[tuple[int, ...]]] = dict.fromkeys(tensors, [(n, a, h, w)])
     shapes["cls_logits"] = [tuple(logits.shape)]
     shapes["deltas"] = [(n, a * 4, h, w)]
     shapes["anchors"] = [(h * w * a, 4), (n, h * w * a, 4)]

@@ -258,7 +258,9 @@ def matrix_nms(
     return torch.ops.resobj_d2.matrix_nms(*candidates, kernel, sigma)
 
 
-def _checked_candidates(op: str, boxes: Tensor, scores: Tensor, idxs: Tensor):
+def _checked_candidates(
+    op: str, boxes: Tensor, scores: Tensor, idxs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The arguments as the operators take them."""
     if _are_ready(boxes, scores, idxs):
         return boxes, scores, idxs
@@ -304,7 +306,14 @@ def _check_greedy(op: str, iou_threshold: float, max_output: int) -> None:
         raise ValueError(f"{op}: max_output must be -1 (no limit) or more, got {max_output}")
 
 
-def _check_soft(op, method, iou_threshold, sigma, min_score, max_output) -> None:
+def _check_soft(
+    op: str,
+    method: str,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    max_output: int,
+) -> None:
     if method not in SOFT_METHODS:
         raise ValueError(f"{op}: method must be linear or gaussian, got {method!r}")
     _check_greedy(op, iou_threshold, max_output)

@@ -15,7 +15,7 @@ def batched_nms(
     order = _by_descending_score(scores)
     boxes, idxs = boxes[order], idxs[order]
     alive = torch.ones_like(order, dtype=torch.bool)
-    kept = []
+    kept: list[int] = []
     for i in range(len(order)):
         if len(kept) == max_output:
             break
@@ -47,7 +47,8 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`resobj_d2.ops.soft_nms`."""
     left = scores.isfinite()
-    kept, new_scores = [], []
+    kept: list[int] = []
+    new_scores: list[Tensor] = []
     for _ in range(len(scores)):
         candidates = torch.where(left, scores, -torch.inf)
         # The first of the highest: argmax may return any of them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ def reassign_anchors(
     allow_low_quality: bool = False,
     d2_compat: bool = False,
     ignore_boxes: Tensor | None = None,
-    ignore_sizes: list[int] = (),
+    ignore_sizes: Sequence[int] = (),
     ignore_iof: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`resobj_d2.ops.reassign_anchors`."""

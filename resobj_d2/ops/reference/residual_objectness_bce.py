@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ def residual_objectness_bce(
     detach: str = "all",
     min_scope: str = "image",
     unselected: str = "update",
-    anchors_per_level: list[int] = (),
+    anchors_per_level: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Algorithm 1 of Residual Objectness, step by step. Autograd of this code gives the gradients.
 
@@ -58,7 +60,7 @@ def residual_objectness_bce_backward(
     detach: str,
     min_scope: str,
     unselected: str,
-    anchors_per_level: list[int],
+    anchors_per_level: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``sum(grad_losses * losses)`` with respect to the logits and the residuals."""
     valid = labels >= 0
@@ -88,7 +90,7 @@ def residual_objectness_bce_backward(
 
 
 def foreground_minima(
-    logits: Tensor, foreground: Tensor, min_scope: str, anchors_per_level: list[int]
+    logits: Tensor, foreground: Tensor, min_scope: str, anchors_per_level: Sequence[int]
 ) -> Tensor:
     """(G,) smallest foreground logit of each group, +inf where there is none, NaN if any is NaN."""
     if min_scope == "none":
@@ -106,7 +108,7 @@ def foreground_minima(
 
 
 def selected_by(
-    logits: Tensor, minima: Tensor, min_scope: str, anchors_per_level: list[int]
+    logits: Tensor, minima: Tensor, min_scope: str, anchors_per_level: Sequence[int]
 ) -> Tensor:
     """(N, R) mask of ``logits >= minima`` of the anchor's group; nothing where the minimum is +inf.
 
@@ -120,7 +122,7 @@ def selected_by(
     return ~(logits < minima) & (minima != torch.inf)
 
 
-def count_groups(num_images: int, min_scope: str, anchors_per_level: list[int]) -> int:
+def count_groups(num_images: int, min_scope: str, anchors_per_level: Sequence[int]) -> int:
     """G, the number of minimum scores in one step."""
     return {"image": num_images, "level": len(anchors_per_level)}.get(min_scope, 1)
 
