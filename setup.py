@@ -30,6 +30,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
@@ -39,6 +40,7 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 CSRC = Path("csrc")
+CONFIGS = Path("configs")
 CPU = "resobj_d2.ops.libresobj_cpu"
 CUDA = "resobj_d2.ops.libresobj_cuda"
 BUILD_INFO = "resobj_d2._build_info"
@@ -318,6 +320,25 @@ class BuildNative(build_ext):
             path.unlink(missing_ok=True)
 
 
+class WithConfigs(build_py):
+    """Puts ``configs/`` into the package; in a checkout, also an editable one, it stays outside."""
+
+    def run(self) -> None:
+        super().run()
+        for source, target in self.config_files().items():
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(source, target)
+
+    def config_files(self) -> dict[str, str]:
+        if getattr(self, "editable_mode", False):
+            return {}
+        files = [p for pattern in ("*.yaml", "zoo.csv") for p in sorted(CONFIGS.rglob(pattern))]
+        return {str(p): str(Path(self.build_lib, "resobj_d2", p)) for p in files}
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self.config_files().values()]
+
+
 class PlainWheel(bdist_wheel):
     """The libraries do not depend on the Python version, and without them nothing is native."""
 
@@ -378,5 +399,10 @@ setup(
         native_extension(CUDA, "cuda/*.cu"),
         native_extension(BUILD_INFO, "build_info.cpp"),
     ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlainWheel, "sdist": WholeSource},
+    cmdclass={
+        "build_ext": BuildNative,
+        "build_py": WithConfigs,
+        "bdist_wheel": PlainWheel,
+        "sdist": WholeSource,
+    },
 )

@@ -9,6 +9,7 @@ from .dense import dense_keys
 from .keys import Keys
 from .rcnn import rcnn_keys
 from .run import run_keys
+from .zoo import know_zoo
 
 __all__ = ["add_resobj_config", "all_keys"]
 
@@ -24,7 +25,9 @@ def all_keys() -> Keys:
 def add_resobj_config(cfg: CfgNode) -> None:
     """Add this package's keys, with defaults that make Detectron2's RetinaNet, to ``cfg``.
 
-    Also registers this package's modules with Detectron2, so that ``build_model(cfg)`` works.
+    Also registers this package's modules with Detectron2, so that ``build_model(cfg)`` works,
+    and makes ``cfg.merge_from_file`` understand ``resobj_d2://`` (:mod:`.zoo`).
     Call it after importing losses, assigners and the like of your own: their options become keys.
     """
     all_keys().add_to(cfg)
+    know_zoo(cfg)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +17,7 @@ from .defaults import add_resobj_config
 from .imports import import_modules
 from .run_checks import check_run
 from .unused import check_unused_keys
+from .zoo import find_config, load_yaml_with_base
 
 __all__ = ["class_counts", "load_config"]
 
@@ -34,7 +34,7 @@ def load_config(
     """Read a yaml, apply ``KEY VALUE`` overrides, register and check the datasets.
 
     Args:
-        config_file: path of a yaml; "" for the defaults.
+        config_file: path of a yaml or name of the zoo (:mod:`.zoo`); "" for the defaults.
         opts: alternating keys and values, as on Detectron2's command line.
         training: False where the training data are not needed; ``DATASETS.TRAIN`` is emptied.
         imports: modules to import before the configuration is read, beside its ``IMPORTS``; their
@@ -45,14 +45,14 @@ def load_config(
         GPU can be used.
 
     Raises:
-        FileNotFoundError: no such yaml, or a registered dataset's files are missing.
+        FileNotFoundError: no such yaml or name, or a registered dataset's files are missing.
         ValueError: there is no such key; a dataset is not registered, or the number of classes
             differs from its; a key that is set, but that nothing in this model reads; a batch
             size, learning rate or schedule that nothing can be trained with.
         ImportError: a module of ``IMPORTS`` cannot be imported.
     """
-    if config_file and not os.path.isfile(config_file):
-        raise FileNotFoundError(f"config file not found: {os.path.abspath(config_file)}")
+    if config_file:
+        config_file = str(find_config(config_file))
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
     import_modules([*_imports_of(config_file, opts), *imports])
@@ -83,7 +83,7 @@ def _imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
     """``IMPORTS`` of the overrides, otherwise of the file and the files it is based on."""
     given = CfgNode({"IMPORTS": []})
     if config_file:
-        raw = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        raw = load_yaml_with_base(config_file)
         given.IMPORTS = raw.get("IMPORTS", [])
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key == "IMPORTS":

@@ -1,0 +1,60 @@
+"""The tables of configs/README.md, from configs/zoo.csv.
+
+::
+
+    python -m docs.generators.zoo --write configs/README.md
+
+``resobj-d2 configs`` lists the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resobj_d2.config.zoo import zoo_entries
+
+__all__ = ["main", "page", "table"]
+
+BEGIN = "<!-- begin: python -m docs.generators.zoo -->\n"
+END = "<!-- end: python -m docs.generators.zoo -->\n"
+
+
+def table(folder: str) -> str:
+    """Markdown of the configurations in one folder of ``configs/``."""
+    lines = ["| config | method | paper's AP | source |", "|---|---|---|---|"]
+    for entry in zoo_entries():
+        if entry.name.startswith(f"{folder}/"):
+            link = f"[{Path(entry.name).stem}]({entry.name})"
+            cells = [link, entry.method, entry.ap or "-", entry.source or "none"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str) -> str:
+    """``text`` with the table between its markers made anew.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no part between {BEGIN.strip()} and {END.strip()}")
+    return pattern.sub(lambda _: f"{BEGIN}\n{table('COCO-Detection')}\n{END}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.generators.zoo", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
+    path = parser.parse_args(argv).write
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

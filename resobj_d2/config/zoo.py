@@ -1,0 +1,209 @@
+"""The configurations that come with the package: where they are, and what they are called.
+
+A configuration's name is its path below ``configs/``, for instance
+``COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml``. The folder may be left out where the
+file's name is unique, and so may ``.yaml``. Wherever a yaml is expected, a file that exists wins,
+and a name is looked up otherwise. ``resobj_d2://NAME`` always means the zoo; this is also how a
+yaml of your own builds on one, from any folder::
+
+    _BASE_: ["resobj_d2://Base-Dense.yaml", "resobj_d2://schedules/600_1x.yaml", "mine.yaml"]
+
+Finding and listing need neither torch nor Detectron2.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+__all__ = [
+    "SCHEME",
+    "ZooEntry",
+    "find_config",
+    "get_config",
+    "know_zoo",
+    "load_yaml_with_base",
+    "zoo_entries",
+    "zoo_folder",
+    "zoo_names",
+]
+
+SCHEME = "resobj_d2://"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A configuration to train.
+
+    Attributes:
+        name: path below ``configs/``.
+        method: what it is, in a few words.
+        ap: box AP that the paper reports; "" where there is none.
+        source: paper and table of that figure.
+    """
+
+    name: str
+    method: str
+    ap: str
+    source: str
+
+
+def zoo_folder() -> Path:
+    """Folder of the configurations: inside an installed package, beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
+        if (folder / "Base-Dense.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"the configurations of resobj_d2 are missing: neither {_PACKAGE / 'configs'} nor "
+        f"{_PACKAGE.parent / 'configs'} has them. Install the package again"
+    )
+
+
+@functools.cache
+def zoo_names() -> tuple[str, ...]:
+    """The names of all yamls: bases, methods and schedules too."""
+    folder = zoo_folder()
+    return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.yaml")))
+
+
+def zoo_entries() -> list[ZooEntry]:
+    """Every configuration that can be trained, with the papers' figures (``zoo.csv``)."""
+    with (zoo_folder() / "zoo.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            ZooEntry(row["config"], row["method"], row["ap"], row["source"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def find_config(name: str | os.PathLike) -> Path:
+    """The yaml that a path or a name means.
+
+    Args:
+        name: a file; or a name of the zoo, with or without ``resobj_d2://``, ``configs/``, folder
+            and ``.yaml``. A file that exists wins over the zoo.
+
+    Raises:
+        FileNotFoundError: there is neither; the message has similar names.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise FileNotFoundError(f"config file not found: {path.absolute()} is a folder")
+    # "./name" is a path that is missing.
+    matches = [] if text.startswith(".") else _matches(text.removeprefix(SCHEME))
+    if len(matches) == 1:
+        return zoo_folder() / matches[0]
+    if matches:
+        raise FileNotFoundError(f"{text} can mean {' or '.join(matches)}: write one of these")
+    where = text if text.startswith(SCHEME) else path.absolute()
+    raise FileNotFoundError(f"config file not found: {where}{_suggestion(text)}")
+
+
+def _matches(name: str) -> list[str]:
+    wanted = name.removeprefix("configs/")
+    if not wanted.endswith(".yaml"):
+        wanted += ".yaml"
+    if wanted in zoo_names():
+        return [wanted]
+    return [known for known in zoo_names() if "/" not in wanted and Path(known).name == wanted]
+
+
+def _suggestion(text: str) -> str:
+    by_stem = {Path(name).stem: name for name in zoo_names()}
+    similar = difflib.get_close_matches(Path(text).stem, by_stem, n=3)
+    if not similar:
+        return ". `resobj-d2 configs` lists those that come with the package"
+    return f". Did you mean {' or '.join(by_stem[stem] for stem in similar)}?"
+
+
+def get_config(name: str | os.PathLike, *, training: bool = True, **overrides) -> CfgNode:
+    """A configuration by path or name, checked and not frozen.
+
+    Args:
+        name: as in :func:`find_config`; "" for the defaults.
+        training: False where the training data are not needed.
+        overrides: keys with ``__`` for each dot, for instance ``SOLVER__MAX_ITER=100`` or
+            ``DATASETS__TRAIN=("mine",)``.
+
+    Returns:
+        What :func:`resobj_d2.config.load_config` returns, with its datasets registered, but open to
+        changes. Changes made later are not checked.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`resobj_d2.config.load_config`.
+    """
+    from .load import load_config  # not at the top: a list of the zoo needs no torch
+
+    pairs = [(key.replace("__", "."), value) for key, value in overrides.items()]
+    options = [item for pair in pairs for item in pair]
+    cfg = load_config(os.fspath(name), options, training=training)
+    cfg.defrost()
+    return cfg
+
+
+def know_zoo(cfg: CfgNode) -> None:
+    """Let ``cfg.merge_from_file`` read ``resobj_d2://``, as the file and in its ``_BASE_``."""
+    _register_scheme()
+    # On this object alone: yacs keeps keys elsewhere, and Detectron2's class stays as it is.
+    cfg.__dict__["load_yaml_with_base"] = load_yaml_with_base
+
+
+def load_yaml_with_base(filename: str, allow_unsafe: bool = False) -> dict:
+    """A yaml as a dict, merged into those of its ``_BASE_``, where ``resobj_d2://`` is understood."""
+    return _reader().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
+
+
+@functools.cache
+def _reader() -> type:
+    from detectron2.config import CfgNode
+
+    class Reader(CfgNode):
+        @classmethod
+        def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+            # fvcore takes each base that is neither absolute nor http for a path relative to the
+            # yaml: "resobj_d2://X" arrives as "folder/resobj_d2://X".
+            name = re.search(r"(?:^|/)resobj_d2:/+(.+)$", filename)
+            path = str(find_config(SCHEME + name[1])) if name else filename
+            return super().load_yaml_with_base(path, allow_unsafe=allow_unsafe)
+
+    return Reader
+
+
+@functools.cache
+def _register_scheme() -> None:
+    """Tell Detectron2's ``PathManager`` what ``resobj_d2://`` is."""
+    from detectron2.utils.file_io import PathHandler, PathManager
+
+    class ZooHandler(PathHandler):
+        def _get_supported_prefixes(self) -> list[str]:
+            return [SCHEME]
+
+        def _get_local_path(self, path: str, **kwargs) -> str:
+            return str(find_config(path))
+
+        def _isfile(self, path: str, **kwargs) -> bool:
+            self._get_local_path(path)  # its error names what there is
+            return True
+
+        _exists = _isfile
+
+        def _open(self, path: str, mode: str = "r", **kwargs):
+            return open(self._get_local_path(path), mode, encoding="utf-8")
+
+    PathManager.register_handler(ZooHandler(), allow_override=True)
