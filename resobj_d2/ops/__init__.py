@@ -5,7 +5,7 @@ argument checks and the conversion of half precision.
 """
 
 from . import _native
-from ._native import native_status
+from ._native import describe_operators, native_status
 from .balanced_l1_loss import balanced_l1_loss
 from .box_iou_aligned import box_iou_aligned
 from .dense_detections import DenseDetections, dense_detections
@@ -27,6 +27,7 @@ __all__ = [
     "batched_nms_padded",
     "box_iou_aligned",
     "dense_detections",
+    "describe_operators",
     "giou_loss",
     "match_anchors",
     "matrix_nms",

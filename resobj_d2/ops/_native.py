@@ -2,16 +2,21 @@
 
 The libraries are plain shared objects beside this file. They register kernels with torch's
 dispatcher when they are loaded and know nothing of Python, so one build serves every Python and
-every torch >= 2.10.
+every torch >= 2.10. ``resobj_d2/_build.json`` says what the build made, and why not the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
+import json
 import mmap
 import os
+import sys
+from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -20,13 +25,17 @@ NATIVE = "native"
 # into the libraries: kernels of an older one take and return other things.
 INTERFACE = 2
 BACKENDS = ("cpu", "cuda")
+NEVER_BUILT = (
+    "this source folder was never built: run `pip install --no-build-isolation -e .` in it"
+)
 _FOLDER = Path(__file__).parent
 _status: dict[str, str] = {}
+_loaded: dict[str, Path] = {}
 
 
 def library_path(backend: str) -> Path:
     """Where the build puts the kernels of ``"cpu"`` or ``"cuda"``."""
-    return _FOLDER / f"libresobj_{backend}.so"
+    return _FOLDER / _name(backend)
 
 
 def native_status() -> dict[str, str | dict[str, str]]:
@@ -35,9 +44,25 @@ def native_status() -> dict[str, str | dict[str, str]]:
     Returns:
         ``{"cpu": ..., "cuda": ..., "build": {...}}``: for each backend ``"native"``, or why its
         operators run on the pure-torch reference instead; ``build`` says how the libraries were
-        built and is empty when that is not known.
+        built and is empty when that is not known. Its ``"borrowed from"`` is there where the
+        libraries are those of another copy of the package.
     """
-    return {**_status, "build": _build_info()}
+    return {**_status, "build": _build_facts()}
+
+
+def describe_operators() -> str:
+    """One line for people: which operators run and, where it is not the fast ones, why."""
+    missing = {b: _status[b].removeprefix("not built: ") for b in BACKENDS if _status[b] != NATIVE}
+    reasons = "; ".join(dict.fromkeys(missing.values()))
+    native = f"native CPU ({cpu_capability()})"
+    line = {
+        (): f"{native}, native CUDA",
+        ("cuda",): f"{native}, no CUDA kernels: {reasons}",
+        ("cpu",): f"native CUDA, slower pure torch on the CPU: {reasons}",
+        BACKENDS: f"slower pure torch, no native kernels: {reasons}",
+    }[tuple(missing)]
+    origin = _borrowed_from()
+    return f"operators: {line}" + (f" (libraries of {origin})" if origin else "")
 
 
 def load() -> None:
@@ -69,16 +94,40 @@ def cpu_capability() -> str | None:
     """
     if _status["cpu"] != NATIVE:
         return None
-    find = ctypes.CDLL(str(library_path("cpu"))).resobj_cpu_capability
+    find = ctypes.CDLL(str(_loaded["cpu"])).resobj_cpu_capability
     find.restype = ctypes.c_char_p
     return find().decode()
+
+
+def other_copies() -> list[Path]:
+    """Folders of further copies of this package that Python's path or pip knows."""
+    folders = [Path(entry, "resobj_d2") for entry in sys.path]
+    for distribution in metadata.distributions(name="resobj_d2"):
+        source = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if source.get("dir_info", {}).get("editable"):
+            folders.append(Path(unquote(urlsplit(source["url"]).path), "resobj_d2"))
+    this = _FOLDER.parent.resolve()
+    found = dict.fromkeys(f.resolve() for f in folders if (f / "__init__.py").is_file())
+    return [folder for folder in found if folder != this]
+
+
+def read_build_record(package: Path) -> dict[str, str]:
+    """What the last build in a package's folder wrote down; empty where there was none."""
+    try:
+        return json.loads((package / "_build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _name(backend: str) -> str:
+    return f"libresobj_{backend}.so"
 
 
 def _load(backend: str) -> str:
     if backend == "cuda" and torch.version.cuda is None:
         return "not loaded: this torch has no CUDA"
-    path = library_path(backend)
-    if not path.is_file():
+    path = _find_library(backend)
+    if path is None:
         return f"not built: {_reason_not_built(backend)}"
     if not _has_interface(path):
         return f"not loaded: {path} was built from other sources; build it again"
@@ -86,7 +135,22 @@ def _load(backend: str) -> str:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         return f"failed to load {path}: {error}"
+    _loaded[backend] = path
     return NATIVE
+
+
+def _find_library(backend: str) -> Path | None:
+    """This package's own library; in a source folder that was never built, an installed one's.
+
+    A folder with a record was built, and what is missing there is missing for a reason.
+    """
+    path = library_path(backend)
+    if path.is_file():
+        return path
+    if any(library_path(b).is_file() for b in BACKENDS) or read_build_record(_FOLDER.parent):
+        return None
+    candidates = [folder / "ops" / _name(backend) for folder in other_copies()]
+    return next((p for p in candidates if p.is_file() and _has_interface(p)), None)
 
 
 def _has_interface(path: Path) -> bool:
@@ -97,15 +161,34 @@ def _has_interface(path: Path) -> bool:
 
 
 def _reason_not_built(backend: str) -> str:
-    default = "no compiler when installed, or RESOBJ_NO_EXT was set"
-    if backend == "cuda":
-        default = "no nvcc when installed, or RESOBJ_NO_EXT was set"
-    return _build_info().get(f"{backend}_not_built", default)
+    record = _build_record()
+    if record or any(library_path(b).is_file() for b in BACKENDS):
+        return record.get(f"{backend}_not_built", "the build left no record of it")
+    return NEVER_BUILT
 
 
-def _build_info() -> dict[str, str]:
-    try:
-        return importlib.import_module("resobj_d2._build_info").build_info()
-    except ImportError:
-        # Built for another Python, or not built; the kernel libraries do not depend on it.
-        return {}
+def _build_record() -> dict[str, str]:
+    """Of the package whose libraries are in use; its compiled module has the facts alone."""
+    package = _in_use()
+    record = read_build_record(package)
+    if not record and package == _FOLDER.parent:
+        with contextlib.suppress(ImportError):  # not built, or for another Python
+            module = importlib.import_module("resobj_d2._build_info")
+            if Path(module.__file__).parent == package:  # an editable copy's finder offers its own
+                record = module.build_info()
+    return record
+
+
+def _in_use() -> Path:
+    """Folder of the package whose libraries are loaded."""
+    return next(iter(_loaded.values())).parents[1] if _loaded else _FOLDER.parent
+
+
+def _borrowed_from() -> Path | None:
+    return _in_use() if _in_use() != _FOLDER.parent else None
+
+
+def _build_facts() -> dict[str, str]:
+    facts = {k: v for k, v in _build_record().items() if not k.endswith("_not_built")}
+    origin = _borrowed_from()
+    return {"borrowed from": str(origin), **facts} if origin else facts

@@ -1,5 +1,6 @@
 """Loading of the kernel libraries: what they may depend on, and what happens without them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,9 +31,10 @@ print([round(value, 4) for value in logits.grad[0].tolist()], output.counts.toli
 """
 
 
-def run(program, **environment):
+def run(program, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, "-c", program],
+        cwd=cwd,
         env={**os.environ, "RESOBJ_REQUIRE_NATIVE": "", **environment},
         capture_output=True,
         text=True,
@@ -100,6 +102,88 @@ def test_libraries_use_the_stable_abi_and_no_python(native_backend):
     assert [s for s in of_torch if not s.startswith(("aoti_torch_", "torch_"))] == []
     versions = {s.rpartition("@")[2].partition("_")[0] for s in symbols if "@" in s}
     assert versions <= {"GLIBC", "GLIBCXX", "CXXABI", "GCC"}
+
+
+STATUS = """
+import json
+from resobj_d2 import ops
+print(json.dumps([ops.native_status(), ops.describe_operators()]))
+"""
+
+
+@pytest.fixture
+def bare_clone(tmp_path):
+    """The sources of the operators without libraries, in a folder of their own."""
+    package = tmp_path / "clone" / "resobj_d2"
+    skip = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(_native._FOLDER, package / "ops", ignore=skip)
+    shutil.copy(_native._FOLDER.parent / "__init__.py", package)
+    return package
+
+
+@pytest.fixture
+def installed(bare_clone, tmp_path):
+    """A further copy on Python's path that has the libraries."""
+    if ops.native_status()["cpu"] != "native":
+        pytest.skip("the cpu kernels are not built")
+    package = tmp_path / "site" / "resobj_d2"
+    shutil.copytree(bare_clone, package)
+    for library in _native._loaded.values():
+        shutil.copy(library, package / "ops")
+    (package / "_build.json").write_text('{"compiler": "c++ 99", "cuda_not_built": "no nvcc"}')
+    return package
+
+
+def status_of(*packages):
+    path = os.pathsep.join(str(package.parent) for package in packages)
+    result = run(STATUS, cwd=packages[0].parents[1], PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_clone_without_libraries_uses_the_installed_ones(bare_clone, installed):
+    status, line = status_of(bare_clone, installed)
+    assert status["cpu"] == "native"
+    assert status["cuda"] == ops.native_status()["cuda"] or status["cuda"] == "not built: no nvcc"
+    assert status["build"] == {"borrowed from": str(installed), "compiler": "c++ 99"}
+    assert line.startswith("operators: ") and line.endswith(f" (libraries of {installed})")
+
+
+def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed):
+    source = bare_clone / "ops" / "_native.py"
+    text = source.read_text()
+    source.write_text(text.replace(f"INTERFACE = {_native.INTERFACE}", "INTERFACE = 99"))
+    status, line = status_of(bare_clone, installed)
+    assert status["cpu"] == f"not built: {_native.NEVER_BUILT}"
+    assert line.startswith(
+        "operators: slower pure torch, no native kernels: this source folder was never built: run"
+    )
+
+
+def test_a_build_that_made_nothing_says_why_and_borrows_nothing(bare_clone, installed):
+    (bare_clone / "_build.json").write_text('{"cpu_not_built": "no C++ compiler found"}')
+    status, line = status_of(bare_clone, installed)
+    assert status["cpu"] == "not built: no C++ compiler found"
+    assert status["build"] == {}
+    assert "no C++ compiler found" in line
+
+
+@pytest.mark.parametrize(
+    "cpu, cuda, line",
+    [
+        ("native", "native", "native CPU (avx2), native CUDA"),
+        ("native", "not built: no nvcc", "native CPU (avx2), no CUDA kernels: no nvcc"),
+        ("not built: x", "native", "native CUDA, slower pure torch on the CPU: x"),
+        ("not built: x", "not built: x", "slower pure torch, no native kernels: x"),
+        ("failed to load a: b", "not built: x",
+         "slower pure torch, no native kernels: failed to load a: b; x"),
+    ],
+)  # fmt: skip
+def test_one_line_says_which_operators_run(cpu, cuda, line, monkeypatch):
+    monkeypatch.setattr(_native, "_status", {"cpu": cpu, "cuda": cuda})
+    monkeypatch.setattr(_native, "_loaded", {})
+    monkeypatch.setattr(_native, "cpu_capability", lambda: "avx2")
+    assert ops.describe_operators() == f"operators: {line}"
 
 
 DIGESTS = """
