@@ -13,13 +13,16 @@ import functools
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 
+from resobj_d2.command import run_command
 from resobj_d2.config import load_config
+from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer
 
 from .inference.predict import draw_samples
@@ -39,14 +42,15 @@ class Budget:
 
 FULL = Budget(iterations=900, floor=15.0, drawn=0.3)
 QUICK = Budget(iterations=200, floor=3.0, drawn=0.1)  # few scores reach .3 by then
-CONFIG = "configs/small/scenes_retinanet_resobj_t2.yaml"
+CONFIG = "small/scenes_retinanet_resobj_t2.yaml"
 PICTURES = 6
 MARKER = ".resobj_d2_demo"  # in a folder that a demo may clear
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    arguments = _parse_arguments()
+    arguments = _parse_arguments(argv)
+    arguments.config_file = str(find_config(arguments.config_file))
     budget = QUICK if arguments.quick else FULL
     output = Path(arguments.output)
     _remove_former_run(output)
@@ -66,9 +70,9 @@ def main() -> int:
     return _report(results, budget, files, time.monotonic() - start)
 
 
-def _parse_arguments() -> argparse.Namespace:
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.demo",
+        prog="resobj-d2 demo",
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -79,7 +83,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", default="output/demo", help="folder for everything it writes")
     parser.add_argument("--quick", action="store_true", help="a shorter run with a lower floor")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _remove_former_run(output: Path) -> None:
@@ -124,4 +128,4 @@ def _report(results: dict, budget: Budget, files: list[Path], seconds: float) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -6,13 +6,16 @@ is named, but the operators, losses and matching work without it.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
 OLDEST_TORCH = (2, 10)
+_ABOUT = "What is installed, what is native, and what to do about the rest."
 
 
 @dataclass
@@ -47,8 +50,9 @@ def diagnose() -> Report:
     return report
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; return the exit status."""
+    argparse.ArgumentParser(prog="resobj-d2 doctor", description=_ABOUT).parse_args(argv)
     report = diagnose()
     width = max(len(name) for name, _ in report.facts)
     for name, value in report.facts:

@@ -28,6 +28,7 @@ from detectron2.structures import ImageList
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from resobj_d2.command import run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 
@@ -170,7 +171,7 @@ def table(costs: Sequence[Cost]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.analysis.cost", description=__doc__.partition("\n")[0]
+        prog="resobj-d2 analyze cost", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("configs", nargs="+", metavar="YAML", help="the first is the reference")
     parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
@@ -203,4 +204,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

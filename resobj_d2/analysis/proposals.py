@@ -27,6 +27,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.command import run_command
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -176,7 +177,7 @@ def table(rows: Sequence[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.analysis.proposals", description=__doc__.partition("\n")[0]
+        prog="resobj-d2 analyze proposals", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--config-file", required=True)
     parser.add_argument(
@@ -198,4 +199,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

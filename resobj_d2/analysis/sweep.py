@@ -24,6 +24,7 @@ import torch
 from detectron2.config import CfgNode
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.command import run_command
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -115,7 +116,7 @@ def table(rows: Sequence[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.analysis.sweep", description=__doc__.partition("\n")[0]
+        prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--config-file", required=True)
     parser.add_argument(
@@ -141,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

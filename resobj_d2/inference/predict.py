@@ -37,6 +37,7 @@ from detectron2.structures import Instances
 from PIL.Image import Image
 
 from resobj_d2.checkpoint.checkpointer import CheckpointError
+from resobj_d2.command import run_command
 
 from .drawing import draw_annotations, draw_detections, grid, step_title
 from .json_list import JsonListWriter
@@ -312,7 +313,7 @@ def _fraction(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.inference.predict",
+        prog="resobj-d2 predict",
         description="Detect objects on image files; writes pictures and COCO results.",
         epilog=_WITHOUT_DATASETS,
     )
@@ -385,4 +386,4 @@ def _report_failures(files: PredictionFiles, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

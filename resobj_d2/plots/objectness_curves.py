@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from resobj_d2.command import run_command
+
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
 Series = list[tuple[int, float]]
@@ -181,7 +183,7 @@ def _run_name(path: str | os.PathLike) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m resobj_d2.plots.objectness_curves",
+        prog="resobj-d2 analyze curves",
         description="Plot the mean objectness of positives and negatives at each step.",
     )
     parser.add_argument(
@@ -208,4 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, uses_operators=False))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resobj_d2.command import run_command
 from resobj_d2.data.scenes import dataset as scenes
 from resobj_d2.data.scenes.dataset import ensure_scenes
 from resobj_d2.data.scenes.render import MIN_SIDE, render_scene
@@ -233,6 +234,8 @@ def test_command_line_writes_a_preview(tmp_path, capsys):
         assert sheet.size == (6 * 244, 4 * 244)
 
 
-def test_command_line_error_is_one_message(tmp_path):
-    with pytest.raises(SystemExit, match="error: scenes: image_size must be"):
-        scenes.main(["--output", str(tmp_path), "--size", "10"])
+def test_command_line_error_is_one_message(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path), "--size", "10"]
+    assert run_command(scenes.main, arguments, uses_operators=False) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: scenes: image_size must be")

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from resobj_d2.command import run_command
 
 from .render import Scene, render_scene
 from .shapes import CLASS_NAMES
@@ -265,19 +268,20 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; bad input ends with a message instead of a traceback."""
+    """The command.
+
+    Raises:
+        ValueError, FileExistsError: as :func:`ensure_scenes`.
+    """
     options = _parse_arguments(arguments)
-    try:
-        paths = ensure_scenes(
-            options.output,
-            name=options.name,
-            image_size=options.size,
-            num_train=options.num_train,
-            num_val=options.num_val,
-            seed=options.seed,
-        )
-    except (ValueError, FileExistsError) as error:
-        raise SystemExit(f"error: {error}") from None
+    paths = ensure_scenes(
+        options.output,
+        name=options.name,
+        image_size=options.size,
+        num_train=options.num_train,
+        num_val=options.num_val,
+        seed=options.seed,
+    )
     print(f"scenes: {Path(options.output, options.name).absolute()}")
     if options.preview:
         save_preview(paths["train"], options.preview)
@@ -285,4 +289,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, uses_operators=False))

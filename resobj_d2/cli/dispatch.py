@@ -1,0 +1,139 @@
+"""From ``resobj-d2 COMMAND ...`` to the module that runs it.
+
+A new command is one row of :data:`COMMANDS` and a module with ``main(argv) -> int``. Nothing heavy
+is imported before the command is known: ``resobj-d2 --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resobj_d2 import __version__
+from resobj_d2.command import run_command
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A row of the table.
+
+    Attributes:
+        name: what the user types.
+        summary: one line of the list.
+        module: of this package, relative to it; its ``main(argv)`` runs the command. "" for a
+            group of commands.
+        uses_operators: whether it starts with the line that says which operators run.
+        commands: of a group.
+    """
+
+    name: str
+    summary: str
+    module: str = ""
+    uses_operators: bool = True
+    commands: tuple[Command, ...] = ()
+
+
+ANALYZE = (
+    Command(
+        name="cost",
+        summary="parameters, FLOPs and forward time of configurations side by side",
+        module="analysis.cost",
+    ),
+    Command(
+        name="proposals",
+        summary="average recall of an RPN's proposals",
+        module="analysis.proposals",
+    ),
+    Command(
+        name="sweep",
+        summary="evaluate a trained detector under many settings of its scoring",
+        module="analysis.sweep",
+    ),
+    Command(
+        name="curves",
+        summary="objectness of positives and negatives over a training",
+        module="plots.objectness_curves",
+        uses_operators=False,
+    ),
+)
+
+COMMANDS = (
+    Command(name="train", summary="train a detector", module="cli.train"),
+    Command(name="eval", summary="evaluate a trained detector", module="cli.evaluate"),
+    Command(
+        name="predict",
+        summary="detections on image files: pictures and a json",
+        module="inference.predict",
+    ),
+    Command(name="demo", summary="train, evaluate and draw on generated scenes", module="demo"),
+    Command(
+        name="configs",
+        summary="list the configurations, print one",
+        module="cli.configs",
+        uses_operators=False,
+    ),
+    Command(name="analyze", summary="cost, proposals, sweep, curves", commands=ANALYZE),
+    Command(
+        name="doctor",
+        summary="what is installed and native, and what to do about the rest",
+        module="doctor",
+        uses_operators=False,
+    ),
+    Command(
+        name="bench",
+        summary="measure the operators against their peers (in a checkout)",
+        module="cli.bench",
+        uses_operators=False,
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``resobj-d2``; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _dispatch("resobj-d2", COMMANDS, arguments)
+
+
+def _dispatch(prog: str, commands: tuple[Command, ...], arguments: list[str]) -> int:
+    # --traceback may also stand in front of the command.
+    leading = arguments[:1] if arguments[:1] == ["--traceback"] else []
+    arguments = arguments[len(leading) :]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help(prog, commands))
+        return 0
+    if arguments[0] == "--version":
+        print(f"resobj_d2 {__version__}")
+        return 0
+    name, *rest = arguments
+    command = next((c for c in commands if c.name == name), None)
+    if command is None:
+        similar = difflib.get_close_matches(name, [c.name for c in commands], n=1)
+        hint = f" Did you mean {similar[0]}?" if similar else ""
+        print(f"error: there is no command '{name}'.{hint} See {prog} --help", file=sys.stderr)
+        return 2
+    if command.commands:
+        return _dispatch(f"{prog} {name}", command.commands, leading + rest)
+
+    def run(argv: list[str]) -> int | None:
+        return importlib.import_module(f"resobj_d2.{command.module}").main(argv)
+
+    return run_command(run, leading + rest, uses_operators=command.uses_operators)
+
+
+def _help(prog: str, commands: tuple[Command, ...]) -> str:
+    width = max(len(command.name) for command in commands)
+    rows = [f"  {command.name:<{width}}  {command.summary}" for command in commands]
+    return "\n".join(
+        [
+            f"usage: {prog} [--version] [--traceback] COMMAND ...",
+            "",
+            *rows,
+            "",
+            f"{prog} COMMAND --help explains one. --traceback shows where an error comes from.",
+        ]
+    )

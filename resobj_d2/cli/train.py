@@ -1,0 +1,65 @@
+"""Train and evaluate, as Detectron2's own tools/train_net.py does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.engine import default_argument_parser, default_setup
+
+from resobj_d2.command import one_line_per_process
+from resobj_d2.compat import launch
+from resobj_d2.config import load_config
+from resobj_d2.config.zoo import find_config
+from resobj_d2.engine import Trainer, evaluate
+
+__all__ = ["main"]
+
+
+@one_line_per_process
+def _run(args) -> None:
+    """In each process."""
+    cfg = _load(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        evaluate(cfg, resume=args.resume)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def _load(args):
+    return load_config(args.config_file, args.opts, training=not args.eval_only)
+
+
+def main(argv: Sequence[str], *, prog: str = "resobj-d2 train") -> int:
+    """The command; takes Detectron2's arguments."""
+    parser = default_argument_parser(epilog=_EXAMPLES.format(prog=prog))
+    parser.prog = prog
+    args = parser.parse_args(argv)
+    if args.config_file:
+        args.config_file = str(find_config(args.config_file))  # Detectron2 copies it to the log
+    if args.num_gpus > 1:
+        _load(args)  # a mistake is told once, not by every process
+    # Detectron2's default is one port per user, which two runs on a machine would share.
+    chosen = args.num_machines > 1 or args.dist_url != parser.get_default("dist_url")
+    launch(
+        _run if args.num_gpus * args.num_machines > 1 else _run.__wrapped__,
+        num_processes=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url if chosen else "auto",
+        args=(args,),
+    )
+    return 0
+
+
+_EXAMPLES = """
+A configuration is a file, or a name that `resobj-d2 configs` lists. Examples:
+
+  {prog} --config-file NAME --num-gpus 8
+  {prog} --config-file NAME --num-gpus 2 SOLVER.IMS_PER_BATCH 4 SOLVER.BASE_LR 0.0025
+  {prog} --config-file NAME --resume
+  {prog} --config-file NAME --eval-only MODEL.WEIGHTS output/.../model_final.pth
+  {prog} --config-file NAME --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+"""

@@ -1,0 +1,142 @@
+"""What every command of this package does alike: says which operators run, and explains errors.
+
+A mistake of the user's (a key, a file, a dataset that does not fit) ends in one line and exit
+status 2. Everything else is a defect, and its traceback is shown. ``--traceback`` or the
+environment variable ``RESOBJ_TRACEBACK=1`` show it for mistakes too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
+
+__all__ = ["explain", "is_users_mistake", "one_line_per_process", "run_command"]
+
+MISTAKE = 2  # exit status
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+# Libraries that check what the user wrote: configs, registries, datasets.
+_CHECKING = ("resobj_d2", "benchmarks", "detectron2.config", "detectron2.data", "fvcore", "yacs")
+
+
+def run_command(
+    main: Callable[[list[str]], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    uses_operators: bool = True,
+) -> int:
+    """Run a command; return its exit status.
+
+    Args:
+        main: takes the arguments; returns the exit status, None for 0.
+        argv: the arguments, by default the process's. ``--traceback`` is taken out.
+        uses_operators: start with the line that says which operators run.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--traceback" in arguments:
+        arguments.remove("--traceback")
+        os.environ["RESOBJ_TRACEBACK"] = "1"  # worker processes inherit it
+    try:
+        if uses_operators and not {"-h", "--help"} & set(arguments):
+            _say_which_operators_run()
+        return main(arguments) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; Python would complain again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if getattr(error, "exit_code", None) == MISTAKE:
+            return MISTAKE  # a process of torch's launcher that has explained itself
+        if wants_traceback() or not is_users_mistake(error):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return MISTAKE
+
+
+def one_line_per_process(main: Callable) -> Callable:
+    """The function for a launcher's processes, whose exceptions do not reach the command whole."""
+
+    @functools.wraps(main)
+    def run(*args):
+        try:
+            return main(*args)
+        except Exception as error:
+            if wants_traceback() or not is_users_mistake(error):
+                raise
+            print(f"error: {explain(error)}", file=sys.stderr)
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # Not sys.exit: threads of a process group would abort on the way out.
+            os._exit(MISTAKE)
+
+    return run
+
+
+def wants_traceback() -> bool:
+    return os.environ.get("RESOBJ_TRACEBACK", "") not in ("", "0")
+
+
+def is_users_mistake(error: BaseException) -> bool:
+    """Whether an exception tells of the user's input and not of a defect.
+
+    This package's own exceptions and files that cannot be used always do. Python's do where code
+    that checks input raised them, with a message.
+    """
+    kind = type(error)
+    if kind.__module__.startswith(("resobj_d2.", "yaml.")) or isinstance(error, OSError):
+        return True
+    if isinstance(error, ImportError):  # an optional package that is not installed
+        return not str(error.name or "").startswith("resobj_d2.")
+    if not error.args or not str(error.args[0]):
+        return False
+    if "Original Traceback" in str(error):  # torch's DataLoader: a worker's exception as text
+        return isinstance(error, ValueError)
+    origin = _origin(error)
+    if isinstance(error, ValueError):
+        return origin.startswith(_CHECKING)
+    if isinstance(error, KeyError):
+        return origin.endswith(".registry") or origin.startswith("detectron2.data.catalog")
+    if isinstance(error, AssertionError):
+        return origin.startswith(_CHECKING) and not origin.startswith("resobj_d2")
+    return False
+
+
+def explain(error: BaseException) -> str:
+    """An exception's message in one line."""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        message = f"{error.filename}: {error.strerror}"
+    if "Original Traceback" in message:
+        message = re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+    return " ".join(message.split()) or type(error).__name__
+
+
+def _origin(error: BaseException) -> str:
+    """Name of the module that raised it; Python's own library counts as its caller."""
+    library = sysconfig.get_path("stdlib")
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(library) or "site-packages" in file:
+            name = frame.f_globals.get("__name__", "")
+            if name == "__main__":  # python -m
+                name = getattr(frame.f_globals.get("__spec__"), "name", None) or name
+    return name
+
+
+def _say_which_operators_run() -> None:
+    with contextlib.suppress(ModuleNotFoundError):  # no torch: the command itself will say so
+        from .ops import describe_operators
+
+        print(describe_operators(), file=sys.stderr)

@@ -1,0 +1,200 @@
+"""Mistakes of the user's end in one line and status 2; defects keep their traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch.utils.data import DataLoader
+
+from resobj_d2.checkpoint.checkpointer import CheckpointError
+from resobj_d2.command import explain, is_users_mistake, run_command
+from resobj_d2.config import load_config
+from resobj_d2.losses import BOX_LOSS_REGISTRY
+
+
+class BrokenSet:
+    """A dataset whose images cannot be read."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise OSError("dataset 'x': image 1, /a.png, does not exist")
+
+
+MISTAKES = {
+    "a missing file": (
+        lambda: open("/nowhere/a.json"),
+        "/nowhere/a.json: No such file or directory",
+    ),
+    "a config that is missing": (lambda: load_config("/nowhere/a.yaml"), "config file not found: "),
+    "a key that does not exist": (
+        lambda: load_config("", ["SEDE", "1"]),
+        "the overrides KEY VALUE: there is no key SEDE. Did you mean SEED?",
+    ),
+    "a value of another type": (
+        lambda: load_config("", ["SOLVER.MAX_ITER", "many"]),
+        "Type mismatch (<class 'int'> vs. <class 'str'>)",
+    ),
+    "Detectron2's registry": (
+        lambda: BACKBONE_REGISTRY.get("foo"),
+        "No object named 'foo' found in 'BACKBONE' registry!",
+    ),
+    "our registry": (lambda: BOX_LOSS_REGISTRY.get("foo"), "there is no "),
+    "a dataset that is not registered": (
+        lambda: DatasetCatalog.get("foo"),
+        "Dataset 'foo' is not registered!",
+    ),
+    "a class of ours": (lambda: fail(CheckpointError("no weights")), "no weights"),
+    "a package that is missing": (lambda: __import__("nowhere_"), "No module named 'nowhere_'"),
+    "a file that is no yaml": (lambda: yaml.safe_load("a: [1"), "while parsing a flow sequence in"),
+    "a worker of torch's": (
+        lambda: list(DataLoader(BrokenSet(), num_workers=1)),
+        "dataset 'x': image 1, /a.png, does not exist",
+    ),
+}
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, capsys, monkeypatch):
+    monkeypatch.delenv("RESOBJ_TRACEBACK", raising=False)
+    cause, message = MISTAKES[name]
+    assert run_command(lambda argv: cause(), [], uses_operators=False) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        lambda: {}["key"],
+        lambda: fail(RuntimeError("a shape is wrong")),
+        lambda: fail(AssertionError()),
+        lambda: [].index(1),  # a ValueError outside of what checks input
+        lambda: __import__("resobj_d2.nowhere"),
+    ],
+)
+def test_a_defect_keeps_its_traceback(cause):
+    with pytest.raises(Exception) as caught:
+        run_command(lambda argv: cause(), [], uses_operators=False)
+    assert not is_users_mistake(caught.value)
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_the_traceback_of_a_mistake_on_request(how, monkeypatch):
+    monkeypatch.setenv("RESOBJ_TRACEBACK", "1" if how == "environment" else "0")
+    seen = []
+
+    def command(argv):
+        seen.extend(argv)
+        raise FileNotFoundError("a")
+
+    arguments = ["x", "--traceback", "y"] if how == "option" else ["x", "y"]
+    with pytest.raises(FileNotFoundError):
+        run_command(command, arguments, uses_operators=False)
+    assert seen == ["x", "y"]
+
+
+def test_explain_has_one_line():
+    assert explain(ValueError("a\n  b\n")) == "a b"
+    assert explain(KeyError("no 'x'")) == "no 'x'"
+    assert explain(ValueError()) == "ValueError"
+
+
+def test_status_and_arguments_pass_through():
+    assert run_command(lambda argv: len(argv), ["a", "b", "c"], uses_operators=False) == 3
+    assert run_command(lambda argv: None, [], uses_operators=False) == 0
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+    assert run_command(lambda argv: fail(KeyboardInterrupt()), [], uses_operators=False) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(repository):
+    command = f"{sys.executable} -m resobj_d2 configs | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=repository, capture_output=True, text=True)
+    assert done.stdout.startswith("name") and done.stderr == ""
+
+
+def test_operators_are_named_first(capsys, monkeypatch):
+    from resobj_d2 import ops
+
+    assert run_command(lambda argv: print("here"), []) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"{ops.describe_operators()}\n"
+    assert captured.err.startswith("operators: ")
+    assert run_command(lambda argv: 0, ["--help"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """One file that is no image, with one box of one class; as overrides of a config."""
+    (tmp_path / "a.png").write_text("no image")
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}],
+                "annotations": [
+                    {"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 30, 30],
+                     "area": 900, "iscrowd": 0}
+                ],
+                "categories": [{"id": 1, "name": "thing"}],
+            }
+        )
+    )  # fmt: skip
+    entry = {"name": "broken_image", "json": str(tmp_path / "a.json"), "images": str(tmp_path)}
+    return [
+        "DATASETS.REGISTER", str([entry]),
+        "DATASETS.TRAIN", "('broken_image',)",
+        "DATASETS.TEST", "()",
+        "MODEL.DENSE.NUM_CLASSES", "1",
+        "MODEL.DEVICE", "cpu",
+        "SOLVER.IMS_PER_BATCH", "2",
+        "SOLVER.MAX_ITER", "1",
+        "SOLVER.STEPS", "()",
+        "DATALOADER.NUM_WORKERS", "0",
+        "OUTPUT_DIR", str(tmp_path / "out"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["train_net.py"], ["-m", "resobj_d2", "train"]])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["SEDE", "1"], "there is no key SEDE"),
+        (["MODEL.DENSE.NUM_CLASSES", "3"], "MODEL.DENSE.NUM_CLASSES is 3, but dataset"),
+        ([], "/a.png, cannot be read"),  # found out by the processes, while training
+    ],
+)
+def test_training_explains_itself(program, processes, options, message, coco, repository):
+    if program[0] == "train_net.py" and message == "there is no key SEDE":
+        pytest.skip("the other program shows it")
+    done = subprocess.run(
+        [
+            sys.executable, "-W", "ignore", *program, "--config-file", "scenes_retinanet_fl",
+            "--num-gpus", str(processes), *coco, *options,
+        ],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RESOBJ_TRACEBACK": ""},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors and all(message in line for line in errors), done.stderr
+    assert len(errors) == 1 or (processes == 2 and options == [])
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("operators: ")
