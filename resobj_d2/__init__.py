@@ -1,17 +1,53 @@
 """Residual Objectness and its relatives, as an extension of Detectron2.
 
-``import resobj_d2`` and ``import resobj_d2.ops`` need torch alone. The detector lives in
-:mod:`resobj_d2.modeling`, which imports Detectron2 and registers itself there;
-``resobj_d2.accelerate`` and ``resobj_d2.restore`` are of :mod:`resobj_d2.acceleration`.
+``import resobj_d2`` imports nothing else, and ``import resobj_d2.ops`` needs torch alone. The
+other names are imported on use and need Detectron2; ``docs/python.md`` shows them.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .acceleration import accelerate, restore
+    from .config import add_resobj_config, get_config, load_config
+    from .engine import Trainer, evaluate
+    from .inference.detector import build_detector
+    from .inference.predictor import Predictor
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Predictor",
+    "Trainer",
+    "accelerate",
+    "add_resobj_config",
+    "build_detector",
+    "evaluate",
+    "get_config",
+    "load_config",
+    "restore",
+]
+
+_MODULES = {
+    "Predictor": "inference.predictor",
+    "Trainer": "engine",
+    "accelerate": "acceleration",
+    "add_resobj_config": "config",
+    "build_detector": "inference.detector",
+    "evaluate": "engine",
+    "get_config": "config",
+    "load_config": "config",
+    "restore": "acceleration",
+}
 
 
 def __getattr__(name: str):
-    # Only on use: these two import Detectron2.
-    if name in ("accelerate", "restore"):
-        from . import acceleration
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
 
-        return getattr(acceleration, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

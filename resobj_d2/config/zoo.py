@@ -18,6 +18,7 @@ import difflib
 import functools
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ __all__ = [
     "get_config",
     "know_zoo",
     "load_yaml_with_base",
+    "override_list",
     "zoo_entries",
     "zoo_folder",
     "zoo_names",
@@ -150,11 +152,15 @@ def get_config(name: str | os.PathLike, *, training: bool = True, **overrides) -
     """
     from .load import load_config  # not at the top: a list of the zoo needs no torch
 
-    pairs = [(key.replace("__", "."), value) for key, value in overrides.items()]
-    options = [item for pair in pairs for item in pair]
-    cfg = load_config(os.fspath(name), options, training=training)
+    cfg = load_config(os.fspath(name), override_list(overrides), training=training)
     cfg.defrost()
     return cfg
+
+
+def override_list(overrides: Mapping[str, object]) -> list:
+    """``{"A__B": 1}`` as ``["A.B", 1]``."""
+    pairs = [(key.replace("__", "."), value) for key, value in overrides.items()]
+    return [item for pair in pairs for item in pair]
 
 
 def know_zoo(cfg: CfgNode) -> None:

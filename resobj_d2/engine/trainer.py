@@ -34,6 +34,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg) -> None:
         check_evaluators(cfg)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with ddp_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
 
