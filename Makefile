@@ -83,7 +83,8 @@ clean:
 	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	@rm -f .venv/setup-state/package
 	@find resobj_d2 -name "*.so" -delete
-	@find resobj_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -f resobj_d2/_build.json
+	@find csrc resobj_d2 tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	@echo "now: removing .venv"

@@ -3,34 +3,32 @@
 Three things are built from ``csrc/``: ``resobj_d2/ops/libresobj_cpu.so`` and
 ``libresobj_cuda.so``, plain shared libraries on LibTorch's stable ABI without Python symbols (so
 one build serves every Python and every torch >= 2.10), and the small pybind11 module
-``resobj_d2._build_info``, which says how they were built. Any of them may be missing: the operators
-then run on their pure-torch reference, and ``python -m resobj_d2.doctor`` says why.
+``resobj_d2._build_info``, which says how they were built. ``csrc/build_plan.py`` decides which of
+them can be built. Any of them may be missing: the operators then run on their pure-torch reference,
+and ``resobj_d2/_build.json``, which every build writes, says why.
 
 Environment:
     RESOBJ_NO_EXT=1        build nothing
-    FORCE_CUDA=1           fail unless the CUDA kernels are built
-    TORCH_CUDA_ARCH_LIST   for example "8.0;9.0+PTX"
+    FORCE_CUDA=1           build the CUDA kernels where no GPU is visible, too; fail unless they are
+    TORCH_CUDA_ARCH_LIST   for example "8.0;9.0+PTX"; this machine's GPUs where there are any
     CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS as usual
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
 from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
@@ -39,165 +37,30 @@ try:
 except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+
+from build_plan import (  # noqa: E402  in an isolated build nothing else is on the path
+    BUILD_INFO,
+    CPU,
+    CUDA,
+    Plan,
+    cxx_flags,
+    is_set,
+    make_plan,
+    require_torch,
+)
+
 CSRC = Path("csrc")
 CONFIGS = Path("configs")
-CPU = "resobj_d2.ops.libresobj_cpu"
-CUDA = "resobj_d2.ops.libresobj_cuda"
-BUILD_INFO = "resobj_d2._build_info"
-
-# The oldest torch whose stable ABI the kernels use; they run on this one and all newer ones.
-TARGET_TORCH = (2, 10)
+# Of build_plan.TARGET_TORCH.
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# No contraction to fused multiply-add anywhere: CPU, CUDA and the reference must agree on ties.
-CXX_FLAGS = [
-    "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-]  # fmt: skip
 NVCC_FLAGS = [
     "-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA",
 ]  # fmt: skip
-# One architecture per major version runs on the whole major; PTX of the last serves newer ones.
-DEFAULT_ARCHS = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 
 
-@dataclass
-class Plan:
-    """What can be built here. ``skipped`` maps an extension to the reason it cannot."""
-
-    cxx: list[str] = field(default_factory=list)
-    nvcc: str = ""
-    arch_flags: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    info: dict[str, str] = field(default_factory=dict)
-
-
-def is_set(name: str) -> bool:
-    return os.environ.get(name, "") not in ("", "0")
-
-
-def first_line(command: list[str]) -> str:
-    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return output.strip().partition("\n")[0]
-
-
-@functools.cache
-def make_plan() -> Plan:
-    plan = Plan()
-    reason = why_nothing(plan)
-    if reason:
-        if is_set("FORCE_CUDA"):
-            raise SystemExit(f"FORCE_CUDA=1, but nothing can be built: {reason}")
-        plan.skipped = dict.fromkeys((CPU, CUDA, BUILD_INFO), reason)
-        return plan
-    import torch
-
-    plan.info["compiler"] = first_line([*plan.cxx, "--version"])
-    plan.info["torch"] = torch.__version__
-    plan.info["stable_abi"] = ".".join(map(str, TARGET_TORCH))
-    plan.info["cpu_flags"] = " ".join(cxx_flags())
-    reason = why_no_cuda(plan)
-    if reason:
-        if is_set("FORCE_CUDA"):
-            raise SystemExit(f"FORCE_CUDA=1, but the CUDA kernels cannot be built: {reason}")
-        plan.skipped[CUDA] = reason
-    reason = why_no_build_info()
-    if reason:
-        plan.skipped[BUILD_INFO] = reason
-    return plan
-
-
-def why_nothing(plan: Plan) -> str:
-    if is_set("RESOBJ_NO_EXT"):
-        return "RESOBJ_NO_EXT is set"
-    if sys.platform != "linux":
-        return f"the kernels are built on Linux only, this is {sys.platform}"
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for candidate in map(shlex.split, candidates):
-        if shutil.which(candidate[0]):
-            plan.cxx = candidate
-            break
-    else:
-        return f"no C++ compiler found (looked for {', '.join(candidates)})"
-    try:
-        import torch
-    except ImportError as error:
-        return f"torch cannot be imported while building: {error}"
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TARGET_TORCH:
-        return f"the kernels need torch >= 2.10 to build, this is {torch.__version__}"
-    return ""
-
-
-def why_no_cuda(plan: Plan) -> str:
-    import torch
-
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA"
-    plan.nvcc = find_nvcc()
-    if not plan.nvcc:
-        return "nvcc not found on PATH or under CUDA_HOME"
-    version = subprocess.run([plan.nvcc, "--version"], capture_output=True, text=True, check=False)
-    release = re.search(r"release (\d+)\.(\d+)", version.stdout)
-    if not release:
-        return f"{plan.nvcc} --version does not answer: {version.stderr.strip()}"
-    # The runtime is linked statically, so versions may differ, but a driver that is recent enough
-    # for torch need not be for a compiler of the next major version.
-    newer = int(release[1]) > int(torch.version.cuda.split(".")[0])
-    if newer and not is_set("FORCE_CUDA"):
-        return (
-            f"nvcc is of CUDA {release[1]}.{release[2]}, torch of {torch.version.cuda}; a driver "
-            "that runs this torch may not run the kernels (FORCE_CUDA=1 builds them all the same)"
-        )
-    plan.arch_flags = cuda_arch_flags(plan.nvcc)
-    plan.info["cuda"] = f"{release[1]}.{release[2]}"
-    plan.info["cuda_archs"] = " ".join(flag.rpartition("code=")[2] for flag in plan.arch_flags)
-    return ""
-
-
-def why_no_build_info() -> str:
-    try:
-        import pybind11  # noqa: F401
-    except ImportError:
-        return "pybind11 is not installed"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python's C headers are not installed"
-    return ""
-
-
-def find_nvcc() -> str:
-    """Path of nvcc, or "". A wrapper script will do: nvcc itself knows where its toolkit is."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home:
-        return shutil.which("nvcc", path=os.path.join(home, "bin")) or ""
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin") or ""
-
-
-def cuda_arch_flags(nvcc: str) -> list[str]:
-    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if requested:
-        archs = re.split(r"[;,\s]+", requested)
-    else:
-        listing = subprocess.run(
-            [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False
-        ).stdout.split()
-        archs = [arch for arch in DEFAULT_ARCHS if f"sm_{arch.replace('.', '')}" in listing]
-        archs[-1:] = [f"{arch}+PTX" for arch in archs[-1:]]
-    flags = []
-    for arch in archs:
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
-        if not match:
-            raise SystemExit(
-                f"TORCH_CUDA_ARCH_LIST: {arch!r} is not understood; "
-                'write versions such as "8.0;9.0+PTX"'
-            )
-        number = match[1] + match[2] + match[3]
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match[4]:
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
-
-
-def cxx_flags() -> list[str]:
-    return [*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+def say(line: str) -> None:
+    print(f"resobj_d2: {line}", flush=True)
 
 
 def run_compiler(command: list[str]) -> None:
@@ -225,6 +88,7 @@ def compile_source(command: list[str], source: Path, output: Path) -> None:
     ):
         return
     output.parent.mkdir(parents=True, exist_ok=True)
+    say(f"compiling {source}")
     run_compiler(command)
     stamp.write_text(" ".join(command))
 
@@ -234,12 +98,20 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         plan = make_plan()
+        for line in plan.lines():
+            say(line)
         for extension in self.extensions:
             if extension.name in plan.skipped:
-                print(f"resobj_d2: {extension.name} not built: {plan.skipped[extension.name]}")
                 self.remove_stale(extension)
         self.extensions = [ext for ext in self.extensions if ext.name not in plan.skipped]
         super().run()
+        self.write_record(plan)
+
+    def write_record(self, plan: Plan) -> None:
+        """Beside the package's sources, or in the folder that becomes the wheel."""
+        package = Path("." if self.inplace else self.build_lib, "resobj_d2")
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_build.json").write_text(json.dumps(plan.record(), indent=1) + "\n")
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.rpartition(".")[2].startswith("lib"):
@@ -250,12 +122,16 @@ class BuildNative(build_ext):
         plan = make_plan()
         output = Path(self.get_ext_fullpath(extension.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        if extension.name == CPU:
-            self.build_cpu(plan, extension, output)
-        elif extension.name == CUDA:
-            self.build_cuda(plan, extension, output)
-        else:
-            self.build_info(plan, extension, output)
+        build = {CPU: self.build_cpu, CUDA: self.build_cuda, BUILD_INFO: self.build_info}
+        try:
+            build[extension.name](plan, extension, output)
+        except CompileError as error:
+            if extension.name == CUDA and is_set("FORCE_CUDA"):
+                # The extensions are optional, so setuptools would go on after a CompileError.
+                raise SystemExit(f"error: FORCE_CUDA=1, but {error}") from error
+            plan.skipped[extension.name] = str(error).partition("\n")[0]
+            say(f"{extension.name}: left out, {error}")
+            self.remove_stale(extension)
 
     def build_cpu(self, plan: Plan, extension: Extension, output: Path) -> None:
         objects = self.compile_all([*plan.cxx, *cxx_flags(), *torch_includes()], extension)
@@ -269,30 +145,21 @@ class BuildNative(build_ext):
             # nvcc wants the compiler itself, not a program that calls it.
             launchers = ("ccache", "sccache", "distcc")
             nvcc += ["-ccbin", next(w for w in plan.cxx if Path(w).name not in launchers)]
-        try:
-            flags = [*NVCC_FLAGS, *plan.arch_flags, *torch_includes()]
-            objects = self.compile_all([*nvcc, *flags], extension)
-            # nvcc links the CUDA runtime statically, so the library is not tied to torch's.
-            link = [*nvcc, "-shared", *objects, "-o", str(output), "-Xlinker=-z,defs"]
-            link += [f"-Xlinker=-soname={soname(output)}"]
-            run_compiler([*link, *torch_libraries("torch_cpu", "torch_cuda")])
-        except CompileError as error:
-            if is_set("FORCE_CUDA"):
-                raise
-            reason = str(error).partition("\n")[0]
-            print(f"resobj_d2: {CUDA} not built: {reason}")
-            plan.skipped[CUDA] = reason
-            self.remove_stale(extension)
+        flags = [*NVCC_FLAGS, *plan.arch_flags, *torch_includes()]
+        objects = self.compile_all([*nvcc, *flags], extension)
+        # nvcc links the CUDA runtime statically, so the library is not tied to torch's.
+        link = [*nvcc, "-shared", *objects, "-o", str(output), "-Xlinker=-z,defs"]
+        link += [f"-Xlinker=-soname={soname(output)}"]
+        run_compiler([*link, *torch_libraries("torch_cpu", "torch_cuda")])
 
     def build_info(self, plan: Plan, extension: Extension, output: Path) -> None:
         import pybind11
 
-        info = dict(plan.info)
-        if CUDA in plan.skipped:
-            info["cuda_not_built"] = plan.skipped[CUDA]
         generated = Path(self.build_temp, "generated")
         generated.mkdir(parents=True, exist_ok=True)
-        entries = [f"{{{json.dumps(key)}, {json.dumps(value)}}},\n" for key, value in info.items()]
+        entries = [
+            f"{{{json.dumps(key)}, {json.dumps(value)}}},\n" for key, value in plan.record().items()
+        ]
         header = generated / "build_info_entries.inc"
         if not header.is_file() or header.read_text() != "".join(entries):
             header.write_text("".join(entries))
@@ -339,8 +206,20 @@ class WithConfigs(build_py):
         return [*super().get_outputs(include_bytecode), *self.config_files().values()]
 
 
+class Metadata(dist_info):
+    """Asked for before pip downloads what the package depends on."""
+
+    def run(self) -> None:
+        require_torch()
+        super().run()
+
+
 class PlainWheel(bdist_wheel):
     """The libraries do not depend on the Python version, and without them nothing is native."""
+
+    def run(self) -> None:
+        require_torch()
+        super().run()
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -363,7 +242,7 @@ class WholeSource(sdist):
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         patterns = (
-            "configs/**/*", "csrc/*.md", "docs/**/*", "tests/**/*.py", "tests/**/*.h",
+            "configs/**/*", "csrc/*.md", "csrc/*.py", "docs/**/*", "tests/**/*.py", "tests/**/*.h",
             "train_net.py",
         )  # fmt: skip
         found = {str(path) for pattern in patterns for path in Path().glob(pattern)}
@@ -403,6 +282,7 @@ setup(
         "build_ext": BuildNative,
         "build_py": WithConfigs,
         "bdist_wheel": PlainWheel,
+        "dist_info": Metadata,
         "sdist": WholeSource,
     },
 )

@@ -13,8 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
+
+from . import __version__
+from .command import run_command
+from .copies import other_copies
 
 OLDEST_TORCH = (2, 10)
+OLDEST_SETUPTOOLS = 64
 _ABOUT = "What is installed, what is native, and what to do about the rest."
 
 
@@ -38,12 +44,14 @@ def diagnose() -> Report:
     """Run every check. Nothing is changed and no network is used."""
     report = Report()
     report.fact("python", f"{platform.python_version()} ({sys.executable})")
+    _check_own_package(report)
     if _check_torch(report):
         _check_package(
             report, "torchvision", "pip install torchvision of the release that fits torch"
         )
         _check_kernels(report)
         _check_gpu(report)
+    _check_build_tools(report)
     _check_package(report, "fvcore", "pip install fvcore")
     _check_detectron2(report)
     _check_coco_evaluation(report)
@@ -85,6 +93,31 @@ def _check_package(report: Report, package: str, what_to_do: str) -> None:
         report.fact(package, found or "version unknown")
 
 
+def _check_own_package(report: Report) -> None:
+    """Which copy of resobj_d2 this is, and which others there are."""
+    this = Path(__file__).resolve().parent
+    report.fact("resobj_d2", f"{__version__} at {this}")
+    for other in other_copies(this):
+        report.fact("another copy", str(other))
+        report.problem(
+            f"There are two copies of resobj_d2: {this} comes first on Python's path (with python -m "
+            f"and python FILE the working directory does) and hides {other}. To use that one, work "
+            "in another folder. To have only one, pip uninstall resobj_d2, or install the source "
+            "folder with pip install -e"
+        )
+
+
+def _check_build_tools(report: Report) -> None:
+    """What compiling from source takes besides a compiler; a wheel needs neither."""
+    found = _version("setuptools")
+    report.fact("setuptools", found or "not installed (building from source needs it)")
+    if found and int(found.split(".")[0]) < OLDEST_SETUPTOOLS:
+        report.problem(
+            f"setuptools {found} is too old to build resobj_d2: "
+            "pip install 'setuptools>=64,<81' wheel"
+        )
+
+
 def _check_torch(report: Report) -> bool:
     _check_package(report, "torch", "install torch >= 2.10, see https://pytorch.org/get-started")
     torch = sys.modules.get("torch")
@@ -119,9 +152,8 @@ def _check_kernels(report: Report) -> None:
         report.fact(f"built: {name}", value)
     if status["cpu"] != "native":
         report.problem(
-            "The CPU kernels are not in use, operators run on slower pure torch: install a C++ "
-            "compiler (on Debian: apt-get install g++), then pip install --no-build-isolation "
-            "--force-reinstall --no-deps with the folder of resobj_d2"
+            f"The CPU kernels are not in use ({status['cpu']}), the slower pure torch runs: "
+            + _how_to_build(status["cpu"])
         )
     if status["cuda"] != "native" and _has_gpu():
         report.problem(
@@ -129,6 +161,20 @@ def _check_kernels(report: Report) -> None:
             "there: install the CUDA toolkit of torch's version and reinstall with FORCE_CUDA=1, "
             "which stops with the reason when it cannot be done"
         )
+
+
+def _how_to_build(reason: str) -> str:
+    """What to do about CPU kernels that are missing for a reason."""
+    again = (
+        "pip install --no-build-isolation --force-reinstall --no-deps with the folder of resobj_d2"
+    )
+    if "no C++ compiler" in reason:
+        return f"install a C++ compiler (on Debian: apt-get install g++), then {again}"
+    if "torch could not be imported while building" in reason:
+        return f"torch was missing, or hidden by an isolated build; it is there now, so {again}"
+    if "RESOBJ_NO_EXT" in reason:
+        return f"unset RESOBJ_NO_EXT, then {again}"
+    return again
 
 
 def _has_gpu() -> bool:
@@ -193,4 +239,4 @@ def _check_coco_evaluation(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, uses_operators=False))

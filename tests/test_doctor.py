@@ -1,11 +1,14 @@
 """The doctor names what is there and what to do, also without Detectron2 or the kernels."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from resobj_d2 import doctor
+from resobj_d2.copies import other_copies
 from resobj_d2.install_detectron2 import FoundDetectron2
 
 
@@ -61,6 +64,61 @@ def test_missing_kernels_are_named_with_what_to_do(monkeypatch):
     assert dict(report.facts)["cpu kernels"] == "not built: no C++ compiler found"
     assert any("apt-get install g++" in line for line in report.advice)
     assert not report.broken
+
+
+@pytest.mark.parametrize(
+    "reason, advice",
+    [
+        ("torch could not be imported while building: x", "hidden by an isolated build"),
+        ("RESOBJ_NO_EXT was set when it was built", "unset RESOBJ_NO_EXT"),
+    ],
+)
+def test_the_reason_of_the_build_leads_to_its_advice(monkeypatch, reason, advice):
+    status = {"cpu": f"not built: {reason}", "cuda": "native", "build": {}}
+    monkeypatch.setattr("resobj_d2.ops.native_status", lambda: status)
+    report = report_with(monkeypatch, version="0.5", origin="/x")
+    (line,) = [line for line in report.advice if "CPU kernels" in line]
+    assert reason in line and advice in line and "apt-get" not in line
+
+
+def test_a_second_copy_on_the_path_is_named(monkeypatch, tmp_path):
+    import resobj_d2
+
+    copy = tmp_path / "resobj_d2"
+    copy.mkdir()
+    (copy / "__init__.py").touch()
+    this = Path(resobj_d2.__file__).resolve().parent
+    (tmp_path / "link").symlink_to(this.parent)  # the same one under another name
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), str(tmp_path / "link")])
+    report = report_with(monkeypatch, version="0.5", origin="/x")
+    assert dict(report.facts)["resobj_d2"] == f"{resobj_d2.__version__} at {this}"
+    others = [value for name, value in report.facts if name == "another copy"]
+    assert str(copy) in others and str(this) not in others
+    assert any("two copies" in line and str(copy) in line for line in report.advice)
+
+
+def test_an_editable_copy_elsewhere_is_found(monkeypatch, tmp_path):
+    package = tmp_path / "my clone" / "resobj_d2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    info = tmp_path / "site" / "resobj_d2-0.2.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Name: resobj_d2\nVersion: 0.2.0\n")
+    url = {"url": package.parent.as_uri(), "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(url))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(info.parent)])
+    assert package in other_copies(Path("/elsewhere/resobj_d2"))
+
+
+@pytest.mark.parametrize("version, old", [("59.6.0", True), ("80.10.2", False), (None, False)])
+def test_an_old_setuptools_is_named(monkeypatch, version, old):
+    found = doctor._version
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: version if name == "setuptools" else found(name)
+    )
+    report = report_with(monkeypatch, version="0.5", origin="/x")
+    assert dict(report.facts)["setuptools"] == version or version is None
+    assert any("setuptools>=64,<81" in line for line in report.advice) == old
 
 
 @pytest.mark.parametrize("module", ["torch", pytest.param("fvcore", marks=pytest.mark.slow)])

@@ -12,7 +12,8 @@ import torch
 # What each layer may import of this package, besides itself.
 ALLOWED = {
     "structures": set(),
-    "ops": set(),
+    "copies": set(),
+    "ops": {"copies"},
     "command": {"ops"},
     "options": set(),
     "registry": {"options"},
@@ -21,7 +22,7 @@ ALLOWED = {
     "plots": {"command"},
     "install_detectron2": set(),
     "acceleration": {"ops", "compat"},
-    "doctor": {"ops", "command", "install_detectron2"},
+    "doctor": {"copies", "ops", "command", "install_detectron2"},
     "losses": {"structures", "ops", "options", "registry"},
     "matching": {"structures", "ops", "options", "registry"},
     "evaluation": {"data", "ops"},
@@ -37,7 +38,8 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 WITHOUT_DETECTRON2 = (
-    "structures", "ops", "command", "options", "registry", "losses", "matching", "plots",
+    "structures", "copies", "ops", "command", "options", "registry", "losses", "matching",
+    "plots",
 )  # fmt: skip
 
 

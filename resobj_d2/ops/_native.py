@@ -13,12 +13,11 @@ import importlib
 import json
 import mmap
 import os
-import sys
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import torch
+
+from resobj_d2.copies import other_copies
 
 NATIVE = "native"
 # Raised whenever the schema or the meaning of an existing operator changes. The build writes it
@@ -99,18 +98,6 @@ def cpu_capability() -> str | None:
     return find().decode()
 
 
-def other_copies() -> list[Path]:
-    """Folders of further copies of this package that Python's path or pip knows."""
-    folders = [Path(entry, "resobj_d2") for entry in sys.path]
-    for distribution in metadata.distributions(name="resobj_d2"):
-        source = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if source.get("dir_info", {}).get("editable"):
-            folders.append(Path(unquote(urlsplit(source["url"]).path), "resobj_d2"))
-    this = _FOLDER.parent.resolve()
-    found = dict.fromkeys(f.resolve() for f in folders if (f / "__init__.py").is_file())
-    return [folder for folder in found if folder != this]
-
-
 def read_build_record(package: Path) -> dict[str, str]:
     """What the last build in a package's folder wrote down; empty where there was none."""
     try:
@@ -149,7 +136,7 @@ def _find_library(backend: str) -> Path | None:
         return path
     if any(library_path(b).is_file() for b in BACKENDS) or read_build_record(_FOLDER.parent):
         return None
-    candidates = [folder / "ops" / _name(backend) for folder in other_copies()]
+    candidates = [folder / "ops" / _name(backend) for folder in other_copies(_FOLDER.parent)]
     return next((p for p in candidates if p.is_file() and _has_interface(p)), None)
 
 

@@ -117,7 +117,8 @@ def bare_clone(tmp_path):
     package = tmp_path / "clone" / "resobj_d2"
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(_native._FOLDER, package / "ops", ignore=skip)
-    shutil.copy(_native._FOLDER.parent / "__init__.py", package)
+    for name in ("__init__.py", "copies.py"):
+        shutil.copy(_native._FOLDER.parent / name, package)
     return package
 
 

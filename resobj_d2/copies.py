@@ -1,0 +1,22 @@
+"""Other copies of this package that Python's path or pip knows of."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["other_copies"]
+
+
+def other_copies(this: Path) -> list[Path]:
+    """Folders of resobj_d2 besides ``this``: on ``sys.path``, or installed as editable."""
+    folders = [Path(entry, "resobj_d2") for entry in sys.path]
+    for distribution in metadata.distributions(name="resobj_d2"):
+        source = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if source.get("dir_info", {}).get("editable"):
+            folders.append(Path(unquote(urlsplit(source["url"]).path), "resobj_d2"))
+    found = dict.fromkeys(f.resolve() for f in folders if (f / "__init__.py").is_file())
+    return [folder for folder in found if folder != this.resolve()]

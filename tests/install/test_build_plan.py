@@ -1,0 +1,140 @@
+"""What setup.py decides to build: without compilers, with and without a GPU, and what it says."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo "Cuda compilation tools, release 13.0, V13.0.1" ;;
+  --list-gpu-code) printf 'sm_75\\nsm_80\\nsm_86\\nsm_90\\nsm_100\\nsm_120\\n' ;;
+esac
+"""
+
+
+@pytest.fixture
+def plan(repository, monkeypatch):
+    """A fresh copy of csrc/build_plan.py under a torch with CUDA, without a GPU or switches."""
+    path = repository / "csrc" / "build_plan.py"
+    spec = importlib.util.spec_from_file_location("build_plan_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    for name in ("RESOBJ_NO_EXT", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CXX", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    module.real_visible_gpus = module.visible_gpus
+    monkeypatch.setattr(module, "visible_gpus", list)
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    return module
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch):
+    """An nvcc of CUDA 13.0 that says what it knows and compiles nothing."""
+    program = tmp_path / "bin" / "nvcc"
+    program.parent.mkdir()
+    program.write_text(NVCC)
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    return program
+
+
+def codes(made):
+    return [flag.rpartition("code=")[2] for flag in made.arch_flags]
+
+
+def test_without_a_gpu_no_cuda_kernels_are_compiled(plan, nvcc):
+    made = plan.make_plan()
+    assert set(made.skipped) - {plan.BUILD_INFO} == {plan.CUDA}
+    reason = "no GPU was visible when it was built (FORCE_CUDA=1 builds them all the same)"
+    assert made.record()["cuda_not_built"] == reason
+    assert made.arch_flags == []
+    assert f"CUDA kernels: left out, {reason}" in made.lines()
+    assert any(line.startswith("CPU kernels: compiled with ") for line in made.lines())
+
+
+def test_with_a_gpu_its_own_architecture_is_compiled(plan, nvcc, monkeypatch):
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ["8.0", "8.6"])
+    made = plan.make_plan()
+    assert codes(made) == ["sm_80", "sm_86", "compute_86"]
+    line = "CUDA kernels: compiled with nvcc 13.0 for sm_80 sm_86 compute_86 (this machine's GPUs)"
+    assert line in made.lines()
+    assert "cuda_not_built" not in made.record()
+
+
+def test_a_gpu_that_nvcc_does_not_know_gets_ptx_of_the_newest(plan, nvcc, monkeypatch):
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ["13.0"])
+    made = plan.make_plan()
+    assert codes(made)[-2:] == ["sm_120", "compute_120"]
+    assert made.why_archs == "one for each generation"
+
+
+def test_force_cuda_compiles_for_every_generation(plan, nvcc, monkeypatch):
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    made = plan.make_plan()
+    assert codes(made) == ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+def test_the_list_of_architectures_is_honoured(plan, nvcc, monkeypatch):
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a+PTX")
+    made = plan.make_plan()
+    assert codes(made) == ["sm_80", "sm_90a", "compute_90a"]
+    assert made.why_archs == "TORCH_CUDA_ARCH_LIST"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    plan.make_plan.cache_clear()
+    with pytest.raises(SystemExit, match="error: TORCH_CUDA_ARCH_LIST: 'Hopper' is not understood"):
+        plan.make_plan()
+
+
+def test_force_cuda_without_nvcc_is_an_error(plan, monkeypatch):
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match="error: FORCE_CUDA=1, but .*: nvcc not found on PATH"):
+        plan.make_plan()
+    monkeypatch.setenv("RESOBJ_NO_EXT", "1")
+    plan.make_plan.cache_clear()
+    with pytest.raises(SystemExit, match="FORCE_CUDA=1, but nothing can be built: RESOBJ_NO_EXT"):
+        plan.make_plan()
+
+
+@pytest.mark.parametrize(
+    "variable, value, reason",
+    [
+        ("RESOBJ_NO_EXT", "1", "RESOBJ_NO_EXT was set when it was built"),
+        ("CXX", "/nonexistent", "no C++ compiler found (looked for /nonexistent)"),
+    ],
+)
+def test_nothing_is_built_for_a_reason_that_is_kept(plan, monkeypatch, variable, value, reason):
+    monkeypatch.setenv(variable, value)
+    made = plan.make_plan()
+    record = made.record()
+    assert record["cpu_not_built"] == record["cuda_not_built"] == reason
+    assert f"CPU kernels: left out, {reason}" in made.lines()
+    plan.require_torch()  # no compiler needs it
+
+
+def test_without_torch_an_installation_stops_and_a_build_goes_on(plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit) as caught:
+        plan.require_torch()
+    (line,) = str(caught.value).splitlines()
+    assert "pip install --no-build-isolation ." in line
+    assert "RESOBJ_NO_EXT=1 pip install ." in line
+    assert plan.make_plan().record()["cpu_not_built"].startswith("torch could not be imported")
+    monkeypatch.setenv("RESOBJ_NO_EXT", "1")
+    plan.require_torch()
+
+
+def test_gpus_are_counted_once_for_each_architecture(plan, monkeypatch):
+    capabilities = [(9, 0), (8, 6), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    assert plan.real_visible_gpus() == ["8.6", "9.0"]
+
+
+def test_with_torch_an_installation_goes_on(plan):
+    plan.require_torch()
