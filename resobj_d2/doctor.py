@@ -100,10 +100,10 @@ def _check_own_package(report: Report) -> None:
     for other in other_copies(this):
         report.fact("another copy", str(other))
         report.problem(
-            f"There are two copies of resobj_d2: {this} comes first on Python's path (with python -m "
-            f"and python FILE the working directory does) and hides {other}. To use that one, work "
-            "in another folder. To have only one, pip uninstall resobj_d2, or install the source "
-            "folder with pip install -e"
+            f"There are two copies of resobj_d2: {this} comes first on Python's path (with python "
+            f"-m and python FILE the working directory does) and hides {other}. To use that one, "
+            "work in another folder. To have only one, pip uninstall resobj_d2, or install the "
+            "source folder with pip install -e"
         )
 
 

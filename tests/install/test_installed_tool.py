@@ -1,0 +1,139 @@
+"""The package as users meet it: installed elsewhere and used from an empty folder."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import resobj_d2
+
+pytestmark = pytest.mark.slow
+
+SPLITS = [
+    {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": "data",
+     "image_size": 64, "num_train": 8, "num_val": 2}
+    for split in ("train", "val")
+]  # fmt: skip
+SMALL = [
+    "DATASETS.REGISTER", str(SPLITS),
+    "DATASETS.TRAIN", "('tiny_train',)",
+    "DATASETS.TEST", "('tiny_val',)",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)",
+    "INPUT.MIN_SIZE_TEST", "64",
+    "SOLVER.IMS_PER_BATCH", "2",
+    "SOLVER.MAX_ITER", "2",
+    "SOLVER.STEPS", "()",
+    "DATALOADER.NUM_WORKERS", "0",
+    "MODEL.DEVICE", "cpu",
+    "OUTPUT_DIR", "out",
+]  # fmt: skip
+VERSION = f"resobj_d2 {resobj_d2.__version__}\n"
+NAME = "small/scenes_retinanet_resobj_t2"
+PIP = ("python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+
+
+def copy_of_sources(copy_of_repository, folder):
+    folder.mkdir()
+    return copy_of_repository(folder)
+
+
+def test_a_wheel_is_a_tool(
+    wheel, environment, empty_folder, tmp_path, copy_of_repository, one_error
+):
+    environment.check(*PIP, "--no-deps", wheel, cwd=empty_folder)
+
+    def tool(*arguments):
+        return environment.run("resobj-d2", *arguments, cwd=empty_folder)
+
+    assert environment.check("resobj-d2", "--version", cwd=empty_folder) == VERSION
+    listed = tool("configs", "scenes_*").stdout.splitlines()
+    assert len(listed) == 5 and listed[-1].split()[:3] == [f"{NAME}.yaml", "-", "-"]
+    assert "META_ARCHITECTURE: ResObjDenseDetector" in tool("configs", "--show", NAME).stdout
+    assert list(empty_folder.iterdir()) == []
+
+    # Train on a yaml of the user's own, evaluate and predict by name.
+    own = '_BASE_: "resobj_d2://small/scenes_retinanet_resobj_t2.yaml"\nSEED: 5\n'
+    (empty_folder / "own.yaml").write_text(own)
+    trained = tool("train", "--config-file", "own.yaml", *SMALL)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert trained.stderr.startswith("operators: native CPU (")
+    assert (empty_folder / "out" / "model_final.pth").is_file()
+    weights = ["MODEL.WEIGHTS", "out/model_final.pth"]
+    evaluated = tool("eval", "--config-file", NAME, *SMALL, *weights)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert "copypaste: AP,AP50,AP75" in evaluated.stdout
+    picture = empty_folder / "photo.png"
+    Image.new("RGB", (80, 60), "gray").save(picture)
+    predicted = tool(
+        "predict", "--config-file", NAME, "--input", picture, "--output", "drawn", *SMALL, *weights
+    )
+    assert predicted.returncode == 0, predicted.stdout + predicted.stderr
+    images = json.loads((empty_folder / "drawn" / "images.json").read_text())["images"]
+    assert [image["width"] for image in images] == [80]
+
+    assert one_error(tool("train", "--config-file", "scenes_retinanet_resobj")).startswith(
+        "error: config file not found: "
+    )
+    assert "bench needs the checkout" in one_error(tool("bench"))
+    assert tool("doctor").returncode == 0
+
+    # In a clone that was never built, the installed kernels are used.
+    clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
+    report = environment.check("python", "-m", "resobj_d2", "doctor", cwd=clone)
+    facts = dict(line.split(None, 1) for line in report.splitlines() if line.startswith("resobj"))
+    assert facts["resobj_d2"].endswith(f"at {clone / 'resobj_d2'}")
+    assert f"built: borrowed from  {environment.bin.parent}" in report
+    assert "comes first on Python's path" in report
+
+
+def test_an_editable_install_uses_the_folder_beside_it(
+    environment, empty_folder, tmp_path, copy_of_repository
+):
+    clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
+    options = ("--no-deps", "--no-build-isolation", "--editable", clone)
+    environment.check(*PIP, *options, cwd=empty_folder, RESOBJ_NO_EXT="1")
+    record = json.loads((clone / "resobj_d2" / "_build.json").read_text())
+    assert record["cpu_not_built"] == "RESOBJ_NO_EXT was set when it was built"
+    assert not (clone / "resobj_d2" / "configs").exists()
+    (clone / "configs" / "small" / "mine.yaml").write_text("SEED: 77\n")
+    shown = environment.check("resobj-d2", "configs", "--show", "mine", "--diff", cwd=empty_folder)
+    assert shown == "SEED: 77\n"
+    failed = environment.run("resobj-d2", "eval", "--config-file", NAME, *SMALL, cwd=empty_folder)
+    assert failed.stderr.startswith(
+        "operators: slower pure torch, no native kernels: RESOBJ_NO_EXT was set when it was built\n"
+    )
+    report = environment.check("resobj-d2", "doctor", cwd=empty_folder)
+    assert "unset RESOBJ_NO_EXT, then pip install" in report
+
+
+def test_an_isolated_install_says_what_to_do(
+    environment, empty_folder, tmp_path, copy_of_repository
+):
+    clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
+    done = environment.run(*PIP, clone, cwd=empty_folder)
+    output = done.stdout + done.stderr
+    if "No matching distribution found for setuptools" in output:
+        pytest.skip("no package index can be reached")
+    assert done.returncode != 0
+    (line,) = [x.strip() for x in output.splitlines() if x.strip().startswith("error: resobj_d2")]
+    assert "pip install --no-build-isolation ." in line and "RESOBJ_NO_EXT=1" in line
+    assert not any(name in output for name in ("torch-2", "nvidia", "Traceback"))
+
+    environment.check(*PIP, "--no-deps", clone, cwd=empty_folder, RESOBJ_NO_EXT="1")
+    assert environment.check("resobj-d2", "--version", cwd=empty_folder) == VERSION
+
+
+def test_a_compiler_that_fails_leaves_the_reason(
+    environment, empty_folder, tmp_path, copy_of_repository
+):
+    clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
+    compiler = tmp_path / "broken-c++"
+    compiler.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] || { echo 'error: out of luck'; exit 1; }\n"
+    )
+    compiler.chmod(0o755)
+    options = ("--no-deps", "--no-build-isolation", clone)
+    environment.check(*PIP, *options, cwd=empty_folder, CXX=str(compiler))
+    program = "from resobj_d2 import ops; print(ops.native_status()['cpu'])"
+    status = environment.check("python", "-W", "ignore", "-c", program, cwd=empty_folder)
+    assert status == f"not built: {compiler} failed: error: out of luck\n"
