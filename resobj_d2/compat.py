@@ -17,11 +17,14 @@ from detectron2.structures import ImageList
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from .process import forward_to_children, start_log
+
 __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
     "close_process_groups",
     "ddp_on_cpu",
+    "largest_of_all_processes",
     "launch",
     "update_loss_normalizer",
 ]
@@ -66,7 +69,8 @@ def launch(
 ) -> None:
     """Detectron2's ``launch``, and the same on CPUs, which 0.5 refuses.
 
-    Each process leaves its process groups when ``main`` has returned.
+    Each process leaves its process groups when ``main`` has returned. Ctrl-C and SIGTERM reach all
+    processes, and this one waits for what they do about it.
 
     Args:
         num_processes: per machine; with GPUs one for each. 0 is 1.
@@ -79,9 +83,10 @@ def launch(
         return
     knows_cpu = hasattr(comm, "create_local_process_group")
     if knows_cpu or torch.cuda.is_available():
-        detectron2_launch(
-            _run_and_close, num_processes, num_machines, machine_rank, dist_url, (main, *args)
-        )
+        with forward_to_children():
+            detectron2_launch(
+                _run_and_close, num_processes, num_machines, machine_rank, dist_url, (main, *args)
+            )
         return
     with tempfile.TemporaryDirectory() as folder:
         if dist_url == "auto":
@@ -89,11 +94,12 @@ def launch(
                 raise ValueError("--dist-url auto is for one machine; give tcp://<host>:<port>")
             # A file needs no free port, so two runs on one machine cannot collide.
             dist_url = f"file://{folder}/rendezvous"
-        mp.spawn(
-            _cpu_worker,
-            nprocs=num_processes,
-            args=(main, num_processes, num_machines, machine_rank, dist_url, args),
-        )
+        with forward_to_children():
+            mp.spawn(
+                _cpu_worker,
+                nprocs=num_processes,
+                args=(main, num_processes, num_machines, machine_rank, dist_url, args),
+            )
 
 
 def _cpu_worker(
@@ -120,7 +126,12 @@ def _cpu_worker(
 
 
 def _run_and_close(main: Callable, *args) -> None:
-    main(*args)
+    start_log(rank=comm.get_rank())
+    try:
+        main(*args)
+    except SystemExit:  # a run that was stopped; the others stop as well
+        close_process_groups()
+        raise
     close_process_groups()
 
 
@@ -136,6 +147,15 @@ def close_process_groups() -> None:
     comm._get_global_gloo_group.cache_clear()
     gc.collect()
     dist.destroy_process_group()
+
+
+def largest_of_all_processes(value: int) -> int:
+    """The same in every process; each has to call it. On the CPU, also where training is not."""
+    if comm.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
+    return int(tensor)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ ALLOWED = {
     "copies": set(),
     "ops": {"copies"},
     "command": {"ops"},
+    "process": set(),
     "options": set(),
     "registry": {"options"},
-    "compat": set(),
+    "compat": {"process"},
     "data": {"command"},
     "plots": {"command"},
     "install_detectron2": set(),
@@ -28,18 +29,20 @@ ALLOWED = {
     "evaluation": {"data", "ops"},
     "modeling": {"structures", "ops", "losses", "matching", "compat", "options", "registry"},
     "config": {"data", "losses", "matching", "modeling", "options", "registry"},
-    "checkpoint": {"modeling"},
-    "engine": {"modeling", "compat", "checkpoint", "data", "evaluation", "plots"},
+    "checkpoint": {"modeling", "process"},
+    "engine": {
+        "checkpoint", "compat", "data", "evaluation", "modeling", "ops", "plots", "process",
+    },
     "inference": {"command", "config", "checkpoint", "data"},
     "analysis": {"command", "config", "checkpoint", "data", "engine", "evaluation", "modeling"},
-    "demo": {"command", "config", "engine", "inference"},
+    "demo": {"command", "config", "engine", "inference", "ops", "process"},
     # Its table names the modules of all commands; these it imports itself.
-    "cli": {"command", "compat", "config", "engine"},
+    "cli": {"command", "compat", "config", "engine", "process"},
     "__main__": {"cli"},
-}
+}  # fmt: skip
 WITHOUT_DETECTRON2 = (
-    "structures", "copies", "ops", "command", "options", "registry", "losses", "matching",
-    "plots",
+    "structures", "copies", "ops", "command", "process", "options", "registry", "losses",
+    "matching", "plots",
 )  # fmt: skip
 
 
