@@ -8,7 +8,10 @@ import pickle
 import re
 from collections.abc import Sequence
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
+
+from resobj_d2.process import replacing
 
 from .darknet_file import DarknetWeightsError
 from .vgg16 import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
@@ -54,11 +57,16 @@ class ResObjCheckpointer(DetectionCheckpointer):
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
       an evaluation would report the score of a random classifier;
+    - writes a checkpoint beside the file of that name and puts it in its place when it is complete,
+      so that a run that is killed meanwhile loses nothing;
     - saves, given ``ema=WeightAverage(model, ...)``, the averages as the model and the weights
       themselves in ``ema``;
     - saves, given ``categories``, the classes 0..K-1 as ``{"id": ..., "name": ...}``, so that a
       checkpoint knows their names where the training data are not at hand. ``load`` returns them
       with the other extra data.
+
+    Attributes:
+        last_saved: path of the last checkpoint that this object wrote; "" before the first.
     """
 
     def __init__(
@@ -73,13 +81,35 @@ class ResObjCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self.categories = list(categories)
+        self.last_saved = ""
 
     def save(self, name: str, **kwargs) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
         if self.categories:
             kwargs.setdefault("categories", self.categories)
+        path = os.path.join(self.save_dir, f"{name}.pth")
         average = self.checkpointables.get("ema")
         with contextlib.nullcontext() if average is None else average.applied():
-            super().save(name, **kwargs)
+            if "://" in self.save_dir:  # a store that is not this machine's disk
+                super().save(name, **kwargs)
+            else:
+                self._save_here(path, **kwargs)
+        self.last_saved = path
+
+    def _save_here(self, path: str, **kwargs) -> None:
+        states = {key: x.state_dict() for key, x in self.checkpointables.items()}
+        self.logger.info("Saving checkpoint to %s", path)
+        with replacing(path, binary=True) as file:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        with replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         # Detectron2 main understands "?matching_heuristics=True" behind a name.

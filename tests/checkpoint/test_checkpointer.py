@@ -1,7 +1,12 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from torch import nn
 
 from resobj_d2.checkpoint.checkpointer import (
     CheckpointError,
@@ -33,6 +38,42 @@ def test_names_of_detectron2_retinanet():
 def test_missing_file(tiny_cfg, tmp_path):
     with pytest.raises(FileNotFoundError, match="no_such.pth"):
         ResObjCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "no_such.pth"))
+
+
+def test_run_that_is_killed_while_it_saves_keeps_the_last_checkpoint(tmp_path):
+    """The same name is written again, as model_final.pth is by a run that goes on for longer."""
+    code = f"""
+import os, signal, torch
+from torch import nn
+from resobj_d2.checkpoint import ResObjCheckpointer
+
+model = nn.Linear(10, 10)
+checkpointer = ResObjCheckpointer(model, {str(tmp_path)!r})
+with torch.no_grad():
+    model.weight.fill_(1.0)
+checkpointer.save("model_final", iteration=1)
+write = torch.save
+
+def half_of_it(content, file):
+    write(content, file)
+    file.truncate(500)
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = half_of_it
+with torch.no_grad():
+    model.weight.fill_(2.0)
+checkpointer.save("model_final", iteration=2)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    model = nn.Linear(10, 10)
+    checkpointer = ResObjCheckpointer(model, str(tmp_path))
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert (model.weight == 1.0).all()
+    checkpointer.save("model_final", iteration=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["last_checkpoint", "model_final.pth"]
+    assert checkpointer.last_saved == str(tmp_path / "model_final.pth")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 10_000])
