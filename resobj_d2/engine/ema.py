@@ -47,7 +47,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """To be called after each step of the optimiser."""
+        """Call it after each step of the optimiser."""
         self.start()
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         weights = self._weights()
@@ -75,16 +75,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """To be called when the model has the averages, its weights being in ``state``.
+        """Call it when the model has the averages, and ``state`` its weights.
 
         Raises:
             ValueError: they are of another model.
         """
         weights = self._weights()
-        found = {name: tuple(x.shape) for name, x in state["weights"].items()}
+        saved = {name: tuple(x.shape) for name, x in state["weights"].items()}
         expected = {name: tuple(x.shape) for name, x in weights.items()}
-        if found != expected:
-            names = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
+        if saved != expected:
+            names = sorted(k for k in {*saved, *expected} if saved.get(k) != expected.get(k))
             raise ValueError(
                 "the checkpoint's averaged weights are of another model: "
                 f"{len(names)} tensors differ, the first is {names[0]}"
@@ -111,7 +111,7 @@ class WeightAverage:
 class WeightAverageHook(HookBase):
     """Updates a :class:`WeightAverage` after each step.
 
-    It has to stand in front of the hooks that evaluate and save.
+    Register it before the hooks that evaluate and save.
     """
 
     def __init__(self, average: WeightAverage) -> None:

@@ -58,8 +58,8 @@ class NonFiniteLossGuard(HookBase):
 class StatisticsHook(HookBase):
     """Log what the parts of the detector measured of their last batch (``module.statistics``).
 
-    The tensors stay on the device until the logging period ends. Write it in front of the
-    writers' hook.
+    The tensors stay on the device until the logging period ends. Register it before the writers'
+    hook.
 
     Args:
         period: iterations between two readings.

@@ -85,10 +85,10 @@ class MultiScale(HookBase):
         """
         if not cfg.INPUT.MULTI_SCALE:
             return None
-        found = more_than_boxes(cfg)
-        if found:
+        unsupported = more_than_boxes(cfg)
+        if unsupported:
             raise ValueError(
-                f"INPUT.MULTI_SCALE is for box detectors and cannot be combined with {found}"
+                f"INPUT.MULTI_SCALE is for box detectors and cannot be combined with {unsupported}"
             )
         return cls(
             sizes=cfg.INPUT.MULTI_SCALE,

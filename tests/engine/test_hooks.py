@@ -48,10 +48,22 @@ def test_non_finite_loss_stops_with_term_iteration_and_images(tmp_path, value):
 
 
 def test_guard_leaves_evaluation_alone(tmp_path):
-    loop = Loop(Losses([({"loss_cls": math.nan}, {})]))
+    class EvaluatesWithinTraining(Loop):
+        def run_step(self):
+            self.model.eval()
+            super().run_step()
+            self.model.train()
+            super().run_step()
+
+    bad, good = ({"loss_cls": math.nan}, {}), ({"loss_cls": 1.0}, {})
+    loop = EvaluatesWithinTraining(Losses([bad, good, bad, bad]))
     loop.register_hooks([NonFiniteLossGuard(output_dir=str(tmp_path))])
-    loop.model.eval()
     loop.train(0, 1)
+    assert list(tmp_path.iterdir()) == []
+    loop = EvaluatesWithinTraining(loop.model)  # the same loss in training mode
+    loop.register_hooks([NonFiniteLossGuard(output_dir=str(tmp_path))])
+    with pytest.raises(NonFiniteLossError, match="iteration 0.*loss_cls"):
+        loop.train(0, 1)
 
 
 def test_statistics_are_means_over_the_period_without_missing_values(tmp_path):
