@@ -7,6 +7,7 @@ environment variable ``RESOBJ_TRACEBACK=1`` show it for mistakes too.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import logging
@@ -17,7 +18,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 
-__all__ = ["explain", "is_users_mistake", "one_line_per_process", "run_command"]
+__all__ = ["add_import_option", "explain", "is_users_mistake", "one_line_per_process", "run_command"]
 
 MISTAKE = 2  # exit status
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -61,6 +62,18 @@ def run_command(
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         return MISTAKE
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """``--import MODULE``, as often as needed: ``load_config(..., imports=args.imports)``."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import it first: losses, assigners, ... of your own can then be named (as IMPORTS)",
+    )
 
 
 def one_line_per_process(main: Callable) -> Callable:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from resobj_d2 import __version__
 from resobj_d2.command import run_command
+from resobj_d2.process import quiet_imports
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -95,6 +96,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``resobj-d2``; returns its exit status."""
+    quiet_imports()  # before the imports that would warn
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _dispatch("resobj-d2", COMMANDS, arguments)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 
-from resobj_d2.command import one_line_per_process
+from resobj_d2.command import add_import_option, one_line_per_process
 from resobj_d2.compat import launch
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
-from resobj_d2.engine import Trainer, evaluate
+from resobj_d2.engine import Trainer, evaluate, run_setup
+from resobj_d2.process import start_log
 
 __all__ = ["main"]
 
@@ -19,7 +20,7 @@ __all__ = ["main"]
 def _run(args) -> None:
     """In each process."""
     cfg = _load(args)
-    default_setup(cfg, args)
+    run_setup(cfg, args)
     if args.eval_only:
         evaluate(cfg, resume=args.resume)
         return
@@ -29,14 +30,18 @@ def _run(args) -> None:
 
 
 def _load(args):
-    return load_config(args.config_file, args.opts, training=not args.eval_only)
+    return load_config(
+        args.config_file, args.opts, training=not args.eval_only, imports=args.imports
+    )
 
 
 def main(argv: Sequence[str], *, prog: str = "resobj-d2 train") -> int:
     """The command; takes Detectron2's arguments."""
     parser = default_argument_parser(epilog=_EXAMPLES.format(prog=prog))
     parser.prog = prog
+    add_import_option(parser)
     args = parser.parse_args(argv)
+    start_log()
     if args.config_file:
         args.config_file = str(find_config(args.config_file))  # Detectron2 copies it to the log
     if args.num_gpus > 1:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import verify_results
+from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
@@ -18,11 +21,27 @@ from resobj_d2.data.categories import dataset_categories
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.evaluation import build_evaluator, check_evaluators
+from resobj_d2.process import replacing
 
+from .best import BestCheckpoint
+from .commands import resume_command
 from .ema import WeightAverage, WeightAverageHook
 from .hooks import NonFiniteLossGuard, StatisticsHook
+from .interrupt import EvaluationStopped, InterruptHook, SteadyMapper
 from .multi_scale import MultiScale
+from .progress import EvaluationProgress, ProgressHook
 from .schedule import build_schedule
+from .summary import (
+    Contents,
+    count_contents,
+    evaluation_summary,
+    final_summary,
+    results_line,
+    results_table,
+    start_summary,
+    test_contents,
+    write_model,
+)
 
 __all__ = ["Trainer", "evaluate"]
 
@@ -30,13 +49,29 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data."""
+    """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data.
 
-    def __init__(self, cfg) -> None:
+    :func:`run_setup` first gives it a console that a person can follow. Ctrl-C ends
+    :meth:`train` with a checkpoint to resume from.
+
+    Args:
+        cfg: of :func:`resobj_d2.config.load_config`. ``OUTPUT_DIR`` is made where it is missing.
+        how_to_resume: what is printed after Ctrl-C; by default the present command with
+            ``--resume``.
+    """
+
+    def __init__(self, cfg, *, how_to_resume: str | None = None) -> None:
         check_evaluators(cfg)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        self._how_to_resume = resume_command() if how_to_resume is None else how_to_resume
+        self._loaded = ""
+        self._pictures: list[str] = []
+        self._test_contents: dict[str, Contents] = {}
         with ddp_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
+        if comm.is_main_process():
+            with replacing(os.path.join(cfg.OUTPUT_DIR, "model.txt")) as file:
+                write_model(self.checkpointer.model, file)
 
     def build_hooks(self) -> list:
         # DefaultTrainer builds its checkpointer just before its hooks, which keep it.
@@ -50,20 +85,32 @@ class Trainer(DefaultTrainer):
             categories=dataset_categories(self.cfg.DATASETS.TRAIN),
             **saved,
         )
+        self.best = BestCheckpoint(self.checkpointer)
+        self.interrupt = InterruptHook(
+            checkpointer=self.checkpointer, how_to_resume=self._how_to_resume
+        )
+        stock = super().build_hooks()
+        evaluation = next(i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
+        before, after = stock[:evaluation], stock[evaluation + 1 :]
+        if self.weight_average is not None:
+            before.insert(0, WeightAverageHook(self.weight_average))
+        if comm.is_main_process():
+            before.append(ProgressHook())
+        return [
+            *before,
+            self.interrupt,
+            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            *self._own_hooks(),
+            *after,  # the main process's writers
+        ]
+
+    def _own_hooks(self) -> list:
         own = [
             NonFiniteLossGuard(output_dir=self.cfg.OUTPUT_DIR),
             StatisticsHook(on_end=self._draw_curves),
         ]
         multi_scale = MultiScale.from_config(self.cfg)
-        if multi_scale is not None:
-            own.append(multi_scale)
-        stock = super().build_hooks()
-        if self.weight_average is not None:
-            stock = self._with_weight_average(stock)
-        writer = next((i for i, h in enumerate(stock) if isinstance(h, hooks.PeriodicWriter)), None)
-        if writer is None:  # not the main process
-            return stock + own
-        return [*stock[:writer], *own, *stock[writer:]]
+        return own if multi_scale is None else [*own, multi_scale]
 
     def _build_weight_average(self) -> WeightAverage | None:
         decay = self.cfg.SOLVER.EMA_DECAY
@@ -76,17 +123,36 @@ class Trainer(DefaultTrainer):
             )
         return WeightAverage(self._trainer.model, decay=decay)
 
-    def _with_weight_average(self, stock: list) -> list:
-        """Detectron2's hooks after one that averages; they evaluate the averages."""
+    def _evaluate(self) -> OrderedDict:
+        """For the hook: evaluate the weights, or their averages, and remember the best ones."""
+        average = self.weight_average
+        results = None
+        with contextlib.nullcontext() if average is None else average.applied():
+            with contextlib.suppress(EvaluationStopped):
+                results = _evaluate(
+                    type(self),
+                    self.cfg,
+                    self.model,
+                    contents=self._test_contents,
+                    check=self.interrupt.check_evaluation,
+                )
+                if comm.is_main_process():
+                    self._note(results)
+        if results is None:
+            self.interrupt.stop()
+        self._last_eval_results = results
+        return results
 
-        def evaluate_average() -> OrderedDict:
-            with self.weight_average.applied():
-                self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate_average)
-        changed = [evaluation if isinstance(h, hooks.EvalHook) else h for h in stock]
-        return [WeightAverageHook(self.weight_average), *changed]
+    def _note(self, results: OrderedDict) -> None:
+        """On the main process, with the evaluated weights in the model."""
+        at_end = self.iter >= self.max_iter
+        iteration = min(self.iter, self.max_iter - 1)
+        # One evaluation at the end is of the checkpoint that was written before it.
+        only = at_end and self.cfg.TEST.EVAL_PERIOD == 0
+        file = self.checkpointer.get_checkpoint_file() if only else None
+        self.best.consider(results, iteration=iteration, file=file)
+        if results and not at_end:
+            logger.info("Evaluation after iteration %d: %s", iteration + 1, results_line(results))
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps of the trainer, the optimizer's state among it."""
@@ -101,20 +167,59 @@ class Trainer(DefaultTrainer):
         if not TRAINER_SAVES_OPTIMIZER and "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume=resume)
+        self._loaded = self.cfg.MODEL.WEIGHTS
+        if resume and self.checkpointer.has_checkpoint():
+            self._loaded = self.checkpointer.get_checkpoint_file()
+
     def train(self) -> OrderedDict | None:
         """Run the loop; the results of the last evaluation, None without ``DATASETS.TEST``.
 
         Detectron2 returns them only where ``TEST.EXPECTED_RESULTS`` is set.
+
+        Raises:
+            RunInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was written. It is a
+                ``SystemExit``.
         """
-        super().train()
-        return getattr(self, "_last_eval_results", None)
+        if comm.is_main_process():
+            self._begin()
+        with self.interrupt.listening():
+            super().train()
+        results = getattr(self, "_last_eval_results", None)
+        if comm.is_main_process():
+            self._log_final_summary(results)
+        return results
+
+    def _begin(self) -> None:
+        self.best.resume(self.start_iter)
+        self._test_contents = test_contents(self.cfg)
+        text = start_summary(
+            self.cfg,
+            self.model,
+            train=getattr(self.data_loader, "contents", None),
+            test=self._test_contents,
+            start_iter=self.start_iter,
+            weights=self._loaded,
+        )
+        logger.info("%s\n", text)
+
+    def _log_final_summary(self, results: OrderedDict | None) -> None:
+        text = final_summary(
+            self.cfg,
+            results,
+            best=self.best.best,
+            last=self.checkpointer.get_checkpoint_file(),
+            pictures=self._pictures,
+        )
+        logger.info("%s", text)
 
     def _draw_curves(self) -> None:
         from resobj_d2.plots.objectness_curves import plot_objectness_curves
 
         output = os.path.join(self.cfg.OUTPUT_DIR, "objectness_curves.png")
         if plot_objectness_curves(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), output):
-            logger.info("Objectness curves are in %s", output)
+            self._pictures.append(output)
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
@@ -122,12 +227,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = ImageErrorMapper(build_train_mapper(cfg))
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=training_records(cfg))
+        mapper = SteadyMapper(ImageErrorMapper(build_train_mapper(cfg)))
+        records = training_records(cfg)
+        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+        loader.contents = count_contents(records)  # for the summary; the records are packed away
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
-        mapper = ImageErrorMapper(build_test_mapper(cfg))
+        mapper = SteadyMapper(ImageErrorMapper(build_test_mapper(cfg)))
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -148,10 +256,41 @@ def evaluate(cfg, *, resume: bool = False) -> OrderedDict:
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
     model = Trainer.build_model(cfg)
     checkpointer = ResObjCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+    weights = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    if not weights:
         raise ValueError("evaluation needs trained weights: give MODEL.WEIGHTS <checkpoint>")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results = Trainer.test(cfg, model)
+    contents = test_contents(cfg) if comm.is_main_process() else {}
     if comm.is_main_process():
+        logger.info("%s\n", evaluation_summary(cfg, model, test=contents, weights=weights))
+    results = _evaluate(Trainer, cfg, model, contents=contents)
+    if comm.is_main_process():
+        logger.info("%s", results_table(results))
         verify_results(cfg, results)
     return results
+
+
+def _evaluate(
+    trainer: type[DefaultTrainer],
+    cfg,
+    model,
+    *,
+    contents: Mapping[str, Contents],
+    check: Callable[[], None] = lambda: None,
+) -> OrderedDict:
+    """Evaluate on all of ``DATASETS.TEST``, and show how far it is.
+
+    Args:
+        contents: of the data sets, on the main process.
+        check: called for each batch.
+    """
+    evaluators = []
+    for name in cfg.DATASETS.TEST:
+        images = contents[name].images if name in contents else 0
+        progress = EvaluationProgress(
+            name=name, total=math.ceil(images / comm.get_world_size()), check=check
+        )
+        evaluators.append(DatasetEvaluators([progress, trainer.build_evaluator(cfg, name)]))
+    return trainer.test(cfg, model, evaluators)

@@ -1,0 +1,75 @@
+"""What happens before a run: logs, seeds, and the record of what runs where."""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import defaults
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+
+from resobj_d2.process import quiet_imports, replacing
+from resobj_d2.process.console import FILE_ONLY, log_to_folder
+
+__all__ = ["run_setup"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
+    """Detectron2's ``default_setup`` with a console that a person can follow.
+
+    As there, the output folder is made, random numbers are seeded and cuDNN is told whether to
+    benchmark. The environment, the command's arguments and the configuration go into ``log.txt``
+    (``log.txt.rank<n>`` in further processes) and ``config.yaml``, and not to the console, which
+    from now on shows what this package logs, and warnings. An evaluation leaves the ``config.yaml``
+    of a training as it is and writes ``config_eval.yaml``.
+
+    Args:
+        cfg: of :func:`resobj_d2.config.load_config`.
+        args: of the command line, for the log; ``eval_only`` is read.
+    """
+    quiet_imports()
+    rank = comm.get_rank()
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    log_to_folder(cfg.OUTPUT_DIR, rank=rank)
+    eval_only = bool(getattr(args, "eval_only", False))
+    _log_circumstances(cfg, args)
+    if comm.is_main_process():
+        _write_config(cfg, eval_only)
+    # Each process its own, so that they do not load the same images.
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if not eval_only:
+        # Its start-up costs more than it saves on the small and changing images of an evaluation.
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    precision = cfg.get("FLOAT32_PRECISION", "")  # upstream main alone has the key
+    if precision:
+        defaults._set_float32_precision(precision)
+
+
+def _log_circumstances(cfg: CfgNode, args: Namespace | None) -> None:
+    def log(text: str, *values: object) -> None:
+        logger.info(text, *values, extra=FILE_ONLY)
+
+    log("Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size())
+    log("Environment info:\n%s", collect_env_info())
+    if args is not None:
+        log("Command line arguments: %s", args)
+    config_file = getattr(args, "config_file", "")
+    if config_file and os.path.isfile(config_file):
+        with PathManager.open(config_file) as file:
+            log("Contents of args.config_file=%s:\n%s", config_file, file.read())
+    log("Running with full config:\n%s", cfg.dump())
+
+
+def _write_config(cfg: CfgNode, eval_only: bool) -> None:
+    path = os.path.join(cfg.OUTPUT_DIR, "config_eval.yaml" if eval_only else "config.yaml")
+    with replacing(path) as file:
+        file.write(cfg.dump())
+    logger.info("Full config saved to %s", path, extra=FILE_ONLY)

@@ -1,0 +1,53 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    """A function that starts train_net.py on 64 px scenes, writing to ``tmp_path / "out"``.
+
+    What it prints is in ``tmp_path / "console.txt"``.
+    """
+
+    def start(*opts, flags=(), wait=True, config="scenes_retinanet_resobj_t2"):
+        entries = [
+            {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(tmp_path),
+             "image_size": 64, "num_train": 16, "num_val": 6}
+            for split in ("train", "val")
+        ]  # fmt: skip
+        command = [
+            sys.executable, str(repository / "train_net.py"),
+            "--config-file", str(repository / f"configs/small/{config}.yaml"),
+            *flags,
+            "DATASETS.REGISTER", str(entries),
+            "DATASETS.TRAIN", "('tiny_train',)",
+            "DATASETS.TEST", "('tiny_val',)",
+            "INPUT.MIN_SIZE_TRAIN", "(64,)",
+            "INPUT.MIN_SIZE_TEST", "64",
+            "MODEL.FPN.OUT_CHANNELS", "64",
+            "MODEL.DENSE.TOWER.CHANNELS", "64",  # two per group: P7 has one cell
+            "SOLVER.IMS_PER_BATCH", "4",
+            "SOLVER.MAX_ITER", "8",
+            "SOLVER.STEPS", "()",
+            "SOLVER.CHECKPOINT_PERIOD", "2",
+            "DATALOADER.NUM_WORKERS", "0",
+            "OUTPUT_DIR", str(tmp_path / "out"),
+            *map(str, opts),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # A file, not a pipe: of a run that is not waited for nobody would read it, and it fills.
+        log = tmp_path / "console.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, cwd=repository, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that a test can do what a terminal does
+            )  # fmt: skip
+        if not wait:
+            return process
+        process.wait(timeout=400)
+        return process.returncode, log.read_text(errors="replace")
+
+    return start

@@ -1,0 +1,76 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.engine import BestCheckpoint, primary_ap
+
+
+def results(ap):
+    return {"bbox": {"AP": ap, "AP50": 99.0}, "segm": {"AP": 77.0}}
+
+
+CATEGORIES = [{"id": 7, "name": "cat"}]
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    return ResObjCheckpointer(nn.Linear(1, 1), str(tmp_path), categories=CATEGORIES)
+
+
+def set_weight(model, value):
+    with torch.no_grad():
+        model.weight.fill_(value)
+
+
+def test_primary_ap():
+    assert primary_ap(results(12.5)) == 12.5
+    assert primary_ap({"set a": results(3.0), "set b": results(4.0)}) == 3.0
+    assert math.isnan(primary_ap({"set a": {"proposals": {"AR": 3.0}}, "n": 4.0}))
+    assert math.isnan(primary_ap({}))
+
+
+def test_keeps_the_weights_of_the_highest_ap(checkpointer, tmp_path):
+    best = BestCheckpoint(checkpointer)
+    assert best.best is None
+    for iteration, ap in enumerate([math.nan, 10.0, 30.0, 20.0, 30.0]):
+        set_weight(checkpointer.model, iteration)
+        best.consider(results(ap), iteration=iteration)
+    assert (best.best.ap, best.best.iteration) == (30.0, 2)
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["model"]["weight"].item() == 2.0
+    assert (saved["AP"], saved["iteration"], saved["categories"]) == (30.0, 2, CATEGORIES)
+
+
+def test_checkpoint_that_is_there_is_not_written_again(checkpointer, tmp_path):
+    best = BestCheckpoint(checkpointer)
+    best.consider(results(10.0), iteration=7, file="out/model_final.pth")
+    assert best.best.file == "out/model_final.pth"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_goes_on_with_the_run_but_not_with_another_one(checkpointer, tmp_path):
+    BestCheckpoint(checkpointer).consider(results(30.0), iteration=5)
+    resumed = BestCheckpoint(checkpointer)
+    resumed.resume(6)
+    assert (resumed.best.ap, resumed.best.iteration) == (30.0, 5)
+    resumed.consider(results(20.0), iteration=9)
+    assert resumed.best.iteration == 5
+    for start in (0, 5):  # anew; or taken back to before that evaluation
+        other = BestCheckpoint(checkpointer)
+        other.resume(start)
+        assert other.best is None
+        other.consider(results(20.0), iteration=9)
+        assert (other.best.ap, other.best.iteration) == (20.0, 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_damaged_file_is_written_anew(checkpointer, tmp_path, content, caplog):
+    (tmp_path / "model_best.pth").write_bytes(content)
+    best = BestCheckpoint(checkpointer)
+    best.resume(3)
+    assert best.best is None and "model_best.pth cannot be read" in caplog.text
+    best.consider(results(1.0), iteration=4)
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 4
