@@ -18,7 +18,13 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 
-__all__ = ["add_import_option", "explain", "is_users_mistake", "one_line_per_process", "run_command"]
+__all__ = [
+    "add_import_option",
+    "explain",
+    "is_users_mistake",
+    "one_line_per_process",
+    "run_command",
+]
 
 MISTAKE = 2  # exit status
 INTERRUPTED = 130  # what shells report for Ctrl-C

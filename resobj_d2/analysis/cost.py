@@ -28,7 +28,7 @@ from detectron2.structures import ImageList
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from resobj_d2.command import run_command
+from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 
@@ -181,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides for all of them"
     )
+    add_import_option(parser)
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in args.configs:
         # Datasets play no part, so they need not be registered.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
-        cfg = load_config(path, opts, training=False)
+        cfg = load_config(path, opts, training=False, imports=args.imports)
         model = build_model(cfg).eval()
         models.append(model)
         costs.append(count(Path(path).stem, model, tuple(args.size)))

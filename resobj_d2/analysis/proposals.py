@@ -27,7 +27,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import run_command
+from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -180,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze proposals", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--config-file", required=True)
+    add_import_option(parser)
     parser.add_argument(
         "--limits", nargs="+", type=int, default=[100, 300, 1000], help="proposals per image"
     )
@@ -188,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
     args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts, training=False)
+    cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("proposals need trained weights: give MODEL.WEIGHTS <checkpoint>")
     rows = evaluate_proposals(cfg, limits=args.limits)

@@ -24,7 +24,7 @@ import torch
 from detectron2.config import CfgNode
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import run_command
+from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--config-file", required=True)
+    add_import_option(parser)
     parser.add_argument(
         "--vary", nargs="+", action="append", required=True, metavar=("KEY", "VALUE")
     )
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     empty = [key for key, values in axes.items() if not values]
     if empty:
         parser.error(f"--vary {empty[0]} needs values")
-    cfg = load_config(args.config_file, args.opts, training=False)
+    cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("a sweep needs trained weights: give MODEL.WEIGHTS <checkpoint>")
     rows = sweep(cfg, axes)

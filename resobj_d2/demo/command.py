@@ -32,9 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train Residual Objectness from scratch on generated scenes, evaluate it and "
         "draw what it finds.",
     )
-    parser.add_argument(
-        "--config-file", default=CONFIG, help="what to train; default: %(default)s"
-    )
+    parser.add_argument("--config-file", default=CONFIG, help="what to train; default: %(default)s")
     parser.add_argument(
         "--output",
         default="output/demo",

@@ -37,7 +37,7 @@ from detectron2.structures import Instances
 from PIL.Image import Image
 
 from resobj_d2.checkpoint.checkpointer import CheckpointError
-from resobj_d2.command import run_command
+from resobj_d2.command import add_import_option, run_command
 
 from .drawing import draw_annotations, draw_detections, grid, step_title
 from .json_list import JsonListWriter
@@ -317,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Detect objects on image files; writes pictures and COCO results.",
         epilog=_WITHOUT_DATASETS,
     )
+    add_import_option(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML", help="config of the trained model")
     add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
@@ -349,7 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _complain(str(error))
     try:
-        predictor = Predictor(load_prediction_config(options.config_file, options.opts))
+        predictor = Predictor(
+            load_prediction_config(options.config_file, options.opts, imports=options.imports)
+        )
     # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
     except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)

@@ -268,7 +268,9 @@ class Predictor:
         return {"image": pixels, "height": height, "width": width}
 
 
-def load_prediction_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_prediction_config(
+    config_file: str, opts: Sequence[str] = (), *, imports: Sequence[str] = ()
+) -> CfgNode:
     """:func:`resobj_d2.config.load_config` for prediction, which needs no data set.
 
     Where the data sets that the file names cannot be used here, a warning says why and they are
@@ -279,7 +281,7 @@ def load_prediction_config(config_file: str, opts: Sequence[str] = ()) -> CfgNod
         ValueError, OSError: as ``load_config``.
     """
     try:
-        return load_config(config_file, opts, training=False)
+        return load_config(config_file, opts, training=False, imports=imports)
     except (OSError, ValueError) as error:
         if any(key.startswith("DATASETS.") for key in opts[::2]):
             raise

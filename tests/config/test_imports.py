@@ -89,8 +89,10 @@ def test_a_package_outside_the_tree_trains_evaluates_and_predicts(project, repos
     train = str(repository / "train_net.py")
     run(project, train, *config)
     run(project, train, *config, "--eval-only", *weights)
+    # What the yaml does not import the command line may.
+    (project / "mine.yaml").write_text((project / "mine.yaml").read_text().replace("IMPORTS:", "#"))
     run(
-        project, "-m", "resobj_d2.inference.predict", *config,
+        project, "-m", "resobj_d2", "predict", *config, "--import", "my_losses.power",
         "--input", str(project / "scenes/val"), "--output", str(project / "drawn"), *weights,
     )  # fmt: skip
     results = json.loads((project / "drawn/results.json").read_text())
