@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from resobj_d2.matching import DeltaCoder, OctaveAnchors, octave_anchors
+from resobj_d2.matching import DeltaCoder, OctaveAnchors
 
 STRIDES = (8, 16, 32, 64, 128)
 # (height, width) of a padded COCO image at RetinaNet's default size, and the resulting anchors.
@@ -28,10 +28,7 @@ def map_sizes(image: tuple[int, int]) -> list[tuple[int, int]]:
 
 def anchors(image: tuple[int, int] = IMAGE) -> Tensor:
     """(R, 4): nine per cell on P3 to P7, as Detectron2's generator makes them."""
-    shapes = octave_anchors(
-        strides=STRIDES, scale=4.0, scales_per_octave=3, aspect_ratios=(0.5, 1.0, 2.0)
-    )
-    return OctaveAnchors(shapes=shapes, strides=STRIDES, offset=0.0)(map_sizes(image)).boxes
+    return OctaveAnchors(strides=STRIDES)(map_sizes(image)).boxes
 
 
 def gt_boxes(count: int, seed: int, image: tuple[int, int] = IMAGE) -> Tensor:
