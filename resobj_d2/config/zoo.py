@@ -171,7 +171,7 @@ def know_zoo(cfg: CfgNode) -> None:
 
 
 def load_yaml_with_base(filename: str, allow_unsafe: bool = False) -> dict:
-    """A yaml as a dict, merged into those of its ``_BASE_``; reads ``resobj_d2://``."""
+    """A yaml merged into those of its ``_BASE_``, where ``resobj_d2://`` is understood."""
     return _reader().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
 
 

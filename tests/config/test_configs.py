@@ -14,9 +14,10 @@ from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config, class_counts
+from resobj_d2.config.zoo import zoo_entries
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-COMPLETE = sorted(CONFIGS.glob("COCO-Detection/*.yaml")) + sorted(CONFIGS.glob("small/[!B]*.yaml"))
+COMPLETE = [CONFIGS / entry.name for entry in zoo_entries()]
 
 
 def read(path):
