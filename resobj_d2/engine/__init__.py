@@ -6,7 +6,7 @@ from .hooks import NonFiniteLossError, NonFiniteLossGuard, StatisticsHook
 from .interrupt import InterruptHook, RunInterrupted
 from .multi_scale import MultiScale
 from .progress import ProgressHook
-from .setup import run_setup
+from .startup import run_setup
 from .summary import results_table
 from .trainer import Trainer, evaluate
 

@@ -41,14 +41,15 @@ def predict_command(checkpoint: str, output_dir: str) -> str:
 
 def _with_config(command: str, checkpoint: str, output_dir: str, *options: str) -> str:
     config = os.path.join(output_dir, "config.yaml")
-    return _join([*_own(command), "--config-file", config, *options, "MODEL.WEIGHTS", checkpoint])
+    words = [command, "--config-file", config, *options, "MODEL.WEIGHTS", checkpoint]
+    return _join([*_own_program(), *words])
 
 
-def _own(command: str) -> list[str]:
-    """A command of this package."""
-    if command == "predict":
-        return [*_python(), "-m", "resobj_d2.inference.predict"]
-    return [*_program(sys.argv[0]), "--eval-only"]
+def _own_program() -> list[str]:
+    """``resobj-d2`` where that is running; otherwise what finds the package as this process did."""
+    if os.path.basename(sys.argv[0]) == "resobj-d2":
+        return _program(sys.argv[0])
+    return [*_python(), "-m", "resobj_d2"]
 
 
 def _join(words: Sequence[str]) -> str:

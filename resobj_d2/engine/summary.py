@@ -174,7 +174,8 @@ def final_summary(
         ("evaluate", evaluate_command(file, cfg.OUTPUT_DIR)),
         ("predict", predict_command(file, cfg.OUTPUT_DIR)),
     ]
-    table = f"\n{results_table(results)}\n\n" if results else "\n"
+    title = f"Evaluation after iteration {cfg.SOLVER.MAX_ITER}:"
+    table = f"\n{title}\n{results_table(results)}\n\n" if results else "\n"
     return table + _rows(rows, wrap=False)
 
 

@@ -76,12 +76,17 @@ def test_interactive_session_gets_python(monkeypatch):
     assert "resume_or_load(resume=True)" in resume_command(["whatever"])
 
 
-def test_evaluate_and_predict():
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [("train_net.py", "python -m resobj_d2"), ("{bin}/resobj-d2", "resobj-d2")],
+)
+def test_evaluate_and_predict(program, expected, script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program.format(bin=script.parent)])
     config = os.path.join("out", "config.yaml")
     assert evaluate_command("out/model_best.pth", "out") == (
-        f"python train_net.py --eval-only --config-file {config} MODEL.WEIGHTS out/model_best.pth"
+        f"{expected} eval --config-file {config} MODEL.WEIGHTS out/model_best.pth"
     )
     assert predict_command("out/model_best.pth", "out") == (
-        f"python -m resobj_d2.inference.predict --config-file {config} "
+        f"{expected} predict --config-file {config} "
         "--input IMAGES --output drawn MODEL.WEIGHTS out/model_best.pth"
     )

@@ -139,6 +139,7 @@ def make_trainer(tiny_options, tmp_path, monkeypatch, clean_catalogs, make_batch
     def build(folder, *opts):
         options = ["OUTPUT_DIR", str(tmp_path / folder), "DATASETS.TRAIN", "()"]
         options += ["DATASETS.TEST", "()", "SOLVER.EMA_DECAY", "0.5", "SOLVER.WARMUP_ITERS", "0"]
+        options += ["SOLVER.STEPS", "()"]
         (tmp_path / folder).mkdir(exist_ok=True)
         torch.manual_seed(0)
         return Trainer(load_config("", [*tiny_options, *options, *map(str, opts)]))

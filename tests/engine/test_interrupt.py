@@ -31,7 +31,7 @@ def make_trainer(tiny_options, tmp_path, monkeypatch, clean_catalogs, make_batch
 
     def build(folder, *opts):
         options = ["OUTPUT_DIR", str(tmp_path / folder), "DATASETS.TRAIN", "()"]
-        options += ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "4"]
+        options += ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()"]
         torch.manual_seed(0)
         cfg = load_config("", [*tiny_options, *options, *map(str, opts)])
         return Trainer(cfg, how_to_resume="do as I say")

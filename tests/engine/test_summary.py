@@ -70,14 +70,14 @@ def test_many_classes_stay_within_the_width():
 )
 def test_final_summary_names_the_checkpoint_to_use(best, checkpoints, used):
     text = final_summary(
-        SimpleNamespace(OUTPUT_DIR="out"),
+        SimpleNamespace(OUTPUT_DIR="out", SOLVER=SimpleNamespace(MAX_ITER=10)),
         {"bbox": BBOX},
         best=best,
         last="out/model_final.pth",
         pictures=["out/curves.png"],
     )
     lines = text.splitlines()
-    assert results_table({"bbox": BBOX}) in text
+    assert f"Evaluation after iteration 10:\n{results_table({'bbox': BBOX})}\n" in text
     assert [line for line in lines if "checkpoint  " in line] == checkpoints
     assert "picture          out/curves.png" in lines
     commands = [line for line in lines if line.startswith(("evaluate ", "predict "))]
