@@ -19,6 +19,7 @@ MODULES = (
     "resobj_d2.config",
     "resobj_d2.data.register",
     "resobj_d2.data.scenes.dataset",
+    "resobj_d2.data.pictures",
     "resobj_d2.evaluation",
     "resobj_d2.engine",
     "resobj_d2.inference.predictor",

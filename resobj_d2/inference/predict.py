@@ -327,6 +327,10 @@ def _parser() -> argparse.ArgumentParser:
         help="lowest score of the boxes drawn (default 0.3)",
     )  # fmt: skip
     add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
+    add(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE",
+        help="a module with losses, branches, ... of yours that the config names; may be repeated",
+    )  # fmt: skip
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return parser
 
@@ -350,11 +354,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _complain(str(error))
     try:
-        predictor = Predictor(
-            load_prediction_config(options.config_file, options.opts, imports=options.imports)
-        )
+        cfg = load_prediction_config(options.config_file, options.opts, imports=options.imports)
+        predictor = Predictor(cfg)
     # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
-    except (AssertionError, CheckpointError, KeyError, OSError, ValueError) as error:
+    except (AssertionError, CheckpointError, ImportError, KeyError, OSError, ValueError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         return _complain(f"{message}\n{_WITHOUT_DATASETS}" if "ataset" in message else message)
     folder = os.path.abspath(options.output)

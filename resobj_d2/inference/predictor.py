@@ -278,7 +278,7 @@ def load_prediction_config(
     that ``opts`` names must be usable.
 
     Raises:
-        ValueError, OSError: as ``load_config``.
+        ValueError, OSError, ImportError: as ``load_config``.
     """
     try:
         return load_config(config_file, opts, training=False, imports=imports)
@@ -286,7 +286,8 @@ def load_prediction_config(
         if any(key.startswith("DATASETS.") for key in opts[::2]):
             raise
         without = [*opts, "DATASETS.REGISTER", "[]", "DATASETS.TEST", "()"]
-        cfg = load_config(config_file, without, training=False)  # fails as before if it is not that
+        # Fails as before where the data sets are not the reason.
+        cfg = load_config(config_file, without, training=False, imports=imports)
         logger.warning("predicting without the config's data sets: %s", error)
         return cfg
 

@@ -68,6 +68,7 @@ class SahiModel(DetectionModel):
 
     @property
     def num_categories(self) -> int:
+        """How many classes have a name."""
         return len(self.category_mapping)
 
     def perform_inference(self, image: np.ndarray) -> None:

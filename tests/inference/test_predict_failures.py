@@ -132,6 +132,17 @@ def test_an_interrupted_command_says_where_the_results_are(
     assert {item["image_id"] for item in read_json(output / "results.json")} == {1}
 
 
+def test_a_module_of_ones_own_is_imported_or_named(weights, photos, tmp_path, monkeypatch, capsys):
+    module = tmp_path / "my_predict_module.py"
+    module.write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = arguments(weights, photos / "a.png", tmp_path / "out")
+    assert main(["--import", "my_predict_module", *options]) == 0
+    assert module.with_suffix(".ran").exists()
+    assert main(["--import", "no_such_module", *options]) == 2
+    assert "no_such_module" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_output_that_is_no_folder(weights, photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(arguments(weights, photos, tmp_path / "file")) == 2
