@@ -1,6 +1,6 @@
 """Detections on image files: pictures and a results json.
 
-    python -m resobj_d2.inference.predict --config-file configs/....yaml \\
+    resobj-d2 predict --config-file NAME_OR_FILE.yaml \\
         --input photos/ --output drawn/ MODEL.WEIGHTS output/.../model_final.pth
 
 For every image ``<name>.png`` shows the detections. With Residual Objectness ``<name>_steps.png``
@@ -10,7 +10,7 @@ shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbal
 with the category ids of the first dataset of ``DATASETS.TEST``, else those that the checkpoint
 carries, else class numbers from 0. Image ids count the input files from 1; ``images.json``, a COCO
 dataset without annotations, says which file each one is and what the categories are called. To
-evaluate on a dataset use ``train_net.py --eval-only``.
+evaluate on a dataset use ``resobj-d2 eval``.
 
 Results are written as they come, to ``results.json.partial`` and ``images.json.partial``, which get
 their names at the end: a run that is interrupted or fails keeps what it has. An image that cannot
@@ -327,10 +327,7 @@ def _parser() -> argparse.ArgumentParser:
         help="lowest score of the boxes drawn (default 0.3)",
     )  # fmt: skip
     add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
-    add(
-        "--import", dest="imports", action="append", default=[], metavar="MODULE",
-        help="a module with losses, branches, ... of yours that the config names; may be repeated",
-    )  # fmt: skip
+    add_import_option(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return parser
 
