@@ -23,9 +23,11 @@ MODULES = (
     "resobj_d2.evaluation",
     "resobj_d2.engine",
     "resobj_d2.inference.predictor",
+    "resobj_d2.inference.detector",
     "resobj_d2.inference.predict",
     "resobj_d2.inference.drawing",
     "resobj_d2.checkpoint",
+    "resobj_d2.acceleration",
     "resobj_d2.options",
     "resobj_d2.structures",
 )

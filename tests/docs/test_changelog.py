@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+import resobj_d2
+
 
 @pytest.fixture
 def changelog(repository):
@@ -21,6 +23,11 @@ def exists(module):
 
 def test_modules_are_where_the_table_says(changelog):
     moves = re.findall(r"^\| `(resobj_d2[\w.]+)` \| `(resobj_d2[\w.]+)` \|$", changelog, re.M)
-    assert len(moves) >= 29
+    assert len(moves) >= 28
     assert [new for _, new in moves if not exists(new)] == []
     assert [old for old, _ in moves if exists(old)] == []
+
+
+def test_the_newest_version_is_the_packages(changelog):
+    (newest, *_) = re.findall(r"^## (\d+\.\d+\.\d+)", changelog, re.M)
+    assert newest == resobj_d2.__version__
