@@ -115,6 +115,31 @@ def test_example_worked_out_by_hand(tmp_path, backend_name):
     assert set(results) == {*expected, "APm", "APl", "AP-bird"}
 
 
+def test_ap_at_single_thresholds(tmp_path, backend_name):
+    """Three boxes found with IoU .93, .82 and .77: AP75, AP80 and AP90 count 3, 2 and 1 of them.
+
+    Better boxes score higher, so precision is 1 up to the last that counts: n of 3 boxes are
+    1 + floor(100 n / 3) of COCO's 101 recall points.
+    """
+    content = _example()
+    corners = [(0, 0), (30, 0), (0, 30)]
+    content["annotations"] = [
+        _annotation(i, 1, 3, [x, y, 10, 10]) for i, (x, y) in enumerate(corners)
+    ]
+    _register(tmp_path, content)
+    found = [
+        ((x, y, x + 10, y + 10 * iou), CAT, score)
+        for (x, y), iou, score in zip(corners, (0.93, 0.82, 0.77), (0.9, 0.8, 0.7), strict=True)
+    ]
+    evaluator = CocoEvaluator("example", backend_name=backend_name)
+    results = _evaluate(evaluator, {1: found, 2: []})["bbox"]
+    expected = {"AP75": 100.0, "AP80": 100 * 67 / 101, "AP90": 100 * 34 / 101}
+    # 3 boxes up to .75, 2 at .8, 1 at .85 and .9, none at .95.
+    expected["AP"] = (6 * expected["AP75"] + expected["AP80"] + 2 * expected["AP90"]) / 10
+    expected["AR@100"] = 100 * (6 * 3 + 2 + 2 * 1) / 3 / 10
+    assert {key: results[key] for key in expected} == pytest.approx(expected)
+
+
 def test_evaluating_twice_gives_the_same(tmp_path, backend_name):
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example", backend_name=backend_name, distributed=False)

@@ -95,6 +95,25 @@ def test_class_loss_takes_part_in_the_selection():
     assert rows(targets.foreground[0]) == [point(0, 24, 24)]
 
 
+@pytest.mark.parametrize("logit, chosen", [(8.0, 1), (12.0, 0)])
+def test_a_box_without_overlap_counts_as_an_iou_of_a_millionth(logit, chosen):
+    """``-ln IoU`` stops at 13.8: 2.3 more than at an IoU of 1e-5, which class losses outweigh.
+
+    A point that is ``logit`` away from its class has a focal loss of a quarter of that.
+    """
+    apart, touching = [100.0, 100.0, 110.0, 110.0], [8.0, 8.0, 8.1024, 8.1]
+    boxes = boxes_fitting_on(point(1, 16, 16), touching, apart)
+    priors = make([[]])[0]
+    (x1, y1, x2, y2), side = touching, BOX[2] - BOX[0]
+    assert (x2 - x1) * (y2 - y1) / side**2 == pytest.approx(1e-5, rel=1e-3)
+    logits = torch.full((1, len(priors.boxes), K), -20.0)  # a loss of 5: no other level is chosen
+    logits[0, point(0, 24, 24), 1] = 20.0
+    logits[0, point(1, 16, 16), 1] = -logit
+    targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=boxes, logits=logits)
+    expected = (point(0, 24, 24), point(1, 16, 16))[chosen]
+    assert rows(targets.foreground[0]) == [expected]
+
+
 def test_selection_compares_means_not_sums():
     """Level 0 has many effective points, level 2 one; a slightly better mean wins."""
     big = [0.0, 0.0, 62.0, 62.0]  # effective within 18.6 of 31

@@ -139,6 +139,27 @@ def test_ohem_one_to_three_by_hand():
     assert rows(mask) == [[1, 2, 4, 5, 6, 7, 8, 9], []]
 
 
+@pytest.mark.parametrize("positives, negatives", [(1, 3), (2, 6), (3, 9), (4, 9)])
+def test_ohem_one_to_three_follows_the_positives_that_are_left(positives, negatives):
+    """Size 12 has room for 3 and 9: with fewer positives it is their number that decides."""
+    labels = [[1] * positives + [K] * 20]
+    difficulty = torch.arange(positives + 20.0)[None]
+    anchors = boxes_apart(positives + 20)
+    sampler = OHEMSampler(size=12, nms_thresh=0.5, positive_fraction=0.25)
+    targets = make_targets(labels)
+    (kept,) = rows(sampler(targets, anchors=anchors, difficulty=difficulty))
+    hardest = list(range(positives + 20))[-negatives:]
+    assert kept == [*range(max(0, positives - 3), positives), *hardest]
+
+
+def test_ohem_one_to_three_counts_positives_after_nms():
+    labels, anchors = [[1, 1] + [K] * 9], boxes_apart(11)
+    anchors[1] = anchors[0] + 0.1  # the same object twice: one of them is left
+    sampler = OHEMSampler(size=12, nms_thresh=0.5, positive_fraction=0.25)
+    mask = sampler(make_targets(labels), anchors=anchors, difficulty=torch.arange(11.0)[None])
+    assert rows(mask) == [[1, 8, 9, 10]]
+
+
 def test_ohem_with_refined_anchors_uses_each_images_own():
     shared = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10]]).float()
     anchors = torch.stack((shared, boxes_apart(2)))

@@ -235,11 +235,12 @@ def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
     assert all(v.item() == 0 for v in losses.values())
 
 
-def test_class_number_that_the_model_lacks_is_refused(model, make_batch):
+@pytest.mark.parametrize("number, named", [(3, r"2\.\.3"), (-1, r"-1\.\.2")])
+def test_class_number_that_the_model_lacks_is_refused(model, make_batch, number, named):
     batch = make_batch([(96, 96, 2)], num_classes=3)
-    batch[0]["instances"].gt_classes[1] = 3
+    batch[0]["instances"].gt_classes = torch.tensor([2, number])
     batch[0]["file_name"] = "cell.png"
-    with pytest.raises(ValueError, match="cell.png.*NUM_CLASSES is 3"):
+    with pytest.raises(ValueError, match=rf"cell.png has class numbers {named},.*NUM_CLASSES is 3"):
         model(batch)
 
 

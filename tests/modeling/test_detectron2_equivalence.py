@@ -58,16 +58,35 @@ def test_gradients_are_equal(pair, make_batch):
         )
 
 
+def detections_of_both(ours, theirs, batch):
+    with torch.no_grad():
+        pairs = zip(ours(batch), theirs(batch), strict=True)
+    return [(a["instances"], b["instances"]) for a, b in pairs]
+
+
 def test_detections_are_equal(pair, make_batch):
     ours, theirs = (m.eval() for m in pair)
     batch = make_batch(SHAPES)
     batch[0]["height"] *= 2  # rescaled to the output size
-    with torch.no_grad():
-        a, b = ours(batch), theirs(batch)
-    for x, y in zip(a, b, strict=True):
-        x, y = x["instances"], y["instances"]
+    for x, y in detections_of_both(ours, theirs, batch):
         assert len(y) > 20
         assert x.image_size == y.image_size
         torch.testing.assert_close(x.scores, y.scores)
         torch.testing.assert_close(x.pred_boxes.tensor, y.pred_boxes.tensor)
         assert torch.equal(x.pred_classes, y.pred_classes)
+
+
+def test_as_many_candidates_of_a_level_reach_suppression(pair, make_batch):
+    """Without NMS and limit all of them are left: RetinaNet's best 1000 of a level, by default."""
+    ours, theirs = (m.eval() for m in pair)
+    stage = ours.streams["anchors"].stages[0]
+    with torch.no_grad():  # scores far above the threshold, boxes that stay in the picture
+        for cls, box in ((theirs.head.cls_score, theirs.head.bbox_pred), (stage.cls, stage.box)):
+            cls.bias.zero_()
+            box.weight.mul_(0.01)
+    ours.postprocess.nms_thresh, ours.postprocess.max_detections = 1.0, 10**5
+    theirs.test_nms_thresh, theirs.max_detections_per_image = 1.0, 10**5
+    for x, y in detections_of_both(ours, theirs, make_batch(SHAPES)):
+        assert len(y) > 2000  # the limit counts on the two finest levels
+        assert len(x) == len(y)
+        torch.testing.assert_close(x.scores, y.scores)

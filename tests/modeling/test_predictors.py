@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resobj_d2.modeling import NoTower, PerLevelConv, SharedConv
+from resobj_d2.modeling import ConvTower, NoTower, PerLevelConv, SharedConv
 
 SIZES = {"in_channels": [4, 4], "num_anchors": [2, 2], "channels": 3}
 
@@ -32,6 +32,24 @@ def test_a_convolution_for_each_level():
     bound = (6 / (9 * (6 + 15))) ** 0.5  # Glorot and Bengio, Eq. 16
     largest = predictor.levels[1].weight.abs().max().item()
     assert 0.9 * bound < largest <= bound
+
+
+def test_initial_weights_have_the_papers_deviation():
+    """N(0, 0.01) in towers and predictors (RetinaNet, section 4.1).
+
+    The mean of n such weights deviates by .01 / sqrt(n), their deviation by .01 / sqrt(2 n).
+    """
+    torch.manual_seed(0)
+    predictor = SharedConv(in_channels=[32], num_anchors=[9], channels=10)
+    tower = ConvTower(in_channels=[32], channels=48, num_convs=2)
+    for name, weight in [*predictor.named_parameters(), *tower.named_parameters()]:
+        if name.endswith("bias"):
+            assert not weight.any(), name
+            continue
+        n = weight.numel()
+        assert n > 10000
+        assert weight.mean().item() == pytest.approx(0.0, abs=5 * 0.01 / n**0.5), name
+        assert weight.std().item() == pytest.approx(0.01, abs=5 * 0.01 / (2 * n) ** 0.5), name
 
 
 @pytest.mark.parametrize("kind", [SharedConv, PerLevelConv])

@@ -26,7 +26,10 @@ def run(model, batch):
 @pytest.mark.parametrize("stages", [[], CONSISTENT], ids=["plain", "consistent"])
 @pytest.mark.parametrize("reads", ["cls", "box"])
 def test_loss_by_hand(tiny_cfg, make_batch, stages, reads):
-    """Eq. 9: the target is the IoU of the last stage's box with the object matched there."""
+    """Eq. 9: the target is the IoU of the last stage's box with the object matched there.
+
+    The mean of these targets is logged.
+    """
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.READS", reads, *stages)
     stream = model.streams["anchors"]
     batch = make_batch([(96, 96, 3), (96, 96, 2)])
@@ -34,7 +37,7 @@ def test_loss_by_hand(tiny_cfg, make_batch, stages, reads):
     last, stage = output.stages[-1], stream.stages[-1]
     boxes = stream.coder.decode(last.anchors, last.deltas).expand(2, -1, 4)
     low, high = stage.assigner.iou_thresholds
-    total, count = 0.0, 0
+    total, iou_sum, count = 0.0, 0.0, 0
     for i, start in enumerate(truth.offsets[:-1]):
         gt = truth.boxes[start : start + truth.counts[i]]
         anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[i]
@@ -48,10 +51,14 @@ def test_loss_by_hand(tiny_cfg, make_batch, stages, reads):
         total += F.binary_cross_entropy_with_logits(
             logits[foreground], target[foreground], reduction="sum"
         )
+        iou_sum += target[foreground].sum().item()
         count += foreground.sum()
     assert count > 0
     expected = total / (90 + 0.1 * count)
     assert losses["loss_quality"].item() == pytest.approx(expected.item(), rel=1e-4)
+    mean = iou_sum / count.item()
+    assert mean > 0.05
+    assert model.statistics["quality/iou"].item() == pytest.approx(mean, rel=1e-4)
 
 
 def trained(model, loss):

@@ -8,7 +8,7 @@ from torch import nn
 
 from resobj_d2.losses import ForegroundCount, ForegroundEMA, SigmoidFocalLoss, SmoothL1Loss
 from resobj_d2.matching import DeltaCoder, KeepAll, MaxIoUAssigner
-from resobj_d2.modeling import ConvTower, DenseStream, ScoreFusion, Stage
+from resobj_d2.modeling import ConvTower, DenseStream, ScoreBranch, ScoreFusion, Stage
 from resobj_d2.modeling.stages import StageOptions
 from resobj_d2.structures import GroundTruth, LevelMaps, Priors, StagePrediction, TowerFeatures
 
@@ -174,6 +174,43 @@ def test_weight_and_own_normaliser():
     for name, factor in (("loss_cls_stage1", 0.5 * 5 / 4), ("loss_box_reg_stage1", 0.5)):
         assert b[name].item() == pytest.approx(factor * a[name].item(), rel=1e-5)
     assert b["loss_cls"] == a["loss_cls"]
+
+
+class CountingBranch(ScoreBranch):
+    """A branch whose loss is the number of foreground anchors of the stage it learns from."""
+
+    owns_background = False
+
+    def __init__(self, name, last_stage_only):
+        super().__init__()
+        self.name = name
+        self.last_stage_only = last_stage_only
+
+    def predict(self, features, *, every_step=True):
+        return None
+
+    def loss(self, prediction, *, targets, boxes, anchors_per_level, normalizer):
+        count = targets.foreground.sum().float()
+        return {f"loss_{self.name}": count / normalizer}, {f"{self.name}/count": count}
+
+
+def test_branch_losses_carry_the_weight_of_their_stage():
+    """5 anchors are foreground in the first stage and 4 in the second, which counts a quarter."""
+    stream = stream_of(
+        first_stage(),
+        second_stage(box=Fixed(torch.zeros(6, 4)), weight=0.25),
+        branches=[CountingBranch("every", False), CountingBranch("last", True)],
+    )
+    losses, statistics = stream.losses(stream(features()), GT)
+    assert losses["loss_every"].item() == pytest.approx(5 / 5)
+    # Divided as the class loss is, by the first stage's count.
+    assert losses["loss_every_stage1"].item() == pytest.approx(0.25 * 4 / 5)
+    # What belongs to the last stage alone has a weight of its own, and that stage's divisor.
+    assert losses["loss_last"].item() == pytest.approx(4 / 4)
+    assert "loss_last_stage1" not in losses
+    assert {k: v.item() for k, v in statistics.items() if "/" in k} == {
+        "every/count": 5, "every/count_stage1": 4, "last/count": 4,
+    }  # fmt: skip
 
 
 def test_each_stage_has_its_own_running_normaliser():
