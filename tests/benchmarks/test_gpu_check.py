@@ -1,11 +1,14 @@
 """The stages of gpu-check with commands that need no GPU."""
 
+import importlib.util
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, table
+from benchmarks.__main__ import parse
 from benchmarks.gpu_check import Stage
 
 
@@ -60,20 +63,82 @@ def test_after_a_missed_target_the_tables_are_still_written(capfd):
     assert out.endswith("gpu-check failed: benchmarks\n")
 
 
-def test_plan(monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """A function: runs the plan with processes that only note what they were started with.
+
+    Stages whose command has one of ``failing`` fail. Returns (command, environment) of each.
+    """
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    plan = {stage.name: stage for stage in gpu_check.stages("9.0", "/bin/cs", quick=False)}
-    assert list(plan) == [
-        "build", "doctor", "CUDA tests", "memcheck", "racecheck", "benchmarks", "tables",
-    ]  # fmt: skip
-    assert plan["build"].environment == {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    assert plan["CUDA tests"].environment["RESOBJ_REQUIRE_NATIVE"] == "cpu,cuda"
-    assert not any(stage.skip for stage in plan.values())
-    assert [name for name, stage in plan.items() if stage.go_on] == ["benchmarks"]
-    without = gpu_check.stages("9.0", "", quick=True)
-    assert [s.name for s in without if s.skip] == ["memcheck", "racecheck"]
+
+    def run_plan(*, sanitizer="/bin/cs", quick=False, failing=()):
+        calls = []
+
+        def note(command, *, env, **options):
+            calls.append((command, env))
+            failed = not set(failing).isdisjoint(command)
+            return subprocess.CompletedProcess(command, int(failed), stdout="")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu_check.subprocess, "run", note)
+            status = gpu_check.run(gpu_check.stages("9.0", sanitizer, quick=quick))
+        assert status == bool(failing)
+        return calls
+
+    return run_plan
+
+
+def test_kernels_are_built_for_the_gpu_and_nothing_falls_back(started, monkeypatch):
+    (build, environment), *later = started()
+    assert build[1:] == ["setup.py", "build_ext", "--inplace"]
+    assert environment["FORCE_CUDA"] == "1" and environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    running = [(c, env) for c, env in later if "benchmarks.table" not in c]
+    assert len(running) == 5
+    # Without a kernel, torch's own operations would be tested, checked and measured instead.
+    assert all(env["RESOBJ_REQUIRE_NATIVE"] == "cpu,cuda" for _, env in running)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert gpu_check.stages("9.0", "", quick=True)[0].environment == {"FORCE_CUDA": "1"}
+    assert started()[0][1]["TORCH_CUDA_ARCH_LIST"] == "8.0"
+
+
+def test_sanitizers_stop_at_what_is_ours(started, capfd):
+    memcheck, racecheck = (x for x in started() if x[0][0] == "/bin/cs")
+    for (command, environment), tool in ((memcheck, "memcheck"), (racecheck, "racecheck")):
+        assert command[command.index("--tool") + 1] == tool
+        # pytest's own exit statuses are 0 to 5.
+        assert int(command[command.index("--error-exitcode") + 1]) > 5
+        assert command[command.index("-m") + 1] == "pytest" and command[-1] == "native-cuda"
+        # In torch's cache tensors are neighbours: memcheck would not see one end in the next.
+        assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" in environment) == (tool == "memcheck")
+    capfd.readouterr()
+    assert not any("--tool" in command for command, _ in started(sanitizer=""))
+    skipped = [line for line in capfd.readouterr().out.splitlines() if "skipped" in line]
+    assert [line.split(": ")[1:] for line in skipped] == [
+        ["memcheck", "compute-sanitizer was not found"],
+        ["racecheck", "compute-sanitizer was not found"],
+    ]
+
+
+def modules_run(calls):
+    return [command[command.index("-m") + 1] for command, _ in calls if "-m" in command]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_commands_are_there_and_take_these_options(started, repository, quick):
+    calls = started(quick=quick)
+    assert all(importlib.util.find_spec(name) for name in modules_run(calls))
+    ((benchmarks, _),) = (x for x in calls if "benchmarks" in x[0])
+    options = parse(benchmarks[benchmarks.index("benchmarks") + 1 :])
+    assert (options.device, options.quick, options.check) == ("cuda", quick, not quick)
+    ((tables, _),) = (x for x in calls if "benchmarks.table" in x[0])
+    page = (repository / tables[-1]).read_text()
+    assert table.replace_between_marks(page, "new", table.FULL) != page
+    assert options.json.samefile(table.RESULTS)  # where the tables come from
+
+
+def test_tables_follow_missed_targets_but_no_failed_build(started):
+    missed = modules_run(started(failing=["benchmarks"]))
+    assert missed[-2:] == ["benchmarks", "benchmarks.table"]
+    assert len(started(failing=["setup.py"])) == 1
 
 
 def test_a_stage_can_be_left_out(capsys, monkeypatch):

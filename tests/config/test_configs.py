@@ -15,6 +15,8 @@ from torch import nn
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config, class_counts
 from resobj_d2.config.zoo import zoo_entries
+from resobj_d2.engine import MultiScale
+from resobj_d2.engine.schedule import build_schedule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPLETE = [CONFIGS / entry.name for entry in zoo_entries()]
@@ -157,18 +159,51 @@ def test_table_lists_every_coco_config():
         assert row[-2] == "-" or 20 < float(row[-2].split()[0]) < 60
 
 
+def darknets_rate(iteration):
+    """Darknet's ``get_current_rate`` with the numbers of yolov3.cfg."""
+    if iteration < 1000:
+        return 0.001 * ((iteration + 1) / 1000) ** 4
+    return 0.001 * 0.1 ** sum(iteration >= step for step in (400000, 450000))
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/yolov3_*.yaml")))
-def test_yolov3_has_darknets_schedule(path):
+def test_yolov3_is_trained_on_darknets_schedule(path):
     cfg = read(path)
-    solver, size = cfg.SOLVER, int(path.stem[-3:])
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.WEIGHT_DECAY) == (64, 0.001, 0.0005)
-    assert (solver.STEPS, solver.MAX_ITER) == ((400000, 450000), 500200)
-    assert (solver.WARMUP_METHOD, solver.WARMUP_ITERS) == ("power4", 1000)
-    assert cfg.INPUT.MULTI_SCALE == list(range(320, 609, 32))
-    assert (cfg.INPUT.MULTI_SCALE_PERIOD, cfg.INPUT.MULTI_SCALE_LAST) == (10, 200)
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (size, size)
-    steps = {"obj": 0, "giou": 0, "t1": 1, "t2": 2, "t3": 3}[path.stem.split("_")[-2]]
-    assert cfg.MODEL.DENSE.OBJECTNESS.STEPS == steps
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    optimizer = build_optimizer(cfg, network)
+    groups = optimizer.param_groups
+    assert {group["momentum"] for group in groups} == {0.9}
+    for group in groups:  # Darknet decays the weights of convolutions alone
+        convolution = {p is network[0].weight for p in group["params"]}
+        assert convolution == {group["weight_decay"] == 0.0005}
+        assert group["weight_decay"] in (0.0005, 0.0)
+    schedule = build_schedule(cfg, optimizer)
+    optimizer.step()
+    end = 500200
+    for iteration in (0, 9, 499, 999, 1000, 399999, 400000, 449999, 450000, end - 1):
+        schedule.last_epoch = iteration - 1
+        schedule.step()
+        for group in groups:
+            assert group["lr"] == pytest.approx(darknets_rate(iteration), rel=1e-6), iteration
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (end, 64)
+
+    # ``(rand() % 10 + 10) * 32`` pixels for ten batches each; 608 for the last 200.
+    size_at = MultiScale.from_config(cfg).size_at
+    sizes = [size_at(i, end) for i in range(3000)]
+    assert set(sizes) == {(i + 10) * 32 for i in range(10)}
+    assert all(len(set(sizes[i : i + 10])) == 1 for i in range(0, len(sizes), 10))
+    assert len({size_at(i, end) for i in range(end - 400, end - 200)}) > 1
+    assert {size_at(i, end) for i in range(end - 200, end)} == {608}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/yolov3_*.yaml")))
+def test_yolov3_is_what_its_name_says(path):
+    """yolov3_<method>_<side of the test images>, T in the method."""
+    _, *method, size = path.stem.split("_")
+    cfg = narrow(read(path))
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (int(size), int(size))
+    steps = int(method[-1].removeprefix("t")) if method[0] == "resobj" else 0
+    assert build_model(cfg).num_steps == steps
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("COCO-Detection/ssd512_*.yaml")))

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from resobj_d2 import ops
 from resobj_d2.ops import _native
@@ -41,12 +43,22 @@ def run(program, cwd=None, **environment):
     )
 
 
-def test_status_names_both_backends():
-    status = ops.native_status()
-    assert set(status) == {"cpu", "cuda", "build"}
-    for backend in ("cpu", "cuda"):
-        reasons = ("native", "not built: ", "not loaded: ", "failed to load ")
-        assert status[backend].startswith(reasons)
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_status_is_what_the_dispatcher_would_call(backend):
+    """ "native" where every operator has a kernel of that backend, and a reason where none has."""
+    schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    operators = {name for name in schemas if name.startswith("resobj_d2::")}
+    assert len(operators) > 10
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    native = {name for name in operators if has_kernel(name, backend.upper())}
+    status = ops.native_status()[backend]
+    if library_path(backend).is_file() and (backend == "cpu" or torch.version.cuda):
+        assert status == "native", "built, but not used"
+    if status == "native":
+        assert native == operators
+    else:
+        assert native == set()
+        assert re.fullmatch(r"(not built|not loaded|failed to load .*): .+", status)
 
 
 def test_a_library_that_does_not_load_leaves_the_reference():
