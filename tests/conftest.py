@@ -12,6 +12,18 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 TINY_NETWORK = [
     "MODEL.DEVICE", "cpu",
     "MODEL.WEIGHTS", "",
+    "MODEL.BACKBONE.NAME", "build_toy_pyramid",
+]  # fmt: skip
+# A detector of a few layers: the smallest that the contracts of its parts hold for.
+TINY = [
+    *TINY_NETWORK,
+    "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
+    "MODEL.DENSE.TOWER.CHANNELS", "16",
+    "MODEL.DENSE.TOWER.NUM_CONVS", "1",
+    "MODEL.DENSE.NUM_CLASSES", "3",
+]  # fmt: skip
+# The same on Detectron2's thinnest ResNet with a pyramid, where the backbone matters.
+RESNET = [
     "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT", "0",
     "MODEL.RESNETS.DEPTH", "18",
@@ -20,13 +32,7 @@ TINY_NETWORK = [
     "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.FPN.OUT_CHANNELS", "32",
-]  # fmt: skip
-TINY = [
-    *TINY_NETWORK,
-    "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
     "MODEL.DENSE.TOWER.CHANNELS", "32",
-    "MODEL.DENSE.TOWER.NUM_CONVS", "1",
-    "MODEL.DENSE.NUM_CLASSES", "3",
 ]  # fmt: skip
 
 
@@ -46,7 +52,9 @@ def shared_data(repository) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_options() -> list[str]:
-    """KEY VALUE overrides that make a detector of a few layers."""
+    """KEY VALUE overrides that make a detector of a few layers in this process."""
+    import tests.toy_backbone  # noqa: F401 (registers it)
+
     return list(TINY)
 
 
@@ -62,23 +70,33 @@ def clean_catalogs():
             catalog.remove(name)
 
 
-@pytest.fixture
-def tiny_cfg():
-    """A function: overrides (KEY, VALUE, ...) to the config of a detector of a few layers."""
+@pytest.fixture(scope="session")
+def tiny_cfg(tiny_options):
+    """A function: overrides (KEY, VALUE, ...) to the config of that detector."""
     from detectron2.config import get_cfg
 
     from resobj_d2.config import add_resobj_config
 
-    def build(*opts, tiny=TINY):
+    def build(*opts, tiny=tuple(tiny_options)):
         cfg = get_cfg()
         add_resobj_config(cfg)
-        cfg.merge_from_list(tiny + [str(x) for x in opts])
+        cfg.merge_from_list([*tiny, *map(str, opts)])
         return cfg
 
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def resnet_cfg(tiny_cfg):
+    """The same on a small ResNet with a feature pyramid."""
+
+    def build(*opts):
+        return tiny_cfg(*RESNET, *opts)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def tiny_resobj(tiny_cfg):
     """The same with Residual Objectness, T = 2 unless overridden."""
 
@@ -93,7 +111,7 @@ def tiny_resobj(tiny_cfg):
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_rcnn(tiny_cfg):
     """The same with Detectron2's Faster R-CNN around ``ResObjRPN``, which is off."""
 
@@ -121,7 +139,7 @@ def tiny_rcnn(tiny_cfg):
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batch():
     """A function: [(height, width, number of boxes)] to Detectron2's training input.
 

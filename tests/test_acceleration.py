@@ -20,16 +20,13 @@ from resobj_d2.acceleration import FusedMatcher, accelerated_parts
 
 RCNN = [
     "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
-    "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
-    "MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']",
-    "MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']",
     "MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64], [128], [256], [512]]",
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]",
-    "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']",
+    "MODEL.RPN.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "100",
     "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
-    "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
+    "MODEL.ROI_HEADS.IN_FEATURES", "['p3', 'p4', 'p5', 'p6']",
     "MODEL.ROI_HEADS.NUM_CLASSES", "3",
     "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_FC", "1",
@@ -182,9 +179,8 @@ def test_says_what_it_did_and_undoes_it(build, caplog, name):
     module_class, keys = type(module), list(model.state_dict())
     assert resobj_d2.accelerate(model) is model
     assert accelerated_parts(model) == {PARTS[name]: ["labels"]}
-    assert caplog.messages == [
-        f"labels of {PARTS[name] or 'the model'} ({module_class.__name__}) accelerated"
-    ]
+    own = [x.getMessage() for x in caplog.records if x.name.startswith("resobj_d2")]
+    assert own == [f"labels of {PARTS[name] or 'the model'} ({module_class.__name__}) accelerated"]
     assert isinstance(module, module_class)
     assert isinstance(module.anchor_matcher, FusedMatcher)
     assert list(model.state_dict()) == keys

@@ -65,8 +65,8 @@ def test_each_residual_step_costs_two_convolutions(tiny_resobj):
         count("t", build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.STEPS", t)), (64, 64))
         for t in (1, 2)
     ]
-    per_cell = 32 * 32 * 9 + 32 * 9 * 9
-    assert costs[1].parameters - costs[0].parameters == per_cell + 32 + 9
+    per_cell = 16 * 16 * 9 + 16 * 9 * 9
+    assert costs[1].parameters - costs[0].parameters == per_cell + 16 + 9
     cells = 64 + 16 + 4 + 1 + 1
     # fvcore charges nothing for a bias or a ReLU.
     assert costs[1].flops - costs[0].flops == per_cell * cells

@@ -79,7 +79,10 @@ def recording(cfg, path="", read=None):
 
 
 MODELS = {
-    "retinanet": DENSE,
+    "retinanet": [*DENSE, "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+                  "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+                  "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
+                  "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']"],
     "resobj": [*DENSE, *RESOBJ, "MODEL.DENSE.STAGES", "[{'CLS': 'own', 'TOWER': 'own'}]"],
     "fsaf": [*DENSE, "MODEL.DENSE.ANCHOR_FREE.ENABLED", "True", "MODEL.DENSE.QUALITY.ENABLED",
              "True", "MODEL.DENSE.CLS_LOSS.NAME", "GHMCLoss"],

@@ -272,9 +272,9 @@ def test_no_detection_is_zero_and_no_ground_truth_nan(tmp_path, backend):
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_config_key(tmp_path, wanted, caplog):
+def test_config_key(tmp_path, wanted, caplog, monkeypatch):
     # Where a test before this one set Detectron2's logger up, it no longer reaches pytest's.
-    logging.getLogger("detectron2").propagate = True
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
     caplog.set_level(logging.INFO)
     register(tmp_path, [box(1, 1, [0, 0, 10, 10])])
     cfg = get_cfg()

@@ -39,11 +39,10 @@ def test_anchors_do_not_change_beside_it(tiny_cfg, make_batch):
         assert torch.equal(loss, b[name])
 
 
-def test_detections_of_both_streams_meet_in_nms(tiny_cfg, make_batch):
+def test_detections_of_both_streams_meet_in_nms(tiny_cfg, make_batch, observe):
     model = build(tiny_cfg, *FSAF, "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0").eval()
-    images = model._preprocess(make_batch([(96, 96, 2)]))
     with torch.no_grad():
-        outputs = model.predict(images)
+        outputs = observe(model, make_batch([(96, 96, 2)])).outputs
         (merged,) = model.postprocess([(s, outputs[name]) for name, s in model.streams.items()])
         parts = [
             s.candidates(outputs[name], score_thresh=0.0, topk=1000)[0]
@@ -99,29 +98,27 @@ def test_box_predictor_starts_where_the_relu_passes(tiny_cfg):
     assert (model.streams["anchors"].stages[0].box.bias == 0.0).all()
 
 
-def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch):
+def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch, predict):
     """To LTRBCoder a delta of 0 or of .1 would be a box of no, or a fifth of, the size."""
     model = build(tiny_cfg, *ALONE, "MODEL.DENSE.ANCHOR_FREE.STAGES", "[{}]")
     stream = model.streams["anchor_free"]
     batch = make_batch([(96, 96, 1)])
     with torch.no_grad():
         torch.nn.init.zeros_(stream.stages[1].box.weight)
-        output = model.predict(model._preprocess(batch))["anchor_free"]
-        first, second = output.stages
-        torch.testing.assert_close(*(stream._boxes(x, output.priors) for x in (second, first)))
+        first, second = predict(model, batch, "anchor_free").stages
+    decode = stream.coder.decode
+    torch.testing.assert_close(second.anchors, decode(first.anchors, first.deltas))
+    torch.testing.assert_close(decode(second.anchors, second.deltas), second.anchors)
 
 
-def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):
+def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
     """Effective points on levels not chosen learn nothing about their box's class."""
     model = build(tiny_cfg, *FSAF)
-    stream = model.streams["anchor_free"]
-    batch = make_batch([(96, 96, 1)])
-    output = model.predict(model._preprocess(batch))["anchor_free"]
-    (prediction,) = output.stages
+    seen = observe(model, make_batch([(96, 96, 1)]))
+    (prediction,) = seen.outputs["anchor_free"].stages
+    (targets,) = seen.targets["anchor_free"]
     prediction.cls_logits.retain_grad()
-    targets = stream._targets(stream.stages[0], output, prediction, model._ground_truth(batch))
-    losses, _ = stream.losses(output, model._ground_truth(batch))
-    losses["loss_cls"].backward()
+    seen.result["loss_cls_anchor_free"].backward()
     image, row = torch.nonzero(targets.excluded_class >= 0)[0].tolist()
     assert targets.labels[image, row] == targets.num_classes
     gradient = prediction.cls_logits.grad[image, row]
@@ -130,42 +127,36 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch):
     assert gradient.count_nonzero() == len(gradient) - 1
 
 
-def test_objectness_does_not_learn_that_the_excluded_class_is_background(tiny_cfg, make_batch):
+def test_objectness_does_not_learn_that_the_excluded_class_is_background(
+    tiny_cfg, make_batch, observe
+):
     """Points without a negative of their box's class have no label for the objectness either."""
     objectness = ["MODEL.DENSE.ANCHOR_FREE.OBJECTNESS.ENABLED", "True"]
     model = build(tiny_cfg, *FSAF, *objectness)
-    stream = model.streams["anchor_free"]
-    batch = make_batch([(96, 96, 1)])
-    output = model.predict(model._preprocess(batch))["anchor_free"]
-    truth = model._ground_truth(batch)
-    targets = stream._targets(stream.stages[0], output, output.stages[0], truth)
+    seen = observe(model, make_batch([(96, 96, 1)]))
+    (targets,) = seen.targets["anchor_free"]
     excluded = targets.excluded_class >= 0
     assert excluded.any()
     assert targets.background.any()
-    logits = output.branches["objectness"].logits
+    logits = seen.outputs["anchor_free"].branches["objectness"].logits
     logits.retain_grad()
-    losses, _ = stream.losses(output, truth)
-    losses["loss_objectness"].backward()
+    seen.result["loss_objectness_anchor_free"].backward()
     assert (logits.grad[excluded] == 0).all()
     assert (logits.grad[targets.background] != 0).all()
 
 
-def test_excluded_class_does_not_make_a_point_hard(tiny_cfg, make_batch):
+def test_excluded_class_does_not_make_a_point_hard(tiny_cfg, make_batch, observe):
     options = ["SAMPLER.NAME", "HardNegativeRatio", "CLS_LOSS.NAME", "SigmoidCE"]
     options = [x if i % 2 else f"MODEL.DENSE.ANCHOR_FREE.{x}" for i, x in enumerate(options)]
     model = build(tiny_cfg, *FSAF, *options)
-    stream = model.streams["anchor_free"]
-    batch = make_batch([(96, 96, 1)])
-    output = model.predict(model._preprocess(batch))["anchor_free"]
-    targets = stream._targets(
-        stream.stages[0], output, output.stages[0], model._ground_truth(batch)
-    )
+    seen = observe(model, make_batch([(96, 96, 1)]))
+    (stage,), (targets,) = seen.outputs["anchor_free"].stages, seen.targets["anchor_free"]
     image, row = torch.nonzero(targets.excluded_class >= 0)[0].tolist()
+    assert targets.labels[image, row] == targets.num_classes
     others = torch.arange(3) != targets.excluded_class[image, row]
-    targets.labels[image, row] = targets.num_classes  # whatever the sampler said
-    difficulty = stream._difficulty(output, output.stages[0], targets)[image, row]
-    expected = F.softplus(output.stages[0].cls_logits[image, row][others]).sum()
-    torch.testing.assert_close(difficulty, expected)
+    expected = F.softplus(stage.cls_logits[image, row][others]).sum()
+    (difficulty,) = seen.difficulty["anchor_free"]
+    torch.testing.assert_close(difficulty[image, row], expected)
 
 
 def test_works_with_objectness_on_the_anchors(tiny_resobj, make_batch):

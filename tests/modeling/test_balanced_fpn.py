@@ -101,7 +101,10 @@ def test_unknown_level_is_refused(level):
         )
 
 
-BFP = ["MODEL.BACKBONE.NAME", "build_balanced_fpn_backbone"]
+BFP = [
+    "MODEL.BACKBONE.NAME", "build_balanced_fpn_backbone",
+    "MODEL.BFP.PYRAMID", "build_toy_pyramid",
+]  # fmt: skip
 
 
 def test_detector_trains_and_detects_with_it(tiny_cfg, make_batch):
@@ -118,9 +121,9 @@ def test_detector_trains_and_detects_with_it(tiny_cfg, make_batch):
         assert len(model(batch)) == 2
 
 
-def test_pyramid_of_a_two_stage_detector(tiny_cfg):
+def test_pyramid_of_a_two_stage_detector(resnet_cfg):
     model = build_model(
-        tiny_cfg(
+        resnet_cfg(
             *BFP,
             "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
             "MODEL.BFP.PYRAMID", "build_resnet_fpn_backbone",
@@ -147,7 +150,7 @@ def test_pyramid_of_a_two_stage_detector(tiny_cfg):
     [
         ("REFINE", "conv", "'non_local' or 'none', got 'conv'"),
         ("PYRAMID", "build_balanced_fpn_backbone", "not BFP itself"),
-        ("PYRAMID", "build_resnet_backbone", "levels of equal width"),
+        ("PYRAMID", "build_toy_backbone", "levels of equal width"),
     ],
 )
 def test_bad_configuration_is_refused(tiny_cfg, key, value, message):

@@ -19,6 +19,10 @@ def name(row):
 
 
 def build(cfg):
+    """The detector on a toy pyramid in place of the ResNet's."""
+    if cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone":
+        cfg.MODEL.BACKBONE.NAME = "build_toy_pyramid"
+    cfg.MODEL.BFP.PYRAMID = "build_toy_pyramid"
     torch.manual_seed(0)
     return build_model(cfg)
 

@@ -11,101 +11,72 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction, StreamOutput
 
+# Names of configs/methods, and what no shipped file says.
 METHODS = {
-    "fl": [],
-    "ce": ["MODEL.DENSE.CLS_LOSS.FOCAL_GAMMA", 0.0, "MODEL.DENSE.CLS_LOSS.FOCAL_ALPHA", 0.5],
-    "resobj": ["MODEL.DENSE.OBJECTNESS.ENABLED", True, "MODEL.DENSE.CLS_LOSS.NAME", "SigmoidCE"],
+    "fl": ([], {}),
+    "ce": (["retinanet_ce"], {}),
+    "resobj": (["retinanet_resobj"], {}),
+    "resobj_level_keep": (
+        ["retinanet_resobj"],
+        {
+            "OBJECTNESS.MIN_SCOPE": "level",
+            "OBJECTNESS.UNSELECTED": "keep",
+            "OBJECTNESS.DETACH": "none",
+            "OBJECTNESS.SOURCE": "chain",
+        },
+    ),
+    "consistent_conf": (["retinanet_consistent", "retinanet_conf"], {}),
+    "resobj_gated_iou": (
+        ["retinanet_resobj", "retinanet_iou_aware"],
+        {
+            "STAGES": [{"CLS": "own", "TOWER": "gated", "NORMALIZER": "own"}, {"BOX": "none"}],
+            "STAGE_SCORES": "mean",
+            "QUALITY.LOSS": "ce_w",
+            "QUALITY.DETACH_TARGET": False,
+        },
+    ),
+    "ghm": (["retinanet_ghm"], {}),
+    "ohem_1to3_giou": (["retinanet_ohem_1to3", "retinanet_giou"], {"SAMPLER.SIZE": 32}),
+    "hard_negatives_resobj": (
+        ["retinanet_resobj", "retinanet_hard_negatives", "retinanet_iou"],
+        {},
+    ),
+    "iou_balanced_consistent": (
+        ["retinanet_iou_balanced", "retinanet_consistent", "balanced_l1"],
+        {"BOX_LOSS.MMDET_FORM": True},
+    ),
+    "ssd_consistent": (
+        ["ssd", "ssd_consistent"],
+        {"STAGES": [{"NORMALIZER": "own", "ALLOW_LOW_QUALITY": True}]},
+    ),
+    "yolov3_resobj": (["yolov3"], {"OBJECTNESS.STEPS": 2}),
+    "efficientdet_everything": (["efficientdet", "retinanet_resobj_consistent_conf"], {}),
 }
-METHODS["resobj_level_keep"] = METHODS["resobj"] + [
-    "MODEL.DENSE.OBJECTNESS.MIN_SCOPE", "level",
-    "MODEL.DENSE.OBJECTNESS.UNSELECTED", "keep",
-    "MODEL.DENSE.OBJECTNESS.DETACH", "none",
-    "MODEL.DENSE.OBJECTNESS.SOURCE", "chain",
-]  # fmt: skip
-METHODS["consistent_conf"] = [
-    "MODEL.DENSE.STAGES", [{}],
-    "MODEL.DENSE.QUALITY.ENABLED", True,
-]  # fmt: skip
-METHODS["resobj_gated_iou"] = METHODS["resobj"] + [
-    "MODEL.DENSE.STAGES", [{"CLS": "own", "TOWER": "gated", "NORMALIZER": "own"}, {"BOX": "none"}],
-    "MODEL.DENSE.STAGE_SCORES", "mean",
-    "MODEL.DENSE.QUALITY.ENABLED", True,
-    "MODEL.DENSE.QUALITY.READS", "box",
-    "MODEL.DENSE.QUALITY.LOSS", "ce_w",
-    "MODEL.DENSE.QUALITY.DETACH_TARGET", False,
-]  # fmt: skip
-METHODS["ghm"] = ["MODEL.DENSE.CLS_LOSS.NAME", "GHMCLoss", "MODEL.DENSE.BOX_LOSS.NAME", "GHMRLoss"]
-METHODS["ohem_1to3_giou"] = [
-    "MODEL.DENSE.SAMPLER.NAME", "OHEMSampler",
-    "MODEL.DENSE.SAMPLER.SIZE", 32,
-    "MODEL.DENSE.SAMPLER.POSITIVE_FRACTION", 0.25,
-    "MODEL.DENSE.BOX_LOSS.NAME", "GIoULoss",
-]  # fmt: skip
-METHODS["hard_negatives_resobj"] = METHODS["resobj"] + [
-    "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio",
-    "MODEL.DENSE.BOX_LOSS.NAME", "IoULoss",
-]  # fmt: skip
-METHODS["iou_balanced_consistent"] = [
-    "MODEL.DENSE.SAMPLER.NAME", "IoUBalancedSampler",
-    "MODEL.DENSE.STAGES", [{}],
-    "MODEL.DENSE.BOX_LOSS.NAME", "BalancedL1Loss",
-    "MODEL.DENSE.BOX_LOSS.MMDET_FORM", True,
-]  # fmt: skip
-METHODS["ssd_consistent"] = [
-    "MODEL.BACKBONE.NAME", "build_ssd_extras_backbone",
-    "MODEL.SSD_EXTRAS.BOTTOM_UP", "build_resnet_backbone",
-    "MODEL.SSD_EXTRAS.IN_FEATURES", ["res3", "res4", "res5"],
-    "MODEL.SSD_EXTRAS.CHANNELS", [16],
-    "MODEL.SSD_EXTRAS.LAST_KERNEL", 3,
-    "MODEL.DENSE.IN_FEATURES", ["s1", "s2", "s3", "s4"],
-    "MODEL.DENSE.TOWER.NAME", "NoTower",
-    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
-    "MODEL.DENSE.PRIORS.NAME", "SSDAnchors",
-    "MODEL.DENSE.PRIORS.MIN_SIZES", [10, 20, 30, 50, 70],
-    "MODEL.DENSE.PRIORS.ASPECT_RATIOS", [[2], [2, 3], [2, 3], [2]],
-    "MODEL.DENSE.ASSIGNER.NAME", "BestAnchorAssigner",
-    "MODEL.DENSE.ASSIGNER.IOU_THRESHOLDS", [0.5],
-    "MODEL.DENSE.ASSIGNER.IOU_LABELS", [0, 1],
-    "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio",
-    "MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE",
-    "MODEL.DENSE.CLS_LOSS.PRIOR_PROB", 0.5,
-    "MODEL.DENSE.STAGES", [{"NORMALIZER": "own", "ALLOW_LOW_QUALITY": True}],
-]  # fmt: skip
-METHODS["yolov3_resobj"] = METHODS["resobj"] + [
-    "MODEL.BACKBONE.NAME", "build_yolo_backbone",
-    "MODEL.DARKNET.STEM_CHANNELS", 4,
-    "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
-    "MODEL.YOLO_PYRAMID.CHANNELS", [8, 12, 16],
-    "MODEL.DENSE.IN_FEATURES", ["y3", "y4", "y5"],
-    "MODEL.DENSE.TOWER.NAME", "YOLOTower",
-    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
-    "MODEL.DENSE.PREDICTOR.KERNEL_SIZE", 1,
-    "MODEL.DENSE.PRIORS.NAME", "YOLOAnchors",
-    "MODEL.DENSE.PRIORS.OFFSET", 0.5,
-    "MODEL.DENSE.PRIORS.SIZES", [[[10, 13], [16, 30]], [[30, 61]], [[116, 90], [62, 45]]],
-    "MODEL.DENSE.CODER.NAME", "YOLOCoder",
-    "MODEL.DENSE.ASSIGNER.NAME", "YOLOAssigner",
-    "MODEL.DENSE.BOX_LOSS.NAME", "YOLOBoxLoss",
-    "MODEL.DENSE.OBJECTNESS.BASE_CONVS", 0,
-]  # fmt: skip
-METHODS["efficientdet_everything"] = METHODS["resobj"] + [
-    "MODEL.BACKBONE.NAME", "build_bifpn_backbone",
-    "MODEL.BIFPN.BOTTOM_UP", "build_resnet_backbone",
-    "MODEL.BIFPN.IN_FEATURES", ["res3", "res4", "res5"],
-    "MODEL.BIFPN.CHANNELS", 32,
-    "MODEL.BIFPN.NUM_LAYERS", 1,
-    "MODEL.DENSE.TOWER.NAME", "SepConvTower",
-    "MODEL.DENSE.PREDICTOR.NAME", "SharedSepConv",
-    "MODEL.DENSE.PRIORS.OFFSET", 0.5,
-    "MODEL.DENSE.STAGES", [{}],
-    "MODEL.DENSE.QUALITY.ENABLED", True,
-]  # fmt: skip
+
+
+@pytest.fixture
+def make_model(method_cfg):
+    """A function: the name of a method to its detector, with the normaliser that has a state."""
+
+    def build(name):
+        files, options = METHODS[name]
+        options = {**options, "NORMALIZER.NAME": "ForegroundEMA"}
+        opts = [x for key, value in options.items() for x in (f"MODEL.DENSE.{key}", value)]
+        torch.manual_seed(0)
+        return build_model(method_cfg(*files, opts=opts))
+
+    return build
 
 
 @pytest.fixture(params=METHODS)
-def model(request, tiny_cfg):
-    torch.manual_seed(0)
-    return build_model(tiny_cfg(*METHODS[request.param]))
+def model(request, make_model):
+    return make_model(request.param)
+
+
+@pytest.fixture
+def plain(make_model):
+    """For what happens before a method has a say."""
+    return make_model("fl")
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (3, 0)])
@@ -173,12 +144,11 @@ class NoHostSynchronisation(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_loss_path_never_waits_for_the_device(model, make_batch):
+def test_loss_path_never_waits_for_the_device(model, make_batch, predict, truth_of):
     batch = make_batch([(96, 96, 3), (96, 96, 0)])
-    outputs = model.predict(model._preprocess(batch))
-    truth = model._ground_truth(batch)
+    output, truth = predict(model, batch), truth_of(batch)
     with NoHostSynchronisation():
-        losses = model._losses(outputs, truth)
+        losses, _ = model.streams["anchors"].losses(output, truth)
         total = sum(losses.values())
         heads = [p for n, p in model.named_parameters() if n.startswith("streams")]
         torch.autograd.grad(total, heads, allow_unused=True)
@@ -199,10 +169,10 @@ class NoHostCopy(TorchDispatchMode):
         return result
 
 
-def test_loss_path_copies_nothing_from_the_host(model, make_batch):
+def test_loss_path_copies_nothing_from_the_host(model, make_batch, predict, truth_of):
     """On fake CUDA tensors, which need no GPU: the same code, devices and all (no backward)."""
-    outputs = model.predict(model._preprocess(make_batch([(96, 96, 3), (96, 96, 0)])))
-    truth = model._ground_truth(make_batch([(96, 96, 3), (96, 96, 0)]))
+    batch = make_batch([(96, 96, 3), (96, 96, 0)])
+    raw, truth = predict(model, batch), truth_of(batch)
     stream = copy.deepcopy(model.streams["anchors"])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 
@@ -210,7 +180,7 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch):
             fake = mode.from_tensor(x.detach()).to("cuda")
             return fake.requires_grad_(x.requires_grad)
 
-        output = mapped(outputs["anchors"], on_gpu)
+        output = mapped(raw, on_gpu)
         for module in stream.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, on_gpu(buffer))
@@ -236,26 +206,27 @@ def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
 
 
 @pytest.mark.parametrize("number, named", [(3, r"2\.\.3"), (-1, r"-1\.\.2")])
-def test_class_number_that_the_model_lacks_is_refused(model, make_batch, number, named):
+def test_class_number_that_the_model_lacks_is_refused(plain, make_batch, number, named):
     batch = make_batch([(96, 96, 2)], num_classes=3)
     batch[0]["instances"].gt_classes = torch.tensor([2, number])
     batch[0]["file_name"] = "cell.png"
     with pytest.raises(ValueError, match=rf"cell.png has class numbers {named},.*NUM_CLASSES is 3"):
-        model(batch)
+        plain(batch)
 
 
-def test_losses_are_float32_under_autocast(model, make_batch):
+def test_losses_are_float32_under_autocast(model, make_batch, observe, truth_of):
     batch = make_batch([(96, 96, 3)])
     fresh = copy.deepcopy(model)  # normalisers and GHM's counts go on with every loss
+    torch.manual_seed(1)  # what a sampler draws
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model.predict(model._preprocess(batch))
-        stages = outputs["anchors"].stages
-        assert all(stage.cls_logits.dtype == torch.bfloat16 for stage in stages)
-        losses = model._losses(outputs, model._ground_truth(batch))
+        seen = observe(model, batch)
+    output, losses = seen.outputs["anchors"], seen.result
+    assert all(stage.cls_logits.dtype == torch.bfloat16 for stage in output.stages)
     assert all(v.dtype == torch.float32 for v in losses.values())
     # The same predictions in float32 outside autocast: the arithmetic must not be coarser.
-    floats = {"anchors": mapped(outputs["anchors"], torch.Tensor.float)}
-    exact = fresh._losses(floats, model._ground_truth(batch))
+    floats = mapped(output, torch.Tensor.float)
+    torch.manual_seed(1)
+    exact, _ = fresh.streams["anchors"].losses(floats, truth_of(batch))
     for name, value in exact.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     sum(losses.values()).backward()
@@ -272,11 +243,11 @@ def test_box_outside_every_anchor_changes_nothing(model, make_batch):
     assert all(torch.isfinite(v) for v in losses.values())
 
 
-def test_training_without_instances_is_refused(model, make_batch):
+def test_training_without_instances_is_refused(plain, make_batch):
     batch = make_batch([(96, 96, 1)])
     del batch[0]["instances"]
     with pytest.raises(ValueError, match="instances"):
-        model(batch)
+        plain(batch)
 
 
 def test_non_finite_predictions_give_no_detections_and_no_crash(model, make_batch):

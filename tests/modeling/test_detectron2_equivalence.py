@@ -11,9 +11,10 @@ SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
 
 
 @pytest.fixture(params=["", "GN"])
-def pair(request, tiny_cfg, tmp_path):
+def pair(request, resnet_cfg, tmp_path):
     """Detectron2's RetinaNet and ours with its weights, read from a file in its layout."""
-    cfg = tiny_cfg("MODEL.DENSE.TOWER.NUM_CONVS", 2, "MODEL.DENSE.TOWER.NORM", repr(request.param))
+    cfg = resnet_cfg("MODEL.DENSE.TOWER.NORM", repr(request.param))
+    cfg.MODEL.DENSE.TOWER.NUM_CONVS = 2
     cfg.MODEL.RETINANET.NUM_CONVS = 2
     cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.DENSE.NUM_CLASSES
     cfg.MODEL.RETINANET.NORM = request.param

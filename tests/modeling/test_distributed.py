@@ -2,83 +2,126 @@
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
+import torch.distributed as dist
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
-WORKER = """
-    import sys
+import tests.toy_backbone  # noqa: F401 (registers it)
+from resobj_d2.compat import close_process_groups
+from resobj_d2.config import add_resobj_config
 
-    import torch
-    import torch.distributed as dist
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
-    from detectron2.structures import Boxes, Instances
+METHODS = {
+    "fl": [],
+    "resobj_gated_conf": [
+        "MODEL.DENSE.OBJECTNESS.ENABLED", "True",
+        "MODEL.DENSE.STAGES", "[{'CLS': 'own', 'TOWER': 'gated'}]",
+        "MODEL.DENSE.QUALITY.ENABLED", "True",
+    ],
+    "ohem_ghm": [
+        "MODEL.DENSE.SAMPLER.NAME", "OHEMSampler",
+        "MODEL.DENSE.SAMPLER.POSITIVE_FRACTION", "0.25",
+        "MODEL.DENSE.BOX_LOSS.NAME", "GHMRLoss",
+    ],
+}  # fmt: skip
+RPN = "resobj_rpn"  # of a Faster R-CNN
+CORNERS = torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 20.0, 60.0, 60.0]])
 
-    from resobj_d2.compat import close_process_groups
-    from resobj_d2.config import add_resobj_config
 
-    rank, folder, options = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def build(folder, name):
     cfg = get_cfg()
     add_resobj_config(cfg)
-    cfg.merge_from_list(options)
+    cfg.merge_from_file(f"{folder}/{name}.yaml")
     torch.manual_seed(0)
-    model = torch.nn.parallel.DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
+    return build_model(cfg)
+
+
+def image_of(rank):
+    """The first has two objects, the second none."""
     instances = Instances((64, 64))
     count = 2 if rank == 0 else 0
-    corners = torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 20.0, 60.0, 60.0]])
-    instances.gt_boxes = Boxes(corners[:count])
-    instances.gt_classes = torch.arange(2)[:count]
-    torch.manual_seed(rank)
-    batch = [{"image": torch.rand(3, 64, 64) * 255, "instances": instances}]
-    sum(model(batch).values()).backward()
-    stages = model.module.streams["anchors"].stages
-    torch.save(
-        {
-            "means": torch.stack([stage.normalizer.mean for stage in stages]),
-            "foreground": torch.stack(
-                [v for k, v in model.module.statistics.items() if k.startswith("num_foreground")]
-            ),
-            "gradients": {n: p.grad for n, p in model.module.named_parameters()},
-        },
-        f"{folder}/rank{rank}.pth",
-    )
-    del model, stages
-    close_process_groups()
-"""
+    instances.gt_boxes, instances.gt_classes = Boxes(CORNERS[:count]), torch.arange(2)[:count]
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(rank))
+    return {"image": image * 255, "instances": instances}
 
 
-EVERYTHING = [
-    "MODEL.DENSE.OBJECTNESS.ENABLED", "True",
-    "MODEL.DENSE.STAGES", "[{'CLS': 'own', 'TOWER': 'gated'}]",
-    "MODEL.DENSE.QUALITY.ENABLED", "True",
-]  # fmt: skip
-OHEM_GHM = [
-    "MODEL.DENSE.SAMPLER.NAME", "OHEMSampler",
-    "MODEL.DENSE.SAMPLER.POSITIVE_FRACTION", "0.25",
-    "MODEL.DENSE.BOX_LOSS.NAME", "GHMRLoss",
-]  # fmt: skip
+def step(model, batch, name):
+    """Losses' gradients by parameter; those of the RPN's losses alone in a Faster R-CNN."""
+    with EventStorage():
+        losses = model(batch)
+    chosen = {key: loss for key, loss in losses.items() if name != RPN or "rpn" in key}
+    sum(chosen.values()).backward()
+    return {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(
-    "method", [[], EVERYTHING, OHEM_GHM], ids=["fl", "resobj_gated_conf", "ohem_ghm"]
-)
-def test_empty_process_keeps_step(tiny_options, tmp_path, method):
-    options = [*tiny_options, *method]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(WORKER), str(rank), str(tmp_path), *options]
+def work(rank, folder):
+    """One of the two processes: a step of every method, saved for the tests."""
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    found = {}
+    for name in (*METHODS, RPN):
+        model = torch.nn.parallel.DistributedDataParallel(
+            build(folder, name), broadcast_buffers=False, find_unused_parameters=name == RPN
         )
+        found[name] = {"gradients": step(model, [image_of(rank)], name)}
+        if name != RPN:
+            detector = model.module
+            stages = detector.streams["anchors"].stages
+            counts = [v for k, v in detector.statistics.items() if k.startswith("num_foreground")]
+            found[name]["means"] = torch.stack([stage.normalizer.mean for stage in stages])
+            found[name]["foreground"] = torch.stack(counts)
+    torch.save(found, f"{folder}/rank{rank}.pth")
+    close_process_groups()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_cfg, tiny_rcnn):
+    """The configurations of all methods, for the processes to read."""
+    path = tmp_path_factory.mktemp("two")
+    for name, options in METHODS.items():
+        (path / f"{name}.yaml").write_text(tiny_cfg(*options).dump())
+    rpn = tiny_rcnn(
+        "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", "True",
+        "MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll",
+    )  # fmt: skip
+    (path / f"{RPN}.yaml").write_text(rpn.dump())
+    return path
+
+
+@pytest.fixture(scope="module")
+def both(folder, repository):
+    """What each of the two processes found, by method."""
+    code = "import sys; from tests.modeling.test_distributed import work; "
+    code += "work(int(sys.argv[1]), sys.argv[2])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], cwd=repository)
         for rank in (0, 1)
     ]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1))
+    assert [p.wait(timeout=200) for p in processes] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pth") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_process_keeps_step(both, method):
+    first, second = (found[method] for found in both)
     assert (first["foreground"] > 0).all() and (second["foreground"] == 0).all()
     mean_count = (first["foreground"] + 1) / 2  # an empty process counts as one
     torch.testing.assert_close(first["means"], 90 + 0.1 * mean_count)
     assert torch.equal(first["means"], second["means"])
     for name, gradient in first["gradients"].items():
         assert torch.equal(gradient, second["gradients"][name]), name
+
+
+def test_two_processes_train_the_rpn_as_one_with_both_images(both, folder):
+    expected = step(build(folder, RPN), [image_of(0), image_of(1)], RPN)
+    first, second = (found[RPN]["gradients"] for found in both)
+    trained = {n: g for n, g in expected.items() if "proposal_generator" in n or "backbone" in n}
+    assert any(".residuals.1." in name for name in trained)
+    for name, gradient in trained.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], gradient, rtol=1e-3, atol=1e-5)

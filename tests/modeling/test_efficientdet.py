@@ -33,26 +33,9 @@ def published(repository):
 
 
 @pytest.fixture
-def small_cfg(tiny_cfg, repository):
-    """A function: overrides to an EfficientDet of one BiFPN layer on ResNet-18."""
-
-    def build(*opts):
-        cfg = tiny_cfg()
-        cfg.merge_from_file(str(repository / "configs/methods/efficientdet.yaml"))
-        cfg.merge_from_list(
-            [
-                "MODEL.BIFPN.BOTTOM_UP", "build_resnet_backbone",
-                "MODEL.BIFPN.IN_FEATURES", "['res3', 'res4', 'res5']",
-                "MODEL.BIFPN.CHANNELS", "32",
-                "MODEL.BIFPN.NUM_LAYERS", "1",
-                "MODEL.DENSE.TOWER.CHANNELS", "32",
-                "MODEL.DENSE.TOWER.NUM_CONVS", "1",
-                *map(str, opts),
-            ]
-        )  # fmt: skip
-        return cfg
-
-    return build
+def small_cfg(method_cfg):
+    """A function: overrides to an EfficientDet of one BiFPN layer on a toy backbone."""
+    return lambda *opts: method_cfg("efficientdet", opts=opts)
 
 
 def test_box_loss_is_the_published_huber_loss(published):
@@ -117,7 +100,7 @@ def test_other_methods_switch_on_by_config(small_cfg, make_batch, opts, names):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     batch = make_batch([(96, 96, 3), (96, 64, 0)])
     totals = []
-    for _ in range(8):
+    for _ in range(25):
         losses = model(batch)
         assert {"loss_cls", "loss_box_reg"} | names <= set(losses)
         total = sum(losses.values())
@@ -126,7 +109,7 @@ def test_other_methods_switch_on_by_config(small_cfg, make_batch, opts, names):
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
-    assert totals[-1] < totals[0]
+    assert totals[-1] < 0.6 * totals[0]
     model.eval()
     model.postprocess.score_thresh = 0.0
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -46,7 +46,9 @@ def test_training_step(tiny_cfg, make_batch, sampler):
 @pytest.mark.parametrize(
     "sampler, fraction", [("OHEMSampler", 0.0), ("OHEMSampler", 0.25), ("HardNegativeRatio", 0.25)]
 )
-def test_ranking_by_loss_does_not_hide_a_nan(tiny_cfg, make_batch, sampler, fraction, objectness):
+def test_ranking_by_loss_does_not_hide_a_nan(
+    tiny_cfg, make_batch, predict, truth_of, sampler, fraction, objectness
+):
     """One NaN among the background is the hardest anchor, so the loss shows it."""
     options = opts(
         SAMPLER__NAME=sampler, SAMPLER__SIZE=16, SAMPLER__POSITIVE_FRACTION=fraction,
@@ -55,8 +57,7 @@ def test_ranking_by_loss_does_not_hide_a_nan(tiny_cfg, make_batch, sampler, frac
     model = build(tiny_cfg(*options))
     stream = model.streams["anchors"]
     batch = make_batch([(96, 96, 2)])
-    output = model.predict(model._preprocess(batch))["anchors"]
-    truth = model._ground_truth(batch)
+    output, truth = predict(model, batch), truth_of(batch)
     targets = stream.stages[0].assigner(output.priors, output.priors.boxes, truth)
     row = targets.background[0].nonzero()[0].item()
     found = output.branches["objectness"].logits if objectness else output.stages[0].cls_logits
@@ -66,50 +67,34 @@ def test_ranking_by_loss_does_not_hide_a_nan(tiny_cfg, make_batch, sampler, frac
     assert losses["loss_objectness" if objectness else "loss_cls"].isnan()
 
 
-def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch):
+def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch, observe):
     options = opts(
         SAMPLER__NAME="OHEMSampler", SAMPLER__SIZE=8, SAMPLER__POSITIVE_FRACTION=0.0,
         CLS_LOSS__NAME="SigmoidCE", NORMALIZER__NAME="TrainedCount",
     )  # fmt: skip
     model = build(tiny_cfg(*options))
-    stream = model.streams["anchors"]
-    batch = make_batch([(96, 96, 2)])
-    output = model.predict(model._preprocess(batch))["anchors"]
-    truth = model._ground_truth(batch)
-    (prediction,) = output.stages
-    targets = stream._targets(stream.stages[0], output, prediction, truth)
-    kept = targets.valid
+    seen = observe(model, make_batch([(96, 96, 2)]))
+    (prediction,) = seen.outputs["anchors"].stages
+    (targets,), (kept,) = seen.targets["anchors"], seen.kept["anchors"]
     assert kept.sum() == 8
     one_hot = F.one_hot(targets.labels[kept], 4)[:, :3].float()
     expected = F.binary_cross_entropy_with_logits(
         prediction.cls_logits[kept], one_hot, reduction="sum"
     )
-    losses, _ = stream.losses(output, truth)
-    torch.testing.assert_close(losses["loss_cls"], expected / 8)
+    torch.testing.assert_close(seen.result["loss_cls"], expected / 8)
 
 
-def test_objectness_is_what_ranks_where_it_owns_the_background(tiny_resobj, make_batch):
+def test_objectness_is_what_ranks_where_it_owns_the_background(tiny_resobj, make_batch, observe):
     model = build(tiny_resobj(*opts(SAMPLER__NAME="HardNegativeRatio")))
-    stream = model.streams["anchors"]
-    seen = {}
-
-    class Spy:
-        needs_loss = True
-
-        def __call__(self, targets, *, anchors, difficulty):
-            seen.update(targets=targets, difficulty=difficulty)
-            return targets.valid
-
-    stream.sampler = Spy()
-    batch = make_batch([(96, 96, 2)])
-    output = model.predict(model._preprocess(batch))["anchors"]
-    stream.losses(output, model._ground_truth(batch))
-    logits = stream.branches["objectness"].score_logits(output.branches["objectness"])
+    seen = observe(model, make_batch([(96, 96, 2)]))
+    branch = model.streams["anchors"].branches["objectness"]
+    logits = branch.score_logits(seen.outputs["anchors"].branches["objectness"])
+    (targets,), (difficulty,) = seen.targets["anchors"], seen.difficulty["anchors"]
     expected = F.binary_cross_entropy_with_logits(
-        logits, seen["targets"].foreground.float(), reduction="none"
+        logits, targets.foreground.float(), reduction="none"
     )
-    torch.testing.assert_close(seen["difficulty"], expected)
-    assert not seen["difficulty"].requires_grad
+    torch.testing.assert_close(difficulty, expected)
+    assert not difficulty.requires_grad
 
 
 def test_ghm_is_not_divided_and_its_state_is_in_checkpoints(tiny_cfg, make_batch):

@@ -177,22 +177,17 @@ def test_initial_scores(tiny_resobj):
     assert torch.sigmoid(single.stages[0].cls.bias[0]).item() == pytest.approx(0.5)
 
 
-def test_released_preset(repository, tiny_cfg, make_batch):
+def test_released_preset(method_cfg, make_batch, observe):
     """One BCE on o_0 + r_1 over every labelled anchor, weight 1/20, trains everything."""
-    cfg = tiny_cfg()
-    cfg.merge_from_file(str(repository / "configs/methods/retinanet_resobj_released.yaml"))
-    model = build_model(cfg)
+    model = build_model(method_cfg("retinanet_resobj_released"))
     objectness = model.streams["anchors"].branches["objectness"]
-    batch = make_batch([(96, 96, 4)])
-    losses = model(batch)
+    seen = observe(model, make_batch([(96, 96, 4)]))
+    losses = seen.result
     assert losses["loss_objectness"].item() == 0.0
 
-    images = model._preprocess(batch)
-    output = model.predict(images)["anchors"]
-    prediction = output.branches["objectness"]
+    prediction = seen.outputs["anchors"].branches["objectness"]
     stage = model.streams["anchors"].stages[0]
-    truth = model._ground_truth(batch)
-    targets = stage.assigner(output.priors, output.priors.boxes, truth)
+    (targets,) = seen.targets["anchors"]
     valid = targets.valid
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         (prediction.logits + prediction.residuals[0])[valid],

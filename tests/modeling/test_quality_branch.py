@@ -16,16 +16,20 @@ def build(tiny_cfg, *opts):
     return build_model(tiny_cfg(*QUALITY, *opts))
 
 
-def run(model, batch):
-    """Losses, raw output and ground truth of one forward."""
-    outputs = model.predict(model._preprocess(batch))
-    truth = model._ground_truth(batch)
-    return model._losses(outputs, truth), outputs["anchors"], truth
+@pytest.fixture
+def run(observe, truth_of):
+    """A function: losses, raw output and ground truth of one forward."""
+
+    def call(model, batch):
+        seen = observe(model, batch)
+        return seen.result, seen.outputs["anchors"], truth_of(batch)
+
+    return call
 
 
 @pytest.mark.parametrize("stages", [[], CONSISTENT], ids=["plain", "consistent"])
 @pytest.mark.parametrize("reads", ["cls", "box"])
-def test_loss_by_hand(tiny_cfg, make_batch, stages, reads):
+def test_loss_by_hand(tiny_cfg, make_batch, stages, reads, run):
     """Eq. 9: the target is the IoU of the last stage's box with the object matched there.
 
     The mean of these targets is logged.
@@ -70,14 +74,14 @@ def trained(model, loss):
 
 
 @pytest.mark.parametrize("reads, tower", [("cls", "tower.cls.0"), ("box", "tower.box.0")])
-def test_detached_target_leaves_the_boxes_alone(tiny_cfg, make_batch, reads, tower):
+def test_detached_target_leaves_the_boxes_alone(tiny_cfg, make_batch, reads, tower, run):
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.READS", reads)
     losses, _, _ = run(model, make_batch([(96, 96, 3)]))
     heads = {n for n in trained(model, losses["loss_quality"]) if not n.startswith("backbone")}
     assert heads == {tower, "streams.anchors.branches.quality.predictor"}
 
 
-def test_attached_target_moves_the_last_boxes_only(tiny_cfg, make_batch):
+def test_attached_target_moves_the_last_boxes_only(tiny_cfg, make_batch, run):
     model = build(tiny_cfg, *CONSISTENT, "MODEL.DENSE.QUALITY.DETACH_TARGET", False)
     torch.nn.init.normal_(model.streams["anchors"].branches["quality"].predictor.weight)
     losses, _, _ = run(model, make_batch([(96, 96, 3)]))
@@ -86,7 +90,7 @@ def test_attached_target_moves_the_last_boxes_only(tiny_cfg, make_batch):
     assert "streams.anchors.stages.0.box" not in names
 
 
-def test_attached_gradient_by_hand(tiny_cfg, make_batch):
+def test_attached_gradient_by_hand(tiny_cfg, make_batch, run):
     """d loss / d IoU is -h / N: the deltas' gradient is that times the IoU's."""
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.DETACH_TARGET", False)
     torch.nn.init.normal_(model.streams["anchors"].branches["quality"].predictor.weight)
@@ -104,7 +108,7 @@ def test_attached_gradient_by_hand(tiny_cfg, make_batch):
     torch.testing.assert_close(got, expected.detach())
 
 
-def test_quality_of_a_cascade_reads_the_last_tower(tiny_cfg, make_batch):
+def test_quality_of_a_cascade_reads_the_last_tower(tiny_cfg, make_batch, run):
     cascade = [{"CLS": "own", "TOWER": "own"}]
     model = build(tiny_cfg, "MODEL.DENSE.STAGES", cascade)
     losses, _, _ = run(model, make_batch([(96, 96, 3)]))
@@ -116,7 +120,7 @@ def test_quality_of_a_cascade_reads_the_last_tower(tiny_cfg, make_batch):
 
 
 @pytest.mark.parametrize("kind", ["ce", "ce_w", "l1", "smooth_l1", "l2", "gfocal"])
-def test_every_loss_trains_without_and_with_objects(tiny_cfg, make_batch, kind):
+def test_every_loss_trains_without_and_with_objects(tiny_cfg, make_batch, kind, run):
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.LOSS", kind)
     for counts in ((0, 0), (3, 0)):
         losses, _, _ = run(model, make_batch([(64, 64, n) for n in counts]))

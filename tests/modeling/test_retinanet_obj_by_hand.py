@@ -12,8 +12,8 @@ K = 3
 
 
 @pytest.fixture
-def case(tiny_resobj, make_batch):
-    torch.manual_seed(0)
+def case(tiny_resobj, make_batch, observe):
+    torch.manual_seed(1)
     model = build_model(tiny_resobj())
     stream = model.streams["anchors"]
     with torch.no_grad():  # away from the initial scores, which are all alike
@@ -22,8 +22,7 @@ def case(tiny_resobj, make_batch):
         for subnet in stream.branches["objectness"].residuals:
             subnet.predictor.weight.normal_(std=0.3)
     batch = make_batch([(96, 128, 4), (96, 128, 2)])
-    output = model.predict(model._preprocess(batch))["anchors"]
-    return model, batch, output
+    return model, batch, observe(model, batch)
 
 
 def labels_of(batch, anchors):
@@ -42,8 +41,8 @@ def labels_of(batch, anchors):
 
 
 def test_every_loss(case):
-    model, batch, output = case
-    losses = model(batch)
+    _, batch, seen = case
+    losses, output = seen.result, seen.outputs["anchors"]
     anchors = output.priors.boxes
     labels, boxes = labels_of(batch, anchors)
     foreground = (labels >= 0) & (labels < K)
@@ -83,9 +82,8 @@ def test_every_loss(case):
 
 
 def test_score_is_the_product_with_the_last_objectness(case):
-    model, batch, output = case
-    model.eval()
-    stream = model.streams["anchors"]
+    model, _, seen = case
+    stream, output = model.streams["anchors"], seen.outputs["anchors"]
     candidates, *_ = stream.candidates(output, score_thresh=0.0, topk=10**6)
     objectness = output.branches["objectness"]
     last = objectness.logits[0] + objectness.residuals[:, 0].sum(dim=0)
@@ -95,7 +93,7 @@ def test_score_is_the_product_with_the_last_objectness(case):
 
 
 def test_objectness_reads_the_class_tower(case):
-    model, _, output = case
+    model, *_ = case
     images = torch.rand(1, 3, 96, 128)
     features = model.backbone(images)
     tower = model.tower([features[f] for f in model.in_features])

@@ -10,6 +10,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from tests.toy_backbone import PYRAMID_CHANNELS
+
 KINDS = {
     "faster": [],
     "mask": ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
@@ -114,7 +116,8 @@ def regions(boxes, seed=0):
         proposals[-1].proposal_boxes = Boxes(x)
         proposals[-1].objectness_logits = torch.zeros(len(x))
     sides = {"p3": 8, "p4": 4, "p5": 2}
-    maps = {name: torch.randn(len(boxes), 32, side, side) for name, side in sides.items()}
+    shape = len(boxes), PYRAMID_CHANNELS
+    maps = {name: torch.randn(*shape, side, side) for name, side in sides.items()}
     return proposals, maps
 
 
@@ -348,7 +351,7 @@ def test_everything_learns(make_cfg, make_batch):
         x["image"].fill_(30.0)
         for x1, y1, x2, y2 in x["instances"].gt_boxes.tensor.int().tolist():
             x["image"][:, y1:y2, x1:x2] = 200.0
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(80):
         total = sum(losses_of(model, batch).values())
         optimizer.zero_grad()

@@ -84,7 +84,7 @@ def test_training_needs_instances(tiny_rcnn, make_batch):
         ("RESOBJ_RPN.OBJECTNESS.STEPS", "3", "num_steps", 3),
         ("RESOBJ_RPN.OBJECTNESS.MIN_SCOPE", "level", "branch.residual_loss.min_scope", "level"),
         ("RESOBJ_RPN.OBJECTNESS.HIDDEN_CHANNELS", "8", "branch.residuals.0.out_channels", [8] * 5),
-        ("RESOBJ_RPN.OBJECTNESS.BASE_CONVS", "1", "branch.base.hidden.0.out_channels", 32),
+        ("RESOBJ_RPN.OBJECTNESS.BASE_CONVS", "1", "branch.base.hidden.0.out_channels", 16),
         ("RESOBJ_RPN.NORMALIZER.NAME", "ForegroundEMA", "normalizer.momentum", 0.9),
         ("RESOBJ_RPN.SAMPLER.NUM_BINS", "5", "sampler.num_bins", 5),
         ("RPN.BATCH_SIZE_PER_IMAGE", "64", "sampler.size", 64),
@@ -92,7 +92,7 @@ def test_training_needs_instances(tiny_rcnn, make_batch):
         ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "sampler.negative_iou", 0.2),
         ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "assigner.iou_thresholds", [0.2, 0.7]),
         ("RPN.IOU_LABELS", "[0, 0, 1]", "assigner.iou_labels", [0, 0, 1]),
-        ("RPN.CONV_DIMS", "[-1, 16]", "branch.base.predictor.weight.shape", (3, 16, 1, 1)),
+        ("RPN.CONV_DIMS", "[-1, 24]", "branch.base.predictor.weight.shape", (3, 24, 1, 1)),
     ],
 )
 def test_key_reaches_its_object(tiny_rcnn, key, value, path, expected):
@@ -142,8 +142,7 @@ ARCHITECTURES = {
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)",
     ],
     "one_map": [  # Faster R-CNN without a pyramid, C4
-        "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-        "MODEL.RESNETS.OUT_FEATURES", "['res4']",
+        "MODEL.BACKBONE.NAME", "build_toy_backbone",
         "MODEL.RPN.IN_FEATURES", "['res4']",
         "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128]]",
         "MODEL.ROI_HEADS.IN_FEATURES", "['res4']",

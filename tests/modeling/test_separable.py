@@ -102,16 +102,9 @@ def test_map_of_one_value_is_normalised_by_running_statistics():
     torch.testing.assert_close(norm.running_mean, torch.tensor([1.04, 2.06]))
 
 
-def test_momentum_of_the_running_statistics_comes_from_the_config(tiny_cfg):
-    cfg = tiny_cfg(
-        "MODEL.BACKBONE.NAME", "build_bifpn_backbone",
-        "MODEL.BIFPN.BOTTOM_UP", "build_resnet_backbone",
-        "MODEL.BIFPN.IN_FEATURES", ["res3", "res4", "res5"],
-        "MODEL.BIFPN.BN_MOMENTUM", 0.2,
-        "MODEL.DENSE.TOWER.NAME", "SepConvTower",
-        "MODEL.DENSE.TOWER.BN_MOMENTUM", 0.3,
-    )  # fmt: skip
-    model = build_model(cfg)
+def test_momentum_of_the_running_statistics_comes_from_the_config(method_cfg):
+    opts = ["MODEL.BIFPN.BN_MOMENTUM", 0.2, "MODEL.DENSE.TOWER.BN_MOMENTUM", 0.3]
+    model = build_model(method_cfg("efficientdet", opts=opts))
     momenta = {
         part: {m.momentum for m in module.modules() if isinstance(m, SingleCellBatchNorm)}
         for part, module in (("neck", model.backbone), ("tower", model.tower))

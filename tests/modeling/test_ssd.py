@@ -4,45 +4,21 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import ImageList
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou
 
 from resobj_d2.config import add_resobj_config
+from resobj_d2.structures import GroundTruth
 
 K = 3
-SSD = [
-    "MODEL.BACKBONE.NAME", "build_ssd_extras_backbone",
-    "MODEL.SSD_EXTRAS.BOTTOM_UP", "build_resnet_backbone",
-    "MODEL.SSD_EXTRAS.IN_FEATURES", ["res3", "res4", "res5"],
-    "MODEL.SSD_EXTRAS.CHANNELS", [16],
-    "MODEL.SSD_EXTRAS.LAST_KERNEL", 3,
-    "MODEL.DENSE.IN_FEATURES", ["s1", "s2", "s3", "s4"],
-    "MODEL.DENSE.TOWER.NAME", "NoTower",
-    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
-    "MODEL.DENSE.PRIORS.NAME", "SSDAnchors",
-    "MODEL.DENSE.PRIORS.MIN_SIZES", [10, 20, 30, 50, 70],
-    "MODEL.DENSE.PRIORS.ASPECT_RATIOS", [[2], [2, 3], [2, 3], [2]],
-    "MODEL.DENSE.PRIORS.OFFSET", 0.5,
-    "MODEL.DENSE.CODER.WEIGHTS", [10.0, 10.0, 5.0, 5.0],
-    "MODEL.DENSE.ASSIGNER.NAME", "BestAnchorAssigner",
-    "MODEL.DENSE.ASSIGNER.IOU_THRESHOLDS", [0.5],
-    "MODEL.DENSE.ASSIGNER.IOU_LABELS", [0, 1],
-    "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio",
-    "MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE",
-    "MODEL.DENSE.CLS_LOSS.PRIOR_PROB", 0.5,
-    "MODEL.DENSE.BOX_LOSS.BETA", 1.0,
-    "MODEL.DENSE.NORMALIZER.NAME", "ForegroundCount",
-    "MODEL.DENSE.STAGES", [{"IOU_THRESHOLDS": [0.5, 0.6], "NORMALIZER": "own"}],
-    "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.02,
-    "MODEL.DENSE.POSTPROCESS.NMS_THRESH", 0.45,
-    "TEST.DETECTIONS_PER_IMAGE", 200,
-]  # fmt: skip
+SSD = ["ssd", "ssd_consistent"]
 
 
 @pytest.fixture
-def model(tiny_cfg):
+def model(method_cfg):
     torch.manual_seed(0)
-    model = build_model(tiny_cfg(*SSD))
+    model = build_model(method_cfg(*SSD))
     with torch.no_grad():  # smaller deltas, so that some decoded boxes still fit
         for stage in model.streams["anchors"].stages:
             for layer in stage.box.levels:
@@ -83,10 +59,10 @@ def loss_of_image(anchors, logits, deltas, gt, classes, low, high, best_anchors)
     return cross_entropy[positive].sum() + negatives.sum(), box, count
 
 
-def test_losses_are_those_of_the_papers(model, make_batch):
+def test_losses_are_those_of_the_papers(model, make_batch, observe):
     batch = make_batch([(128, 128, 3), (128, 128, 2)])
-    losses = model(batch)
-    (output,) = model.predict(model._preprocess(batch)).values()
+    seen = observe(model, batch)
+    losses, output = seen.result, seen.outputs["anchors"]
     first, second = output.stages
     assert first.cls_logits.shape == (2, len(output.priors.boxes), K + 1)
     assert second.cls is first.cls
@@ -108,12 +84,12 @@ def test_losses_are_those_of_the_papers(model, make_batch):
     assert len(losses) == 4
 
 
-def test_detections_are_softmax_scores_of_boxes_decoded_twice(model, make_batch):
+def test_detections_are_softmax_scores_of_boxes_decoded_twice(model, make_batch, observe):
     model.eval()
     batch = make_batch([(128, 128, 0)])
     with torch.no_grad():
-        (result,) = model(batch)
-        (output,) = model.predict(model._preprocess(batch)).values()
+        seen = observe(model, batch)
+        (result,), output = seen.result, seen.outputs["anchors"]
         first, second = output.stages
         scores = F.softmax(first.cls_logits[0], dim=-1)[:, :K]
         boxes = decode(decode(output.priors.boxes, first.deltas[0]), second.deltas[0])
@@ -128,7 +104,7 @@ def test_detections_are_softmax_scores_of_boxes_decoded_twice(model, make_batch)
 
 def test_predictors_of_every_level_read_the_pyramid(model):
     stage, refinement = model.streams["anchors"].stages
-    assert [x.in_channels for x in stage.cls.levels] == [128, 256, 512, 16]
+    assert [x.in_channels for x in stage.cls.levels] == [8, 12, 16, 8]
     assert [x.out_channels for x in stage.cls.levels] == [4 * a for a in (4, 6, 6, 4)]
     assert [x.out_channels for x in refinement.box.levels] == [4 * a for a in (4, 6, 6, 4)]
     assert refinement.cls is None
@@ -149,15 +125,10 @@ def test_bfloat16_step_and_evaluation(model, make_batch, counts):
     assert all(r["instances"].scores.dtype == torch.float32 for r in results)
 
 
-def test_objectness_with_an_ssd(tiny_cfg, make_batch):
+def test_objectness_with_an_ssd(method_cfg, make_batch):
     """Every method of the family goes with it: here Residual Objectness and confidence."""
-    model = build_model(
-        tiny_cfg(
-            *SSD,
-            "MODEL.DENSE.OBJECTNESS.ENABLED", True,
-            "MODEL.DENSE.QUALITY.ENABLED", True,
-        )
-    )  # fmt: skip
+    opts = ["MODEL.DENSE.OBJECTNESS.ENABLED", True, "MODEL.DENSE.QUALITY.ENABLED", True]
+    model = build_model(method_cfg(*SSD, opts=opts))
     batch = make_batch([(128, 128, 3), (128, 128, 0)])
     losses = model(batch)
     assert sum("obj" in name for name in losses) >= 2  # of both stages
@@ -168,26 +139,64 @@ def test_objectness_with_an_ssd(tiny_cfg, make_batch):
         assert len(model(batch)) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg16", "R_50"])
-def test_ssd512_at_its_size(name, repository, make_batch):
-    cfg = get_cfg()
-    add_resobj_config(cfg)
-    cfg.merge_from_file(str(repository / f"configs/COCO-Detection/ssd512_consistent_{name}.yaml"))
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
-    cfg.MODEL.RESNETS.NORM = "BN"  # without ImageNet's statistics frozen ones normalise nothing
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    losses = model(make_batch([(512, 512, 3)], num_classes=80))
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(v) for v in losses.values())
-    assert all(p.grad is not None for p in model.parameters())
-    model.eval()
-    batch = make_batch([(512, 512, 0)])
-    with torch.no_grad():
-        (output,) = model.predict(model._preprocess(batch)).values()
-        (result,) = model(batch)
+@pytest.fixture
+def ssd512(repository):
+    """A function: the shipped config of an SSD512 on this backbone."""
+    import tests.toy_backbone  # noqa: F401 (registers it)
+
+    def read(name):
+        cfg = get_cfg()
+        add_resobj_config(cfg)
+        path = repository / f"configs/COCO-Detection/ssd512_consistent_{name}.yaml"
+        cfg.merge_from_file(str(path))
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        cfg.MODEL.RESNETS.NORM = "BN"  # frozen ones have no gradient
+        return cfg
+
+    return read
+
+
+def published_levels(output):
     assert output.priors.num_anchors == [4, 6, 6, 6, 6, 4, 4]
     assert output.priors.boxes.shape == (24564, 4)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "R_50"])
+def test_ssd512_at_its_size(name, ssd512):
+    """Widths, levels and gradients of the whole network, without memory or arithmetic."""
+    cfg = ssd512(name)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+        image = torch.zeros(1, 3, 512, 512)
+        truth = torch.zeros(3, 4), torch.zeros(3).long()
+    output = model.predict(ImageList(image, [(512, 512)]))["anchors"]
+    published_levels(output)
+    assert output.stages[0].cls_logits.shape == (1, 24564, 81)
+    losses, _ = model.streams["anchors"].losses(output, GroundTruth(*truth, [3]))
+    sum(losses.values()).backward()
+    assert sum(p.numel() for p in model.parameters()) > 20e6
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["vgg16", "R_50"])
+def test_ssd512_trains_and_detects_on_all_levels(name, ssd512, make_batch, observe):
+    """The numbers, on a backbone of a few channels."""
+    cfg = ssd512(name)
+    cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_toy_backbone"
+    extras = len(cfg.MODEL.SSD_EXTRAS.CHANNELS)
+    cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"][: 7 - extras]
+    cfg.MODEL.SSD_EXTRAS.CHANNELS = [8] * extras
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    seen = observe(model, make_batch([(512, 512, 3)], num_classes=80))
+    published_levels(seen.outputs["anchors"])
+    sum(seen.result.values()).backward()
+    assert all(torch.isfinite(v) for v in seen.result.values())
+    used = [p for n, p in model.named_parameters() if extras == 4 or "res5" not in n]
+    assert all(torch.isfinite(p.grad).all() for p in used)
+    with torch.no_grad():
+        (result,) = model.eval()(make_batch([(512, 512, 0)]))
+    assert len(result["instances"]) > 0
     assert torch.isfinite(result["instances"].pred_boxes.tensor).all()

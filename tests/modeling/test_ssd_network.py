@@ -177,8 +177,8 @@ def test_freeze_at_out_of_range_is_refused():
         SSDVGG16(freeze_at=6)
 
 
-def test_resnet_with_extra_levels_by_config(tiny_cfg):
-    cfg = tiny_cfg(
+def test_resnet_with_extra_levels_by_config(resnet_cfg):
+    cfg = resnet_cfg(
         "MODEL.BACKBONE.NAME", "build_ssd_extras_backbone",
         "MODEL.SSD_EXTRAS.BOTTOM_UP", "build_resnet_backbone",
         "MODEL.SSD_EXTRAS.IN_FEATURES", "['res3', 'res4', 'res5']",

@@ -23,17 +23,22 @@ def build(tiny_cfg, stages, *opts):
     model = build_model(tiny_cfg(*ALL_CANDIDATES, "MODEL.DENSE.STAGES", stages, *opts)).eval()
     with torch.no_grad():
         for stage in model.streams["anchors"].stages:
-            for predictor in (stage.cls, stage.box):
+            for predictor, std in ((stage.cls, 2.0), (stage.box, 0.5)):
                 if predictor is not None:
-                    predictor.weight.normal_(std=0.1)
+                    predictor.weight.normal_(std=std)
     return model
 
 
-def detect(model, batch):
-    """The raw output of the anchor stream, and the detections of the first image."""
-    with torch.no_grad():
-        output = model.predict(model._preprocess(batch))["anchors"]
-        return output, model(batch)[0]["instances"]
+@pytest.fixture
+def detect(observe):
+    """A function: the raw output of the anchor stream, and the detections of the first image."""
+
+    def call(model, batch):
+        with torch.no_grad():
+            seen = observe(model, batch)
+        return seen.outputs["anchors"], seen.result[0]["instances"]
+
+    return call
 
 
 def decode(anchors, deltas):
@@ -62,7 +67,7 @@ def check(found, boxes, scores, size):
         (CASCADE * 2, 2, [0, 1, 2]),
     ],
 )
-def test_boxes_are_decoded_through_every_stage(tiny_cfg, make_batch, stages, scored, moved):
+def test_boxes_are_decoded_through_every_stage(tiny_cfg, make_batch, stages, scored, moved, detect):
     model = build(tiny_cfg, stages)
     output, found = detect(model, make_batch([(64, 64, 0)]))
     boxes = output.priors.boxes
@@ -72,7 +77,7 @@ def test_boxes_are_decoded_through_every_stage(tiny_cfg, make_batch, stages, sco
     check(found, boxes, scores, 64)
 
 
-def test_mean_of_the_stages_scores(tiny_cfg, make_batch):
+def test_mean_of_the_stages_scores(tiny_cfg, make_batch, detect):
     model = build(tiny_cfg, [*CASCADE, {}], "MODEL.DENSE.STAGE_SCORES", "mean")
     output, found = detect(model, make_batch([(64, 64, 0)]))
     boxes = output.priors.boxes
@@ -82,7 +87,7 @@ def test_mean_of_the_stages_scores(tiny_cfg, make_batch):
     check(found, boxes, (own[0] + own[1]) / 2, 64)
 
 
-def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch):
+def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch, observe):
     """Each residual step scores the same final boxes with its own objectness."""
     model = build(
         tiny_cfg,
@@ -95,8 +100,8 @@ def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch):
         torch.nn.init.normal_(subnet.predictor.weight, std=0.5)
     torch.nn.init.normal_(branches["quality"].predictor.weight, std=0.1)
     batch = make_batch([(64, 64, 0)])
-    steps = model.detections_per_step(batch)
-    output, last = detect(model, batch)
+    seen = observe(model, batch, model.detections_per_step)
+    steps, output = seen.result, seen.outputs["anchors"]
     boxes = decode(output.priors.boxes, output.stages[0].deltas[0])
     boxes = decode(boxes, output.stages[1].deltas[0])
     objectness = output.branches["objectness"]
@@ -108,10 +113,12 @@ def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch):
             torch.sigmoid(output.branches["quality"][0]) ** 0.4,
         ]
         check(step[0]["instances"], boxes, factors[0] * factors[1] * factors[2], 64)
+    with torch.no_grad():
+        last = model(batch)[0]["instances"]
     torch.testing.assert_close(steps[-1][0]["instances"].scores, last.scores)
 
 
-def test_a_box_that_the_first_stage_breaks_starts_at_its_anchor(tiny_cfg, make_batch):
+def test_a_box_that_the_first_stage_breaks_starts_at_its_anchor(tiny_cfg, make_batch, detect):
     model = build(tiny_cfg, [{}])
     with torch.no_grad():
         model.streams["anchors"].stages[0].box.bias.fill_(float("nan"))

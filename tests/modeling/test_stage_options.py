@@ -1,0 +1,53 @@
+"""Entries of STAGES: their defaults, and what is refused."""
+
+import pytest
+from detectron2.modeling import build_model
+
+from resobj_d2.modeling.stages import StageOptions
+
+K = 2
+
+
+def test_entry_defaults_are_the_papers():
+    options = StageOptions.from_entry({})
+    found = options.assigner(K)
+    assert (options.cls, options.box, options.tower) == ("shared", "own", "shared")
+    assert (found.iou_thresholds, found.iou_labels) == ([0.5, 0.6], [0, -1, 1])
+    assert not found.allow_low_quality
+    one = StageOptions.from_entry({"IOU_THRESHOLDS": [0.6]}).assigner(K)
+    assert (one.iou_thresholds, one.iou_labels) == ([0.6], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("shared", "dict with some of the keys.*CLS.*'shared'"),
+        ({"cls": "own"}, r"unknown keys \['cls'\].*CLS.*WEIGHT"),
+        ({"CLS": "both"}, "CLS must be one of shared, own, none, got 'both'"),
+        ({"BOX": 1}, "BOX must be one of"),
+        ({"TOWER": "gate"}, "TOWER must be one of"),
+        ({"NORMALIZER": "ForegroundEMA"}, "NORMALIZER must be one of first, own"),
+        ({"CLS": "none", "BOX": "none"}, "trains nothing"),
+        ({"TOWER": "own", "BOX": "none"}, "no predictor would read that tower"),
+        ({"WEIGHT": 0}, "WEIGHT must be a positive number"),
+        ({"WEIGHT": "1"}, "WEIGHT must be a positive number"),
+        ({"ALLOW_LOW_QUALITY": 1}, "ALLOW_LOW_QUALITY must be True or False"),
+        ({"IOU_THRESHOLDS": 0.5}, "IOU_THRESHOLDS must be a list"),
+        ({"IOU_THRESHOLDS": [0.6, 0.5]}, "IOU_THRESHOLDS must be positive and ascend"),
+        ({"IOU_THRESHOLDS": []}, "IOU_THRESHOLDS"),
+        ({"IOU_LABELS": [0, 1]}, "IOU_LABELS must be 3 values"),
+    ],
+)
+def test_bad_entry_is_refused_with_its_place(tiny_cfg, entry, message):
+    with pytest.raises(ValueError, match=rf"STAGES\[1\].*{message}"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}, entry]))
+
+
+def test_senseless_combinations_are_refused(tiny_cfg):
+    with pytest.raises(ValueError, match="STAGE_SCORES mean needs a stage .* CLS own"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}], "MODEL.DENSE.STAGE_SCORES", "mean"))
+    with pytest.raises(ValueError, match="STAGE_SCORES must be last or mean, got 'first'"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGE_SCORES", "first"))
+    gated = [{"CLS": "own", "TOWER": "gated"}]
+    with pytest.raises(ValueError, match=r"STAGES\[0\].*gated.*TOWER.CHANNELS"):
+        build_model(tiny_cfg("MODEL.DENSE.STAGES", gated, "MODEL.DENSE.TOWER.CHANNELS", 8))
