@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.modeling.suppression import Suppression
 
 SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
 
@@ -85,7 +86,8 @@ def test_as_many_candidates_of_a_level_reach_suppression(pair, make_batch):
         for cls, box in ((theirs.head.cls_score, theirs.head.bbox_pred), (stage.cls, stage.box)):
             cls.bias.zero_()
             box.weight.mul_(0.01)
-    ours.postprocess.nms_thresh, ours.postprocess.max_detections = 1.0, 10**5
+    ours.postprocess.suppression = Suppression(threshold=1.0)
+    ours.postprocess.max_detections = 10**5
     theirs.test_nms_thresh, theirs.max_detections_per_image = 1.0, 10**5
     for x, y in detections_of_both(ours, theirs, make_batch(SHAPES)):
         assert len(y) > 2000  # the limit counts on the two finest levels

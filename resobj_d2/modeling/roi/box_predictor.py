@@ -83,7 +83,6 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             "box_loss": _box_loss_of(cfg),
-            "suppression": _suppression_of(cfg),
             **_quality_arguments(cls, quality),
         }
 
@@ -233,13 +232,6 @@ def _quality_arguments(owner: type, node) -> dict:
     if not node.ENABLED:
         return {}
     return {"quality_loss": build(QualityLoss, node), **arguments_from(owner, node)}
-
-
-def _suppression_of(cfg) -> Suppression | None:
-    node = cfg.MODEL.RESOBJ_ROI
-    threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
-    suppression = Suppression(method=node.NMS, threshold=threshold, sigma=node.NMS_SIGMA)
-    return suppression if suppression.decays else None
 
 
 def _box_loss_of(cfg) -> BoxLoss | None:

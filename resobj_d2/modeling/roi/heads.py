@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2.matching import Sampler, build_two_stage_sampler
+from resobj_d2.modeling.suppression import Suppression
 from resobj_d2.structures import IGNORE, Targets
 
 from .box_predictor import ResObjBoxPredictor
@@ -124,7 +125,9 @@ class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
-        parts["box_predictor"] = ResObjBoxPredictor(cfg, parts["box_head"].output_shape)
+        parts["box_predictor"] = ResObjBoxPredictor(
+            cfg, parts["box_head"].output_shape, suppression=_suppression_of(cfg)
+        )
         return parts
 
     def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
@@ -171,6 +174,16 @@ def _with_ground_truth(
             if name.startswith("gt_") and not chosen.has(name):
                 chosen.set(name, value[objects])
     return chosen
+
+
+def _suppression_of(cfg) -> Suppression | None:
+    """What ``MODEL.RESOBJ_ROI.NMS`` names, or None for Detectron2's NMS."""
+    node = cfg.MODEL.RESOBJ_ROI
+    if node.NMS == "greedy":
+        return None
+    threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+    sigma = {} if node.NMS == "soft_linear" else {"sigma": node.NMS_SIGMA}
+    return Suppression(method=node.NMS, threshold=threshold, **sigma)
 
 
 def _sampler_of(cfg) -> Sampler | None:
