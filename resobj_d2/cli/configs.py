@@ -7,7 +7,14 @@ import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-from resobj_d2.config.zoo import ZooEntry, find_config, zoo_entries, zoo_names
+from resobj_d2.command import add_import_option
+from resobj_d2.config.zoo import (
+    ZooEntry,
+    find_config,
+    load_yaml_with_base,
+    zoo_entries,
+    zoo_names,
+)
 
 __all__ = ["difference", "main"]
 
@@ -21,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     if args.show:
-        print(_resolved(args.show, args.diff), end="")
+        print(_resolved(args.show, args.diff, args.imports), end="")
         return 0
     if args.parts:
         trainable = {entry.name for entry in zoo_entries()}
@@ -48,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--diff", action="store_true", help="with --show: only what differs from the defaults"
     )
+    add_import_option(parser)
     return parser
 
 
@@ -76,16 +84,19 @@ def _table(entries: Sequence[ZooEntry]) -> str:
     return "\n".join(f"{r[0]:<{name}}  {r[1]:>{ap}}  {r[2]:<{source}}  {r[3]}" for r in rows)
 
 
-def _resolved(name: str, only_differences: bool) -> str:
+def _resolved(name: str, only_differences: bool, imports: Sequence[str]) -> str:
     from detectron2.config import get_cfg
 
     from resobj_d2.config import add_resobj_config
+    from resobj_d2.config.imports import import_modules
 
+    path = str(find_config(name))
+    import_modules([*load_yaml_with_base(path).get("IMPORTS", []), *imports])
     cfg = get_cfg()
     add_resobj_config(cfg)
     defaults = _plain(cfg)
     # Merged and not loaded: the datasets need not be there.
-    cfg.merge_from_file(str(find_config(name)))
+    cfg.merge_from_file(path)
     values = _plain(cfg)
     return _yaml(difference(values, defaults) if only_differences else values)
 

@@ -1,5 +1,9 @@
 """``resobj-d2 configs``: the list, and one configuration written out."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 from detectron2.config import get_cfg
@@ -88,6 +92,36 @@ def test_diff_prints_what_differs_from_the_defaults(capsys, tmp_path):
     expected = load_config(NAME, ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.DEVICE = "cpu"
     assert plain(cfg) == plain(expected)
+
+
+POWER_LOSS = """
+from typing import Annotated
+from resobj_d2.losses import CLS_LOSS_REGISTRY, SigmoidScores
+from resobj_d2.options import Option
+
+@CLS_LOSS_REGISTRY.register()
+class PowerLoss(SigmoidScores):
+    def __init__(self, *, power: Annotated[float, Option("exponent", key="POWER")] = 2.5):
+        pass
+"""
+
+
+@pytest.mark.parametrize("how", ["option", "file"])
+def test_show_knows_the_keys_of_imported_entries(how, tmp_path, repository):
+    (tmp_path / "my_losses.py").write_text(POWER_LOSS)
+    path = tmp_path / "own.yaml"
+    path.write_text('IMPORTS: ["my_losses"]\n' if how == "file" else "SEED: 1\n")
+    options = ["--import", "my_losses"] if how == "option" else []
+    # In a process of its own: the registry would keep the loss for other tests.
+    shown = subprocess.run(
+        [sys.executable, "-m", "resobj_d2", "configs", "--show", str(path), *options],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert yaml.safe_load(shown)["MODEL"]["DENSE"]["CLS_LOSS"]["POWER"] == 2.5
 
 
 def test_difference_by_hand():

@@ -44,13 +44,12 @@ def test_the_code_runs(blocks, tmp_path, monkeypatch, capsys, clean_catalogs):
     names = {"SMALL": small}
     exec(first, names)
     assert names["results"]["bbox"]["AP"] >= 0
-    assert names["image"].shape == (64, 64, 3)
-    assert len(names["steps"]) == 3 and len(names["steps"][-1]) > 0
-    before = names["steps"][-1].scores
+    assert names["detections"].image_size == (64, 64) and len(names["detections"]) > 0
+    before = names["detections"].scores
     assert (tmp_path / "output/scenes_retinanet_resobj_t2/model_final.pth").is_file()
     exec(blocks[1], names)
-    (_, steps) = names["predictor"].detect("datasets/scenes/val/000001.png")
-    assert torch.equal(steps[-1].scores, before)
+    detections = names["predictor"]("datasets/scenes/val/000001.png")
+    assert torch.equal(detections.scores, before)
     assert set(names["results"]) == {"bbox"}
     exec(blocks[2], names)
     assert names["cfg"].MODEL.DENSE.OBJECTNESS.STEPS == 1
