@@ -188,7 +188,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
-    add_import_option(parser)
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:

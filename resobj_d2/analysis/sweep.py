@@ -127,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
     )
-    add_import_option(parser)
     args = parser.parse_args(argv)
     axes = {key: values for key, *values in args.vary}
     empty = [key for key, values in axes.items() if not values]
