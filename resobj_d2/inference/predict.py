@@ -326,7 +326,6 @@ def _parser() -> argparse.ArgumentParser:
         help="lowest score of the boxes drawn (default 0.3)",
     )  # fmt: skip
     add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
-    add_import_option(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return parser
 
