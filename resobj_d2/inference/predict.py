@@ -317,6 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Detect objects on image files; writes pictures and COCO results.",
         epilog=_WITHOUT_DATASETS,
     )
+    add_import_option(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML", help="config of the trained model")
     add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
