@@ -24,6 +24,7 @@ __all__ = [
     "is_users_mistake",
     "one_line_per_process",
     "run_command",
+    "wants_traceback",
 ]
 
 MISTAKE = 2  # exit status
@@ -103,6 +104,7 @@ def one_line_per_process(main: Callable) -> Callable:
 
 
 def wants_traceback() -> bool:
+    """Whether the user asked to see where an error comes from."""
     return os.environ.get("RESOBJ_TRACEBACK", "") not in ("", "0")
 
 

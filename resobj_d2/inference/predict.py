@@ -36,8 +36,13 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL.Image import Image
 
-from resobj_d2.checkpoint.checkpointer import CheckpointError
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import (
+    add_import_option,
+    explain,
+    is_users_mistake,
+    run_command,
+    wants_traceback,
+)
 
 from .drawing import draw_annotations, draw_detections, grid, step_title
 from .json_list import JsonListWriter
@@ -352,10 +357,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = load_prediction_config(options.config_file, options.opts, imports=options.imports)
         predictor = Predictor(cfg)
-    # AssertionError and KeyError: what Detectron2 raises on unknown keys, datasets and names.
-    except (AssertionError, CheckpointError, ImportError, KeyError, OSError, ValueError) as error:
-        message = str(error.args[0] if isinstance(error, KeyError) else error)
-        return _complain(f"{message}\n{_WITHOUT_DATASETS}" if "ataset" in message else message)
+    except Exception as error:
+        if wants_traceback() or not is_users_mistake(error):
+            raise
+        message = explain(error)
+        hint = f". {_WITHOUT_DATASETS}" if "ataset" in message else ""
+        return _complain(message.removesuffix(".") + hint if hint else message)
     folder = os.path.abspath(options.output)
     try:
         files = predict_images(

@@ -313,7 +313,7 @@ def test_command(weights, resobj, photos, tmp_path, capsys):
 def test_command_explains_wrong_settings(weights, photos, tmp_path, capsys, opts, message):
     assert main(arguments(weights, photos, tmp_path / "out", *opts)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
