@@ -60,7 +60,8 @@ NVCC_FLAGS = [
 
 
 def say(line: str) -> None:
-    print(f"resobj_d2: {line}", flush=True)
+    # In one piece: several threads compile.
+    print(f"resobj_d2: {line}\n", end="", flush=True)
 
 
 def run_compiler(command: list[str]) -> None:
