@@ -2,6 +2,8 @@
 complete."""
 
 import copy
+import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+import tests.toy_backbone  # noqa: F401 (registers it)
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config, class_counts
 from resobj_d2.config.zoo import zoo_entries
@@ -22,7 +25,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COMPLETE = [CONFIGS / entry.name for entry in zoo_entries()]
 
 
-def read(path):
+@functools.cache
+def read_once(path):
     cfg = get_cfg()
     add_resobj_config(cfg)
     cfg.merge_from_file(str(path))
@@ -31,10 +35,16 @@ def read(path):
     return cfg
 
 
+def read(path):
+    return read_once(path).clone()
+
+
 def narrow(cfg):
     """The same method on a thin network: what the yaml chooses stays, widths shrink."""
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.DEPTH = 50
+    # Group normalisation has groups of 32 channels.
+    for key in ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS"):
+        cfg.MODEL.RESNETS[key] = 32
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
@@ -84,7 +94,7 @@ def distinct():
     found = {}
     for path in COMPLETE:
         cfg = narrow(read(path))
-        found.setdefault(cfg.MODEL.dump(), path)
+        found.setdefault(json.dumps(cfg.MODEL, sort_keys=True), path)
     return list(found.values())
 
 
@@ -123,6 +133,7 @@ def test_everything_together_learns(name, make_batch):
     cfg = narrow(read(CONFIGS / f"small/cells_retinanet_{name}.yaml"))
     # The running mean would fall from its initial 100, and with it the losses would rise.
     cfg.MODEL.DENSE.NORMALIZER.NAME = "ForegroundCount"
+    cfg.MODEL.BFP.PYRAMID = "build_toy_pyramid"
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -136,7 +147,7 @@ def test_everything_together_learns(name, make_batch):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
     # First it rises: the better the boxes, the more of them are foreground of the second stage.
-    assert totals[-1] < 0.5 * totals[0]
+    assert totals[-1] < 0.2 * totals[0]
     suffixes = ("", "_stage1", "_anchor_free") if name == "everything_fsaf" else ("", "_stage1")
     assert all(model.statistics[f"num_foreground{x}"] > 0 for x in suffixes)
 
