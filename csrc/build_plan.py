@@ -114,11 +114,14 @@ def require_torch() -> None:
     """Stop an installation that would lose the operators, and download torch, without a word.
 
     Raises:
-        SystemExit: there is a compiler, but torch cannot be imported.
+        SystemExit: torch cannot be imported, and RESOBJ_NO_EXT does not say that it need not be.
     """
-    reason = why_nothing(Plan())
-    if reason.startswith(TORCH_MISSING):
-        raise SystemExit(NO_TORCH.format(error=reason.removeprefix(f"{TORCH_MISSING}: ")))
+    if is_set("RESOBJ_NO_EXT"):
+        return
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(NO_TORCH.format(error=error)) from error
 
 
 def why_nothing(plan: Plan) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "wants_traceback",
 ]
 
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 MISTAKE = 2  # exit status
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -125,12 +126,22 @@ def is_users_mistake(error: BaseException) -> bool:
         return isinstance(error, ValueError)
     origin = _origin(error)
     if isinstance(error, ValueError):
-        return origin.startswith(_CHECKING)
+        return origin.startswith(_CHECKING) and _was_raised_on_purpose(error)
     if isinstance(error, KeyError):
         return origin.endswith(".registry") or origin.startswith("detectron2.data.catalog")
     if isinstance(error, AssertionError):
         return origin.startswith(_CHECKING) and not origin.startswith("resobj_d2")
     return False
+
+
+def _was_raised_on_purpose(error: BaseException) -> bool:
+    """Not by a builtin inside code: unpacking, ``int()``, ``zip(strict=True)``.
+
+    True where there is no source to tell by.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    line = (frames[-1].line or "") if frames else ""
+    return not line or line.startswith("raise") or not frames[-1].filename.startswith(_PACKAGE)
 
 
 def explain(error: BaseException) -> str:

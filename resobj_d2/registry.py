@@ -54,6 +54,8 @@ class Registry(fvcore.common.registry.Registry, Generic[Base]):
             if option.default is not NO_DEFAULT
         }
         for option in options_of(obj):
+            if option.key in ("NAME", "ENABLED"):
+                raise ValueError(f"{self._name} {name}: {option.key} is the slot's own key")
             default, other = defaults.get(option.key, (option.default, name))
             if option.default is not NO_DEFAULT and option.default != default:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.common.config import CfgNode
 
 from resobj_d2.modeling import (
@@ -15,7 +16,7 @@ from resobj_d2.modeling import (
 
 from .keys import Condition, Key, Reader, owner_keys, value_of
 
-__all__ = ["backbone_chain", "backbone_keys", "has_backbone"]
+__all__ = ["OWN_BACKBONES", "backbone_chain", "backbone_keys", "has_backbone"]
 
 # The key of each neck that names the backbone below it.
 BELOW = {
@@ -32,6 +33,20 @@ def backbone_chain(cfg: CfgNode) -> list[str]:
     while names[-1] in BELOW and len(names) <= len(BELOW):
         names.append(value_of(cfg, BELOW[names[-1]]))
     return names
+
+
+def _is_known(backbone: str) -> bool:
+    if backbone not in BACKBONE_REGISTRY:
+        return True  # which is an error of its own
+    module = BACKBONE_REGISTRY.get(backbone).__module__
+    return module.startswith(("detectron2.", "resobj_d2."))
+
+
+# It may build any other backbone below it.
+OWN_BACKBONES = Condition(
+    test=lambda cfg: any(not _is_known(name) for name in backbone_chain(cfg)),
+    text="a backbone of your own",
+)
 
 
 def has_backbone(*names: str) -> Condition:
@@ -53,7 +68,8 @@ def backbone_keys() -> list[Key]:
         ("SSD_EXTRAS", SSDExtras, "build_ssd_extras_backbone"),
         ("YOLO_PYRAMID", YOLOPyramid, "build_yolo_backbone"),
     ):
-        keys += owner_keys(f"MODEL.{node}", owner, when=(has_backbone(builder),))
+        for condition in (has_backbone(builder), OWN_BACKBONES):
+            keys += owner_keys(f"MODEL.{node}", owner, when=(condition,))
     for path, default, meaning, builder in (
         (
             "MODEL.BFP.PYRAMID",
@@ -81,6 +97,8 @@ def backbone_keys() -> list[Key]:
             "build_yolo_backbone",
         ),
     ):
-        readers = (Reader(builder, (has_backbone(builder),)),)
+        readers = tuple(
+            Reader(builder, (condition,)) for condition in (has_backbone(builder), OWN_BACKBONES)
+        )
         keys.append(Key(path, default, "str", meaning, readers=readers))
     return keys

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator, Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from resobj_d2.data.register import check_names, check_num_classes, register_datasets
 
 from .defaults import add_resobj_config
 from .imports import import_modules
-from .run_checks import check_run
+from .run_checks import check_run, check_values
 from .unused import check_unused_keys
 from .zoo import find_config, load_yaml_with_base
 
@@ -55,7 +56,8 @@ def load_config(
         config_file = str(find_config(config_file))
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
-    import_modules([*_imports_of(config_file, opts), *imports])
+    modules = list(dict.fromkeys([*_imports_of(config_file, opts), *imports]))
+    import_modules(modules)
     cfg = get_cfg()
     add_resobj_config(cfg)
     if config_file:
@@ -63,10 +65,12 @@ def load_config(
             cfg.merge_from_file(config_file, allow_unsafe=False)
     with _explained_keys(cfg, "the overrides KEY VALUE"):
         cfg.merge_from_list(list(opts))
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+    cfg.IMPORTS = modules  # a dumped configuration needs those of the command line, too
+    if _device_type(cfg.MODEL.DEVICE) == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     check_unused_keys(cfg)
+    check_values(cfg)
     if training:
         check_run(cfg)
     else:
@@ -83,12 +87,25 @@ def _imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
     """``IMPORTS`` of the overrides, otherwise of the file and the files it is based on."""
     given = CfgNode({"IMPORTS": []})
     if config_file:
-        raw = load_yaml_with_base(config_file)
+        try:
+            raw = load_yaml_with_base(config_file)
+        except yaml.constructor.ConstructorError as error:
+            raise ValueError(
+                f"{config_file}: {error.problem} in line {error.problem_mark.line + 1} of "
+                f"{error.problem_mark.name}. Tags that run code are refused: write the value out"
+            ) from error
         given.IMPORTS = raw.get("IMPORTS", [])
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key == "IMPORTS":
             given.merge_from_list([key, value])
     return list(given.IMPORTS)
+
+
+def _device_type(name: str) -> str:
+    try:
+        return torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be cpu, cuda or cuda:N, got {name!r}") from error
 
 
 @contextlib.contextmanager

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+from fvcore.common.config import CfgNode
+from fvcore.common.registry import Registry
+
 from resobj_d2.losses import BOX_LOSS_REGISTRY, NORMALIZER_REGISTRY, QualityLoss
 from resobj_d2.matching import SAMPLER_REGISTRY
-from resobj_d2.modeling import ObjectnessBranch, ResObjBoxPredictor
+from resobj_d2.modeling import (
+    ObjectnessBranch,
+    ResObjBoxPredictor,
+    ResObjCascadeROIHeads,
+    ResObjROIHeads,
+    ResObjRPN,
+)
 from resobj_d2.modeling.suppression import Suppression
 
 from .dense import branch_keys
-from .keys import Condition, Key, owner_keys, slot_keys
+from .keys import Condition, Key, owner_keys, slot_keys, value_of
 
 __all__ = ["RCNN", "rcnn_keys"]
 
 RCNN = Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "ProposalNetwork", "PanopticFPN"))
-RPN = (RCNN, Condition("MODEL.PROPOSAL_GENERATOR.NAME", ("ResObjRPN",)))
+
+
+def _is_a(key: str, registry: Registry, *bases: type) -> Condition:
+    """What a key names is one of these classes, or inherits from one, as one of yours may."""
+
+    def test(cfg: CfgNode) -> bool:
+        name = value_of(cfg, key)
+        return name in registry and issubclass(registry.get(name), bases)
+
+    names = " or ".join(base.__name__ for base in bases)
+    return Condition(
+        path=key, values=tuple(base.__name__ for base in bases), test=test, text=f"{key} {names}"
+    )
+
+
+RPN = (RCNN, _is_a("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY, ResObjRPN))
 RPN_OBJECTNESS = Condition("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", (True,))
+WITH_HEADS = Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN"))
 STANDARD_HEADS = (
-    Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN")),
-    Condition("MODEL.ROI_HEADS.NAME", ("ResObjROIHeads",)),
+    WITH_HEADS,
+    _is_a("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, ResObjROIHeads),
 )
 ROI = (
-    Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN")),
-    Condition("MODEL.ROI_HEADS.NAME", ("ResObjROIHeads", "ResObjCascadeROIHeads")),
+    WITH_HEADS,
+    _is_a("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, ResObjROIHeads, ResObjCascadeROIHeads),
 )
 # Detectron2 has keys of its own for these: BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION and the lowest
 # of IOU_THRESHOLDS.

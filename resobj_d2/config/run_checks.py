@@ -7,7 +7,28 @@ import math
 import torch
 from fvcore.common.config import CfgNode
 
-__all__ = ["check_run"]
+from resobj_d2.modeling.stages import StageOptions
+
+__all__ = ["check_run", "check_values"]
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse values that no command can work with, training or not.
+
+    Raises:
+        ValueError: see the messages.
+    """
+    if cfg.TEST.AUG.ENABLED:
+        raise ValueError(
+            "TEST.AUG.ENABLED has no effect here: there is no test-time augmentation; set it to "
+            "False"
+        )
+    for node in (cfg.MODEL.DENSE, cfg.MODEL.DENSE.ANCHOR_FREE):
+        for i, entry in enumerate(node.STAGES):
+            try:
+                StageOptions.from_entry(entry)
+            except ValueError as error:
+                raise ValueError(f"STAGES[{i}]: {error}") from error
 
 
 def check_run(cfg: CfgNode) -> None:
@@ -24,15 +45,12 @@ def check_run(cfg: CfgNode) -> None:
             f"SOLVER.BASE_LR must be a finite number and not negative, got {solver.BASE_LR}"
         )
     _check_steps(solver)
+    if not 0 <= solver.EMA_DECAY < 1:
+        raise ValueError(f"SOLVER.EMA_DECAY must be in [0, 1), got {solver.EMA_DECAY}")
     if solver.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type != "cuda":
         raise ValueError(
             f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
             "SOLVER.AMP.ENABLED False"
-        )
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
-            "TEST.AUG.ENABLED has no effect here: there is no test-time augmentation; set it to "
-            "False"
         )
 
 

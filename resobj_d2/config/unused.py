@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.common.config import CfgNode
 
-from .backbones import backbone_chain, has_backbone
+from .backbones import OWN_BACKBONES, backbone_chain, has_backbone
 from .defaults import all_keys
 from .keys import Condition, Reader, value_of
 from .rcnn import RCNN
@@ -27,15 +28,9 @@ def _architecture(*names: str) -> Condition:
     return Condition("MODEL.META_ARCHITECTURE", names)
 
 
-ROI = _architecture("GeneralizedRCNN", "PanopticFPN")
 MASKS = Condition("MODEL.MASK_ON", (True,))
 KEYPOINTS = Condition("MODEL.KEYPOINT_ON", (True,))
 PROPOSALS = Condition("MODEL.LOAD_PROPOSALS", (True,))
-STEPS = Condition("SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR",))
-OWN_BACKBONES = Condition(
-    test=lambda cfg: any(not _is_known(name) for name in backbone_chain(cfg)),
-    text="a backbone of your own",
-)
 
 
 def _named(part: str) -> Condition:
@@ -55,22 +50,11 @@ DETECTRON2_READERS: dict[str, tuple[Reader, ...]] = {
     ),
     "MODEL.PROPOSAL_GENERATOR.": (Reader("the RPN", (RCNN,)),),
     "MODEL.RPN.": (Reader("the RPN", (RCNN,)),),
-    "MODEL.ROI_HEADS.": (Reader("the RoI heads", (ROI,)),),
-    "MODEL.ROI_BOX_HEAD.": (Reader("the RoI heads", (ROI,)),),
-    "MODEL.ROI_BOX_CASCADE_HEAD.": (
-        Reader(
-            "the cascade",
-            (
-                ROI,
-                Condition("MODEL.ROI_HEADS.NAME", ("CascadeROIHeads", "ResObjCascadeROIHeads")),
-            ),
-        ),
-    ),
-    "MODEL.ROI_MASK_HEAD.": (Reader("the mask head", (ROI, MASKS)),),
-    "MODEL.ROI_KEYPOINT_HEAD.": (Reader("the keypoint head", (ROI, KEYPOINTS)),),
-    "MODEL.MASK_ON": (Reader("the RoI heads", (ROI,)),),
-    "MODEL.KEYPOINT_ON": (Reader("the RoI heads", (ROI,)),),
-    "MODEL.LOAD_PROPOSALS": (Reader("the RoI heads", (ROI,)),),
+    # Detectron2's own files set keys of all heads, whichever there are.
+    "MODEL.ROI_": (Reader("the RoI heads", (RCNN,)),),
+    "MODEL.MASK_ON": (Reader("the RoI heads", (RCNN,)),),
+    "MODEL.KEYPOINT_ON": (Reader("the RoI heads", (RCNN,)),),
+    "MODEL.LOAD_PROPOSALS": (Reader("the RoI heads", (RCNN,)),),
     "MODEL.SEM_SEG_HEAD.": (
         Reader("the segmentation head", (_architecture("SemanticSegmentor", "PanopticFPN"),)),
     ),
@@ -94,12 +78,10 @@ DETECTRON2_READERS: dict[str, tuple[Reader, ...]] = {
             (_architecture("RetinaNet", "GeneralizedRCNN", "PanopticFPN"),),
         ),
     ),
-    "INPUT.MASK_FORMAT": (Reader("the data mappers", (ROI, MASKS)),),
-    "DATASETS.PROPOSAL_FILES_": (Reader("the data loaders", (ROI, PROPOSALS)),),
-    "DATASETS.PRECOMPUTED_PROPOSAL_": (Reader("the data loaders", (ROI, PROPOSALS)),),
+    "INPUT.MASK_FORMAT": (Reader("the data mappers", (RCNN, MASKS)),),
+    "DATASETS.PROPOSAL_FILES_": (Reader("the data loaders", (RCNN, PROPOSALS)),),
+    "DATASETS.PRECOMPUTED_PROPOSAL_": (Reader("the data loaders", (RCNN, PROPOSALS)),),
     "TEST.KEYPOINT_OKS_SIGMAS": (Reader("the keypoint evaluator", (KEYPOINTS,)),),
-    "SOLVER.STEPS": (Reader("the schedule", (STEPS,)),),
-    "SOLVER.GAMMA": (Reader("the schedule", (STEPS,)),),
 }
 
 
@@ -107,12 +89,23 @@ def check_unused_keys(cfg: CfgNode) -> None:
     """Refuse keys that differ from their default and that nothing reads.
 
     Raises:
-        ValueError: one line that names the key, who would read it, and under which condition.
+        ValueError: there is no backbone of that name; or one line that names the key, who would
+            read it, and under which condition.
     """
+    _check_backbones(cfg)
     problems = list(unused_keys(cfg).values())
     if problems:
         more = f" (and {len(problems) - 1} more such keys)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
+
+
+def _check_backbones(cfg: CfgNode) -> None:
+    for name in backbone_chain(cfg):
+        if name not in BACKBONE_REGISTRY:
+            known = sorted(known for known, _ in BACKBONE_REGISTRY)
+            similar = difflib.get_close_matches(name, known, n=2)
+            hint = f". Did you mean {' or '.join(similar)}?" if similar else ""
+            raise ValueError(f"there is no backbone {name!r}{hint}")
 
 
 def unused_keys(cfg: CfgNode) -> dict[str, str]:
@@ -143,7 +136,7 @@ def _problem(cfg: CfgNode, path: str, default: object, readers: tuple[Reader, ..
     reader, conditions = min(zip(readers, missing, strict=True), key=lambda pair: len(pair[1]))
     return (
         f"{path} is {value!r}, but nothing in this model reads it: {reader.name} would, with "
-        f"{_both(conditions, cfg)}"
+        f"{_both(conditions, cfg)}. Its default is {default!r}"
     )
 
 
@@ -169,10 +162,3 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
 def _plain(value):
     """Lists and tuples are the same to a yaml."""
     return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_known(backbone: str) -> bool:
-    if backbone not in BACKBONE_REGISTRY:
-        return True  # which fails with the registry's message when the model is built
-    module = BACKBONE_REGISTRY.get(backbone).__module__
-    return module.startswith(("detectron2.", "resobj_d2."))

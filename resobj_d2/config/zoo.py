@@ -172,7 +172,8 @@ def know_zoo(cfg: CfgNode) -> None:
 
 def load_yaml_with_base(filename: str, allow_unsafe: bool = False) -> dict:
     """A yaml merged into those of its ``_BASE_``, where ``resobj_d2://`` is understood."""
-    return _reader().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
+    # Never unsafe, whatever Detectron2 asks for: a yaml must not run code.
+    return _reader().load_yaml_with_base(filename, allow_unsafe=False)
 
 
 @functools.cache

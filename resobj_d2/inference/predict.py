@@ -372,8 +372,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confidence_threshold=options.confidence_threshold,
             draw_limit=options.draw_limit,
         )
-    except (OSError, ValueError) as error:
-        return _complain(str(error))
     except KeyboardInterrupt:
         print(f"interrupted: {folder} has the results of the images so far", file=sys.stderr)
         return 130

@@ -57,6 +57,8 @@ class Suppression:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"NMS must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"NMS_THRESH must be in [0, 1], got {self.threshold}")
         if not self.sigma > 0:
             raise ValueError(f"NMS_SIGMA must be positive, got {self.sigma}")
 

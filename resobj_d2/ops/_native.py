@@ -143,8 +143,11 @@ def _find_library(backend: str) -> Path | None:
 def _has_interface(path: Path) -> bool:
     """Whether the library's soname says :data:`INTERFACE`. Loading would register its kernels."""
     soname = f"{path.stem}-interface{INTERFACE}.so\0".encode()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(soname) >= 0
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return text.find(soname) >= 0
+    except (OSError, ValueError):  # unreadable, or empty as an interrupted build leaves it
+        return False
 
 
 def _reason_not_built(backend: str) -> str:

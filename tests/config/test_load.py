@@ -2,8 +2,10 @@ import logging
 
 import pytest
 import torch
+import yaml
+from detectron2.config import get_cfg
 
-from resobj_d2.config import load_config
+from resobj_d2.config import add_resobj_config, load_config
 
 SCENES = "configs/small/scenes_retinanet_fl.yaml"
 
@@ -93,10 +95,45 @@ def test_key_like_no_other_gets_no_suggestion():
         ("SOLVER.MAX_ITER", "750", r"SOLVER.STEPS \(750, 900\) are not all below"),
         ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is cpu"),
         ("TEST.AUG.ENABLED", "True", "TEST.AUG.ENABLED has no effect"),
+        ("SOLVER.EMA_DECAY", "2.0", r"SOLVER.EMA_DECAY must be in \[0, 1\), got 2.0"),
     ],
 )
 def test_a_run_that_cannot_work_is_refused(repository, scenes_options, key, value, message):
     config, opts = str(repository / SCENES), [*scenes_options, "MODEL.DEVICE", "cpu", key, value]
     with pytest.raises(ValueError, match=message):
         load_config(config, opts)
-    load_config(config, opts, training=False)
+    if not key.startswith("TEST."):  # which evaluation reads
+        load_config(config, opts, training=False)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE must be cpu, cuda or cuda:N, got 'gpu'"),
+        ("MODEL.DENSE.STAGES", "[{'WEIGHTX': 1}]", r"STAGES\[0\]: has unknown keys \['WEIGHTX'\]"),
+        ("TEST.AUG.ENABLED", "True", "TEST.AUG.ENABLED has no effect"),
+    ],
+)
+def test_values_that_no_command_can_use(repository, scenes_options, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(str(repository / SCENES), [*scenes_options, key, value], training=False)
+
+
+@pytest.mark.parametrize("where", ["mine.yaml", "base.yaml"])
+def test_a_yaml_that_would_run_code_is_refused(tmp_path, where):
+    (tmp_path / "base.yaml").write_text("SEED: 3")
+    (tmp_path / "mine.yaml").write_text("_BASE_: base.yaml")
+    harm = f"SEED: !!python/object/apply:pathlib.Path.touch ['{tmp_path / 'harm'}']"
+    (tmp_path / where).write_text(harm)
+    with pytest.raises(ValueError, match="Tags that run code are refused"):
+        load_config(str(tmp_path / "mine.yaml"), ["DATASETS.TEST", "()", "DATASETS.TRAIN", "()"])
+    cfg = get_cfg()
+    add_resobj_config(cfg)
+    with pytest.raises(yaml.constructor.ConstructorError):
+        cfg.merge_from_file(str(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_modules_of_the_command_line_are_in_the_configuration(repository, scenes_options):
+    cfg = load_config(str(repository / SCENES), scenes_options, imports=["json"])
+    assert cfg.IMPORTS == ["json"]
