@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -134,7 +134,7 @@ def _suggestion(text: str) -> str:
     return f". Did you mean {' or '.join(by_stem[stem] for stem in similar)}?"
 
 
-def get_config(name: str | os.PathLike, *, training: bool = True, **overrides) -> CfgNode:
+def get_config(name: str | os.PathLike, *, training: bool = True, **overrides: object) -> CfgNode:
     """A configuration by path or name, checked and not frozen.
 
     Args:
@@ -177,7 +177,7 @@ def load_yaml_with_base(filename: str, allow_unsafe: bool = False) -> dict:
 
 
 @functools.cache
-def _reader() -> type:
+def _reader() -> type[CfgNode]:
     from detectron2.config import CfgNode
 
     class Reader(CfgNode):
@@ -201,16 +201,16 @@ def _register_scheme() -> None:
         def _get_supported_prefixes(self) -> list[str]:
             return [SCHEME]
 
-        def _get_local_path(self, path: str, **kwargs) -> str:
+        def _get_local_path(self, path: str, **kwargs: object) -> str:
             return str(find_config(path))
 
-        def _isfile(self, path: str, **kwargs) -> bool:
+        def _isfile(self, path: str, **kwargs: object) -> bool:
             self._get_local_path(path)  # its error names what there is
             return True
 
         _exists = _isfile
 
-        def _open(self, path: str, mode: str = "r", **kwargs):
+        def _open(self, path: str, mode: str = "r", **kwargs: object) -> IO:
             return open(self._get_local_path(path), mode, encoding="utf-8")
 
     PathManager.register_handler(ZooHandler(), allow_override=True)

@@ -164,7 +164,9 @@ def _build_record() -> dict[str, str]:
     if not record and package == _FOLDER.parent:
         with contextlib.suppress(ImportError):  # not built, or for another Python
             module = importlib.import_module("resobj_d2._build_info")
-            if Path(module.__file__).parent == package:  # an editable copy's finder offers its own
+            if (
+                Path(str(module.__file__)).parent == package
+            ):  # an editable copy's finder offers its own
                 record = module.build_info()
     return record
 
