@@ -129,7 +129,7 @@ def _run_and_close(main: Callable, *args) -> None:
     start_log(rank=comm.get_rank())
     try:
         main(*args)
-    except SystemExit:  # a run that was stopped; the others stop as well
+    except (SystemExit, KeyboardInterrupt):  # the others stop as well
         close_process_groups()
         raise
     close_process_groups()

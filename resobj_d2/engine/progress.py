@@ -47,7 +47,7 @@ class ProgressHook(HookBase):
             total=self.trainer.max_iter,
             done=self.trainer.start_iter,
             label="training",
-            unit="iterations",
+            unit="it",
         )
 
     def before_step(self) -> None:
@@ -126,7 +126,7 @@ class EvaluationProgress(DatasetEvaluator):
         self._close()
         self._done = 0
         self._start = self._last = time.monotonic()
-        self._bar = progress_bar(total=self.total, label=f"evaluating {self.name}", unit="images")
+        self._bar = progress_bar(total=self.total, label=f"evaluating {self.name}", unit="img")
 
     def process(self, inputs: list, outputs: list) -> None:
         try:

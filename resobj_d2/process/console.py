@@ -146,7 +146,7 @@ def progress_bar(*, total: int, done: int = 0, label: str, unit: str, keep: bool
         total: steps in all.
         done: steps before this run.
         label: in front of the bar.
-        unit: what a step is called.
+        unit: what a step is called, in short.
         keep: leave the bar on the screen at its end.
 
     Returns:
@@ -160,7 +160,7 @@ def progress_bar(*, total: int, done: int = 0, label: str, unit: str, keep: bool
         total=total,
         initial=done,
         desc=label,
-        unit=f" {unit}",
+        unit=unit,
         leave=keep,
         dynamic_ncols=True,
         file=sys.stderr,

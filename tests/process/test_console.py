@@ -94,9 +94,9 @@ def test_lines_appear_above_the_bar_on_a_terminal(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr("sys.stdout", screen)
     monkeypatch.setattr("sys.stderr", screen)
-    assert progress_bar(total=3, label="training", unit="iterations") is None  # no command runs
+    assert progress_bar(total=3, label="training", unit="it") is None  # no command runs
     start_log()
-    bar = progress_bar(total=4, done=2, label="training", unit="iterations")
+    bar = progress_bar(total=4, done=2, label="training", unit="it")
     bar.update()
     own.info("a line")
     bar.close()
@@ -108,5 +108,5 @@ def test_lines_appear_above_the_bar_on_a_terminal(monkeypatch):
 
 def test_no_bar_without_a_terminal(capsys):
     start_log()
-    assert progress_bar(total=3, label="training", unit="iterations") is None
+    assert progress_bar(total=3, label="training", unit="it") is None
     assert capsys.readouterr() == ("", "")
