@@ -20,31 +20,31 @@ def example(height, width, box=(10.0, 20.0, 30.0, 40.0), dtype=torch.uint8):
 
 def test_longer_side_gets_the_length_and_boxes_follow():
     inputs = example(100, 50)
-    (found,) = resize_inputs([inputs], 40)
-    assert found["image"].shape == (3, 40, 20) and found["image"].dtype == torch.uint8
-    assert (found["image"] == 7).all()
-    assert found["instances"].image_size == (40, 20)
-    assert found["instances"].gt_boxes.tensor.tolist() == [[4.0, 8.0, 12.0, 16.0]]
-    assert found["instances"].gt_classes.tolist() == [2]
-    assert (found["height"], found["width"], found["image_id"]) == (500, 400, 3)
+    (resized,) = resize_inputs([inputs], 40)
+    assert resized["image"].shape == (3, 40, 20) and resized["image"].dtype == torch.uint8
+    assert (resized["image"] == 7).all()
+    assert resized["instances"].image_size == (40, 20)
+    assert resized["instances"].gt_boxes.tensor.tolist() == [[4.0, 8.0, 12.0, 16.0]]
+    assert resized["instances"].gt_classes.tolist() == [2]
+    assert (resized["height"], resized["width"], resized["image_id"]) == (500, 400, 3)
     # The input is as it was: data sets that are kept in memory must not shrink.
     assert inputs["image"].shape == (3, 100, 50)
     assert inputs["instances"].gt_boxes.tensor.tolist() == [[10.0, 20.0, 30.0, 40.0]]
 
 
 def test_shapes_of_a_batch_may_differ_and_odd_ones_round():
-    found = resize_inputs([example(64, 64), example(37, 64)], 32)
-    assert [tuple(x["image"].shape[1:]) for x in found] == [(32, 32), (18, 32)]
+    resized = resize_inputs([example(64, 64), example(37, 64)], 32)
+    assert [tuple(x["image"].shape[1:]) for x in resized] == [(32, 32), (18, 32)]
     # 37 * 32 / 64 = 18.5 rounds to 18: boxes follow the pixels there are.
-    assert found[1]["instances"].gt_boxes.tensor[0, 3].item() == pytest.approx(40 * 18 / 37)
+    assert resized[1]["instances"].gt_boxes.tensor[0, 3].item() == pytest.approx(40 * 18 / 37)
 
 
 def test_image_without_objects_and_of_that_size():
     inputs = example(32, 64, dtype=torch.float32)
     inputs["instances"] = inputs["instances"][[]]
-    (found,) = resize_inputs([inputs], 32)
-    assert len(found["instances"]) == 0 and found["instances"].image_size == (16, 32)
-    assert found["image"].dtype == torch.float32
+    (resized,) = resize_inputs([inputs], 32)
+    assert len(resized["instances"]) == 0 and resized["instances"].image_size == (16, 32)
+    assert resized["image"].dtype == torch.float32
     (same,) = resize_inputs([inputs], 64)
     assert torch.equal(same["image"], inputs["image"])
 
@@ -55,10 +55,10 @@ class Sizes(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.found = []
+        self.resized = []
 
     def forward(self, batch):
-        self.found.append(max(batch[0]["image"].shape))
+        self.resized.append(max(batch[0]["image"].shape))
         return {}
 
 
@@ -79,33 +79,33 @@ def sizes_of(hook, start, end):
     loop = Loop()
     loop.register_hooks([hook])
     loop.train(start, end)
-    found = loop.model.found
+    resized = loop.model.resized
     loop.model.train()
     loop.model([example(64, 48)])
-    assert found.pop() == 64  # the hook is gone
-    return found[::2], found[1::2]
+    assert resized.pop() == 64  # the hook is gone
+    return resized[::2], resized[1::2]
 
 
 def test_sizes_change_every_few_iterations_and_resume():
     def hook(seed=5):
         return MultiScale(sizes=[32, 64, 96, 128], period=10, seed=seed)
 
-    found, evaluated = sizes_of(hook(), 0, 200)
-    assert set(found) == {32, 64, 96, 128}
-    assert all(len(set(found[i : i + 10])) == 1 for i in range(0, 200, 10))
+    resized, evaluated = sizes_of(hook(), 0, 200)
+    assert set(resized) == {32, 64, 96, 128}
+    assert all(len(set(resized[i : i + 10])) == 1 for i in range(0, 200, 10))
     assert set(evaluated) == {64}
     # A resumed run, and another process, choose the same.
-    assert sizes_of(hook(), 73, 120)[0] == found[73:120]
-    assert sizes_of(hook(seed=6), 0, 200)[0] != found
+    assert sizes_of(hook(), 73, 120)[0] == resized[73:120]
+    assert sizes_of(hook(seed=6), 0, 200)[0] != resized
 
 
 def test_last_iterations_have_the_largest_size():
     """Darknet's last 200: statistics of batch normalisation are of one size at the end."""
     hook = MultiScale(sizes=[128, 32, 64], period=10, seed=5, last=25)
-    found = sizes_of(hook, 0, 100)[0]
-    assert set(found[75:]) == {128}
-    assert found[:75] == sizes_of(MultiScale(sizes=[128, 32, 64], period=10, seed=5), 0, 75)[0]
-    assert sizes_of(hook, 80, 100)[0] == found[80:]
+    resized = sizes_of(hook, 0, 100)[0]
+    assert set(resized[75:]) == {128}
+    assert resized[:75] == sizes_of(MultiScale(sizes=[128, 32, 64], period=10, seed=5), 0, 75)[0]
+    assert sizes_of(hook, 80, 100)[0] == resized[80:]
 
 
 @pytest.mark.parametrize(
