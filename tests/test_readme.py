@@ -36,6 +36,15 @@ def test_operator_example_runs(repository):
     assert variables["detections"].boxes.shape == (3, 100, 4)
 
 
+def test_yaml_of_a_method_loads(repository, tmp_path):
+    from resobj_d2.config import load_config
+
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    (tmp_path / "mine.yaml").write_text(yaml)
+    dense = load_config(str(tmp_path / "mine.yaml"), training=False).MODEL.DENSE
+    assert dense.OBJECTNESS.ENABLED and dense.OBJECTNESS.SOURCE == "class"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_config_files_exist(repository, page):
     path = repository / page

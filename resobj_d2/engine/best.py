@@ -49,7 +49,7 @@ def primary_ap(results: Mapping) -> float:
 class BestCheckpoint:
     """Keeps the weights with the highest :func:`primary_ap` in ``model_best.pth``.
 
-    The file has what was evaluated as ``model`` (the averages, with ``SOLVER.EMA_DECAY``), ``AP``
+    The file has what was evaluated as ``model`` (the averages, with ``SOLVER.EMA_DECAY``), ``AP``,
     ``iteration`` and ``categories``; nothing to resume from. Of equal APs the earlier one stays.
 
     Args:
