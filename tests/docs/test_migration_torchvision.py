@@ -18,6 +18,7 @@ from resobj_d2.matching import DeltaCoder
 
 MAPS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
 SIDE = 128
+CHANNELS = 16  # of the tower of tiny_cfg
 # Place of each anchor of a cell among torchvision's and mmdetection's, ours in order.
 THEIR_ORDER = [0, 3, 6, 1, 4, 7, 2, 5, 8]
 
@@ -136,14 +137,14 @@ def test_the_yaml_for_mmdetections_model(migration):
 @pytest.fixture
 def features():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, 32, h, w, generator=generator) for h, w in MAPS[1:4]]
+    return [torch.randn(2, CHANNELS, h, w, generator=generator) for h, w in MAPS[1:4]]
 
 
 def spread(module):
     """Weights that tell every channel from every other."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
+        nn.init.normal_(parameter, std=0.15, generator=generator)
     return module.requires_grad_(False)
 
 
@@ -165,7 +166,7 @@ def by_cell(levels):
 
 
 def test_head_of_torchvision(migration_code, tiny_cfg, features):
-    head = spread(retinanet.RetinaNetHead(32, 9, 4))  # class 0 is background
+    head = spread(retinanet.RetinaNetHead(CHANNELS, 9, 4))  # class 0 is background
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     names = migration_code["TORCHVISION"]
     weights = migration_code["head_weights"](state, names, background_first=True)
@@ -180,8 +181,8 @@ def test_head_of_mmdetection(migration_code, tiny_cfg, features):
     """Its RetinaHead: plain convolutions under its names, each but the last with a ReLU."""
     state, expected = {}, {}
     for task, channels in (("cls", 3), ("reg", 4)):
-        convs = [nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)]
-        layers = spread(nn.ModuleList([*convs, nn.Conv2d(32, 9 * channels, 3, padding=1)]))
+        convs = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(4)]
+        layers = spread(nn.ModuleList([*convs, nn.Conv2d(CHANNELS, 9 * channels, 3, padding=1)]))
         prefixes = [f"{task}_convs.{i}.conv" for i in range(4)] + [f"retina_{task}"]
         for prefix, layer in zip(prefixes, layers, strict=True):
             state |= {f"bbox_head.{prefix}.{k}": v for k, v in layer.state_dict().items()}
