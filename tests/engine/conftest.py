@@ -5,21 +5,23 @@ import sys
 import pytest
 
 
-@pytest.fixture
-def run(repository, tmp_path):
-    """A function that starts train_net.py on 64 px scenes, writing to ``tmp_path / "out"``.
+@pytest.fixture(scope="session")
+def train_arguments(repository):
+    """A function: what train_net.py is given to learn 64 px scenes."""
 
-    What it prints is in ``tmp_path / "console.txt"``.
-    """
+    retinanet = [
+        "MODEL.FPN.OUT_CHANNELS", "64",
+        "MODEL.DENSE.TOWER.CHANNELS", "64",  # two per group: P7 has one cell
+        "SOLVER.STEPS", "()",
+    ]  # fmt: skip
 
-    def start(*opts, flags=(), wait=True, config="scenes_retinanet_resobj_t2"):
+    def build(folder, output, *opts, flags=(), config="scenes_retinanet_resobj_t2"):
         entries = [
-            {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(tmp_path),
+            {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(folder),
              "image_size": 64, "num_train": 16, "num_val": 6}
             for split in ("train", "val")
         ]  # fmt: skip
-        command = [
-            sys.executable, str(repository / "train_net.py"),
+        return [
             "--config-file", str(repository / f"configs/small/{config}.yaml"),
             *flags,
             "DATASETS.REGISTER", str(entries),
@@ -27,16 +29,28 @@ def run(repository, tmp_path):
             "DATASETS.TEST", "('tiny_val',)",
             "INPUT.MIN_SIZE_TRAIN", "(64,)",
             "INPUT.MIN_SIZE_TEST", "64",
-            "MODEL.FPN.OUT_CHANNELS", "64",
-            "MODEL.DENSE.TOWER.CHANNELS", "64",  # two per group: P7 has one cell
+            *(retinanet if "retinanet" in config else ()),
             "SOLVER.IMS_PER_BATCH", "4",
             "SOLVER.MAX_ITER", "8",
-            "SOLVER.STEPS", "()",
             "SOLVER.CHECKPOINT_PERIOD", "2",
             "DATALOADER.NUM_WORKERS", "0",
-            "OUTPUT_DIR", str(tmp_path / "out"),
+            "OUTPUT_DIR", str(output),
             *map(str, opts),
         ]  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+def run(repository, tmp_path, train_arguments):
+    """A function that starts train_net.py on 64 px scenes, writing to ``tmp_path / "out"``.
+
+    What it prints is in ``tmp_path / "console.txt"``.
+    """
+
+    def start(*opts, wait=True, **options):
+        arguments = train_arguments(tmp_path, tmp_path / "out", *opts, **options)
+        command = [sys.executable, str(repository / "train_net.py"), *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # A file, not a pipe: of a run that is not waited for nobody would read it, and it fills.
         log = tmp_path / "console.txt"
