@@ -86,7 +86,7 @@ def why_not(device: str) -> str:
         return f"--device cuda: {why}, so nothing can be measured there"
     status = ops.native_status()[device]
     if status != "native":
-        return f"the {device} kernels are not in use ({status}); see python -m resobj_d2.doctor"
+        return f"the {device} kernels are not in use ({status}); see resobj-d2 doctor"
     return ""
 
 

@@ -64,10 +64,15 @@ class BestCheckpoint:
         self.best: Best | None = None
 
     def resume(self, start_iteration: int) -> None:
-        """Take over the file of a run that goes on; a run from iteration 0 has none."""
+        """Take over the file of a run that goes on; one that a new run finds is put aside."""
         path = os.path.join(self.checkpointer.save_dir, FILE)
         self.best = None
-        if start_iteration == 0 or not os.path.isfile(path):
+        if not os.path.isfile(path):
+            return
+        if start_iteration == 0:
+            # Of an earlier run: kept, but out of the way of this one.
+            os.replace(path, f"{path}.old")
+            logger.info("%s of an earlier run is %s.old now", path, FILE)
             return
         try:
             saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

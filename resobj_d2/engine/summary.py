@@ -231,7 +231,7 @@ def _describe_operators(cfg: CfgNode) -> str:
     status = native_status().get(backend, f"there are none for {backend}")
     if status == "native":
         return "native"
-    return f"slower pure torch ({status}); python -m resobj_d2.doctor tells more"
+    return f"slower pure torch ({status}); resobj-d2 doctor tells more"
 
 
 def _tasks(results: Mapping, prefix: str = "") -> Iterable[tuple[str, Mapping]]:

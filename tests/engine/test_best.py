@@ -74,3 +74,11 @@ def test_damaged_file_is_written_anew(checkpointer, tmp_path, content, caplog):
     assert best.best is None and "model_best.pth cannot be read" in caplog.text
     best.consider(results(1.0), iteration=4)
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 4
+
+
+def test_a_new_run_puts_the_best_of_an_earlier_one_aside(checkpointer, tmp_path):
+    (tmp_path / "model_best.pth").write_bytes(b"of another run")
+    best = BestCheckpoint(checkpointer)
+    best.resume(0)
+    assert best.best is None and not (tmp_path / "model_best.pth").exists()
+    assert (tmp_path / "model_best.pth.old").read_bytes() == b"of another run"
