@@ -223,7 +223,7 @@ class Targets:
 
     Attributes:
         labels: (N, R) int64 in {-1, 0..K-1, K}.
-        matched_boxes: (N, R, 4) the ground-truth box of a foreground anchor; elsewhere the
+        matched_gt_boxes: (N, R, 4) the ground-truth box of a foreground anchor; elsewhere the
             anchor itself, so that encoding it is always finite.
         matched_ious: (N, R) best IoU with any ground truth of the image, 0 without one.
         gt_index: (N, R) row of the best ground truth within its image, -1 without one.
@@ -234,7 +234,7 @@ class Targets:
     """
 
     labels: Tensor
-    matched_boxes: Tensor
+    matched_gt_boxes: Tensor
     matched_ious: Tensor
     gt_index: Tensor
     num_classes: int

@@ -35,9 +35,9 @@ def _load(args):
     )
 
 
-def main(argv: Sequence[str], *, prog: str = "resobj-d2 train") -> int:
+def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | None = None) -> int:
     """The command; takes Detectron2's arguments."""
-    parser = default_argument_parser(epilog=_EXAMPLES.format(prog=prog))
+    parser = default_argument_parser(epilog=(examples or _EXAMPLES).format(prog=prog))
     parser.prog = prog
     add_import_option(parser)
     args = parser.parse_args(argv)

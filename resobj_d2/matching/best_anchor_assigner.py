@@ -78,7 +78,7 @@ class BestAnchorAssigner(MaxIoUAssigner):
         return replace(
             targets,
             labels=torch.where(owned, classes[rows], targets.labels),
-            matched_boxes=torch.where(owned[..., None], boxes[rows], targets.matched_boxes),
+            matched_gt_boxes=torch.where(owned[..., None], boxes[rows], targets.matched_gt_boxes),
             gt_index=torch.where(owned, owner, targets.gt_index),
         )
 

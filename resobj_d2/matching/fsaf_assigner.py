@@ -148,7 +148,7 @@ class FSAFAssigner(Assigner):
         foreground = (labels >= 0) & (labels < self.num_classes)
         return Targets(
             labels=labels,
-            matched_boxes=matched,
+            matched_gt_boxes=matched,
             matched_ious=torch.where(foreground, ious.view(labels.shape), 0.0),
             gt_index=gt_index,
             num_classes=self.num_classes,

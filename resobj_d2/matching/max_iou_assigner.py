@@ -105,7 +105,7 @@ class MaxIoUAssigner(Assigner):
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return Targets(
             labels=torch.where(match.label == -1, IGNORE, classes[rows]),
-            matched_boxes=torch.where(foreground[..., None], boxes[rows], anchors),
+            matched_gt_boxes=torch.where(foreground[..., None], boxes[rows], anchors),
             matched_ious=match.ious,
             gt_index=match.gt_index,
             num_classes=self.num_classes,

@@ -92,7 +92,7 @@ class YOLOAssigner(Assigner):
         ignored = ~owned & (match.ious > self.ignore_iou)
         return Targets(
             labels=torch.where(ignored, IGNORE, classes[rows]),
-            matched_boxes=torch.where(owned[..., None], boxes[rows], anchors),
+            matched_gt_boxes=torch.where(owned[..., None], boxes[rows], anchors),
             matched_ious=match.ious,
             gt_index=torch.where(owned, owner, match.gt_index),
             num_classes=self.num_classes,

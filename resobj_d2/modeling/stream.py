@@ -235,10 +235,10 @@ class DenseStream(nn.Module):
         if stage.box_loss.compares != "boxes":
             pred = prediction.deltas
             target = self.coder.encode(
-                prediction.anchors, targets.matched_boxes, priors.anchor_strides
+                prediction.anchors, targets.matched_gt_boxes, priors.anchor_strides
             )
         else:
-            pred, target = self._boxes(prediction, priors), targets.matched_boxes
+            pred, target = self._boxes(prediction, priors), targets.matched_gt_boxes
         weights = (targets.box_weights,) if stage.box_loss.takes_weights else ()
         return cls, stage.box_loss(pred, target, foreground, *weights)
 

@@ -31,8 +31,8 @@ def test_threshold_and_background():
     anchors = boxes([0, 0, 10, 10], [2, 0, 12, 10], [5, 0, 15, 10], [50, 50, 60, 60])
     targets = assign(anchors, (boxes([0, 0, 10, 10]), [2]))
     assert targets.labels.tolist() == [[2, 2, K, K]]
-    assert torch.equal(targets.matched_boxes[0, 1], torch.tensor([0.0, 0, 10, 10]))
-    assert torch.equal(targets.matched_boxes[0, 2:], anchors[2:])
+    assert torch.equal(targets.matched_gt_boxes[0, 1], torch.tensor([0.0, 0, 10, 10]))
+    assert torch.equal(targets.matched_gt_boxes[0, 2:], anchors[2:])
 
 
 def test_of_equally_good_anchors_only_the_first_is_taken():
@@ -50,7 +50,7 @@ def test_best_anchor_goes_to_its_box_though_it_overlaps_another_more():
     # Box 1 takes the first anchor; box 0 keeps the second by the threshold.
     assert targets.labels.tolist() == [[4, 3]]
     assert targets.gt_index.tolist() == [[1, 0]]
-    assert torch.equal(targets.matched_boxes[0], boxes([0, 9.5, 10, 20], [0, 0, 10, 10]))
+    assert torch.equal(targets.matched_gt_boxes[0], boxes([0, 9.5, 10, 20], [0, 0, 10, 10]))
 
 
 def test_of_two_boxes_with_the_same_best_anchor_the_later_one_has_it():
@@ -64,7 +64,7 @@ def test_box_that_overlaps_nothing_or_has_no_area_gets_no_anchor():
     anchors = boxes([0, 0, 10, 10], [20, 0, 30, 10])
     targets = assign(anchors, (boxes([100, 100, 110, 110], [3, 3, 3, 8]), [0, 1]))
     assert targets.labels.tolist() == [[K, K]]
-    assert torch.equal(targets.matched_boxes[0], anchors)
+    assert torch.equal(targets.matched_gt_boxes[0], anchors)
 
 
 def test_images_without_boxes():
@@ -104,8 +104,8 @@ def test_equals_the_rule_on_the_whole_matrix(seed):
         assert torch.equal(shared.labels[i], labels)
         owned = index >= 0
         assert owned.sum() >= 4
-        assert torch.equal(shared.matched_boxes[i, owned], images[i][0][index[owned]])
-    for name in ("labels", "matched_boxes", "matched_ious", "gt_index"):
+        assert torch.equal(shared.matched_gt_boxes[i, owned], images[i][0][index[owned]])
+    for name in ("labels", "matched_gt_boxes", "matched_ious", "gt_index"):
         assert torch.equal(getattr(shared, name), getattr(refined, name)), name
 
 

@@ -76,7 +76,7 @@ def test_online_selection_takes_the_level_with_the_smaller_loss():
     assert rows(labels == 1) == [point(1, 16, 16)]
     assert rows(labels == -1) == RING0 + RING1
     assert rows(labels == K) == sorted(set(range(85)) - {point(1, 16, 16), *RING0, *RING1})
-    assert targets.matched_boxes[0, point(1, 16, 16)].tolist() == BOX
+    assert targets.matched_gt_boxes[0, point(1, 16, 16)].tolist() == BOX
     # The square around (16, 16) is [-16, -16, 48, 48]: 32^2 / 64^2.
     assert targets.matched_ious[0, point(1, 16, 16)].item() == 0.25
     assert targets.matched_ious[0].count_nonzero() == 1
@@ -171,7 +171,7 @@ def test_images_do_not_see_each_others_boxes():
     b = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K))
     assert torch.equal(a.labels[0], b.labels[0])
     assert (a.labels[1] == K).all() and (a.gt_index[1] == -1).all()
-    assert torch.equal(a.matched_boxes[1], make([[]])[0].boxes)
+    assert torch.equal(a.matched_gt_boxes[1], make([[]])[0].boxes)
 
 
 def test_box_without_area_and_bad_predictions_stay_finite():

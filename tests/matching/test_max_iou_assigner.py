@@ -28,7 +28,7 @@ def test_by_hand():
     assert targets.labels.tolist() == [[2, -1, K, K]]
     assert targets.binary_labels.tolist() == [[1, -1, 0, 0]]
     torch.testing.assert_close(targets.matched_ious[0], torch.tensor([1, 0.6 / 1.4, 0.5 / 1.5, 0]))
-    assert torch.equal(targets.matched_boxes[0], torch.stack((gt[0], *anchors[1:])))
+    assert torch.equal(targets.matched_gt_boxes[0], torch.stack((gt[0], *anchors[1:])))
 
 
 def test_low_quality_match_keeps_every_tie():
@@ -54,7 +54,7 @@ def test_zero_area_ground_truth_is_never_matched():
         MaxIoUAssigner(num_classes=K), anchors, (torch.tensor([[3.0, 3, 3, 8]]), torch.tensor([0]))
     )
     assert targets.labels.tolist() == [[K]]
-    assert torch.equal(targets.matched_boxes[0], anchors)
+    assert torch.equal(targets.matched_gt_boxes[0], anchors)
 
 
 def test_image_without_boxes_is_background():
@@ -64,7 +64,7 @@ def test_image_without_boxes_is_background():
     targets = assign(MaxIoUAssigner(num_classes=K), anchors, empty, other)
     assert targets.labels.tolist() == [[K], [3]]
     assert targets.gt_index.tolist() == [[-1], [0]]
-    assert torch.equal(targets.matched_boxes[0], anchors)
+    assert torch.equal(targets.matched_gt_boxes[0], anchors)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,7 +95,7 @@ def test_equals_detectron2_matcher(seed, low_quality):
     foreground = targets.foreground[0]
     assert foreground.any()
     assert torch.equal(targets.gt_index[0], index)
-    assert torch.equal(targets.matched_boxes[0, foreground], gt[index[foreground]])
+    assert torch.equal(targets.matched_gt_boxes[0, foreground], gt[index[foreground]])
 
 
 def test_refined_anchors_differ_per_image():
@@ -117,7 +117,7 @@ def test_batch_of_refined_anchors_is_its_images_one_by_one():
     assert batch.foreground.any(dim=1).tolist() == [True, False, True]
     for i, image in enumerate(images):
         alone = assign(assigner, anchors[i], image)
-        for name in ("labels", "matched_boxes", "matched_ious", "gt_index"):
+        for name in ("labels", "matched_gt_boxes", "matched_ious", "gt_index"):
             assert torch.equal(getattr(batch, name)[i], getattr(alone, name)[0]), name
 
 

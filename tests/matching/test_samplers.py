@@ -22,7 +22,7 @@ def make_targets(labels, ious=None):
     shape = labels.shape
     return Targets(
         labels=labels,
-        matched_boxes=torch.zeros(*shape, 4),
+        matched_gt_boxes=torch.zeros(*shape, 4),
         matched_ious=torch.zeros(shape) if ious is None else torch.as_tensor(ious),
         gt_index=torch.zeros(shape, dtype=torch.int64),
         num_classes=K,

@@ -40,11 +40,11 @@ def test_best_shape_in_the_cell_of_the_centre(priors):
     expected = torch.full((1, 18), K)
     expected[0, 13], expected[0, 17] = 2, 1
     assert found.labels.tolist() == expected.tolist()
-    assert found.matched_boxes[0, [13, 17]].tolist() == boxes
+    assert found.matched_gt_boxes[0, [13, 17]].tolist() == boxes
     assert found.gt_index[0, [13, 17]].tolist() == [0, 1]
     # Elsewhere the anchors themselves, so that encoding is finite.
     rest = [i for i in range(18) if i not in (13, 17)]
-    assert torch.equal(found.matched_boxes[0, rest], priors.boxes[rest])
+    assert torch.equal(found.matched_gt_boxes[0, rest], priors.boxes[rest])
     # 2 - w h / (W H) on 64 x 32 pixels.
     assert found.box_weights[0, [13, 17]].tolist() == pytest.approx(
         [2 - 14 * 8 / 2048, 2 - 30 * 20 / 2048]
@@ -89,7 +89,7 @@ def test_later_of_two_boxes_with_one_anchor_has_it(priors):
     found = assign(priors, [boxes], [[0, 1, 2]])
     assert found.foreground.sum() == 2
     assert found.labels[0, 0] == 1
-    assert found.matched_boxes[0, 0].tolist() == boxes[1]
+    assert found.matched_gt_boxes[0, 0].tolist() == boxes[1]
 
 
 def test_images_do_not_mix_and_empty_ones_are_background(priors):
@@ -121,7 +121,7 @@ def test_box_without_area_or_with_its_centre_outside_has_no_anchor(priors, box):
     good = [33.0, 1.0, 41.0, 9.0]
     found = assign(priors, [[box, good]], [[0, 1]])
     assert found.foreground[0].nonzero().flatten().tolist() == [4]
-    assert torch.isfinite(found.matched_boxes).all()
+    assert torch.isfinite(found.matched_gt_boxes).all()
 
 
 def test_bad_option_is_refused():

@@ -100,7 +100,7 @@ def test_attached_gradient_by_hand(tiny_cfg, make_batch, run):
     (got,) = torch.autograd.grad(losses["loss_quality"], deltas)
     targets = stream.stages[0].assigner(output.priors, stage.anchors, truth)
     boxes = stream.coder.decode(stage.anchors, deltas)[0]
-    ious = ops.box_iou_aligned(boxes, targets.matched_boxes[0])
+    ious = ops.box_iou_aligned(boxes, targets.matched_gt_boxes[0])
     (slope,) = torch.autograd.grad(ious.sum(), deltas)
     scale = -output.branches["quality"] / stream.stages[0].normalizer.mean
     expected = torch.where(targets.foreground[..., None], scale[..., None] * slope, 0.0)

@@ -143,7 +143,7 @@ def test_refined_anchors_and_their_labels():
         targets = stream.stages[i].assigner(output.priors, anchors, GT)
         assert targets.labels[0].tolist() == labels
         assert targets.gt_index[0, 0] == index
-        assert targets.matched_boxes[0, 0].tolist() == GT.boxes[index].tolist()
+        assert targets.matched_gt_boxes[0, 0].tolist() == GT.boxes[index].tolist()
     assert targets.matched_ious[0].tolist() == pytest.approx([90 / 110, 0.8, 70 / 130, 0, 0.8, 0.8])
 
 

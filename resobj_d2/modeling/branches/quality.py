@@ -95,7 +95,7 @@ class QualityBranch(ScoreBranch):
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         boxes = boxes.detach() if self.detach_target else boxes
-        matched = targets.matched_boxes
+        matched = targets.matched_gt_boxes
         ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
         ious = ious.view(prediction.shape)
         foreground = targets.foreground

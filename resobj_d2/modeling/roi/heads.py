@@ -93,15 +93,15 @@ class _SampledROIHeads:
         index, matched = self.proposal_matcher(ious)
         if len(gt):
             labels = gt.gt_classes[index]
-            best, matched_boxes = ious.max(dim=0).values, gt.gt_boxes.tensor[index]
+            best, matched_gt_boxes = ious.max(dim=0).values, gt.gt_boxes.tensor[index]
         else:
             labels, index = torch.zeros_like(index), torch.full_like(index, -1)
-            best, matched_boxes = ious.new_zeros(len(boxes)), boxes.tensor
+            best, matched_gt_boxes = ious.new_zeros(len(boxes)), boxes.tensor
         labels = torch.where(matched == 0, self.num_classes, labels)
         labels = torch.where(matched == -1, IGNORE, labels)
         return Targets(
             labels=labels[None],
-            matched_boxes=matched_boxes[None],
+            matched_gt_boxes=matched_gt_boxes[None],
             matched_ious=best[None],
             gt_index=index[None],
             num_classes=self.num_classes,

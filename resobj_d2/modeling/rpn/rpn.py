@@ -193,7 +193,7 @@ class ResObjRPN(RPN):
             list(logits.split(anchors_per_level, dim=1)),
             list(targets.binary_labels),
             deltas,
-            list(targets.matched_boxes),
+            list(targets.matched_gt_boxes),
         )
         if branch is None:
             return losses
