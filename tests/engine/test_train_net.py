@@ -78,7 +78,7 @@ def test_no_gpus_means_one_process_on_the_cpu(run, tmp_path):
 def test_diverging_run_says_why(run, tmp_path):
     code, output = run("SOLVER.BASE_LR", 1e12, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
     assert code != 0
-    assert re.search(r"NonFiniteLossError: non-finite loss at iteration \d+: \{'loss_", output)
+    assert re.search(r"^error: non-finite loss at iteration \d+: \{'loss_", output, re.M)
     assert (tmp_path / "out" / "nonfinite_batch_rank0.pth").exists()
 
 
