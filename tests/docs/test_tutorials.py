@@ -11,6 +11,14 @@ pytest.importorskip("ipykernel", reason="`make docs` installs what runs notebook
 # What replaces the values of the cell tagged "parameters", and what holds after the last cell.
 SMALL = {
     "operators": ("STEPS = 600", "assert recall > 0.85 and precision > 0.4"),
+    "own_data": (
+        "NUM_TRAIN, NUM_VAL, ITERATIONS = 40, 12, 24",
+        "assert lines[-1]['total_loss'] < lines[0]['total_loss'] and len(detections) == 12",
+    ),
+    "own_method": (
+        "NUM_TRAIN, NUM_VAL, ITERATIONS = 40, 10, 20",
+        "assert done.returncode == 0 and len(os.listdir('drawn')) == 12, done.stderr",
+    ),
 }
 
 
