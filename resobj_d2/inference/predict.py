@@ -372,6 +372,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             confidence_threshold=options.confidence_threshold,
             draw_limit=options.draw_limit,
         )
+    except Exception as error:
+        if wants_traceback() or not is_users_mistake(error):
+            raise
+        return _complain(explain(error))
     except KeyboardInterrupt:
         print(f"interrupted: {folder} has the results of the images so far", file=sys.stderr)
         return 130
