@@ -11,6 +11,7 @@ import pytest
 
 from resobj_d2.config import load_config
 from resobj_d2.config.imports import import_modules
+from resobj_d2.losses import CLS_LOSS_REGISTRY
 
 PACKAGE = {
     "my_losses/__init__.py": "",
@@ -68,7 +69,13 @@ def project(tmp_path, repository):
         path.write_text(textwrap.dedent(source))
     base = repository / "configs/small/scenes_retinanet_fl.yaml"
     (tmp_path / "mine.yaml").write_text(YAML.format(base=base, root=tmp_path))
-    return tmp_path
+    before = dict(CLS_LOSS_REGISTRY._obj_map)
+    yield tmp_path
+    # Its keys would be part of every configuration of the tests that follow.
+    CLS_LOSS_REGISTRY._obj_map.clear()
+    CLS_LOSS_REGISTRY._obj_map.update(before)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_losses"]:
+        del sys.modules[name]
 
 
 def run(project, *command):
