@@ -5,7 +5,7 @@ from resobj_d2.registry import Registry
 
 
 def test_unknown_name_is_answered_with_the_known_ones():
-    fruit = Registry("FRUIT")
+    fruit = Registry("FRUIT", base=object)
     pear, apple = type("Pear", (), {}), type("Apple", (), {})
     fruit.register(pear)
     fruit.register(apple)
