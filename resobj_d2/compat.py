@@ -6,11 +6,13 @@ import contextlib
 import functools
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.data import build as data_build
 from detectron2.engine import defaults
 from detectron2.engine import launch as detectron2_launch
 from detectron2.structures import ImageList
@@ -26,6 +28,7 @@ __all__ = [
     "ddp_on_cpu",
     "largest_of_all_processes",
     "launch",
+    "training_sampler",
     "update_loss_normalizer",
 ]
 
@@ -56,6 +59,24 @@ def update_loss_normalizer(retinanet: nn.Module, value: float) -> float:
     momentum = retinanet.loss_normalizer_momentum
     retinanet.loss_normalizer = momentum * retinanet.loss_normalizer + (1 - momentum) * value
     return retinanet.loss_normalizer
+
+
+def training_sampler(cfg, records: Sequence[dict], seed: int) -> Iterable[int]:
+    """The sampler of ``DATALOADER.SAMPLER_TRAIN``, seeded; each version has other ones.
+
+    Raises:
+        ValueError: there is no such sampler.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed  # main gives it to some of its samplers
+    before = np.random.get_state()
+    np.random.seed(seed)  # all others draw theirs from it
+    try:
+        arguments = data_build._train_loader_from_config(cfg, mapper=len, dataset=records)
+    finally:
+        np.random.set_state(before)
+    return arguments["sampler"]
 
 
 def launch(

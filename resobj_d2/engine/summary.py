@@ -68,6 +68,7 @@ def start_summary(
     test: Mapping[str, Contents],
     start_iter: int,
     weights: str,
+    seed: int,
 ) -> str:
     """What is going to be trained on what.
 
@@ -78,6 +79,7 @@ def start_summary(
         test: of :func:`test_contents`.
         start_iter: greater than 0 where a run is resumed.
         weights: the checkpoint that was loaded; "" for none.
+        seed: of the run's random numbers.
     """
     solver, max_iter = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     # A checkpoint period beyond the end leaves the one at the end.
@@ -97,6 +99,7 @@ def start_summary(
         *_test_rows(test),
         ("classes", _describe_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])),
         ("training", length),
+        ("seed", f"{seed}" if cfg.SEED >= 0 else f"{seed}, drawn; SEED {seed} repeats the run"),
         ("device", _describe_device(cfg)),
         ("operators", _describe_operators(cfg)),
         ("output", f"{cfg.OUTPUT_DIR}: log.txt, config.yaml, model.txt, metrics.json"),

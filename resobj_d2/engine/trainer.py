@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -10,16 +11,18 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
+from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, training_sampler
 from resobj_d2.data.categories import dataset_categories
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
+from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.process import replacing
 
@@ -30,6 +33,7 @@ from .hooks import NonFiniteLossGuard, StatisticsHook
 from .interrupt import EvaluationStopped, InterruptHook, SteadyMapper
 from .multi_scale import MultiScale
 from .progress import EvaluationProgress, ProgressHook
+from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
 from .summary import (
     Contents,
@@ -52,12 +56,16 @@ class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data.
 
     :func:`run_setup` first gives it a console that a person can follow. Ctrl-C ends
-    :meth:`train` with a checkpoint to resume from.
+    :meth:`train` with a checkpoint to resume from. A run that was killed and resumed from its last
+    checkpoint ends with the weights of one that was not, on CPUs to the bit.
 
     Args:
         cfg: of :func:`resobj_d2.config.load_config`. ``OUTPUT_DIR`` is made where it is missing.
         how_to_resume: what is printed after Ctrl-C; by default the present command with
             ``--resume``.
+
+    Attributes:
+        seed: of all random numbers of the run: ``SEED``, or what was drawn where that is -1.
     """
 
     def __init__(self, cfg, *, how_to_resume: str | None = None) -> None:
@@ -67,6 +75,8 @@ class Trainer(DefaultTrainer):
         self._loaded = ""
         self._pictures: list[str] = []
         self._test_contents: dict[str, Contents] = {}
+        self.seed = choose_seed(cfg.SEED)
+        seed_all_rng(self.seed + comm.get_rank())
         with ddp_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
         if comm.is_main_process():
@@ -159,6 +169,7 @@ class Trainer(DefaultTrainer):
         state = super().state_dict()
         if not TRAINER_SAVES_OPTIMIZER:
             state["_trainer"] = self._trainer.state_dict()
+        state["seed"] = self.seed
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -166,6 +177,8 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if not TRAINER_SAVES_OPTIMIZER and "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
+        if self.cfg.SEED < 0:
+            self.seed = state_dict.get("seed", self.seed)  # those of earlier versions have none
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
@@ -182,6 +195,7 @@ class Trainer(DefaultTrainer):
             RunInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was written. It is a
                 ``SystemExit``.
         """
+        self._place_random_numbers()
         if comm.is_main_process():
             self._begin()
         with self.interrupt.listening():
@@ -190,6 +204,25 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             self._log_final_summary(results)
         return results
+
+    def _place_random_numbers(self) -> None:
+        """Images, augmentations and sizes from the first iteration on are those of the run."""
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
+        for hook in self._hooks:
+            if isinstance(hook, MultiScale):
+                hook.seed = self.seed
+            loader = getattr(hook, "_data_loader", None)  # PreciseBN's
+            if isinstance(loader, TrainLoader):
+                period = self.cfg.TEST.EVAL_PERIOD
+                measured = self.start_iter // period if period else 0
+                loader.seed = self.seed + 1  # other images than those just trained on
+                loader.start = measured * self.cfg.TEST.PRECISE_BN.NUM_ITER
+
+    def run_step(self) -> None:
+        """One iteration, with random numbers of its own."""
+        seed_iteration(self.seed, self.iter)
+        super().run_step()
 
     def _begin(self) -> None:
         self.best.resume(self.start_iter)
@@ -201,6 +234,7 @@ class Trainer(DefaultTrainer):
             test=self._test_contents,
             start_iter=self.start_iter,
             weights=self._loaded,
+            seed=self.seed,
         )
         logger.info("%s\n", text)
 
@@ -227,9 +261,24 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        mapper = SteadyMapper(ImageErrorMapper(build_train_mapper(cfg)))
+        """A :class:`TrainLoader`. A loader of another kind starts anew when a run is resumed."""
         records = training_records(cfg)
-        loader = build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of the number "
+                f"of processes, {world_size}"
+            )
+        loader = TrainLoader(
+            records,
+            mapper=SteadyMapper(ImageErrorMapper(build_train_mapper(cfg))),
+            make_sampler=functools.partial(training_sampler, cfg),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            rank=comm.get_rank(),
+            world_size=world_size,
+        )
         loader.contents = count_contents(records)  # for the summary; the records are packed away
         return loader
 

@@ -88,13 +88,14 @@ def test_start_summary(tiny_cfg):
     model = nn.Linear(1000, 1000)
     model.bias.requires_grad_(False)
     cfg = tiny_cfg("DATASETS.TRAIN", "()", "SOLVER.MAX_ITER", 50, "SOLVER.CHECKPOINT_PERIOD", 20)
-    parts = {"train": Contents(5, 6), "test": {"val": Contents(7, 8)}, "weights": ""}
+    parts = {"train": Contents(5, 6), "test": {"val": Contents(7, 8)}, "weights": "", "seed": 9}
     lines = start_summary(cfg, model, start_iter=0, **parts).splitlines()
     rows = {line[:15].strip(): line[15:] for line in lines}
     assert rows["model"] == "Linear, 1.0 million parameters, 0.0 million of them frozen"
     assert rows["weights"] == "random"
     assert rows["test data"] == "val: 7 images, 8 boxes"
     assert rows["training"] == "iterations 1 to 50, 16 images each"
+    assert rows["seed"] == "9, drawn; SEED 9 repeats the run"
     assert rows["checkpoints"].startswith("every 20 iterations")
     assert rows["operators"].startswith(("native", "slower pure torch ("))
     text = start_summary(cfg, model, start_iter=50, **parts)
