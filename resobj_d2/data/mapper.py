@@ -1,4 +1,4 @@
-"""Dataset mappers: one whose augmentations see the boxes, one that explains unreadable images."""
+"""The dataset mapper of training and evaluation, and one that says which image an error is of."""
 
 from __future__ import annotations
 
@@ -10,54 +10,106 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 
 from .augmentation import build_box_augmentations, build_size_augmentations
+from .pictures import ImageError, read_label_map, read_picture, rgb_to_format
 
 __all__ = [
-    "BoxMapper",
     "ImageErrorMapper",
+    "PictureMapper",
     "build_test_mapper",
     "build_train_mapper",
     "more_than_boxes",
 ]
 
 
-class BoxMapper:
-    """Reads, augments and boxes training images; its augmentations see the boxes.
+class PictureMapper(DatasetMapper):
+    """Detectron2's ``DatasetMapper``, whose pictures :mod:`.pictures` reads.
 
-    Detectron2's ``DatasetMapper`` shows them the image alone. Masks and keypoints are left out.
-
-    Args:
-        augmentations: in the order in which they act.
-        image_format: "BGR" or "RGB", as ``cfg.INPUT.FORMAT``.
+    Its augmentations see the boxes too, where Detectron2 shows them the image alone. For the rest
+    it does what Detectron2's does with the same arguments, or with the same config and
+    ``is_train``.
     """
 
-    def __init__(self, *, augmentations: Sequence[T.Augmentation], image_format: str) -> None:
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+    def __call__(self, dataset_dict: dict) -> dict:
+        """A record of Detectron2's standard form to the input of a detector.
 
-    def __call__(self, record: dict) -> dict:
-        """A record of Detectron2's standard form to the input of a detector."""
-        record = copy.deepcopy(record)
-        image = detection_utils.read_image(record["file_name"], format=self.image_format)
+        Raises:
+            ImageError: a picture cannot be read or augmented.
+            ValueError: its size or its annotations are not what the record says.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = rgb_to_format(read_picture(record["file_name"]), self.image_format)
         detection_utils.check_image_size(record, image)
-        annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        aug_input = T.AugInput(image, boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
-        transforms = self.augmentations(aug_input)
+        labels = record.pop("sem_seg_file_name", None)
+        annotations = record.pop("annotations", None) if self.is_train else None
+        aug_input = T.AugInput(
+            image,
+            boxes=_boxes(annotations or []),
+            sem_seg=None if labels is None else _resizable(read_label_map(labels)),
+        )
+        transforms = self._augment(aug_input, record)
         image = aug_input.image
         record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        kept = ("bbox", "bbox_mode", "category_id")
+        if aug_input.sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                record, image.shape[:2], transforms, proposal_topk=self.proposal_topk
+            )
+        record.pop("annotations", None)
+        if annotations is not None:
+            record["instances"] = self._instances(annotations, transforms, image.shape[:2])
+        return record
+
+    def _augment(self, aug_input: T.AugInput, record: dict) -> T.TransformList:
+        height, width = aug_input.image.shape[:2]
+        try:
+            return self.augmentations(aug_input)
+        except (ValueError, AssertionError) as error:  # so narrow that nothing is left of a side
+            raise ImageError(
+                f"{record['file_name']}: {width}x{height} pixels cannot be resized or augmented: "
+                f"{error}"
+            ) from error
+
+    def _instances(
+        self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]
+    ) -> Instances:
+        unused = {"segmentation"} if not self.use_instance_mask else set()
+        if not self.use_keypoint:
+            unused.add("keypoints")
         moved = [
             detection_utils.transform_instance_annotations(
-                {key: annotation[key] for key in kept}, transforms, image.shape[:2]
+                {key: value for key, value in annotation.items() if key not in unused},
+                transforms,
+                size,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
             for annotation in annotations
+            if not annotation.get("iscrowd", 0)
         ]
-        instances = detection_utils.annotations_to_instances(moved, image.shape[:2])
-        record["instances"] = detection_utils.filter_empty_instances(instances)
-        return record
+        instances = detection_utils.annotations_to_instances(
+            moved, size, mask_format=self.instance_mask_format
+        )
+        if self.recompute_boxes:  # a crop may have left a smaller part of a mask than of its box
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return detection_utils.filter_empty_instances(instances)
+
+
+def _resizable(labels: np.ndarray) -> np.ndarray:
+    """Detectron2's transforms take bytes and floating point; the latter hold 16 bits exactly."""
+    return labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+
+
+def _boxes(annotations: Sequence[dict]) -> np.ndarray:
+    """(M, 4) XYXY in pixels, of what is not a crowd."""
+    boxes = [
+        BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS)
+        for a in annotations
+        if not a.get("iscrowd", 0)
+    ]
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def more_than_boxes(cfg) -> list[str]:
@@ -70,15 +122,16 @@ def more_than_boxes(cfg) -> list[str]:
     return [key for key, value in keys.items() if value]
 
 
-def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
-    """Detectron2's mapper, or :class:`BoxMapper` where ``cfg.INPUT`` asks for what that lacks.
+def build_train_mapper(cfg) -> PictureMapper:
+    """The mapper of training, with the augmentations and sizes of ``cfg.INPUT``.
 
     Raises:
-        ValueError: such augmentations together with masks, keypoints, proposals or INPUT.CROP.
+        ValueError: augmentations that Detectron2 lacks together with masks, keypoints, proposals
+            or INPUT.CROP.
     """
     own = build_box_augmentations(cfg)
     if not (own or cfg.INPUT.FIXED_SIZE or cfg.INPUT.SCALE_JITTER):
-        return DatasetMapper(cfg, True)
+        return PictureMapper(cfg, True)
     obstacles = more_than_boxes(cfg) + ["INPUT.CROP.ENABLED"] * cfg.INPUT.CROP.ENABLED
     if obstacles:
         raise ValueError(
@@ -86,19 +139,19 @@ def build_train_mapper(cfg) -> Callable[[dict], dict | None]:
             f"detectors and cannot be combined with {obstacles}"
         )
     stock = build_size_augmentations(cfg, is_train=True)
-    return BoxMapper(augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)
+    return PictureMapper(is_train=True, augmentations=[*own, *stock], image_format=cfg.INPUT.FORMAT)
 
 
-def build_test_mapper(cfg) -> DatasetMapper:
-    """Detectron2's mapper with the image size of ``cfg.INPUT``."""
-    return DatasetMapper(cfg, False, augmentations=build_size_augmentations(cfg, is_train=False))
+def build_test_mapper(cfg) -> PictureMapper:
+    """The mapper of evaluation, with the image size of ``cfg.INPUT``."""
+    return PictureMapper(cfg, False, augmentations=build_size_augmentations(cfg, is_train=False))
 
 
 class ImageErrorMapper:
-    """Wraps a Detectron2 dataset mapper and explains images that cannot be read.
+    """Wraps a Detectron2 dataset mapper and says which image an error is of.
 
     Args:
-        mapper: the mapper to call, for instance Detectron2's ``DatasetMapper``.
+        mapper: the mapper to call.
     """
 
     def __init__(self, mapper: Callable[[dict], dict | None]):
@@ -108,17 +161,21 @@ class ImageErrorMapper:
         """Map one record of Detectron2's standard form.
 
         Raises:
-            OSError: the image is missing, broken or not an image. The message names the data set
-                (where the record knows it), the image's id and its absolute path.
+            OSError: the image is missing, broken, not an image, or not what its record says. The
+                message names the data set (where the record knows it), the image's id and its
+                absolute path.
         """
         try:
             return self.mapper(record)
-        except OSError as error:
+        except (OSError, ValueError, AssertionError) as error:
             path = os.path.abspath(record["file_name"])
             name = record.get("dataset_name")
             owner = f"dataset '{name}'" if name else "a dataset"
-            missing = not os.path.exists(path)
-            problem = "does not exist" if missing else f"cannot be read ({error})"
+            reason = str(error).removeprefix(f"{record['file_name']}: ") or type(error).__name__
+            unreadable = isinstance(error, (OSError, ImageError))
+            problem = f"cannot be {'read' if unreadable else 'used'} ({reason})"
+            if not os.path.exists(path):
+                problem = "does not exist"
             raise OSError(
                 f"{owner}: image {record.get('image_id')!r}, {path}, {problem}"
             ) from error

@@ -16,16 +16,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from PIL import Image
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
 from resobj_d2.data.augmentation import build_size_augmentations
-from resobj_d2.data.pictures import ImageError, read_picture
+from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 
 from .classes import choose_classes
 from .inputs import SingleImage, in_batches, is_single, to_rgb
@@ -257,7 +255,7 @@ class Predictor:
     def _prepared(self, rgb: np.ndarray, name: str) -> dict:
         """One picture as Detectron2's mapper hands it to a model."""
         height, width = rgb.shape[:2]
-        augmented = T.AugInput(convert_PIL_to_numpy(Image.fromarray(rgb), self._format))
+        augmented = T.AugInput(rgb_to_format(rgb, self._format))
         try:
             self._augmentations(augmented)
         except ValueError as error:  # so narrow that nothing is left of a side

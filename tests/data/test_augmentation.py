@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from resobj_d2.data.augmentation import ExpandCanvas, IoUCrop, PhotometricDistortion
-from resobj_d2.data.mapper import BoxMapper, build_test_mapper, build_train_mapper
+from resobj_d2.data.mapper import PictureMapper, build_test_mapper, build_train_mapper
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ def test_mapper_without_augmentation_is_detectron2s(record, tiny_cfg):
 
     cfg = tiny_cfg("INPUT.RANDOM_FLIP", "none")
     stock = DatasetMapper(cfg, True)(record)
-    own = BoxMapper(
+    own = PictureMapper(
+        is_train=True,
         augmentations=T.AugmentationList([T.ResizeShortestEdge(800, 1333)]).augs,
         image_format="BGR",
     )(record)
@@ -162,12 +163,6 @@ def test_mapper_of_a_record_without_objects(record, tiny_cfg):
     record["annotations"] = []
     mapped = build_train_mapper(tiny_cfg("INPUT.IOU_CROP", "True"))(record)
     assert len(mapped["instances"]) == 0
-
-
-def test_plain_configs_keep_detectron2s_mapper(tiny_cfg):
-    from detectron2.data import DatasetMapper
-
-    assert type(build_train_mapper(tiny_cfg())) is DatasetMapper
 
 
 def test_fixed_size_stretches_images_and_boxes(record, tiny_cfg):

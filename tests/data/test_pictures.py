@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from resobj_d2.data import pictures
 from resobj_d2.data.pictures import ImageError, picture_to_rgb, read_picture
 
 ORIENTATION = 0x0112
@@ -108,20 +110,62 @@ def test_sixteen_bit_colour_is_scaled_like_sixteen_bit_grey(write):
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
     png += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     assert read_picture(write(png)).tolist() == [[[0, 1, 128], [255, 0, 1]]]
+    turn = chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0")
+    turned = png.replace(chunk(b"IEND", b""), turn + chunk(b"IEND", b""))  # by 180 degrees
+    assert read_picture(write(turned)).tolist() == [[[255, 0, 1], [0, 1, 128]]]
 
 
-def test_sixteen_bits_that_hold_twelve_are_pointed_out(write, caplog):
-    from detectron2.utils import logger
-
-    logger._LOG_COUNTER.clear()
-    path = write(np.uint16([[0, 4000]]))
+def test_sixteen_bits_are_scaled_by_the_picture_s_own_range_which_is_said_once(write, caplog):
+    pictures._said.clear()
+    path = write(np.uint16([[0, 1000, 4095]]))  # of a camera with 12 bits
     with caplog.at_level(logging.WARNING):
-        assert read_picture(path).max() == 15
-    assert str(path) in caplog.text and "end at 4000 of 65535" in caplog.text
-    caplog.clear()
-    read_picture(write(np.uint16([[0, 40000]])))
-    read_picture(write(np.uint16([[0, 0]])))  # really black
-    assert not caplog.text
+        assert np.array_equal(read_picture(path), grey([[0, 62, 255]]))
+        # 256 steps of equal width: 256 * (v - 7000) // 2001.
+        thermal = write(np.uint16([[7000, 8000, 9000]]), "thermal.tif")
+        assert np.array_equal(read_picture(thermal), grey([[0, 127, 255]]))
+    assert len(caplog.records) == 1
+    assert f"{path}: 16-bit pixels are scaled by the picture's own range" in caplog.text
+    assert "here 0..4095 to 0..255" in caplog.text
+    # Eight bits in a file of sixteen are what they were; one value alone has no range.
+    assert np.array_equal(read_picture(write(np.uint16([[0, 77, 255]]))), grey([[0, 77, 255]]))
+    assert np.array_equal(read_picture(write(np.uint16([[40000, 40000]]))), grey([[156, 156]]))
+
+
+def test_only_the_first_frame_is_said_once(write, caplog):
+    pictures._said.clear()
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    with caplog.at_level(logging.WARNING):
+        for name in ("x.tif", "y.gif", "z.png"):
+            path = write(frames[0], name, save_all=True, append_images=frames[1:])
+            assert (read_picture(path) == [255, 0, 0]).all()
+        read_picture(write(frames[0], "one.gif"))
+    assert caplog.text.count("only the first of its frames or pages is read") == 1
+
+
+def test_postscript_is_not_run(write, monkeypatch):
+    """Pillow would start Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it ran"))
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    for name in ("x.eps", "x.jpg"):
+        with pytest.raises(ImageError, match="not an image in a format"):
+            read_picture(write(text, name))
+
+
+@pytest.mark.parametrize("limit, pixels", [(47, 48), (40, 48), (20, 48)])
+def test_the_limit_of_pixels_is_pillows(write, noise, monkeypatch, limit, pixels):
+    """Pillow itself warns up to twice its limit."""
+    path = write(noise)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ImageError, match=f"^{path}: .*pixels.*raise PIL.Image.MAX_IMAGE_PIXELS"),
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+    assert np.array_equal(read_picture(path), noise)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +174,7 @@ def test_sixteen_bits_that_hold_twelve_are_pointed_out(write, caplog):
         (np.float32([[0, 0.5, 1]]), "floating-point pixels have no defined white"),
         (np.int32([[0, 70000]]), "32-bit pixels from 0 to 70000 have no defined white"),
         (np.int32([[-1, 3]]), "32-bit pixels from -1 to 3"),
+        (Image.new("LAB", (2, 2)), r"colours in L\*a\*b\* are not supported"),
     ],
 )
 def test_pixels_without_a_white_are_refused_in_one_line(write, pixels, message):
