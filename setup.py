@@ -2,16 +2,16 @@
 
 Three things are built from ``csrc/``: ``resobj_d2/ops/libresobj_cpu.so`` and
 ``libresobj_cuda.so``, plain shared libraries on LibTorch's stable ABI without Python symbols (so
-one build serves every Python and every torch >= 2.10), and the small pybind11 module
-``resobj_d2._build_info``, which says how they were built. ``csrc/build_plan.py`` decides which of
-them can be built. Any of them may be missing: the operators then run on their pure-torch reference,
-and ``resobj_d2/_build.json``, which every build writes, says why.
+one build works with every Python and every torch >= 2.10), and the small pybind11 module
+``resobj_d2._build_info``, which describes how they were built. ``csrc/build_plan.py`` decides which
+of them can be built. Any of them may be missing: the operators then run on their pure-torch
+reference, and ``resobj_d2/_build.json``, which every build writes, says why.
 
 Environment:
     RESOBJ_NO_EXT=1        build nothing
-    FORCE_CUDA=1           build the CUDA kernels where no GPU is visible, too; fail unless they are
-    TORCH_CUDA_ARCH_LIST   for example "8.0;9.0+PTX"; this machine's GPUs where there are any
-    CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS as usual
+    FORCE_CUDA=1           build the CUDA kernels even without a visible GPU; fail if impossible
+    TORCH_CUDA_ARCH_LIST   for example "8.0;9.0+PTX"; by default this machine's GPUs, if any
+    CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS   as usual
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from build_plan import (  # noqa: E402  in an isolated build nothing else is on 
 
 CSRC = Path("csrc")
 CONFIGS = Path("configs")
-# Of build_plan.TARGET_TORCH.
+# Derived from build_plan.TARGET_TORCH.
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 NVCC_FLAGS = [
     "-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA",
@@ -60,7 +60,7 @@ NVCC_FLAGS = [
 
 
 def say(line: str) -> None:
-    # In one piece: several threads compile.
+    # A single write, since several threads compile.
     print(f"resobj_d2: {line}\n", end="", flush=True)
 
 
@@ -95,7 +95,7 @@ def compile_source(command: list[str], source: Path, output: Path) -> None:
 
 
 class BuildNative(build_ext):
-    """Compiles the libraries by calling the compilers: no Python headers, no Python symbols."""
+    """Compiles the libraries by calling the compilers directly: no Python headers or symbols."""
 
     def run(self) -> None:
         plan = make_plan()
@@ -109,7 +109,7 @@ class BuildNative(build_ext):
         self.write_record(plan)
 
     def write_record(self, plan: Plan) -> None:
-        """Beside the package's sources, or in the folder that becomes the wheel."""
+        """Writes it next to the package's sources, or into the folder that becomes the wheel."""
         package = Path("." if self.inplace else self.build_lib, "resobj_d2")
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(plan.record(), indent=1) + "\n")
@@ -128,7 +128,7 @@ class BuildNative(build_ext):
             build[extension.name](plan, extension, output)
         except CompileError as error:
             if extension.name == CUDA and is_set("FORCE_CUDA"):
-                # The extensions are optional, so setuptools would go on after a CompileError.
+                # The extensions are optional, so setuptools would continue after a CompileError.
                 raise SystemExit(f"error: FORCE_CUDA=1, but {error}") from error
             plan.skipped[extension.name] = str(error).partition("\n")[0]
             say(f"{extension.name}: left out, {error}")
@@ -143,7 +143,7 @@ class BuildNative(build_ext):
     def build_cuda(self, plan: Plan, extension: Extension, output: Path) -> None:
         nvcc = [plan.nvcc]
         if os.environ.get("CXX"):
-            # nvcc wants the compiler itself, not a program that calls it.
+            # nvcc needs the compiler itself, not a wrapper around it.
             launchers = ("ccache", "sccache", "distcc")
             nvcc += ["-ccbin", next(w for w in plan.cxx if Path(w).name not in launchers)]
         flags = [*NVCC_FLAGS, *plan.arch_flags, *torch_includes()]
@@ -180,7 +180,7 @@ class BuildNative(build_ext):
         return [str(path) for path in objects]
 
     def remove_stale(self, extension: Extension) -> None:
-        """What an earlier build left must not be taken for the result of this one."""
+        """Removes what an earlier build left, so that it is not mistaken for this one's result."""
         paths = [Path(self.build_lib, self.get_ext_filename(extension.name))]
         if self.inplace or getattr(self, "editable_mode", False):
             paths.append(Path(self.get_ext_filename(extension.name)))
@@ -189,7 +189,7 @@ class BuildNative(build_ext):
 
 
 class WithConfigs(build_py):
-    """Puts ``configs/`` into the package; in a checkout, also an editable one, it stays outside."""
+    """Copies ``configs/`` into the package; in a checkout or editable install it stays outside."""
 
     def run(self) -> None:
         super().run()
@@ -208,7 +208,7 @@ class WithConfigs(build_py):
 
 
 class Metadata(dist_info):
-    """Asked for before pip downloads what the package depends on."""
+    """Checks for torch before pip downloads the package's dependencies."""
 
     def run(self) -> None:
         require_torch()
@@ -216,7 +216,7 @@ class Metadata(dist_info):
 
 
 class PlainWheel(bdist_wheel):
-    """The libraries do not depend on the Python version, and without them nothing is native."""
+    """Tagged py3-none, as the libraries do not depend on the Python version; pure without them."""
 
     def run(self) -> None:
         require_torch()
@@ -232,14 +232,14 @@ class PlainWheel(bdist_wheel):
 
 
 def soname(library: Path) -> str:
-    """What ``resobj_d2.ops._native`` looks for in a library before it loads it."""
+    """The soname that ``resobj_d2.ops._native`` checks before loading a library."""
     source = Path("resobj_d2/ops/_native.py").read_text()
     interface = re.search(r"^INTERFACE = (\d+)$", source, re.MULTILINE)[1]
     return f"{library.stem}-interface{interface}.so"
 
 
 class WholeSource(sdist):
-    """Everything that the README's commands use, not only what is installed or compiled."""
+    """Includes everything that the README's commands use, not only what is installed or built."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         patterns = (
@@ -267,9 +267,9 @@ def torch_libraries(*names: str) -> list[str]:
 
 def native_extension(name: str, pattern: str) -> Extension:
     sources = sorted(map(str, CSRC.glob(pattern)))
-    # Headers among the sources: that is what puts them into the sdist, whatever the setuptools.
+    # Headers count as sources: that puts them into the sdist with every setuptools.
     headers = sorted(map(str, CSRC.rglob("*.h")))
-    # Optional: a library that was not built must not stop the installation.
+    # Optional: a library that cannot be built must not stop the installation.
     return Extension(name, [*sources, *headers], optional=True)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate: ``resobj-d2 train`` where Detectron2's users look for it.
+"""Train and evaluate; same as ``resobj-d2 train``, kept for users of Detectron2's layout.
 
 python train_net.py --config-file configs/....yaml [--num-gpus N] [--resume] [KEY VALUE ...]
 python train_net.py --config-file configs/....yaml --eval-only MODEL.WEIGHTS model_final.pth

@@ -1,6 +1,6 @@
-"""What ``setup.py`` can build here, for which architectures, and why not the rest.
+"""What ``setup.py`` can build here, for which architectures, and why the rest is left out.
 
-Imports the standard library alone; torch only where it is there.
+Imports only the standard library, and torch if it is installed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CPU = "resobj_d2.ops.libresobj_cpu"
 CUDA = "resobj_d2.ops.libresobj_cuda"
 BUILD_INFO = "resobj_d2._build_info"
 
-# The oldest torch whose stable ABI the kernels use; they run on this one and all newer ones.
+# The oldest torch whose stable ABI the kernels use; they run on that version and all newer ones.
 TARGET_TORCH = (2, 10)
-# No contraction to fused multiply-add anywhere: CPU, CUDA and the reference must agree on ties.
+# Never fuse into multiply-add: CPU, CUDA and the reference must agree on ties.
 CXX_FLAGS = [
     "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
     "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 ]  # fmt: skip
-# For machines unknown: one architecture per major version runs on the whole major; PTX of the last
-# serves newer ones.
+# For unknown machines: one architecture per major version, which runs on all of that version, plus
+# PTX of the last one for newer GPUs.
 DEFAULT_ARCHS = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 TORCH_MISSING = "torch could not be imported while building"
 NO_TORCH = (
@@ -41,7 +41,7 @@ NO_TORCH = (
 
 @dataclass
 class Plan:
-    """What can be built here. ``skipped`` maps an extension to the reason it cannot."""
+    """What can be built here. ``skipped`` maps an extension to the reason it cannot be built."""
 
     cxx: list[str] = field(default_factory=list)
     nvcc: str = ""
@@ -51,7 +51,7 @@ class Plan:
     info: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, str]:
-        """What ``resobj_d2/_build.json`` says: the facts, and why something is missing."""
+        """The contents of ``resobj_d2/_build.json``: how it was built and why parts are missing."""
         reasons = {
             f"{name}_not_built": self.skipped[library]
             for name, library in (("cpu", CPU), ("cuda", CUDA))
@@ -60,7 +60,7 @@ class Plan:
         return {**self.info, **reasons}
 
     def lines(self) -> list[str]:
-        """For people who watch the build."""
+        """The plan as printed during the build."""
         lines = []
         if CPU not in self.skipped:
             lines.append(f"CPU kernels: compiled with {self.info['compiler']}")
@@ -80,10 +80,10 @@ def is_set(name: str) -> bool:
 
 @functools.cache
 def make_plan() -> Plan:
-    """Look at compilers, torch and the environment.
+    """Inspect compilers, torch and the environment.
 
     Raises:
-        SystemExit: ``FORCE_CUDA=1``, and the CUDA kernels cannot be built.
+        SystemExit: ``FORCE_CUDA=1`` is set and the CUDA kernels cannot be built.
     """
     plan = Plan()
     plan.info["setuptools"] = metadata.version("setuptools")
@@ -111,10 +111,10 @@ def make_plan() -> Plan:
 
 
 def require_torch() -> None:
-    """Stop an installation that would lose the operators, and download torch, without a word.
+    """Stop an installation that would silently lose the operators and download torch.
 
     Raises:
-        SystemExit: torch cannot be imported, and RESOBJ_NO_EXT does not say that it need not be.
+        SystemExit: torch cannot be imported, and RESOBJ_NO_EXT does not allow building without it.
     """
     if is_set("RESOBJ_NO_EXT"):
         return
@@ -126,9 +126,9 @@ def require_torch() -> None:
 
 def why_nothing(plan: Plan) -> str:
     if is_set("RESOBJ_NO_EXT"):
-        return "RESOBJ_NO_EXT was set when it was built"
+        return "RESOBJ_NO_EXT was set during the build"
     if sys.platform != "linux":
-        return f"the kernels are built on Linux only, this is {sys.platform}"
+        return f"the kernels can only be built on Linux, this is {sys.platform}"
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for candidate in map(shlex.split, candidates):
         if shutil.which(candidate[0]):
@@ -146,28 +146,28 @@ def why_nothing(plan: Plan) -> str:
 
 
 def why_no_cuda(plan: Plan) -> str:
-    """Fill in the plan's nvcc and architectures, or say why there are none."""
+    """Fill in the plan's nvcc and architectures, or return why there are none."""
     import torch
 
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
     gpus = visible_gpus()
     if not gpus and not is_set("FORCE_CUDA"):
-        return "no GPU was visible when it was built (FORCE_CUDA=1 builds them all the same)"
+        return "no GPU was visible during the build (FORCE_CUDA=1 builds them anyway)"
     plan.nvcc = find_nvcc()
     if not plan.nvcc:
         return "nvcc not found on PATH or under CUDA_HOME"
     version = subprocess.run([plan.nvcc, "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release (\d+)\.(\d+)", version.stdout)
     if not release:
-        return f"{plan.nvcc} --version does not answer: {version.stderr.strip()}"
-    # The runtime is linked statically, so versions may differ, but a driver that is recent enough
-    # for torch need not be for a compiler of the next major version.
+        return f"{plan.nvcc} --version failed: {version.stderr.strip()}"
+    # The runtime is linked statically, so versions may differ; but a driver that is recent enough
+    # for torch may be too old for a compiler of the next major version.
     newer = int(release[1]) > int(torch.version.cuda.split(".")[0])
     if newer and not is_set("FORCE_CUDA"):
         return (
-            f"nvcc is of CUDA {release[1]}.{release[2]}, torch of {torch.version.cuda}; a driver "
-            "that runs this torch may not run the kernels (FORCE_CUDA=1 builds them all the same)"
+            f"nvcc is CUDA {release[1]}.{release[2]}, but torch uses CUDA {torch.version.cuda}; a "
+            "driver that runs this torch may not run the kernels (FORCE_CUDA=1 builds them anyway)"
         )
     archs, plan.why_archs = choose_archs(plan.nvcc, gpus)
     plan.arch_flags = cuda_arch_flags(archs)
@@ -177,7 +177,7 @@ def why_no_cuda(plan: Plan) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Compute capabilities of this machine's GPUs, lowest first, each once."""
+    """Distinct compute capabilities of this machine's GPUs, lowest first."""
     import torch
 
     if not torch.cuda.is_available():
@@ -187,7 +187,7 @@ def visible_gpus() -> list[str]:
 
 
 def choose_archs(nvcc: str, gpus: list[str]) -> tuple[list[str], str]:
-    """Architectures to compile for, and where they come from."""
+    """Architectures to compile for, and how they were chosen."""
     requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if requested:
         return re.split(r"[;,\s]+", requested), "TORCH_CUDA_ARCH_LIST"
@@ -201,7 +201,7 @@ def choose_archs(nvcc: str, gpus: list[str]) -> tuple[list[str], str]:
     if gpus and known(gpus) == gpus:
         archs, why = gpus, "this machine's GPUs"
     else:
-        archs, why = known(DEFAULT_ARCHS), "one for each generation"
+        archs, why = known(DEFAULT_ARCHS), "one per generation"
     return [*archs[:-1], *(f"{arch}+PTX" for arch in archs[-1:])], why
 
 
@@ -232,7 +232,7 @@ def why_no_build_info() -> str:
 
 
 def find_nvcc() -> str:
-    """Path of nvcc, or "". A wrapper script will do: nvcc itself knows where its toolkit is."""
+    """Path of nvcc, or "". A wrapper script is fine: nvcc itself knows where its toolkit is."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         return shutil.which("nvcc", path=os.path.join(home, "bin")) or ""

@@ -1,7 +1,7 @@
-"""Residual Objectness and its relatives, as an extension of Detectron2.
+"""Residual Objectness and related methods, as an extension of Detectron2.
 
-``import resobj_d2`` imports nothing else, and ``import resobj_d2.ops`` needs torch alone. The
-other names are imported on use and need Detectron2; ``docs/python.md`` shows them.
+``import resobj_d2`` imports nothing else, and ``import resobj_d2.ops`` needs only torch. All other
+names are imported on first use and need Detectron2; see ``docs/python.md``.
 """
 
 from __future__ import annotations

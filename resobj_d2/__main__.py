@@ -1,4 +1,4 @@
-"""``python -m resobj_d2``, which is ``resobj-d2``."""
+"""``python -m resobj_d2``, the same as ``resobj-d2``."""
 
 import sys
 

@@ -1,11 +1,10 @@
 """The operators inside Detectron2's own RetinaNet and RPN: ``resobj_d2.accelerate(model)``.
 
-Detectron2 has no place where another matching could be plugged in: its ``Matcher`` is called with
-the finished matrix of IoUs. The smallest place above it is the method that labels the anchors. So
-an accelerated module becomes, as this one instance, an object of a subclass that overrides that
-method, and its matcher becomes a :class:`FusedMatcher`, which can start from the boxes. No class
-and no function of Detectron2 is changed, and parameters, buffers and ``state_dict`` stay as they
-are.
+Detectron2 offers no way to plug in another matching: its ``Matcher`` is called with the finished
+IoU matrix. The closest method above it is the one that labels the anchors. An accelerated module
+therefore becomes (this instance only) an object of a subclass that overrides that method, and its
+matcher becomes a :class:`FusedMatcher`, which can start from the boxes. No class or function of
+Detectron2 is changed, nor are parameters, buffers and ``state_dict``.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 
 class FusedMatcher(Matcher):
-    """Detectron2's ``Matcher`` that can also start from the boxes, without the matrix of IoUs.
+    """Detectron2's ``Matcher`` that can also start from boxes, without the IoU matrix.
 
-    Called with a matrix it is ``Matcher``. :meth:`match_boxes` replaces ``pairwise_iou`` and the
-    call for a whole batch, with the same bits.
+    Called with a matrix it is ``Matcher``. For a whole batch, :meth:`match_boxes` replaces
+    ``pairwise_iou`` and that call, with bit-identical results.
 
     Args:
         thresholds, labels, allow_low_quality_matches: as for ``Matcher``.
 
     Raises:
-        ValueError: more than 16 thresholds, or boxes that overlap nothing would be foreground.
+        ValueError: more than 16 thresholds, or anchors without overlap would be foreground.
     """
 
     def __init__(
@@ -65,18 +64,18 @@ class FusedMatcher(Matcher):
     def match_boxes(
         self, gt_boxes: Sequence[Boxes], boxes: Boxes | Sequence[Boxes]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Matches and labels of every image, as ``self(pairwise_iou(gt_boxes[i], boxes))`` gives.
+        """Matches and labels of every image, equal to ``self(pairwise_iou(gt_boxes[i], boxes))``.
 
         Args:
             gt_boxes: the ground truth of N images.
-            boxes: R anchors shared by the images, or R boxes of each image.
+            boxes: R anchors shared by the images, or R boxes per image.
 
         Returns:
-            For each image ``matches`` (R,) int64, the row in its ground truth (0 without any), and
+            For each image ``matches`` (R,) int64, the row of the best ground truth (0 if none), and
             ``match_labels`` (R,) int8 of -1, 0, 1.
 
         Raises:
-            ValueError: the images differ in their number of boxes, or a device differs.
+            ValueError: the images have different numbers of boxes, or devices differ.
         """
         if not gt_boxes:
             return []
@@ -94,18 +93,18 @@ class FusedMatcher(Matcher):
 
 
 class _Accelerated:
-    """Base of the overriding classes; ``original_class`` is what the module was before."""
+    """Base of the overriding classes; ``original_class`` is the module's original class."""
 
     original_class: type
     overrides: tuple[type, ...]
 
     def __reduce_ex__(self, protocol):
-        # The class is made at run time, so copies and pickles have to say how to make it again.
+        # The class is created at run time, so copies and pickles must know how to recreate it.
         _, _, *state = super().__reduce_ex__(max(int(protocol), 2))
         return (_new_module, (self.original_class, self.overrides), *state)
 
     def can_match(self, gt_instances: list[Instances], anchors: list[Boxes]) -> bool:
-        """Whether the matcher and the kind of boxes are still those that were accelerated."""
+        """Whether the matcher and the type of boxes are still those that were accelerated."""
         boxes = [*anchors, *(x.gt_boxes for x in gt_instances)]
         return isinstance(self.anchor_matcher, FusedMatcher) and all(
             type(x) is Boxes for x in boxes
@@ -113,7 +112,7 @@ class _Accelerated:
 
 
 class RetinaNetLabels(_Accelerated):
-    """RetinaNet's labels from one call for the batch. The results have Detectron2's bits."""
+    """RetinaNet's labels from one call per batch, bit-identical to Detectron2's."""
 
     module_class = RetinaNet
     method = "label_anchors"
@@ -121,7 +120,7 @@ class RetinaNetLabels(_Accelerated):
 
     @torch.no_grad()
     def label_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
-        """As ``RetinaNet.label_anchors``."""
+        """See ``RetinaNet.label_anchors``."""
         if not self.can_match(gt_instances, anchors):
             return super().label_anchors(anchors, gt_instances)
         anchors = Boxes.cat(anchors)
@@ -139,7 +138,7 @@ class RetinaNetLabels(_Accelerated):
 
 
 class RPNLabels(_Accelerated):
-    """The RPN's labels from one call for the batch; its own sampling draws the same numbers."""
+    """The RPN's labels from one call per batch; its sampling draws the same random numbers."""
 
     module_class = RPN
     method = "label_and_sample_anchors"
@@ -148,7 +147,7 @@ class RPNLabels(_Accelerated):
     @torch.jit.unused
     @torch.no_grad()
     def label_and_sample_anchors(self, anchors: list[Boxes], gt_instances: list[Instances]):
-        """As ``RPN.label_and_sample_anchors``."""
+        """See ``RPN.label_and_sample_anchors``."""
         if not self.can_match(gt_instances, anchors):
             return super().label_and_sample_anchors(anchors, gt_instances)
         anchors = Boxes.cat(anchors)
@@ -167,20 +166,20 @@ class RPNLabels(_Accelerated):
 
 
 class RetinaNetLosses(_Accelerated):
-    """Focal loss without one-hot targets, box loss on the foreground alone; equal to rounding."""
+    """Focal loss without one-hot targets, box loss on foreground only; equal up to rounding."""
 
     module_class = RetinaNet
     method = "losses"
     what = "losses"
 
     def losses(self, anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """As ``RetinaNet.losses``."""
+        """See ``RetinaNet.losses``."""
         labels = torch.stack(gt_labels)  # (N, R); K is background, -1 ignored
         foreground = (labels >= 0) & (labels != self.num_classes)
         num_foreground = foreground.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(labels))
         normalizer = update_loss_normalizer(self, max(num_foreground, 1))
-        # Level by level: a tensor of all logits would be one more copy.
+        # Level by level: concatenating all logits would cost another copy.
         levels = labels.split([x.shape[1] for x in pred_logits], dim=1)
         loss_cls = sum(
             ops.sigmoid_focal_loss(
@@ -188,7 +187,7 @@ class RetinaNetLosses(_Accelerated):
             )
             for logits, level in zip(pred_logits, levels, strict=True)
         )
-        # Detectron2's own loss, as if the foreground were all anchors of a single image.
+        # Detectron2's own loss, called as if all foreground anchors were one image.
         image, anchor = foreground.nonzero(as_tuple=True)
         loss_box_reg = _dense_box_regression_loss(
             [Boxes.cat(anchors)[anchor]],
@@ -203,7 +202,7 @@ class RetinaNetLosses(_Accelerated):
 
 
 class RPNLosses(_Accelerated):
-    """The RPN's own losses on the anchors that some image sampled; equal to rounding."""
+    """The RPN's own losses on the anchors sampled in any image; equal up to rounding."""
 
     module_class = RPN
     method = "losses"
@@ -211,8 +210,8 @@ class RPNLosses(_Accelerated):
 
     @torch.jit.unused
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """As ``RPN.losses``."""
-        # All others are ignored in every image, and what is ignored enters no sum.
+        """See ``RPN.losses``."""
+        # All other anchors are ignored in every image and contribute to no sum.
         (keep,) = (torch.stack(gt_labels) >= 0).any(dim=0).nonzero(as_tuple=True)
         return super().losses(
             [type(anchors[0]).cat(anchors)[keep]],
@@ -230,22 +229,22 @@ LOSSES = (RetinaNetLosses, RPNLosses)
 def accelerate(model: nn.Module, *, losses: bool = False) -> nn.Module:
     """Speed up the training of Detectron2's RetinaNet and RPN, wherever they are in ``model``.
 
-    Labels are found by :func:`resobj_d2.ops.match_anchors` instead of ``pairwise_iou`` and
-    ``Matcher``: the same bits in much less time and memory, so a training run takes the course it
-    would have taken. The log says what was accelerated and what was left alone, and why;
-    :func:`accelerated_parts` tells a program. Nothing is changed in inference, ROI heads or FCOS.
+    Labels come from :func:`resobj_d2.ops.match_anchors` instead of ``pairwise_iou`` and
+    ``Matcher``: bit-identical in much less time and memory, so training proceeds exactly as
+    without it. The log says what was accelerated, what was not, and why;
+    :func:`accelerated_parts` gives that to a program. Inference, RoI heads and FCOS are unchanged.
 
     Args:
-        model: changed in place, as this instance alone; it may already be wrapped in
-            ``DistributedDataParallel``. Its parameters and ``state_dict`` stay as they are, and
-            it can be copied and pickled. Apply it before ``torch.compile``, and :func:`restore`
-            the model before ``torch.jit.script``.
-        losses: compute the losses of these modules in less time and memory, too. They are then
-            equal to rounding (about 1e-6), no longer to the last bit.
+        model: changed in place (this instance only); it may already be wrapped in
+            ``DistributedDataParallel``. Its parameters and ``state_dict`` are unchanged, and it can
+            be copied and pickled. Apply it before ``torch.compile``, and :func:`restore` the model
+            before ``torch.jit.script``.
+        losses: also compute the losses of these modules in less time and memory. They are then
+            equal up to rounding (about 1e-6), no longer bit-identical.
 
     Returns:
-        ``model``. One in which nothing can be accelerated is returned unchanged, with a warning. A
-        warning also says if the operators have no kernels where the model's parameters are now.
+        ``model``. If nothing in it can be accelerated it is returned unchanged, with a warning. A
+        warning also says if the operators have no kernels for the model's current device.
     """
     restore(model)
     for name, module in model.named_modules():
@@ -256,7 +255,7 @@ def accelerate(model: nn.Module, *, losses: bool = False) -> nn.Module:
                 continue
             reason = _why_not(module, override)
             if reason:
-                logger.warning("%s of %s left as they are: %s", override.what, label, reason)
+                logger.warning("%s of %s not accelerated: %s", override.what, label, reason)
             else:
                 overrides.append(override)
                 logger.info("%s of %s accelerated", override.what, label)
@@ -264,8 +263,8 @@ def accelerate(model: nn.Module, *, losses: bool = False) -> nn.Module:
             _override(module, tuple(overrides))
     if not accelerated_parts(model):
         logger.warning(
-            "nothing in %s was accelerated: that is done for Detectron2's RetinaNet and RPN and "
-            "for subclasses that keep their methods",
+            "nothing in %s was accelerated: only Detectron2's RetinaNet and RPN can be, and "
+            "subclasses that keep their methods",
             type(model).__name__,
         )
     else:
@@ -277,15 +276,15 @@ def _warn_without_kernels(backend: str) -> None:
     status = ops.native_status().get(backend, f"there are none for {backend}")
     if status != NATIVE:
         logger.warning(
-            "the model is on %s, whose kernels are not in use (%s): its labels are right, but no "
-            "faster than Detectron2's",
+            "the model is on %s, whose kernels are not in use (%s): its labels are right, but not "
+            "computed faster than Detectron2's",
             backend,
             status,
         )
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`accelerate`; without effect on any other model. Returns ``model``."""
+    """Undo :func:`accelerate`; no effect on any other model. Returns ``model``."""
     for module in model.modules():
         if isinstance(module, _Accelerated):
             module.__class__ = module.original_class
@@ -295,8 +294,8 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def accelerated_parts(model: nn.Module) -> dict[str, list[str]]:
-    """What :func:`accelerate` changed: names of submodules ("" is the model itself), and of each
-    ``"labels"`` or ``"losses"`` or both."""
+    """What :func:`accelerate` changed: for each submodule by name ("" is the model itself),
+    ``"labels"``, ``"losses"`` or both."""
     return {
         name: [override.what for override in module.overrides]
         for name, module in model.named_modules()
@@ -305,11 +304,11 @@ def accelerated_parts(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _why_not(module: nn.Module, override: type) -> str:
-    """Why a method of this module cannot be replaced, or ""."""
+    """Why a method of this module cannot be replaced; "" if it can."""
     method = override.method
     theirs = getattr(override.module_class, method)
     if getattr(type(module), method) is not theirs or method in vars(module):
-        return f"{type(module).__name__} has a {method} of its own"
+        return f"{type(module).__name__} overrides {method}"
     if override in LABELS:
         if type(module.anchor_matcher) not in (Matcher, FusedMatcher):
             return f"its matcher is a {type(module.anchor_matcher).__name__}, not a Matcher"
@@ -318,7 +317,7 @@ def _why_not(module: nn.Module, override: type) -> str:
         except ValueError as error:
             return str(error)
     elif override is RetinaNetLosses and not module.focal_loss_alpha <= 1:
-        return f"focal_loss_alpha must be at most 1, it is {module.focal_loss_alpha}"
+        return f"focal_loss_alpha must be at most 1, but is {module.focal_loss_alpha}"
     return ""
 
 

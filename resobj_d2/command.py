@@ -1,8 +1,8 @@
-"""What every command of this package does alike: says which operators run, and explains errors.
+"""Common behaviour of this package's commands: operators line at the start, error messages.
 
-A mistake of the user's (a key, a file, a dataset that does not fit) ends in one line and exit
-status 2. Everything else is a defect, and its traceback is shown. ``--traceback`` or the
-environment variable ``RESOBJ_TRACEBACK=1`` show it for mistakes too.
+A user's mistake (a wrong key, file or dataset) ends in one line and exit status 2. Everything else
+is a defect and shows its traceback. ``--traceback`` or the environment variable
+``RESOBJ_TRACEBACK=1`` show it for mistakes too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 MISTAKE = 2  # exit status
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
-# Libraries that check what the user wrote: configs, registries, datasets.
+# Libraries that validate user input: configs, registries, datasets.
 _CHECKING = ("resobj_d2", "benchmarks", "detectron2.config", "detectron2.data", "fvcore", "yacs")
 
 
@@ -44,9 +44,9 @@ def run_command(
     """Run a command; return its exit status.
 
     Args:
-        main: takes the arguments; returns the exit status, None for 0.
-        argv: the arguments, by default the process's. ``--traceback`` is taken out.
-        uses_operators: start with the line that says which operators run.
+        main: takes the arguments; returns the exit status (None means 0).
+        argv: the arguments, by default those of the process; ``--traceback`` is removed.
+        uses_operators: first print the line that says which operators run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--traceback" in arguments:
@@ -60,12 +60,12 @@ def run_command(
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `head`, has gone; Python would complain again at its exit.
+        # The reader, such as `head`, is gone; without this Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if getattr(error, "exit_code", None) == MISTAKE:
-            return MISTAKE  # a process of torch's launcher that has explained itself
+            return MISTAKE  # a process of torch's launcher; it has printed its error
         if wants_traceback() or not is_users_mistake(error):
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -73,19 +73,19 @@ def run_command(
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """``--import MODULE``, as often as needed: ``load_config(..., imports=args.imports)``."""
+    """``--import MODULE``, repeatable, for ``load_config(..., imports=args.imports)``."""
     parser.add_argument(
         "--import",
         dest="imports",
         action="append",
         default=[],
         metavar="MODULE",
-        help="import it first: losses, assigners, ... of your own can then be named (as IMPORTS)",
+        help="import it first, so that the config can name what it registers (as IMPORTS)",
     )
 
 
 def one_line_per_process(main: Callable) -> Callable:
-    """The function for a launcher's processes, whose exceptions do not reach the command whole."""
+    """Wraps a function for a launcher's processes, whose exceptions reach the command garbled."""
 
     @functools.wraps(main)
     def run(*args):
@@ -98,7 +98,7 @@ def one_line_per_process(main: Callable) -> Callable:
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
-            # Not sys.exit: threads of a process group would abort on the way out.
+            # Not sys.exit: threads of a process group would abort at interpreter exit.
             os._exit(MISTAKE)
 
     return run
@@ -110,10 +110,10 @@ def wants_traceback() -> bool:
 
 
 def is_users_mistake(error: BaseException) -> bool:
-    """Whether an exception tells of the user's input and not of a defect.
+    """Whether an exception stems from the user's input rather than from a defect.
 
-    This package's own exceptions and files that cannot be used always do. Python's do where code
-    that checks input raised them, with a message.
+    This package's own exceptions and unusable files always do. Python's built-in ones do if code
+    that validates input raised them with a message.
     """
     kind = type(error)
     if kind.__module__.startswith(("resobj_d2.", "yaml.")) or isinstance(error, OSError):
@@ -135,9 +135,9 @@ def is_users_mistake(error: BaseException) -> bool:
 
 
 def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Not by a builtin inside code: unpacking, ``int()``, ``zip(strict=True)``.
+    """Whether it was raised explicitly, not by a builtin (unpacking, ``int()``, ``zip``).
 
-    True where there is no source to tell by.
+    True if there is no source code to tell from.
     """
     frames = traceback.extract_tb(error.__traceback__)
     line = (frames[-1].line or "") if frames else ""
@@ -155,7 +155,7 @@ def explain(error: BaseException) -> str:
 
 
 def _origin(error: BaseException) -> str:
-    """Name of the module that raised it; Python's own library counts as its caller."""
+    """Name of the module that raised it; Python's own library is attributed to its caller."""
     library = sysconfig.get_path("stdlib")
     name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -168,7 +168,7 @@ def _origin(error: BaseException) -> str:
 
 
 def _say_which_operators_run() -> None:
-    with contextlib.suppress(ModuleNotFoundError):  # no torch: the command itself will say so
+    with contextlib.suppress(ModuleNotFoundError):  # without torch: the command itself reports it
         from .ops import describe_operators
 
         print(describe_operators(), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Every difference between Detectron2 0.5 and upstream main that this package meets."""
+"""All differences between Detectron2 0.5 and upstream main that affect this package."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
     "update_loss_normalizer",
 ]
 
-# Detectron2 0.5 leaves the optimiser out of its checkpoints: a resumed run starts with momentum 0.
+# Detectron2 0.5 does not save the optimiser: a resumed run would start with momentum 0.
 TRAINER_SAVES_OPTIMIZER = "state_dict" in vars(defaults.DefaultTrainer)
 
 
 def batch_images(images: list[Tensor], backbone) -> ImageList:
-    """Pad (C, H_i, W_i) images to one size that the backbone divides.
+    """Pad (C, H_i, W_i) images to one size that is divisible as the backbone requires.
 
     Upstream main adds ``Backbone.padding_constraints`` (square inputs), which 0.5 lacks.
     """
@@ -52,7 +52,7 @@ def batch_images(images: list[Tensor], backbone) -> ImageList:
 def update_loss_normalizer(retinanet: nn.Module, value: float) -> float:
     """Move RetinaNet's running mean of foreground counts towards ``value`` and return it.
 
-    Upstream main has a method for it that all dense detectors share, 0.5 does it inside the loss.
+    Upstream main has a method for it, shared by all dense detectors; 0.5 does it inside the loss.
     """
     if hasattr(retinanet, "_ema_update"):
         return retinanet._ema_update("loss_normalizer", value, 100)
@@ -88,13 +88,13 @@ def launch(
     dist_url: str,
     args: tuple = (),
 ) -> None:
-    """Detectron2's ``launch``, and the same on CPUs, which 0.5 refuses.
+    """Detectron2's ``launch``, also on CPUs, which 0.5 does not support.
 
-    Each process leaves its process groups when ``main`` has returned. Ctrl-C and SIGTERM reach all
-    processes, and this one waits for what they do about it.
+    Each process leaves its process groups once ``main`` has returned. Ctrl-C and SIGTERM reach all
+    processes, and this one waits for them to finish.
 
     Args:
-        num_processes: per machine; with GPUs one for each. 0 is 1.
+        num_processes: per machine, one per GPU if there are any; 0 means 1.
         dist_url: "auto" or e.g. ``tcp://host:port``.
     """
     if num_processes < 0:
@@ -112,8 +112,8 @@ def launch(
     with tempfile.TemporaryDirectory() as folder:
         if dist_url == "auto":
             if num_machines > 1:
-                raise ValueError("--dist-url auto is for one machine; give tcp://<host>:<port>")
-            # A file needs no free port, so two runs on one machine cannot collide.
+                raise ValueError("--dist-url auto is for one machine; use tcp://<host>:<port>")
+            # A file needs no free port, so two runs on one machine cannot clash.
             dist_url = f"file://{folder}/rendezvous"
         with forward_to_children():
             mp.spawn(
@@ -157,12 +157,12 @@ def _run_and_close(main: Callable, *args) -> None:
 
 
 def close_process_groups() -> None:
-    """Leave all process groups; the last thing that a process does.
+    """Leave all process groups; must be the last thing a process does.
 
-    A gloo group that lives until the interpreter ends still has its threads then, and now and
-    then the process aborts on the way out ("terminate called without an active exception"),
-    which looks like a failed run. Detectron2 keeps two groups in its own module, and cycles such
-    as DistributedDataParallel's keep theirs until they are collected.
+    A gloo group that lives until the interpreter exits still has threads then, and occasionally the
+    process aborts ("terminate called without an active exception"), which looks like a failed run.
+    Detectron2 keeps two groups in its own module, and reference cycles such as
+    DistributedDataParallel's keep theirs until they are collected.
     """
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
@@ -171,7 +171,7 @@ def close_process_groups() -> None:
 
 
 def largest_of_all_processes(value: int) -> int:
-    """The same in every process; each has to call it. On the CPU, also where training is not."""
+    """The maximum over all processes; every process must call it. Runs on the CPU in any case."""
     if comm.get_world_size() == 1:
         return value
     tensor = torch.tensor(value)
@@ -181,13 +181,13 @@ def largest_of_all_processes(value: int) -> int:
 
 @contextlib.contextmanager
 def ddp_on_cpu(device: str) -> Iterator[None]:
-    """Let ``DefaultTrainer`` wrap a CPU model: both versions always name a GPU to DDP."""
+    """Lets ``DefaultTrainer`` wrap a CPU model: both versions always pass a GPU to DDP."""
     if torch.device(device).type != "cpu" or comm.get_world_size() == 1:
         yield
         return
     if dist.get_backend() != "gloo":
         raise ValueError(
-            "several processes on CPUs need gloo, but with a GPU in sight the launcher chose "
+            "several processes on CPUs need gloo, but since a GPU is visible the launcher chose "
             f"{dist.get_backend()}: hide the GPUs with CUDA_VISIBLE_DEVICES=''"
         )
     original = defaults.create_ddp_model

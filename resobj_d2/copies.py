@@ -1,4 +1,4 @@
-"""Other copies of this package that Python's path or pip knows of."""
+"""Finds other copies of this package on Python's path or known to pip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["other_copies"]
 
 
 def other_copies(this: Path) -> list[Path]:
-    """Folders of resobj_d2 besides ``this``: on ``sys.path``, or installed as editable."""
+    """Folders of resobj_d2 other than ``this``: on ``sys.path``, or installed as editable."""
     folders = [Path(entry, "resobj_d2") for entry in sys.path]
     for distribution in metadata.distributions(name="resobj_d2"):
         source = json.loads(distribution.read_text("direct_url.json") or "{}")

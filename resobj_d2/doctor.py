@@ -1,7 +1,7 @@
-"""``python -m resobj_d2.doctor``: what is installed, what is native, and what to do about the rest.
+"""``python -m resobj_d2.doctor``: what is installed, what is native, and how to fix the rest.
 
 Exits with 0 unless something is broken that the package cannot work without. A missing Detectron2
-is named, but the operators, losses and matching work without it.
+is reported, but the operators, losses and matching work without it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .copies import other_copies
 
 OLDEST_TORCH = (2, 10)
 OLDEST_SETUPTOOLS = 64
-_ABOUT = "What is installed, what is native, and what to do about the rest."
+_ABOUT = "What is installed, what is native, and how to fix the rest."
 
 
 @dataclass
 class Report:
-    """What the checks found, in the order of printing."""
+    """The results of the checks, in print order."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
@@ -41,13 +41,13 @@ class Report:
 
 
 def diagnose() -> Report:
-    """Run every check. Nothing is changed and no network is used."""
+    """Run every check, without changing anything or using the network."""
     report = Report()
     report.fact("python", f"{platform.python_version()} ({sys.executable})")
     _check_own_package(report)
     if _check_torch(report):
         _check_package(
-            report, "torchvision", "pip install torchvision of the release that fits torch"
+            report, "torchvision", "pip install the torchvision release that matches torch"
         )
         _check_kernels(report)
         _check_gpu(report)
@@ -81,34 +81,34 @@ def _version(package: str) -> str | None:
 
 
 def _check_package(report: Report, package: str, what_to_do: str) -> None:
-    """An essential package: its version, or why it cannot be imported."""
+    """Checks an essential package: its version, or why it cannot be imported."""
     try:
         module = importlib.import_module(package)
     except Exception as error:  # a broken binary raises anything
         report.fact(package, f"cannot be imported: {error!r}")
         report.problem(f"{package} cannot be imported: {what_to_do}", essential=True)
     else:
-        # torch's own version names its build ("+cu130"), pip's does not.
+        # torch's own version includes its build ("+cu130"), pip's does not.
         found = getattr(module, "__version__", None) or _version(package)
         report.fact(package, found or "version unknown")
 
 
 def _check_own_package(report: Report) -> None:
-    """Which copy of resobj_d2 this is, and which others there are."""
+    """Which copy of resobj_d2 this is, and which others exist."""
     this = Path(__file__).resolve().parent
     report.fact("resobj_d2", f"{__version__} at {this}")
     for other in other_copies(this):
         report.fact("another copy", str(other))
         report.problem(
-            f"There are two copies of resobj_d2: {this} comes first on Python's path (with python "
-            f"-m and python FILE the working directory does) and hides {other}. To use that one, "
-            "work in another folder. To have only one, pip uninstall resobj_d2, or install the "
+            f"There are two copies of resobj_d2: {this} comes first on Python's path (the working "
+            f"directory does with python -m and python FILE) and hides {other}. To use the latter, "
+            "work in another folder. To keep only one, pip uninstall resobj_d2, or install the "
             "source folder with pip install -e"
         )
 
 
 def _check_build_tools(report: Report) -> None:
-    """What compiling from source takes besides a compiler; a wheel needs neither."""
+    """What building from source needs besides a compiler; a wheel needs neither."""
     found = _version("setuptools")
     report.fact("setuptools", found or "not installed (building from source needs it)")
     if found and int(found.split(".")[0]) < OLDEST_SETUPTOOLS:
@@ -152,26 +152,26 @@ def _check_kernels(report: Report) -> None:
         report.fact(f"built: {name}", value)
     if status["cpu"] != "native":
         report.problem(
-            f"The CPU kernels are not in use ({status['cpu']}), the slower pure torch runs: "
+            f"The CPU kernels are not in use ({status['cpu']}), slower pure torch runs instead: "
             + _how_to_build(status["cpu"])
         )
     if status["cuda"] != "native" and _has_gpu():
         report.problem(
             f"There is a GPU, but no CUDA kernels ({status['cuda']}); operators run on pure torch "
             "there: install the CUDA toolkit of torch's version and reinstall with FORCE_CUDA=1, "
-            "which stops with the reason when it cannot be done"
+            "which stops with the reason if it fails"
         )
 
 
 def _how_to_build(reason: str) -> str:
-    """What to do about CPU kernels that are missing for a reason."""
+    """How to get the CPU kernels that are missing for this reason."""
     again = (
         "pip install --no-build-isolation --force-reinstall --no-deps with the folder of resobj_d2"
     )
     if "no C++ compiler" in reason:
         return f"install a C++ compiler (on Debian: apt-get install g++), then {again}"
     if "torch could not be imported while building" in reason:
-        return f"torch was missing, or hidden by an isolated build; it is there now, so {again}"
+        return f"torch was missing, or hidden by an isolated build; it is available now, so {again}"
     if "RESOBJ_NO_EXT" in reason:
         return f"unset RESOBJ_NO_EXT, then {again}"
     return again
@@ -187,9 +187,9 @@ def _check_gpu(report: Report) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        report.fact("gpu", "none that torch can use")
+        report.fact("gpu", "none usable by torch")
         if torch.version.cuda and torch.cuda.device_count() > 0:
-            report.problem("A GPU is there, but torch cannot use it: update the NVIDIA driver")
+            report.problem("There is a GPU, but torch cannot use it: update the NVIDIA driver")
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -216,13 +216,13 @@ def _check_detectron2(report: Report) -> None:
     if found.error is not None:
         report.fact("detectron2", f"{found.package or 'found'}, cannot be imported: {found.error}")
         report.problem(
-            "Detectron2 is there but broken: pip uninstall detectron2 detectron2-cdo, then "
+            "Detectron2 is installed but broken: pip uninstall detectron2 detectron2-cdo, then "
             "python -m resobj_d2.install_detectron2",
             essential=True,
         )
         return
     mended = found.package == f"{DISTRIBUTION} {MENDED_VERSION}"
-    origin = "the mended 0.5" if mended else found.package or "from a source folder"
+    origin = "the patched 0.5" if mended else found.package or "from a source folder"
     report.fact("detectron2", f"{found.version} ({origin}) at {found.origin}")
 
 

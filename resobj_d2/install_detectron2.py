@@ -1,19 +1,19 @@
 """Make ``import detectron2`` work in the interpreter that runs this file.
 
-A Detectron2 that can be imported is left untouched, whichever version it is. Otherwise the source
-package ``detectron2-cdo==0.5`` is downloaded with pip, checked against a pinned hash, mended by the
-replacements listed below and installed as a normal package::
+A Detectron2 that can be imported is left untouched, whatever its version. Otherwise the source
+package ``detectron2-cdo==0.5`` is downloaded with pip, checked against a pinned hash, patched with
+the replacements listed below and installed as a normal package::
 
     python resobj_d2/install_detectron2.py            # or python -m resobj_d2.install_detectron2
-    python resobj_d2/install_detectron2.py --check    # only say what would be done
-    pip uninstall detectron2-cdo                      # take it out again
+    python resobj_d2/install_detectron2.py --check    # only print what would be done
+    pip uninstall detectron2-cdo                      # remove it again
 
-That package is Detectron2 0.5 with its Python code unchanged and its C++/CUDA sources left out. It
-was written for the numpy, Pillow and setuptools of 2021; each replacement says which of their
-removals it mends. No compiler is needed: ``detectron2._C`` becomes a Python module that explains
-itself when one of the compiled operations (deformable convolution, rotated boxes) is asked for.
+That package is Detectron2 0.5 with unchanged Python code and without its C++/CUDA sources. It was
+written for the numpy, Pillow and setuptools of 2021; each replacement names the later removal that
+it works around. No compiler is needed: ``detectron2._C`` becomes a Python module that raises a
+clear error if a compiled operation (deformable convolution, rotated boxes) is used.
 
-Imports the standard library alone, because it runs before anything else is installed.
+Imports only the standard library, because it runs before anything else is installed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 DISTRIBUTION = "detectron2-cdo"
 VERSION = "0.5"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-# Shown by `pip list`, so that a mended installation cannot be mistaken for the original.
+# Shown by `pip list`, so that a patched installation cannot be mistaken for the original.
 MENDED_VERSION = f"{VERSION}+resobj.1"
 
 
@@ -42,7 +42,7 @@ class InstallError(RuntimeError):
 class Replacement:
     """One change of the downloaded source: ``old``, found exactly ``count`` times, becomes ``new``.
 
-    ``path`` is relative to the top of the source package; ``why`` completes "mended because".
+    ``path`` is relative to the top of the source package; ``why`` completes "patched because".
     """
 
     path: str
@@ -61,7 +61,7 @@ CAFFE2 = "only the export to caffe2 used it, which torch no longer contains"
 
 
 def _numpy_alias(path: str, alias: str, count: int) -> Replacement:
-    """Replace every ``np.<alias>`` of a file by the builtin type that it stood for."""
+    """Replace every ``np.<alias>`` in a file by the builtin type that it stood for."""
     return Replacement(path=path, old=f"np.{alias}", new=alias, why=NUMPY_ALIASES, count=count)
 
 
@@ -154,7 +154,7 @@ REPLACEMENTS = (
         path="setup.py",
         old="    version=get_version(),\n",
         new=f'    version="{MENDED_VERSION}",\n',
-        why="`pip list` has to show that this is not the original",
+        why="`pip list` must show that this is not the original",
     ),
     Replacement(
         path="setup.py",
@@ -224,9 +224,9 @@ print("\\n" + json.dumps(found))
 
 @dataclass(frozen=True, kw_only=True)
 class FoundDetectron2:
-    """What ``import detectron2`` gives: where it comes from, or the error it raises.
+    """The result of ``import detectron2``: where it comes from, or the error it raised.
 
-    ``package`` is pip's name and version of it, None when it is imported from a source folder.
+    ``package`` is its name and version according to pip; None if imported from a source folder.
     """
 
     version: str | None
@@ -236,13 +236,13 @@ class FoundDetectron2:
 
     @property
     def is_absent(self) -> bool:
-        """True when nothing named detectron2 is there (a folder without code does not count)."""
+        """True if there is nothing named detectron2 (a folder without code does not count)."""
         return self.error is None and self.origin is None
 
 
 def find_detectron2() -> FoundDetectron2:
-    """Import detectron2 in a fresh process of this interpreter and say what was found."""
-    with tempfile.TemporaryDirectory() as elsewhere:  # a folder ./detectron2 must not be picked up
+    """Import detectron2 in a fresh process of this interpreter and report the result."""
+    with tempfile.TemporaryDirectory() as elsewhere:  # a folder ./detectron2 must not count
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE], cwd=elsewhere, capture_output=True, text=True
         )
@@ -263,31 +263,31 @@ def verify_hash(sdist: Path, expected: str = SDIST_SHA256) -> None:
 
 
 def apply_replacements(root: Path, replacements: Sequence[Replacement] = REPLACEMENTS) -> None:
-    """Mend the source tree at ``root``; raise InstallError where the source does not match."""
+    """Patch the source tree at ``root``; raise InstallError if the source does not match."""
     for change in replacements:
         file = root / change.path
         if not file.is_file():
-            raise InstallError(f"Cannot mend {change.path}: the source package has no such file.")
+            raise InstallError(f"Cannot patch {change.path}: the source package has no such file.")
         text = file.read_text(encoding="utf-8")
         count = text.count(change.old)
         if count != change.count:
             raise InstallError(
-                f"Cannot mend {change.path}: expected {change.count} times, found {count} times, "
-                f"the text\n{change.old}\nIt was to be replaced because {change.why}. "
+                f"Cannot patch {change.path}: expected {change.count}, but found {count} "
+                f"occurrences of\n{change.old}\nIt should be replaced because {change.why}. "
                 "Nothing was installed."
             )
         file.write_text(text.replace(change.old, change.new), encoding="utf-8")
 
 
 def write_placeholder(root: Path) -> None:
-    """Put the explaining ``detectron2._C`` into the source tree at ``root``."""
+    """Write the placeholder ``detectron2._C`` into the source tree at ``root``."""
     (root / PLACEHOLDER_PATH).write_text(PLACEHOLDER_SOURCE, encoding="utf-8")
 
 
 def _run_pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments]
     if subprocess.run(command).returncode != 0:
-        raise InstallError(f"This command failed, see its output above: {' '.join(command)}")
+        raise InstallError(f"command failed, see its output above: {' '.join(command)}")
 
 
 def _require_build_tools() -> None:
@@ -297,7 +297,7 @@ def _require_build_tools() -> None:
         if probe.returncode != 0:
             raise InstallError(
                 f"{module} cannot be imported by {sys.executable}. Install torch first (the build "
-                "that fits your machine), then `pip install 'setuptools<81' wheel`, then try again."
+                "for your machine), then `pip install 'setuptools<81' wheel`, then try again."
             )
 
 
@@ -315,7 +315,7 @@ def download(folder: Path) -> Path:
 def unpack(sdist: Path, folder: Path) -> Path:
     """Unpack the source package into ``folder`` and return its top directory."""
     with tarfile.open(sdist) as archive:
-        # The hash is checked before, but refuse paths outside the folder where Python can.
+        # The hash has been checked; still, refuse paths outside the folder if Python can.
         safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         archive.extractall(folder, **safely)
     (setup_file,) = folder.glob("*/setup.py")
@@ -323,7 +323,7 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def install(*, sdist: Path | None = None, constraint: Path | None = None) -> None:
-    """Fetch (unless ``sdist`` is given), check, mend and install Detectron2 0.5.
+    """Fetch (unless ``sdist`` is given), check, patch and install Detectron2 0.5.
 
     ``constraint`` is a pip constraints file for Detectron2's own dependencies.
     """
@@ -342,7 +342,7 @@ def install(*, sdist: Path | None = None, constraint: Path | None = None) -> Non
 
 
 def _describe_plan() -> str:
-    lines = [f"Would download {DISTRIBUTION}=={VERSION} (SHA-256 {SDIST_SHA256}), mend"]
+    lines = [f"Would download {DISTRIBUTION}=={VERSION} (SHA-256 {SDIST_SHA256}), patch"]
     lines += [f"  {change.path}: {change.why}" for change in REPLACEMENTS]
     lines += [f"  {PLACEHOLDER_PATH}: {NO_COMPILED_CODE}, so this file explains what is missing"]
     return "\n".join(lines + [f"and pip-install it as {DISTRIBUTION} {MENDED_VERSION}."])
@@ -350,18 +350,18 @@ def _describe_plan() -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make `import detectron2` work.")
-    parser.add_argument("--check", action="store_true", help="only say what would be done")
+    parser.add_argument("--check", action="store_true", help="only print what would be done")
     parser.add_argument("--sdist", type=Path, help="use this downloaded source package")
     parser.add_argument("--constraint", type=Path, help="pip constraints for the dependencies")
     return parser.parse_args(arguments)
 
 
 def _report(detectron2: FoundDetectron2) -> None:
-    """Print a Detectron2 that works; raise InstallError for one that is there but broken."""
+    """Print a working Detectron2; raise InstallError for a broken one."""
     if detectron2.error is not None or detectron2.origin is None:
         raise InstallError(
-            f"detectron2 ({detectron2.package or 'not installed by pip'}) is there but cannot be "
-            f"imported: {detectron2.error}. It was left untouched. Mend it, or take it out "
+            f"detectron2 ({detectron2.package or 'not installed by pip'}) is installed but cannot "
+            f"be imported: {detectron2.error}. It was left untouched. Repair it, or remove it "
             "(`pip uninstall detectron2 detectron2-cdo`) and run this again."
         )
     print(
@@ -377,9 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         detectron2 = find_detectron2()
         if not detectron2.is_absent:
             _report(detectron2)
-            print("It can be imported and is used as it is; nothing to install.")
+            print("It can be imported and is used as is; nothing to install.")
         elif options.check:
-            print("There is no detectron2 in this interpreter.")
+            print("detectron2 is not installed for this interpreter.")
             print(_describe_plan())
         else:
             install(sdist=options.sdist, constraint=options.constraint)

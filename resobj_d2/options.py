@@ -1,4 +1,4 @@
-"""Options that stand at their owner: an annotated constructor argument is a configuration key.
+"""Options declared by their owner: an annotated constructor argument is a configuration key.
 
     class SigmoidFocalLoss(ClassLoss):
         def __init__(
@@ -7,9 +7,9 @@
             alpha: Annotated[float, Option("weight of the foreground", key="FOCAL_ALPHA")] = 0.25,
         ) -> None: ...
 
-Type, default and meaning are written once, here. The configuration's nodes, the table of keys in
-the docs and the refusal of keys without effect are made from :func:`options_of`, and
-:func:`build` makes an owner from its node.
+Type, default and meaning are written once, here. Configuration nodes, the docs' table of keys and
+the rejection of keys without effect are all derived from :func:`options_of`, and :func:`build`
+creates an owner from its node.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ NO_DEFAULT = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Option:
-    """What one configuration key means; the argument that it annotates gives type and default.
+    """The meaning of a configuration key; type and default come from the annotated argument.
 
     Attributes:
-        meaning: one line, in lower case and without a full stop.
-        key: its name in the owner's node, also below a sub-node ("CLS_LOSS.WEIGHT"); by default
+        meaning: one line, lower case, no full stop.
+        key: its name in the owner's node or in a sub-node ("CLS_LOSS.WEIGHT"); by default
             the argument's name in capitals.
-        source: paper and equation or section, where there is one.
-        none: the value of the key that stands for an argument of None.
-        only: argument names and the values with which the owner reads the key at all.
-        follows: the key's default is that of another owner of the slot; the argument's own is for
-            those who build the owner without a configuration.
+        source: paper and equation or section, if any.
+        none: the value of the key that stands for None.
+        only: arguments and their values for which the owner reads this key at all.
+        follows: the key's default is that of another owner of the slot; the argument's own default
+            is for building the owner without a configuration.
     """
 
     meaning: str
@@ -51,19 +51,19 @@ class Option:
 
 @dataclass(frozen=True)
 class Part:
-    """Marks an argument that is an owner of options itself, built from the same node."""
+    """Marks an argument that itself owns options and is built from the same node."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """One key as an owner declares it.
+    """One key, as declared by its owner.
 
     Attributes:
-        key: below the owner's node.
-        argument: of the owner's constructor.
+        key: name, relative to the owner's node.
+        argument: name in the owner's constructor.
         type: a readable type, such as "float".
-        default: the key's; :data:`NO_DEFAULT` where it ``follows`` another owner's.
-        only: keys (not arguments) and the values with which this one is read.
+        default: of the key; :data:`NO_DEFAULT` if it ``follows`` another owner's.
+        only: keys (not arguments) and their values for which this one is read.
     """
 
     key: str
@@ -75,12 +75,12 @@ class Declared:
 
     @property
     def meaning(self) -> str:
-        """Of its option."""
+        """Meaning of the option."""
         return self.option.meaning
 
     @property
     def source(self) -> str:
-        """Of its option."""
+        """Source of the option."""
         return self.option.source
 
 
@@ -104,7 +104,7 @@ def _annotated_arguments(owner: Any) -> tuple[tuple[str, Any, Any, Option | Part
 
 
 def options_of(owner: Callable) -> tuple[Declared, ...]:
-    """The keys that a class or function declares, those of its parts included, in their order."""
+    """The keys that a class or function declares, including those of its parts, in order."""
     return _options_of(owner)
 
 
@@ -136,7 +136,7 @@ def _options_of(owner: Any) -> tuple[Declared, ...]:
 def arguments_from(owner: Callable, node: Any) -> dict[str, Any]:
     """The annotated arguments of ``owner``, read from its configuration node.
 
-    Those that it would ignore (:attr:`Option.only`) are left at their defaults.
+    Those that it would ignore (:attr:`Option.only`) keep their defaults.
     """
     keys = {declared.argument: declared for declared in options_of(owner)}
     arguments = {}
@@ -150,12 +150,12 @@ def arguments_from(owner: Callable, node: Any) -> dict[str, Any]:
 
 
 def build(owner: Callable[..., T], node: Any, **context: Any) -> T:
-    """``owner`` with the options of its node.
+    """Builds ``owner`` with the options of its node.
 
     Args:
         owner: a class or function with annotated arguments.
         node: the configuration node that holds its keys.
-        context: its other arguments, those that no configuration gives.
+        context: its other arguments, which do not come from the configuration.
     """
     return owner(**arguments_from(owner, node), **context)
 
@@ -165,7 +165,7 @@ def _value(node: Any, key: str) -> Any:
 
 
 def _key_default(default: Any, option: Option) -> Any:
-    """The default as a yaml would give it."""
+    """The default in the form a yaml would have it."""
     if option.follows:
         return NO_DEFAULT
     if default is None:

@@ -1,4 +1,4 @@
-"""Registries of slots: they say what they hold, and check what is put into them."""
+"""Registries of slots, which know their names and check their entries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Base = TypeVar("Base")
 
 
 class Registry(fvcore.common.registry.Registry, Generic[Base]):
-    """fvcore's registry for the classes of one slot.
+    """fvcore's registry, for the classes of one slot.
 
     Args:
-        name: of the slot, for messages.
-        base: the contract, a class that every entry inherits from.
+        name: name of the slot, for messages.
+        base: the base class that every entry must inherit from.
     """
 
     def __init__(self, name: str, *, base: type[Base]) -> None:
@@ -27,10 +27,10 @@ class Registry(fvcore.common.registry.Registry, Generic[Base]):
         self.base = base
 
     def get(self, name: str) -> type[Base]:
-        """The entry of that name.
+        """The entry with that name.
 
         Raises:
-            KeyError: there is none; the message lists the names that there are.
+            KeyError: there is none; the message lists the known names.
         """
         if name not in self:
             known = ", ".join(sorted(known for known, _ in self))
@@ -40,13 +40,13 @@ class Registry(fvcore.common.registry.Registry, Generic[Base]):
     def _do_register(self, name: str, obj: Any) -> None:
         """
         Raises:
-            TypeError: the entry does not inherit from the contract.
-            ValueError: an entry of that name is there, or an option has another default there.
+            TypeError: the entry does not inherit from the base class.
+            ValueError: the name is taken, or another entry gives an option a different default.
         """
         if not (inspect.isclass(obj) and issubclass(obj, self.base)):
             raise TypeError(f"{self._name} {name} must be a subclass of {self.base.__name__}")
         if name in self:
-            raise ValueError(f"there is a {self._name} {name} already: give yours another name")
+            raise ValueError(f"there already is a {self._name} {name}: choose another name")
         defaults = {
             option.key: (option.default, other)
             for other, entry in self
@@ -55,12 +55,12 @@ class Registry(fvcore.common.registry.Registry, Generic[Base]):
         }
         for option in options_of(obj):
             if option.key in ("NAME", "ENABLED"):
-                raise ValueError(f"{self._name} {name}: {option.key} is the slot's own key")
+                raise ValueError(f"{self._name} {name}: the option key {option.key} is reserved")
             default, other = defaults.get(option.key, (option.default, name))
             if option.default is not NO_DEFAULT and option.default != default:
                 raise ValueError(
                     f"{self._name} {name}: the option {option.key} has the default "
                     f"{option.default!r}, but {default!r} in {other}. Entries of a slot share "
-                    "their keys: leave the default out, or take another key"
+                    "their keys: omit the default, or choose another key"
                 )
         super()._do_register(name, obj)

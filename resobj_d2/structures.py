@@ -1,6 +1,6 @@
-"""The typed records that travel between the steps of a dense detector.
+"""The typed records passed between the steps of a dense detector.
 
-Shorthand used in this package: N images, L pyramid levels, A_l anchors per cell of level l,
+Notation used in this package: N images, L pyramid levels, A_l anchors per cell of level l,
 R = sum_l H_l * W_l * A_l anchors per image, K foreground classes, M_i ground-truth boxes of
 image i, T residual steps, S stages, C candidate detections of one image. Boxes are XYXY in
 pixels of the padded network input, float32. Labels are -1 (ignored), 0..K-1 (a class) or K
@@ -32,14 +32,14 @@ IGNORE = -1
 
 @dataclass
 class Priors:
-    """The anchors (or points) of one image size, shared by every image of the batch.
+    """The anchors (or points) for one image size, shared by every image of the batch.
 
     Attributes:
-        boxes: (R, 4), level after level; within a level row-major over cells, then over the
-            anchors of a cell.
-        anchors_per_level: anchors per level, sums to R.
+        boxes: (R, 4), level by level; within a level, row-major over cells, then over the anchors
+            of a cell.
+        anchors_per_level: number of anchors of each level; sums to R.
         map_sizes: (H_l, W_l) per level.
-        strides: pixels between neighbouring cells, per level.
+        strides: distance between neighbouring cells in pixels, per level.
     """
 
     boxes: Tensor
@@ -72,19 +72,19 @@ class Priors:
 
     @cached_property
     def anchor_strides(self) -> Tensor:
-        """(R, 1) the stride of each anchor's level, float32."""
+        """(R, 1) stride of each anchor's level, float32."""
         levels = zip(self.anchors_per_level, self.strides, strict=True)
         return torch.cat([self.boxes.new_full((n, 1), stride) for n, stride in levels])
 
 
 @dataclass
 class GroundTruth:
-    """The ground truth of a batch, ragged: image i owns rows ``offsets[i]:offsets[i + 1]``.
+    """The ground truth of a batch, concatenated: image i has rows ``offsets[i]:offsets[i + 1]``.
 
     Attributes:
         boxes: (sum M_i, 4) float32.
         classes: (sum M_i,) int64 in [0, K).
-        counts: M_i of each image, on the host.
+        counts: M_i of each image, on the host (a list).
     """
 
     boxes: Tensor
@@ -115,7 +115,7 @@ class GroundTruth:
 
     @property
     def offsets(self) -> list[int]:
-        """N + 1 row numbers, on the host."""
+        """N + 1 row indices, on the host."""
         result = [0]
         for count in self.counts:
             result.append(result[-1] + count)
@@ -124,9 +124,9 @@ class GroundTruth:
 
 @dataclass
 class TowerFeatures:
-    """What the predictors read: one (N, C, H_l, W_l) map per level for each task.
+    """The input of the predictors: one (N, C, H_l, W_l) map per level for each task.
 
-    ``pyramid`` is what the tower read, for stages that have a tower of their own.
+    ``pyramid`` is the tower's own input, for stages with their own tower.
     """
 
     cls: list[Tensor]
@@ -136,10 +136,10 @@ class TowerFeatures:
 
 @dataclass
 class LevelMaps:
-    """What a convolution predicts on every level, as it came out.
+    """The raw output of a convolution on every level.
 
     Attributes:
-        levels: L maps (N, A_l * channels, H_l, W_l); the channels of an anchor are neighbours.
+        levels: L maps (N, A_l * channels, H_l, W_l); the channels of an anchor are adjacent.
         channels: numbers predicted per anchor.
     """
 
@@ -147,10 +147,10 @@ class LevelMaps:
     channels: int
 
     def flatten(self) -> Tensor:
-        """(N, R, channels), in the order of :class:`Priors`: one copy, whoever asks."""
+        """(N, R, channels), in the order of :class:`Priors`; copied once, then cached."""
         return self._flat
 
-    # The first to ask may be an assigner that needs no gradient; the losses share its copy.
+    # The first caller may be an assigner, which needs no gradient; the losses share its copy.
     @cached_property
     @torch.enable_grad()
     def _flat(self) -> Tensor:
@@ -162,7 +162,7 @@ class LevelMaps:
         return torch.cat(parts, dim=1)
 
     def view_per_anchor(self, values: Tensor) -> list[Tensor]:
-        """(N, R) values as maps (N, A_l, H_l, W_l) of the same levels, without a copy."""
+        """(N, R) values as views (N, A_l, H_l, W_l), one per level, without a copy."""
         sizes = [x[0].numel() // self.channels for x in self.levels]
         parts = zip(values.split(sizes, dim=1), self.levels, strict=True)
         return [part.unflatten(1, (*x.shape[-2:], -1)).permute(0, 3, 1, 2) for part, x in parts]
@@ -170,16 +170,16 @@ class LevelMaps:
 
 @dataclass
 class StagePrediction:
-    """What one stage predicts for its anchors.
+    """The predictions of one stage for its anchors.
 
     Attributes:
         anchors: (R, 4) for the first stage, (N, R, 4) for refined anchors; never carries a
             gradient.
-        cls: the class loss's logits per anchor, K or K + 1; a stage without a class predictor
-            repeats those of the stage before it.
-        box: 4 deltas per anchor, in the coder's parametrisation; None for a stage that leaves the
-            boxes as they are.
-        boxes: (N, R, 4) decoded, without gradient, for an assigner that reads predictions.
+        cls: K or K + 1 logits per anchor, as the class loss needs; a stage without a class
+            predictor repeats those of the previous stage.
+        box: 4 deltas per anchor, in the coder's parametrisation; None for a stage that does not
+            move boxes.
+        boxes: (N, R, 4) decoded, without gradient, for an assigner that needs predictions.
     """
 
     anchors: Tensor
@@ -187,16 +187,16 @@ class StagePrediction:
     box: LevelMaps | None
     boxes: Tensor | None = None
 
-    # The copies are made when asked for: losses need them, inference reads the maps.
+    # Copies are made on demand: losses need them, inference reads the maps.
 
     @cached_property
     def cls_logits(self) -> Tensor:
-        """(N, R, K), or K + 1 as the class loss has it."""
+        """(N, R, K), or K + 1 if the class loss has a background logit."""
         return self.cls.flatten()
 
     @cached_property
     def deltas(self) -> Tensor | None:
-        """(N, R, 4), or None as ``box``."""
+        """(N, R, 4), or None if ``box`` is."""
         return None if self.box is None else self.box.flatten()
 
 
@@ -204,7 +204,7 @@ class StagePrediction:
 class StreamOutput:
     """Everything a stream predicts for a batch.
 
-    ``branches`` maps the name of a score branch to what its ``predict`` returned.
+    ``branches`` maps the name of a score branch to the result of its ``predict``.
     """
 
     priors: Priors
@@ -213,24 +213,24 @@ class StreamOutput:
 
     @property
     def box_stage(self) -> StagePrediction:
-        """The last stage that moves boxes: its decoded boxes are the detector's."""
+        """The last stage that moves boxes; its decoded boxes are the detector's."""
         return [stage for stage in self.stages if stage.box is not None][-1]
 
 
 @dataclass
 class Targets:
-    """What the assigner decided for every anchor of the batch.
+    """The assigner's decision for every anchor of the batch.
 
     Attributes:
         labels: (N, R) int64 in {-1, 0..K-1, K}.
-        matched_gt_boxes: (N, R, 4) the ground-truth box of a foreground anchor; elsewhere the
+        matched_gt_boxes: (N, R, 4) the ground-truth box of each foreground anchor; for others the
             anchor itself, so that encoding it is always finite.
-        matched_ious: (N, R) best IoU with any ground truth of the image, 0 without one.
-        gt_index: (N, R) row of the best ground truth within its image, -1 without one.
+        matched_ious: (N, R) best IoU with any ground truth of the image, 0 if it has none.
+        gt_index: (N, R) row of the best ground truth within its image, -1 if it has none.
         num_classes: K.
-        excluded_class: (N, R) int64, a class that an anchor is not trained against, -1 for none;
-            None where the assigner excludes nothing.
-        box_weights: (N, R) factor of each anchor's box loss; None for 1.
+        excluded_class: (N, R) int64, a class for which the anchor is not a negative, -1 for none;
+            None if the assigner excludes nothing.
+        box_weights: (N, R) factor of each anchor's box loss; None means 1.
     """
 
     labels: Tensor
@@ -243,22 +243,22 @@ class Targets:
 
     @property
     def valid(self) -> Tensor:
-        """(N, R) bool: not ignored."""
+        """(N, R) bool, not ignored."""
         return self.labels != IGNORE
 
     @property
     def foreground(self) -> Tensor:
-        """(N, R) bool: carries a class."""
+        """(N, R) bool, labelled with a class."""
         return self.valid & (self.labels != self.num_classes)
 
     @property
     def background(self) -> Tensor:
-        """(N, R) bool."""
+        """(N, R) bool, labelled as background."""
         return self.labels == self.num_classes
 
     @property
     def binary_labels(self) -> Tensor:
-        """(N, R) int8: 1 foreground, 0 background, -1 ignored, as the objectness loss reads."""
+        """(N, R) int8: 1 foreground, 0 background, -1 ignored, as the objectness loss expects."""
         return self.foreground.to(torch.int8) - (~self.valid).to(torch.int8)
 
 
@@ -269,9 +269,9 @@ class Candidates:
     Attributes:
         boxes: (C, 4).
         classes: (C,) int64.
-        scores: (C,) the fused score that ranks them.
-        factors: the probabilities that were fused, by name, each (C,); also ``<name>_step<t>``,
-            those after t refinements, where they were asked for.
+        scores: (C,) the fused score.
+        factors: the fused probabilities by name, each (C,); on request also ``<name>_step<t>``,
+            those after t refinements.
         levels: (C,) int64, the pyramid level of each.
     """
 
@@ -282,7 +282,7 @@ class Candidates:
     levels: Tensor
 
     def take(self, index: Tensor) -> Candidates:
-        """Those with the numbers ``index`` (D,), in that order."""
+        """The candidates with indices ``index`` (D,), in that order."""
         return Candidates(
             boxes=self.boxes[index],
             classes=self.classes[index],
@@ -295,7 +295,7 @@ class Candidates:
     def cat(cls, parts: Sequence[Candidates]) -> Candidates:
         """Concatenate the candidates of several levels or streams.
 
-        A factor that only some of them have is 1 for the others, as it is in their scores.
+        A factor that only some of them have is set to 1 for the others, as in their scores.
         """
         names = list(dict.fromkeys(name for p in parts for name in p.factors))
         return cls(

@@ -25,7 +25,7 @@ def test_demo_clears_its_own_folder_only(tmp_path):
 
     other.mkdir()
     (other / "model_final.pth").touch()
-    with pytest.raises(FileExistsError, match="no demo wrote"):
+    with pytest.raises(FileExistsError, match="not from a demo"):
         _remove_former_run(other)
     assert (other / "model_final.pth").exists()
 

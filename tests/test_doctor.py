@@ -41,7 +41,7 @@ def test_the_mended_detectron2_is_recognised(monkeypatch):
     report = report_with(
         monkeypatch, version="0.5", origin="/x", package="detectron2-cdo 0.5+resobj.1"
     )
-    assert "the mended 0.5" in dict(report.facts)["detectron2"]
+    assert "the patched 0.5" in dict(report.facts)["detectron2"]
 
 
 def test_absent_detectron2_is_advice_and_not_an_error(monkeypatch):
@@ -70,7 +70,7 @@ def test_missing_kernels_are_named_with_what_to_do(monkeypatch):
     "reason, advice",
     [
         ("torch could not be imported while building: x", "hidden by an isolated build"),
-        ("RESOBJ_NO_EXT was set when it was built", "unset RESOBJ_NO_EXT"),
+        ("RESOBJ_NO_EXT was set during the build", "unset RESOBJ_NO_EXT"),
     ],
 )
 def test_the_reason_of_the_build_leads_to_its_advice(monkeypatch, reason, advice):

@@ -92,7 +92,7 @@ def test_entries_of_a_slot_agree_on_the_default_of_a_shared_key():
 def test_registries_take_what_keeps_the_contract_once():
     with pytest.raises(TypeError, match="THING int must be a subclass of Contract"):
         registry_with(int)
-    with pytest.raises(ValueError, match="there is a THING First already"):
+    with pytest.raises(ValueError, match="there already is a THING First"):
         registry_with(First, First)
     with pytest.raises(KeyError, match="no THING 'Frist'; choose one of First"):
         registry_with(First).get("Frist")

@@ -1,10 +1,10 @@
-// Matching of anchors on the CPU, in memory for the result and O(R + M) more.
+// Matching of anchors on the CPU, in O(R + M) memory besides the result.
 //
-// Anchors are taken in blocks of 128 consecutive ones, which lie near each other, so most ground
-// truths miss the bounding box of a block and are skipped. A first pass finds the best box of every
-// anchor, and for each ground truth the highest IoU in each group of 32 blocks and the blocks
-// that reach it. For low-quality matches a second pass revisits only the blocks that reach the
-// maximum over all groups; there the same arithmetic gives bit-identical IoUs.
+// Anchors are processed in blocks of 128 consecutive ones. These are close to each other, so most
+// ground truths miss a block's bounding box and are skipped. A first pass finds the best box of
+// every anchor and, for each ground truth, the highest IoU in each group of 32 blocks and the
+// blocks that reach it. For low-quality matches a second pass revisits only the blocks that reach
+// the maximum over all groups; the same arithmetic makes its IoUs bit-identical.
 
 #pragma once
 
@@ -53,7 +53,7 @@ std::vector<KnownBox<T>> load_boxes(const RaggedBoxes& ragged) {
   return boxes;
 }
 
-// A quick test: false only if the intersection is surely empty.
+// A cheap test: false only if the intersection is certainly empty.
 template <typename T>
 bool may_intersect(const Box<T>& a, const Box<T>& b) {
   return (a.x1 < b.x2) & (b.x1 < a.x2) & (a.y1 < b.y2) & (b.y1 < a.y2);
@@ -63,7 +63,7 @@ template <typename T>
 struct AnchorBlock {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
 
-  // Pads with copies of the last anchor, so that every loop runs over the whole block.
+  // Padded with copies of the last anchor, so that every loop runs over a whole block.
   void load(const T* anchors, int64_t count) {
     T padded[4 * kBlock];
     if (count < kBlock) {
@@ -85,7 +85,7 @@ struct AnchorBlock {
 
   Box<T> box(int64_t j) const { return Box<T>{x1[j], y1[j], x2[j], y2[j]}; }
 
-  // The smallest box around all; a NaN coordinate does not count, as it can intersect nothing.
+  // The smallest box around all anchors. NaN coordinates are ignored, as they intersect nothing.
   Box<T> bounds() const {
     return Box<T>{lowest(x1), lowest(y1), -lowest_negated(x2), -lowest_negated(y2)};
   }
@@ -113,8 +113,8 @@ struct AnchorBlock {
   }
 };
 
-// The best box of each anchor of a block so far. An IoU is not negative, so its bits as an integer
-// order like it; unlike a maximum of floats, that of integers vectorises.
+// The best box so far of each anchor of a block. IoUs are non-negative, so their bits as integers
+// have the same order, and an integer maximum vectorises, unlike a float one.
 template <typename T>
 struct BlockMatch {
   Integer<T> iou_bits[kBlock];
@@ -133,7 +133,7 @@ struct BlockMatch {
           overlap<Overlap::kIou>(gt.box, gt.area, block.box(j), block.area[j]));
       const Integer<T> best = iou_bits[j];
       iou_bits[j] = larger(value, best);
-      // "Greater": of boxes with the same IoU the first stays.
+      // Strictly greater, so that the first of several boxes with the same IoU stays.
       index[j] = value > best ? row : index[j];
       highest = larger(value, highest);
     }
@@ -145,7 +145,7 @@ struct BlockMatch {
     Integer<T> label[kBlock];
     std::fill(label, label + kBlock, Integer<T>(rule.labels[0]));
     for (int t = 0; t < rule.num_thresholds; ++t) {
-      // Positive, so its bits order like it too.
+      // Positive, so its bits have the same order too.
       const auto threshold = bit_cast<Integer<T>>(rule.thresholds[t]);
       const Integer<T> above = rule.labels[t + 1];
       for (int64_t j = 0; j < kBlock; ++j) label[j] = iou_bits[j] >= threshold ? above : label[j];
@@ -193,7 +193,7 @@ class Matcher {
     });
   }
 
-  // Calls f(number of the block in the group, its first anchor, number of anchors).
+  // Calls f(index of the block in the group, its first anchor, number of anchors).
   template <typename F>
   void for_each_block(int64_t group, const F& f) {
     for (int64_t b = 0; b < kBlocksPerGroup; ++b) {
@@ -211,7 +211,7 @@ class Matcher {
     return image * arguments_.num_anchors + first;
   }
 
-  // One value for each ground truth of the image.
+  // One value per ground truth of the image.
   GroupBest<T>* bests_of(int64_t image, int64_t group) {
     const int64_t row = arguments_.gts.offsets[image] * num_groups_;
     return group_bests_.data() + row + group * arguments_.gts.size(image);
@@ -326,13 +326,13 @@ class Matcher {
   int64_t* gt_index_;
   T* ious_;
   int8_t* label_;
-  // By image, then group, then ground truth of the image.
+  // By image, then group, then ground truth.
   std::vector<GroupBest<T>> group_bests_;
   std::vector<T> best_ious_;
   std::vector<char> flooded_;
 };
 
-// The backend of match_anchors, and a part of that of reassign_anchors.
+// The backend of match_anchors, and part of that of reassign_anchors.
 struct MatchingCpu : CpuBackend {
   template <typename T>
   static void match(const MatchArguments& arguments, const MatchRule<T>& rule,

@@ -1,5 +1,5 @@
-// batched_nms on the CPU: boxes in one order by score, each tested against the kept boxes of its
-// class alone, until there are enough. One thread: a thousand boxes take a few dozen microseconds.
+// batched_nms on the CPU: boxes are taken by descending score, each tested only against the kept
+// boxes of its class, until there are enough. One thread: 1000 boxes take a few dozen microseconds.
 
 #include <tuple>
 

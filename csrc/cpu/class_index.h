@@ -1,4 +1,4 @@
-// Numbers the classes of a set of boxes and groups the boxes by class.
+// Numbers the classes of a set of boxes, and groups the boxes by class.
 #pragma once
 
 #include <algorithm>
@@ -7,15 +7,15 @@
 
 namespace resobj {
 
-// Maps class ids, which may be any int64, to [0, count()). Ids close to each other, the usual case,
-// are only shifted; others are looked up.
+// Maps class ids, which may be any int64, to [0, count()). Ids in a small range, the usual case,
+// are just shifted; others are looked up.
 class ClassIndex {
  public:
   ClassIndex(const int64_t* ids, int64_t number) {
     if (number == 0) return;
     const auto [lowest, highest] = std::minmax_element(ids, ids + number);
     lowest_ = *lowest;
-    // Unsigned: the difference of two int64 may not be one.
+    // Unsigned, since the difference of two int64 may overflow.
     const uint64_t range = uint64_t(*highest) - uint64_t(*lowest);
     if (range < uint64_t(kSpread * number + kSmall)) {
       count_ = static_cast<int64_t>(range) + 1;
@@ -40,7 +40,7 @@ class ClassIndex {
 
   int64_t lowest_ = 0;
   int64_t count_ = 0;
-  std::vector<int64_t> sorted_;  // empty where ids are only shifted
+  std::vector<int64_t> sorted_;  // empty if ids are just shifted
 };
 
 // The boxes of class c are members[begins[c]] to members[begins[c + 1]].
@@ -52,8 +52,8 @@ struct ClassGroups {
   int32_t size(int64_t c) const { return begins[c + 1] - begins[c]; }
   const int32_t* group(int64_t c) const { return members.data() + begins[c]; }
 
-  // For parallel_for over the classes, when each box of a class meets the others: one thread unless
-  // there are pairs for about a millisecond.
+  // Grain for parallel_for over classes if every pair of boxes of a class is visited: a single
+  // thread unless there is about a millisecond of work.
   int64_t grain() const {
     int64_t pairs = 0;
     for (int64_t c = 0; c < count(); ++c) pairs += int64_t(size(c)) * size(c);
@@ -61,7 +61,7 @@ struct ClassGroups {
   }
 };
 
-// Within a class boxes stay in the given order.
+// Boxes of a class keep their order.
 inline ClassGroups group_by_class(const std::vector<int32_t>& order, const int64_t* ids,
                                   const ClassIndex& classes) {
   ClassGroups groups{std::vector<int32_t>(order.size()), std::vector<int32_t>(classes.count() + 1)};

@@ -1,4 +1,4 @@
-// What the host functions of include/resobj/*_host.h ask of every CPU backend.
+// What the host functions of include/resobj/*_host.h require of every CPU backend.
 #pragma once
 
 #include "resobj/tensor_checks.h"

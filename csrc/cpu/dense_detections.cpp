@@ -1,7 +1,7 @@
-// dense_detections on the CPU. The class logits are scanned as they lie in memory for those that
-// may pass the threshold, which a comparison decides; only these few get a score. A part of a level
-// keeps its best `topk`, and once it has so many the scan looks for better ones only. Parts do not
-// depend on the number of threads, and candidates have a total order, so neither does the result.
+// dense_detections on the CPU. The class logits are scanned in memory order; a comparison picks out
+// those that may pass the threshold, and only these few get a score. Each part of a level keeps its
+// best `topk`; once it has that many, the scan only looks for better ones. The result does not
+// depend on the number of threads, since neither the parts nor the total order of candidates do.
 
 #include <algorithm>
 #include <cstring>
@@ -16,18 +16,18 @@
 namespace resobj {
 namespace {
 
-constexpr int64_t kPart = int64_t(1) << 20;  // logits of a task
-constexpr int64_t kChunk = 4096;             // logits between two looks at the hits
+constexpr int64_t kPart = int64_t(1) << 20;  // logits per task
+constexpr int64_t kChunk = 4096;             // logits scanned before hits are processed
 constexpr int64_t kStep = 64;                // logits, or cells, that one test may skip
-constexpr int64_t kSparse = 8;               // a part of the cells that is few
+constexpr int64_t kSparse = 8;               // 1/kSparse of the cells or less counts as few
 
-// The best `size` candidates of those offered, in any order.
+// The best `size` of the candidates offered, in any order.
 template <typename T>
 class TopCandidates {
  public:
   TopCandidates(int64_t size, T score_thresh) : size_(size), score_thresh_(score_thresh) {}
 
-  // Whether the lowest score that can still enter has risen.
+  // Returns whether the lowest score that can still enter has risen.
   bool offer(const Candidate<T>& candidate) {
     if (!(candidate.score > score_thresh_)) return false;
     if (full_ && !is_better(candidate, kept_[size_ - 1])) return false;
@@ -40,7 +40,7 @@ class TopCandidates {
   // Scores below this cannot enter.
   T least() const { return full_ ? kept_[size_ - 1].score : score_thresh_; }
 
-  // Leaves the best, the worst of them last.
+  // Leaves the best ones, the worst of them last.
   void cut() {
     if (static_cast<int64_t>(kept_.size()) < size_) return;
     std::nth_element(kept_.begin(), kept_.begin() + (size_ - 1), kept_.end(), is_better<T>);
@@ -59,7 +59,7 @@ class TopCandidates {
   std::vector<Candidate<T>> kept_;
 };
 
-// Writes the numbers in [0, count) that pass to `hits` and returns how many they are.
+// Writes the indices in [0, count) that pass to `hits` and returns their number.
 template <typename Flag, typename Passes>
 int64_t find_hits(int64_t count, const Passes& passes, int32_t* hits) {
   int64_t num_hits = 0;
@@ -87,8 +87,8 @@ int64_t find_hits(int64_t count, const Passes& passes, int32_t* hits) {
   return num_hits;
 }
 
-// The logits of one image and level in memory order: planes, one for each anchor of a cell and
-// class, or rows, one for each anchor with its K classes.
+// The logits of one image and level in memory order: either planes, one per anchor of a cell and
+// class, or rows, one per anchor, of K classes.
 template <typename T>
 class LevelScan {
  public:
@@ -105,7 +105,7 @@ class LevelScan {
     raise_bounds();
   }
 
-  // Planes, or rows, are what parts are made of.
+  // Parts consist of whole planes or rows.
   static int64_t num_units(const DenseLevel<T>& level, const ScoreRule<T>& rule) {
     const int64_t channels = level.num_anchors * rule.num_classes;
     return has_planes(level.cls, channels, level.num_cells) ? channels : level.num_rows();
@@ -132,7 +132,7 @@ class LevelScan {
     }
   }
 
-  // Whether the factors of an anchor allow any class to pass.
+  // Whether the factors of an anchor let any class pass.
   bool is_active(int64_t anchor, int64_t cell) const {
     bool active = true;
     for (int f = 1; f < rule_.num_factors; ++f) {
@@ -153,7 +153,7 @@ class LevelScan {
     });
   }
 
-  // The planes of an anchor's classes share what its factors allow.
+  // The planes of an anchor's classes share the bounds set by its factors.
   void scan_planes(int64_t begin, int64_t end) {
     std::vector<T> cell_bounds(level_.num_cells);
     std::vector<int32_t> cells;
@@ -166,7 +166,7 @@ class LevelScan {
       }
       last_anchor = anchor;
       const T* plane = logits_ + channel * level_.num_cells;
-      // A few cells are picked out; of many the whole plane is read, which comes as a stream.
+      // If few cells can pass they are read one by one; otherwise the whole plane is streamed.
       const int64_t few = static_cast<int64_t>(cells.size());
       if (few * kSparse <= level_.num_cells) {
         scan(
@@ -180,7 +180,7 @@ class LevelScan {
     }
   }
 
-  // What a class logit must reach in each cell: infinity where a factor lets no class pass.
+  // What a class logit must reach in each cell; infinity where a factor lets no class pass.
   void bound_cells(int64_t anchor, std::vector<T>& cell_bounds) const {
     std::fill(cell_bounds.begin(), cell_bounds.end(), bounds_[0]);
     for (int f = 1; f < rule_.num_factors; ++f) {
@@ -212,7 +212,7 @@ class LevelScan {
     }
   }
 
-  // Visits the numbers from begin to end that pass.
+  // Visits the indices from begin to end that pass.
   template <typename Passes, typename Visit>
   void scan(int64_t begin, int64_t end, const Passes& passes, const Visit& visit_number) {
     using Flag = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;  // so that loops vectorise
@@ -268,7 +268,7 @@ std::vector<Part> make_parts(const DenseInputs<T>& inputs) {
       if (logits == 0) continue;
       const int64_t units = LevelScan<T>::num_units(level, inputs.rule);
       int64_t per_part = std::max<int64_t>(kPart / (logits / units), 1);
-      // Whole anchors where they are not much larger: see bound_cells.
+      // Parts of whole anchors, if these are not much larger: see bound_cells.
       const int64_t num_classes = inputs.rule.num_classes;
       if (2 * per_part >= num_classes) per_part = ceil_div(per_part, num_classes) * num_classes;
       for (int64_t begin = 0; begin < units; begin += per_part) {
@@ -283,7 +283,7 @@ std::vector<Part> make_parts(const DenseInputs<T>& inputs) {
 template <typename T>
 using PartCandidates = std::vector<std::vector<Candidate<T>>>;
 
-// The candidates of one image from those of its parts, best first.
+// Merges the candidates of an image's parts, best first.
 template <typename T>
 std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandidates<T>& of_parts,
                                 int64_t image, const DenseInputs<T>& inputs, int64_t topk) {
@@ -303,7 +303,7 @@ std::vector<Candidate<T>> merge(const std::vector<Part>& parts, const PartCandid
   return merged;
 }
 
-// Suppresses the candidates of an image, which come best first, and writes what is left.
+// Suppresses the candidates of an image, given best first, and writes those that are left.
 template <typename T>
 void write_detections(const DenseInputs<T>& inputs, const DenseOptions& options, int64_t image,
                       const std::vector<Candidate<T>>& candidates,

@@ -1,5 +1,5 @@
-// giou_loss on the CPU. A chunk is computed as if every pair counted, in one loop without a branch;
-// then the pairs outside the mask are set to zero.
+// giou_loss on the CPU. A chunk is computed as if every pair counted, in one branch-free loop; then
+// pairs outside the mask are set to zero.
 
 #include <algorithm>
 

@@ -30,7 +30,7 @@ InstructionSet instruction_set() {
 
 }  // namespace resobj
 
-// For resobj_d2.ops._native, which has no other way to see it.
+// For resobj_d2.ops._native, which cannot tell otherwise.
 extern "C" __attribute__((visibility("default"))) const char* resobj_cpu_capability() {
   switch (resobj::instruction_set()) {
     case resobj::InstructionSet::kAvx512:

@@ -1,15 +1,15 @@
 // Runs a piece of code compiled for the best vector instructions of this processor.
 //
-// The result does not depend on which: nothing is contracted to fused multiply-add
-// (-ffp-contract=off), and a loop never reorders a sum.
+// The result does not depend on the choice: nothing is contracted to fused multiply-add
+// (-ffp-contract=off), and no loop reorders a sum.
 #pragma once
 
 namespace resobj {
 
 enum class InstructionSet { kBaseline, kAvx2, kAvx512 };
 
-// The best that this processor has, or less where torch's own variable ATEN_CPU_CAPABILITY is
-// "avx2" or "default". Found once per process.
+// The best instructions of this processor, limited by torch's variable ATEN_CPU_CAPABILITY ("avx2"
+// or "default"). Determined once per process.
 InstructionSet instruction_set();
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -17,11 +17,11 @@ InstructionSet instruction_set();
 #if defined(__clang__)
 #define RESOBJ_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
 #else
-// GCC prefers half the width for most processors; clang has no such option here.
+// By default GCC uses half-width vectors on most processors; clang has no such option here.
 #define RESOBJ_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
 #endif
 
-// `flatten` inlines all that `body` calls, so all of it is compiled for these instructions.
+// `flatten` inlines everything that `body` calls, so all of it is compiled for these instructions.
 template <typename Body>
 __attribute__((target(RESOBJ_AVX512), flatten, noinline)) void run_with_avx512(const Body& body) {
   body();

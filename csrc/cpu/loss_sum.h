@@ -1,4 +1,4 @@
-// Sums of loss terms on the CPU in an order that does not depend on the number of threads.
+// Sums of loss terms on the CPU, in an order that does not depend on the number of threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,8 +12,8 @@
 
 namespace resobj {
 
-constexpr int64_t kChunk = 2048;       // loss terms that are computed and added together
-constexpr int64_t kChunksPerTask = 4;  // below that a second thread costs more than it brings
+constexpr int64_t kChunk = 2048;       // loss terms computed and added at a time
+constexpr int64_t kChunksPerTask = 4;  // with fewer, a second thread does not pay off
 
 // Adds up to kChunk values, in as many partial sums as two of the widest vectors hold floats.
 template <typename T>
@@ -42,7 +42,7 @@ void for_each_chunk(int64_t count, const F& f) {
 }
 
 // Writes the sum of the loss terms [0, count) to the scalar `total` of type T; fill(begin, end,
-// terms) writes the terms of one chunk.
+// terms) computes the terms of one chunk.
 template <typename T, typename F>
 void sum_terms(int64_t count, const F& fill, Tensor& total) {
   std::vector<double> partial(ceil_div(count, kChunk));

@@ -1,4 +1,4 @@
-// matrix_nms on the CPU: a class at a time, each box by descending score against all better ones.
+// matrix_nms on the CPU: class by class, each box by descending score against all better ones.
 
 #include <cmath>
 
@@ -23,8 +23,8 @@ class BetterBoxes {
   // Adds a box and returns the factor of its score.
   T add(const Box<T>& box, const MatrixRule<T>& rule) {
     const T box_area = area(box);
-    // Of numbers that are not negative, whose bits order like them: a maximum of integers
-    // vectorises, one of floats does not.
+    // IoUs are non-negative, so their bits have the same order; an integer maximum vectorises, a
+    // float one does not.
     Integer highest = 0;
     Integer strength = 0;
     for (int32_t i = 0; i < count_; ++i) {

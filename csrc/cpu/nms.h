@@ -1,7 +1,7 @@
-// Greedy non-maximum suppression on the CPU, for every kernel that ends with it.
+// Greedy non-maximum suppression on the CPU, used by every kernel that ends with it.
 //
-// Boxes are offered one by one by descending score, and each class has the list of its kept boxes,
-// so a caller may stop as soon as it has enough: what comes later changes nothing before it.
+// Boxes are offered one by one by descending score, and each class has a list of its kept boxes. A
+// caller may stop as soon as it has enough, since later boxes do not affect earlier ones.
 //
 //   const std::vector<int32_t> order = order_by_score(scores, count);
 //   GreedyNms<T> nms(num_classes, round_down<T>(iou_threshold));
@@ -31,8 +31,8 @@ class GreedyNms {
   GreedyNms(int64_t num_classes, T threshold)
       : threshold_(threshold), first_block_(num_classes, kNone) {}
 
-  // Whether the box is kept: no kept box of its class in [0, num_classes) has a larger IoU with it
-  // than the threshold. Boxes of a class come by descending score. Call it in run_vectorized.
+  // Whether the box is kept: its IoU with every kept box of its class in [0, num_classes) is at
+  // most the threshold. Boxes of a class must come by descending score. Call it in run_vectorized.
   bool offer(int64_t box_class, const Box<T>& box) {
     const T box_area = area(box);
     int32_t last = kNone;
@@ -46,7 +46,7 @@ class GreedyNms {
 
  private:
   static constexpr int kLanes = 16;  // one or two of the widest vectors
-  static constexpr int kBlock = 64;  // boxes between looks whether one suppresses
+  static constexpr int kBlock = 64;  // boxes between checks for a suppressor
   static constexpr int32_t kNone = -1;
 
   // Unused lanes hold boxes without area, which suppress nothing.
@@ -105,11 +105,11 @@ class GreedyNms {
   std::vector<Block> blocks_;
 };
 
-// Orders scores from the highest to the lowest, equal ones by index.
+// Orders scores from highest to lowest, ties by index.
 template <typename T>
 class ScoreOrder {
  public:
-  // The indices of the scores in [0, count) by descending score; NaN scores are left out.
+  // The indices of the scores in [0, count) by descending score, without NaN scores.
   static std::vector<int32_t> sort(const T* scores, int64_t count) {
     std::vector<Entry> entries;
     entries.reserve(count);
@@ -134,14 +134,14 @@ class ScoreOrder {
   static constexpr int kDigitBits = 11;
   static constexpr int kDigits = (kKeyBits + kDigitBits - 1) / kDigitBits;
   static constexpr Key kBuckets = Key(1) << kDigitBits;
-  static constexpr size_t kSmall = 256;  // where clearing the buckets costs more than comparing
+  static constexpr size_t kSmall = 256;  // below, comparing is cheaper than clearing buckets
 
   struct Entry {
     Key key;
     int32_t index;
   };
 
-  // Ascends where the score descends; -0 and 0 are the same.
+  // Ascending where the score descends; -0 and 0 are equal.
   static Key descending_key(T score) {
     const Key bits = bit_cast<Key>(score + T(0));
     const Key sign = Key(1) << (kKeyBits - 1);
@@ -158,7 +158,7 @@ class ScoreOrder {
     }
   }
 
-  // From the least significant digit, each pass leaving equal digits in their order.
+  // From the least significant digit on; each pass is stable.
   static void radix_sort(std::vector<Entry>& entries) {
     std::vector<std::array<int32_t, kBuckets>> starts(kDigits);
     for (const Entry& entry : entries) {

@@ -1,5 +1,5 @@
 // pairwise_box_iou on the CPU: columns are cut into blocks that stay in the L1 cache as separate
-// coordinate arrays, rows run over them, so the inner loop is one vector per coordinate.
+// coordinate arrays, and rows run over them, so the inner loop has one vector per coordinate.
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-// reassign_anchors on the CPU: refines the anchors, matches them, and encodes what they matched.
+// reassign_anchors on the CPU: refines the anchors, matches them, and encodes their matched boxes.
 
 #include "anchor_matcher.h"
 #include "loss_sum.h"

@@ -1,9 +1,9 @@
 // residual_objectness_bce on the CPU: one scan of the labels for the thresholds, one pass over the
-// anchors for all T+1 losses, one for the gradients. The first leaves nothing to the second but the
-// thresholds: forming o_t again is cheaper than reading it.
+// anchors for all T+1 losses, one for the gradients. Only the thresholds are passed on to the
+// backward: recomputing o_t is cheaper than reading it.
 //
 // The thresholds need no pass per step: a foreground anchor is never below its own minimum, so it
-// is selected at every step, and its o_t is a prefix sum of residuals whatever `unselected` says.
+// is selected at every step, and its o_t is a prefix sum of residuals whatever `unselected` is.
 
 #include <algorithm>
 #include <cstring>
@@ -18,13 +18,13 @@
 namespace resobj {
 namespace {
 
-constexpr int64_t kAnchors = 1024;  // in one chunk
+constexpr int64_t kAnchors = 1024;  // per chunk
 constexpr int64_t kAnchorChunksPerTask = 8;
 
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
-// Whether any of eight labels is positive: low bits set and sign bit clear.
+// Whether any of eight labels is positive, i.e. has a low bit set and a clear sign bit.
 bool any_positive(const int8_t* labels) {
   uint64_t bytes;
   std::memcpy(&bytes, labels, sizeof(bytes));
@@ -77,7 +77,7 @@ void find_thresholds(const ResidualInputs<T>& in, T* thresholds) {
   }
 }
 
-// Calls f(chunk) for each chunk, on the best instructions there are.
+// Calls f(chunk) for each chunk, with the best available instructions.
 template <typename F>
 void for_each_anchor_chunk(int64_t chunks, const F& f) {
   torch::stable::parallel_for(0, chunks, kAnchorChunksPerTask, [&](int64_t begin, int64_t end) {
@@ -97,7 +97,7 @@ void dispatch_bool(bool value, const F& f) {
   }
 }
 
-// The labels of one chunk as the arithmetic wants them, in the width of T so that loops vectorise.
+// The labels of one chunk in the form that the arithmetic needs, as wide as T to vectorise loops.
 template <typename T>
 struct Signs {
   T sign[kAnchors];  // 1 foreground, -1 background, 0 ignored
@@ -122,7 +122,8 @@ struct Terms {
   T foreground[kAnchors];
 };
 
-// Sums of one step of one chunk. `logits` go from o_{t-1} to o_t; step 0 has no residuals.
+// Sums of one step over one chunk. `logits` are updated from o_{t-1} to o_t; step 0 has no
+// residuals.
 template <bool first, bool keep, typename T>
 void step_sums(const T* residuals, const Signs<T>& signs, T threshold, T* __restrict__ logits,
                Terms<T>& terms, double* sums) {
@@ -148,7 +149,7 @@ void step_sums(const T* residuals, const Signs<T>& signs, T threshold, T* __rest
   sums[kNumbers + 1] = signs.foreground;
 }
 
-// Fills sums (T+1, kStepSums) of one chunk.
+// Fills the sums (T+1, kStepSums) of one chunk.
 template <bool keep, typename T>
 void chunk_losses(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
                   double* sums) {
@@ -183,9 +184,9 @@ void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& 
   }
 }
 
-// Gradient of one step of one chunk. `later` carries the gradient of the losses of later steps
-// where those reach this one (`accumulate`: detach is not "all"). With `keep`, only the residuals
-// of selected anchors entered o_t.
+// Gradient of one step for one chunk. `later` carries the gradient of later steps' losses if it
+// reaches this one (`accumulate`: detach is not "all"). With `keep`, only the residuals of selected
+// anchors are part of o_t.
 template <bool accumulate, bool keep, typename T>
 void step_gradient(const T* before, const T* after, const Signs<T>& signs, T threshold, T scale,
                    T* __restrict__ later, T* __restrict__ gradient) {

@@ -1,6 +1,6 @@
 // sigmoid_focal_loss on the CPU. A chunk of the flattened logits is first computed as if every
-// class were absent, one vector loop without a branch; then the few logits of a present class are
-// put right and the anchors that do not count are set to zero.
+// class were absent, in one branch-free vector loop; then the few logits of a present class are
+// corrected and ignored anchors are set to zero.
 
 #include <algorithm>
 

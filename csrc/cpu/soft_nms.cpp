@@ -1,5 +1,5 @@
-// soft_nms on the CPU: the boxes of each class by themselves, as separate coordinate arrays. A pass
-// over them decays the scores and finds the highest one left.
+// soft_nms on the CPU: each class separately, with its boxes as separate coordinate arrays. One
+// pass over them decays the scores and finds the highest one left.
 
 #include <cmath>
 #include <limits>
@@ -37,8 +37,8 @@ class SoftClass {
     }
   }
 
-  // The position of the highest score, the first of equal ones; -1 if none is left. Scores that are
-  // not negative order like their bits as integers, whose maximum vectorises.
+  // The position of the highest score (ties: the first); -1 if none is left. Non-negative scores
+  // have the order of their bits as integers, whose maximum vectorises.
   int32_t best() const {
     const int32_t count = static_cast<int32_t>(score_.size());
     Integer highest = std::numeric_limits<Integer>::min();
@@ -53,7 +53,7 @@ class SoftClass {
 
   T score(int32_t position) const { return score_[position]; }
 
-  // Takes the box out, by a score whose sign stays, and decays the scores of the others.
+  // Takes the box out by making its score negative, and decays the other scores.
   void take(int32_t position, const SoftRule<T>& rule) {
     const int32_t count = static_cast<int32_t>(score_.size());
     const Box<T> taken{x1_[position], y1_[position], x2_[position], y2_[position]};
@@ -140,7 +140,7 @@ struct Cpu : CpuBackend {
         });
       }
     });
-    // Scores only fall, so within a class picks come by descending score already.
+    // Scores only fall, so the picks of a class already come by descending score.
     std::vector<Pick<T>> all;
     for (const auto& of_class : picks) all.insert(all.end(), of_class.begin(), of_class.end());
     std::sort(all.begin(), all.end(), [](const Pick<T>& a, const Pick<T>& b) {

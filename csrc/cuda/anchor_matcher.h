@@ -1,11 +1,11 @@
-// Matching of anchors on CUDA: one thread per anchor, and for each image two kernels.
+// Matching of anchors on CUDA: one thread per anchor, two kernels per launch.
 //
-// The 32 anchors of a warp lie near each other. Each lane tests one ground truth against their
-// bounding box, and the warp then visits those that passed, in ascending order. The first kernel
-// finds the best box of every anchor and, by atomics on the bits of non-negative numbers, whose
-// maximum does not depend on the order, the best IoU of every ground truth. The second labels the
-// anchors that have this IoU and those in ignore regions; the same arithmetic gives bit-identical
-// IoUs.
+// The 32 anchors of a warp are close to each other. Each lane tests one ground truth against their
+// bounding box; the warp then visits those that passed, in ascending order. The first kernel finds
+// the best box of every anchor and the best IoU of every ground truth, the latter by atomic maxima
+// on the bits of non-negative numbers, which do not depend on the order. The second kernel labels
+// the anchors that have this IoU and those in ignore regions; the same arithmetic makes its IoUs
+// bit-identical.
 
 #pragma once
 
@@ -19,7 +19,7 @@ namespace resobj {
 namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kImagesPerLaunch = 64;  // their offsets are a kernel argument, which is limited
+constexpr int kImagesPerLaunch = 64;  // kernel arguments, such as their offsets, are limited
 
 struct ImageOffsets {
   int64_t gts[kImagesPerLaunch + 1];
@@ -41,7 +41,7 @@ struct MatchOutput {
   int64_t* gt_index;
   T* ious;
   int8_t* label;
-  T* best_ious;  // by ground truth, 0 at first; null without low-quality matches
+  T* best_ious;  // by ground truth, initially 0; null without low-quality matches
 };
 
 template <typename T, typename Combine>
@@ -60,7 +60,7 @@ __device__ void atomic_max(double* target, double value) {
   atomicMax(reinterpret_cast<long long*>(target), bit_cast<long long>(value));
 }
 
-// The anchor of this thread among those of its warp.
+// The anchor of this thread, and the anchors of its warp.
 template <typename T>
 struct WarpAnchor {
   bool exists;
@@ -69,7 +69,7 @@ struct WarpAnchor {
   int64_t output;  // position in the (N, R) results
   Box<T> box;
   T area;
-  Box<T> bounds;  // of the warp; a NaN coordinate does not count, as it can intersect nothing
+  Box<T> bounds;  // of the warp, ignoring NaN coordinates, which intersect nothing
 
   __device__ explicit WarpAnchor(const MatchInput<T>& input) {
     const int64_t anchor = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -78,7 +78,7 @@ struct WarpAnchor {
     image = blockIdx.y;
     const int64_t whole_image = input.first_image + image;
     output = whole_image * input.num_anchors + anchor;
-    // A thread past the end repeats the last anchor, which changes neither bounds nor maxima.
+    // A thread past the end repeats the last anchor, which affects neither bounds nor maxima.
     const int64_t last = input.num_anchors - 1;
     box = get_box(input.anchors, whole_image * input.anchor_stride + smaller(anchor, last));
     area = resobj::area(box);
@@ -91,8 +91,8 @@ struct WarpAnchor {
     bounds.y2 = warp_reduce(larger(box.y2, -infinity), upper);
   }
 
-  // Calls visit(row, box, its area) in all lanes for each of boxes[begin..end) that may intersect
-  // an anchor of the warp, in ascending order.
+  // Calls visit(row, box, its area) in all lanes, in ascending order, for each of
+  // boxes[begin..end) that may intersect an anchor of the warp.
   template <typename Visit>
   __device__ void for_each_near(const T* boxes, int64_t begin, int64_t end,
                                 const Visit& visit) const {
@@ -124,14 +124,14 @@ __global__ void match_kernel(const __grid_constant__ MatchInput<T> input, MatchO
   int64_t index = end > begin ? 0 : -1;
   anchor.for_each_near(input.gts, begin, end, [&](int64_t row, const Box<T>& gt, T gt_area) {
     const T iou = overlap<Overlap::kIou>(gt, gt_area, anchor.box, anchor.area);
-    // "Greater": of boxes with the same IoU the first stays.
+    // Strictly greater, so that the first of several boxes with the same IoU stays.
     if (iou > best) {
       best = iou;
       index = row - begin;
     }
     if (output.best_ious == nullptr) return;
     const T highest = warp_reduce(iou, [](T a, T b) { return larger(a, b); });
-    // The plain read may be out of date; it only saves atomics that would change nothing.
+    // The plain read may be stale; it only saves atomics that would change nothing.
     if (anchor.lane == 0 && highest > output.best_ious[row]) {
       atomic_max(output.best_ious + row, highest);
     }
@@ -156,7 +156,7 @@ __global__ void finish_kernel(const __grid_constant__ MatchInput<T> input, Match
       const T iou = overlap<Overlap::kIou>(gt, gt_area, anchor.box, anchor.area);
       foreground |= (iou > T(0)) & (iou == output.best_ious[row]);
     });
-    // A ground truth that overlaps nothing has IoU 0, its best, with every anchor.
+    // For a ground truth without overlap the best IoU is 0, which every anchor has.
     bool flooded = false;
     for (int64_t row = begin + anchor.lane; d2_compat && row < end; row += kWarp) {
       flooded |= output.best_ious[row] == T(0);
@@ -177,7 +177,7 @@ __global__ void finish_kernel(const __grid_constant__ MatchInput<T> input, Match
   }
 }
 
-// The backend of match_anchors, and a part of that of reassign_anchors.
+// The backend of match_anchors, and part of that of reassign_anchors.
 struct MatchingCuda : CudaBackend {
   template <typename T>
   static void match(const MatchArguments& arguments, const MatchRule<T>& rule,

@@ -1,9 +1,9 @@
-// batched_nms on CUDA: one block per class takes its boxes by descending score in tiles of kTile.
+// batched_nms on CUDA: one block per class processes its boxes by descending score in tiles.
 //
 // Each thread tests one box of the tile against all kept boxes, then against the earlier boxes of
-// the tile, which gives a row of bits; one warp settles the tile from these bits, one box after the
-// other. Memory is linear in the number of boxes, while a matrix of bits would be quadratic. A last
-// kernel of one block collects the kept boxes in the order of all scores.
+// the tile, which gives a row of bits. From these bits one warp decides the tile, box after box.
+// Memory is linear in the number of boxes; a bit matrix of all pairs would be quadratic. A final
+// kernel with one block collects the kept boxes in the order of all scores.
 
 #include "class_groups.h"
 
@@ -18,20 +18,20 @@ template <typename T>
 struct Tile {
   Box<T> boxes[kTile];
   T areas[kTile];
-  uint32_t suppressors[kTile][kWords];  // of each box, the boxes of the tile that would suppress it
-  uint32_t alive[kWords];               // not suppressed by a box from before the tile
+  uint32_t suppressors[kTile][kWords];  // per box, the boxes of the tile that would suppress it
+  uint32_t alive[kWords];               // not suppressed by a box before the tile
   uint32_t kept[kWords];
 };
 
-// Settles a tile in the first warp: a box is kept if it is alive and no kept box suppresses it.
-// `room` more boxes may be kept.
+// Decides a tile in the first warp: a box is kept if it is alive and no kept box suppresses it. At
+// most `room` boxes are kept.
 template <typename T>
 __device__ void settle(Tile<T>& tile, int64_t room) {
   const int lane = threadIdx.x;
   const int word = lane % kWords;
   uint32_t kept = 0;  // the word of this lane
   for (int w = 0; w < kWords; ++w) {
-    // Classes are often a few boxes, so the bits are walked, not the tile.
+    // Classes are often small, so iterate over set bits instead of the tile.
     for (uint32_t left = tile.alive[w]; left != 0 && room > 0; left &= left - 1) {
       const int bit = __ffs(static_cast<int>(left)) - 1;
       const uint32_t suppressors = tile.suppressors[32 * w + bit][word];
@@ -43,7 +43,7 @@ __device__ void settle(Tile<T>& tile, int64_t room) {
   if (lane < kWords) tile.kept[lane] = kept;
 }
 
-// Takes the class that starts at `begin`. `kept_boxes` has room for all boxes, by position.
+// Processes the class that starts at `begin`. `kept_boxes` has room for all boxes, by position.
 template <typename T>
 __device__ void suppress_class(const GroupedBoxes<T>& boxes, int64_t begin, T threshold,
                                int64_t limit, Tile<T>& tile, T* kept_boxes, int8_t* kept_by_rank) {
@@ -120,7 +120,7 @@ __global__ void suppress_kernel(GroupedBoxes<T> boxes, T threshold, int64_t limi
   }
 }
 
-// In one block: the kept boxes by rank, at most `limit`, then -1 up to `rows`.
+// One block: the kept boxes by rank, at most `limit`, padded with -1 up to `rows`.
 __global__ void collect_kernel(const int8_t* kept_by_rank, const int64_t* by_rank, int64_t count,
                                int64_t limit, int64_t rows, int64_t* keep, int64_t* num_kept) {
   __shared__ int warp_totals[kBlock / kWarp];
@@ -145,7 +145,7 @@ __global__ void collect_kernel(const int8_t* kept_by_rank, const int64_t* by_ran
   if (thread == 0) *num_kept = total;
 }
 
-// What was kept, on the device.
+// The kept boxes, on the device.
 struct Kept {
   Tensor keep;   // (rows,), -1 after the kept boxes
   Tensor count;  // ()

@@ -1,7 +1,7 @@
-// Boxes grouped by class and ordered by score on the device. The host learns nothing of it, not
-// even the number of classes, so no one waits and it can be captured in a CUDA graph.
+// Boxes grouped by class and ordered by score on the device. Nothing is reported to the host, not
+// even the number of classes, so it never waits and the code can be captured in a CUDA graph.
 //
-// The sorting is torch's, through its dispatcher: stable, on the current stream, without waiting.
+// Sorting is torch's, through its dispatcher: stable, on the current stream, without waiting.
 #pragma once
 
 #include <array>
@@ -13,15 +13,15 @@
 
 namespace resobj {
 
-constexpr int kStartsPerBlock = 64;  // positions where a block looks for the start of a class
+constexpr int kStartsPerBlock = 64;  // positions that a block checks for the start of a class
 
-// Of each position: by class, then by descending score, then by index.
+// Per position: by class, then by descending score, then by index.
 template <typename T>
 struct GroupedBoxes {
   const T* boxes;
-  const T* scores;  // NaN for a box that is left out
+  const T* scores;  // NaN for a dropped box
   const int64_t* classes;
-  const int64_t* ranks;    // the place among all boxes by descending score
+  const int64_t* ranks;    // the rank among all boxes by descending score
   const int64_t* by_rank;  // the index of the box of each rank
   int64_t count;
 
@@ -44,7 +44,7 @@ inline std::tuple<Tensor, Tensor> stable_sort(const Tensor& values, bool descend
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// `keys` order like the scores, with -0 and 0 alike and NaN for what is left out.
+// `keys` have the order of the scores, with -0 equal to 0 and NaN for dropped boxes.
 template <typename T>
 __global__ void key_kernel(const T* scores, int64_t count, bool finite_only, T* keys) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -74,11 +74,11 @@ inline unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(ceil_div(count > 0 ? count : 1, kBlock));
 }
 
-// Owns the memory of GroupedBoxes. There is at least one box.
+// Owns the memory of GroupedBoxes. There must be at least one box.
 template <typename T>
 class ClassGroups {
  public:
-  // A NaN score leaves a box out; with `finite_only` an infinite one does too.
+  // A NaN score drops a box; with `finite_only` an infinite one does too.
   ClassGroups(const Candidates& candidates, bool finite_only, cudaStream_t stream)
       : count_(candidates.count()) {
     using torch::stable::new_empty;
@@ -110,7 +110,7 @@ class ClassGroups {
             by_rank_.const_data_ptr<int64_t>(), count_};
   }
 
-  // Blocks of a kernel where each looks at kStartsPerBlock positions.
+  // The number of blocks of a kernel in which each checks kStartsPerBlock positions.
   unsigned start_blocks() const { return static_cast<unsigned>(ceil_div(count_, kStartsPerBlock)); }
 
  private:
@@ -118,8 +118,8 @@ class ClassGroups {
   Tensor boxes_, scores_, classes_, ranks_, by_rank_;
 };
 
-// The number in a tensor of one. The host waits for it as it does in Tensor.item(), so that
-// torch.cuda.set_sync_debug_mode notices.
+// The number in a one-element tensor. The host waits for it as in Tensor.item(), so that
+// torch.cuda.set_sync_debug_mode reports it.
 inline int64_t wait_for_count(const Tensor& count) {
   int64_t value = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(count.get(), &value));

@@ -14,9 +14,9 @@ namespace resobj {
 constexpr int kBlock = 256;
 constexpr int kWarp = 32;
 
-// What the host functions of include/resobj/*_host.h ask of every CUDA backend.
+// What the host functions of include/resobj/*_host.h require of every CUDA backend.
 struct CudaBackend {
-  // Makes the device of a tensor the current one while it lives.
+  // Makes a tensor's device the current one during its lifetime.
   class DeviceGuard {
    public:
     explicit DeviceGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {}
@@ -33,8 +33,8 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Combines one value of each of the kBlock threads, always in the same order. The result is valid
-// in thread 0. `scratch` holds kBlock / kWarp values in shared memory and is free again on return.
+// Combines one value from each of the kBlock threads, always in the same order. The result is valid
+// in thread 0. `scratch` holds kBlock / kWarp values in shared memory and may be reused on return.
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, T* scratch, T neutral, const Combine& combine) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {

@@ -1,12 +1,12 @@
-// dense_detections on CUDA, without waiting for the device: all sizes are known beforehand,
+// dense_detections on CUDA, without waiting for the device: all sizes are known beforehand, and
 // candidates are counted on the device.
 //
-// A segment is one level of one image. Its best `topk` candidates are found by radix selection: one
-// pass over the logits for each digit of (score, position), of which passes do nothing once the
-// candidates of the digits so far are as many as are wanted; with fewer candidates than `topk`, the
-// usual case, the first pass is the last. A further pass collects them, in any order; their number
-// of betters is their rank. One block for each image then suppresses them in tiles. Atomics are
-// on integers only, so results are bit-identical from run to run.
+// A segment is one level of one image. Its best `topk` candidates are found by radix selection, one
+// pass over the logits per digit of (score, position). Passes do nothing once the digits so far
+// select exactly as many candidates as wanted; with fewer candidates than `topk`, the usual case,
+// the first pass is the last. A further pass collects them in any order; the number of better ones
+// is a candidate's rank. One block per image then suppresses them in tiles. Atomics are only used
+// on integers, so results are bit-identical from run to run.
 
 #include "cuda_utils.h"
 #include "resobj/candidate_keys.h"
@@ -17,9 +17,9 @@ namespace resobj {
 namespace {
 
 constexpr int kBucketsPerThread = kBuckets / kBlock;
-constexpr int kLoads = 8;                        // of a thread in flight
-constexpr int64_t kChunk = 4 * kLoads * kBlock;  // logits of a block
-constexpr int kImagesPerLaunch = 64;  // their sizes are a kernel argument, which is limited
+constexpr int kLoads = 8;                        // in flight per thread
+constexpr int64_t kChunk = 4 * kLoads * kBlock;  // logits per block
+constexpr int kImagesPerLaunch = 64;  // kernel arguments, such as their sizes, are limited
 
 template <typename T>
 struct Head {
@@ -37,20 +37,20 @@ struct Head {
   RESOBJ_HD int64_t limit(int l) const { return slot_begin[l + 1] - slot_begin[l]; }
 };
 
-// All zeros at first.
+// Initially all zeros.
 struct Selection {
-  Key least;      // so far: candidates with larger first digits are in
-  int64_t taken;  // how many those are
-  int32_t done;   // candidates from `least` on are the best
+  Key least;      // so far; candidates with larger leading digits are selected
+  int64_t taken;  // the number of those
+  int32_t done;   // the best are exactly those from `least` on
 };
 
 struct Scratch {
   Selection* selections;     // by segment
-  uint32_t* histograms;      // kBuckets by segment, zeros before each pass
-  uint32_t* num_candidates;  // by segment, zeros at first
+  uint32_t* histograms;      // kBuckets per segment, zeroed before each pass
+  uint32_t* num_candidates;  // by segment, initially zero
 };
 
-// Calls visit(segment, candidate) for what passes the threshold in the chunk of this block.
+// Calls visit(segment, candidate) for the logits of this block's chunk that pass the threshold.
 template <typename T, typename Visit>
 __device__ void for_each_candidate(const Head<T>& head, int64_t block, const Visit& visit) {
   const int64_t image = block / head.num_chunks();
@@ -65,7 +65,7 @@ __device__ void for_each_candidate(const Head<T>& head, int64_t block, const Vis
   const int64_t begin = (chunk - head.chunk_begin[l]) * kChunk;
   const int64_t end = smaller(begin + kChunk, head.num_logits(l));
   for (int64_t first = begin + threadIdx.x; first < end; first += kLoads * kBlock) {
-    // Both loops are unrolled, or the array would lie in memory; NaN is not a hit.
+    // Both loops must be unrolled to keep the array in registers; NaN is not a hit.
     T loaded[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -95,7 +95,7 @@ __device__ void for_each_candidate(const Head<T>& head, int64_t block, const Vis
   }
 }
 
-// Counts digit `d` of the candidates that share the digits before it with the selection.
+// Counts digit `d` of the candidates that share the preceding digits with the selection.
 template <typename T>
 __global__ void histogram_kernel(const __grid_constant__ Head<T> head, Scratch scratch, int d) {
   __shared__ uint32_t counts[kBuckets];
@@ -120,7 +120,7 @@ __global__ void histogram_kernel(const __grid_constant__ Head<T> head, Scratch s
   }
 }
 
-// One block for each segment: the bucket in which the last of the wanted candidates lies.
+// One block per segment finds the bucket that contains the last of the wanted candidates.
 template <typename T>
 __global__ void select_kernel(const __grid_constant__ Head<T> head, Scratch scratch, int d) {
   __shared__ int64_t sums[kBlock];
@@ -147,7 +147,7 @@ __global__ void select_kernel(const __grid_constant__ Head<T> head, Scratch scra
     __syncthreads();
   }
   const int64_t last = sums[threadIdx.x];
-  if (threadIdx.x == kBlock - 1 && last <= wanted) selection.done = 1;  // all are in
+  if (threadIdx.x == kBlock - 1 && last <= wanted) selection.done = 1;  // all are selected
   int64_t before = last - sum;
   if (before >= wanted || last < wanted || sums[kBlock - 1] <= wanted) return;
   int i = 0;
@@ -169,7 +169,7 @@ __global__ void collect_kernel(const __grid_constant__ Head<T> head, Scratch scr
   });
 }
 
-// Puts each candidate of an image behind all that are better.
+// Sorts each image's candidates: each is placed after all better ones.
 template <typename T>
 __global__ void rank_kernel(const __grid_constant__ Head<T> head, Scratch scratch,
                             const Candidate<T>* slots, Candidate<T>* ranked) {
@@ -202,21 +202,21 @@ __global__ void rank_kernel(const __grid_constant__ Head<T> head, Scratch scratc
   if (exists) ranked[image * head.num_slots() + rank] = own;
 }
 
-// To clip to, of the images of a launch.
+// Sizes to clip to, of the images of a launch.
 struct ImageSizes {
   bool known;
   int32_t height[kImagesPerLaunch], width[kImagesPerLaunch];
 };
 
-// Boxes and classes that were kept, D for each image; the boxes are not clipped.
+// The kept boxes and classes, D per image; boxes are not clipped.
 template <typename T>
 struct Kept {
   Box<T>* boxes;
   int64_t* classes;
 };
 
-// One block for each image. Tiles of kBlock candidates are tested against the kept boxes, all at
-// once, and then among themselves, best first.
+// One block per image. Tiles of kBlock candidates are tested against the kept boxes, all at once,
+// and then among themselves, best first.
 template <typename T>
 __global__ void suppress_kernel(const __grid_constant__ Head<T> head, Scratch scratch,
                                 const Candidate<T>* ranked, Kept<T> kept,
@@ -256,7 +256,7 @@ __global__ void suppress_kernel(const __grid_constant__ Head<T> head, Scratch sc
     alive[own] = survives;
     const int size = static_cast<int>(smaller<int64_t>(kBlock, total - first));
     for (int i = 0; i < size && count < max_detections; ++i) {
-      __syncthreads();  // what candidate i is, is settled
+      __syncthreads();  // candidate i is decided
       if (!alive[i]) continue;
       if (own == i) {
         kept.boxes[count] = box;
@@ -273,7 +273,7 @@ __global__ void suppress_kernel(const __grid_constant__ Head<T> head, Scratch sc
       }
       ++count;
     }
-    __syncthreads();  // all have read the shared tile, and what was kept is visible
+    __syncthreads();  // all have read the shared tile, and the kept boxes are visible
   }
   if (own == 0) outputs.counts[image] = count;
   for (int64_t d = count + own; d < max_detections; d += kBlock) {
@@ -302,7 +302,7 @@ Head<T> make_head(const DenseInputs<T>& inputs, int64_t topk) {
   return head;
 }
 
-// Memory from torch's allocator, as bytes.
+// Memory in bytes from torch's allocator.
 template <typename T>
 T* allocate_bytes(Tensors& owner, const Tensor& like, int64_t count, bool zeros) {
   const std::vector<int64_t> size{count * static_cast<int64_t>(sizeof(T))};
@@ -316,7 +316,7 @@ unsigned grid_size(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
-// Leaves the candidates of all images in `ranked`, best first.
+// Writes the candidates of all images to `ranked`, best first.
 template <typename T>
 void find_candidates(const Head<T>& head, const Scratch& scratch, int64_t num_images,
                      Candidate<T>* slots, Candidate<T>* ranked, cudaStream_t stream) {

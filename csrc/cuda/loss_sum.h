@@ -1,5 +1,5 @@
-// Sums of loss terms on CUDA: a partial sum per block, then one block adds those. The order is
-// fixed and nothing waits for the device.
+// Sums of loss terms on CUDA: one partial sum per block, then one block adds those. The order is
+// fixed, and nothing waits for the device.
 #pragma once
 
 #include "cuda_utils.h"
@@ -13,7 +13,7 @@ struct SumDoubles {
   __device__ double operator()(double a, double b) const { return a + b; }
 };
 
-// How many terms a block has when `left` are not taken yet.
+// The number of terms for a block when `left` remain.
 __device__ inline int block_terms(int64_t left) {
   return static_cast<int>(left < kTermsPerBlock ? left : kTermsPerBlock);
 }

@@ -1,19 +1,19 @@
-// matrix_nms on CUDA: one thread per box goes over the better boxes of its class, once for the
-// highest IoU of each box, which the second kernel needs of all better ones.
+// matrix_nms on CUDA: one thread per box visits the better boxes of its class, once for the highest
+// IoU of each box and, in a second kernel, which needs that of all better boxes, for the decay.
 
 #include "class_groups.h"
 
 namespace resobj {
 namespace {
 
-// Calls visit(position, IoU) for the boxes of the class before position p, which have better
+// Calls visit(position, IoU) for the boxes of the class before position p, which have higher
 // scores.
 template <typename T, typename Visit>
 __device__ void for_each_better(const GroupedBoxes<T>& boxes, int64_t p, const Visit& visit) {
   const Box<T> own = boxes.box(p);
   const T own_area = area(own);
   for (int64_t i = p - 1; i >= 0 && boxes.classes[i] == boxes.classes[p]; --i) {
-    // NaN, which comes first: left out, and so is all before.
+    // NaN scores come first: such a box is dropped, and so are all before it.
     if (boxes.scores[i] != boxes.scores[i]) return;
     const Box<T> better = boxes.box(i);
     visit(i, overlap<Overlap::kIou>(better, area(better), own, own_area));

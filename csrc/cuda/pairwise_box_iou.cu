@@ -1,5 +1,5 @@
-// pairwise_box_iou on CUDA: one thread per column walks a tile of rows, so writes are coalesced and
-// a row's box is the same for the whole warp.
+// pairwise_box_iou on CUDA: one thread per column walks down a tile of rows, so writes are
+// coalesced and a whole warp reads the same row box.
 
 #include "cuda_utils.h"
 #include "resobj/pairwise_box_iou_host.h"
@@ -33,7 +33,7 @@ struct Cuda : CudaBackend {
     const int64_t rows = boxes1.size(0);
     const int64_t columns = boxes2.size(0);
     if (rows == 0 || columns == 0) return;
-    // Few columns: a block covers several rows at a time instead of leaving threads idle.
+    // Few columns: a block covers several rows at a time so that no threads are idle.
     const int width = columns > kBlock / 2 ? kBlock : kWarp;
     const dim3 block(width, kBlock / width);
     const dim3 grid(static_cast<unsigned>(ceil_div(columns, width)),

@@ -1,4 +1,4 @@
-// reassign_anchors on CUDA: refines the anchors, matches them, and encodes what they matched.
+// reassign_anchors on CUDA: refines the anchors, matches them, and encodes their matched boxes.
 
 #include "anchor_matcher.h"
 #include "resobj/reassign_anchors_host.h"

@@ -1,6 +1,6 @@
 // residual_objectness_bce on CUDA: minima per chunk, thresholds, losses per chunk, final sums (four
 // launches), and one launch for the gradients. One block per chunk; every reduction has a fixed
-// order, nothing waits for the device.
+// order, and nothing waits for the device.
 
 #include <limits>
 
@@ -12,7 +12,7 @@ namespace resobj {
 namespace {
 
 constexpr int kPerThread = 4;                      // anchors
-constexpr int64_t kAnchors = kPerThread * kBlock;  // in one chunk
+constexpr int64_t kAnchors = kPerThread * kBlock;  // per chunk
 
 template <typename T>
 __device__ T infinity() {
@@ -55,7 +55,7 @@ __global__ void minima_kernel(ResidualInputs<T> in, T* __restrict__ minima) {
   }
 }
 
-// thresholds (steps, G), one block for each.
+// thresholds (steps, G), one block each.
 template <typename T>
 __global__ void thresholds_kernel(ResidualLayout layout, const T* __restrict__ minima,
                                   T* __restrict__ thresholds) {
@@ -114,7 +114,7 @@ __global__ void losses_kernel(ResidualInputs<T> in, const T* __restrict__ thresh
   }
 }
 
-// The outputs of one step, one block for each.
+// The outputs of one step, one block each.
 template <typename T>
 __global__ void totals_kernel(const double* __restrict__ sums, int64_t chunks,
                               T* __restrict__ losses, int64_t* __restrict__ counts,
@@ -149,7 +149,7 @@ __global__ void gradients_kernel(ResidualInputs<T> in, const T* __restrict__ gra
     const T sign = in.labels[i] > 0 ? T(1) : T(-1);
     const T objectness = in.logits[i];
     T logit = objectness;
-    T own[kMaxSteps];         // gradient of the loss of step t + 1 alone
+    T own[kMaxSteps];         // gradient of only the loss of step t + 1
     bool entered[kMaxSteps];  // whether the residual is part of the logit
 #pragma unroll
     for (int t = 0; t < kMaxSteps; ++t) {
@@ -161,7 +161,7 @@ __global__ void gradients_kernel(ResidualInputs<T> in, const T* __restrict__ gra
       own[t] = T(0);
       if (selected) own[t] = -grad_losses[t + 1] * sign * sigmoid_of_negative(sign * logit);
     }
-    T later = T(0);  // gradient of the losses of later steps, where those reach this one
+    T later = T(0);  // gradient of later steps' losses, if it reaches this one
 #pragma unroll
     for (int t = kMaxSteps - 1; t >= 0; --t) {
       if (t >= in.steps) continue;

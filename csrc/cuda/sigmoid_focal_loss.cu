@@ -8,7 +8,7 @@ namespace {
 
 enum class Target { kNothing, kAbsent, kPresent };
 
-// What the logit begin + offset stands for. 64-bit division is slow; the one here is by a block.
+// The target of the logit begin + offset. 64-bit division is slow; here it is uniform per block.
 template <typename T>
 __device__ Target target_of(const FocalInputs<T>& in, int64_t begin, int offset) {
   const int64_t first = begin / in.num_classes;

@@ -1,4 +1,4 @@
-// soft_nms on CUDA: one block per class takes box after box, each time the highest score left, and
+// soft_nms on CUDA: one block per class repeatedly takes the box with the highest score left and
 // decays the others. The result is then ordered by the scores with which boxes were taken.
 
 #include "class_groups.h"
@@ -6,7 +6,7 @@
 namespace resobj {
 namespace {
 
-// The best of a block so far: the highest score, of equal ones the lowest index.
+// The best of a block so far: the highest score (ties: the lowest index).
 template <typename T>
 struct Best {
   T score;  // negative if there is none
@@ -33,8 +33,8 @@ __device__ Best<T> best_of_block(const Best<T>& own, Best<T>* scratch) {
   return best;
 }
 
-// Takes the boxes of the class that starts at `begin`, at most `limit`. `left` holds the scores of
-// those not taken by position; each thread reads and writes only its own.
+// Takes up to `limit` boxes of the class that starts at `begin`. `left` holds, by position, the
+// scores of boxes not yet taken; each thread reads and writes only its own.
 template <typename T>
 __device__ void take_class(const GroupedBoxes<T>& boxes, int64_t begin, const SoftRule<T>& rule,
                            double min_score, int64_t limit, Best<T>* scratch, T* left,
@@ -83,7 +83,7 @@ __global__ void fill_kernel(T* values, int64_t count, T value) {
   if (i < count) values[i] = value;
 }
 
-// `scores` descend, those of boxes that were not taken are negative.
+// `scores` descend; those of boxes that were not taken are negative.
 template <typename T>
 __global__ void finish_kernel(const T* scores, const int64_t* indices, int64_t limit, int64_t rows,
                               int64_t* keep, T* new_scores, int64_t* num_kept) {
@@ -98,7 +98,7 @@ __global__ void finish_kernel(const T* scores, const int64_t* indices, int64_t l
   if (row == 0 && !kept) *num_kept = 0;
 }
 
-// What was taken, on the device.
+// The boxes taken, on the device.
 struct Taken {
   Tensor keep, new_scores;  // (rows,), then -1 and 0
   Tensor count;             // ()
@@ -122,7 +122,7 @@ struct Cuda : CudaBackend {
                 torch::stable::new_empty(candidates.scores, {size.rows}),
                 torch::stable::new_empty(candidates.idxs, {})};
     Tensor scores = torch::stable::new_empty(candidates.scores, {count});
-    Tensor indices = candidates.idxs;  // of no box where there is none
+    Tensor indices = candidates.idxs;  // stays empty without boxes
     if (count > 0) {
       const ClassGroups<T> groups(candidates, /*finite_only=*/true, stream);
       Tensor left = torch::stable::new_empty(candidates.scores, {count});

@@ -98,14 +98,14 @@ class Refusal:
 REFUSALS = [
     Refusal(
         {"OBJECTNESS": "off", "CLS_LOSS": "GHMCLoss", "SAMPLER": sampler},
-        f"SAMPLER {sampler} ranks anchors by their class loss, but GHMCLoss weighs them by all "
-        "others and has none for each",
+        f"SAMPLER {sampler} ranks anchors by their class loss, but GHMCLoss weighs anchors "
+        "jointly and has no loss per anchor",
     )
     for sampler in ("HardExampleSampler", "HardNegativeRatio", "OHEMSampler")
 ] + [
     Refusal(
         {"SAMPLER": "IoUBalancedSampler", "ANCHOR_FREE": streams},
-        "SAMPLER IoUBalancedSampler draws background by its IoU, but FSAFAssigner does not go by "
+        "SAMPLER IoUBalancedSampler draws background by its IoU, but FSAFAssigner does not use "
         "IoU: it would draw at random",
     )
     for streams in ("beside anchors", "alone")

@@ -1,1 +1,1 @@
-"""Looking into trained models and training runs. Each module is a command as well."""
+"""Analysis of trained models and configurations. Each module is also a command."""

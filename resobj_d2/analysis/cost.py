@@ -5,9 +5,9 @@
     python -m resobj_d2.analysis.cost configs/COCO-Detection/retinanet_fl_R_50_FPN_600_1x.yaml \\
         configs/COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml --size 512 512
 
-The network alone is measured: backbone, towers and predictors on one image of random numbers,
-without padding, loss and post-processing. Times are of one process in which the models take turns
-in random order; the ratio is the median over the rounds of a model's time by the first model's.
+Only the network is measured: backbone, towers and predictors on one image of random numbers,
+without padding, losses and post-processing. For the times all models run in one process, in turn
+and in random order; the ratio is the median over rounds of a model's time to the first model's.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Cost:
     """What one configuration costs at one image size.
 
     Attributes:
-        name: of the configuration.
-        parameters: all of them, frozen ones too; no buffers.
-        flops: multiply-adds of one image, as fvcore counts them (convolutions, matrix products,
+        name: name of the configuration.
+        parameters: number of parameters, frozen ones included, buffers not.
+        flops: multiply-adds for one image, as counted by fvcore (convolutions, matrix products,
             normalisation, interpolation).
-        milliseconds: of the forward pass in each round; empty where it was not timed.
+        milliseconds: time of the forward pass in each round; empty if it was not timed.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Cost:
 
 
 class Network(nn.Module):
-    """The model from a normalised image tensor to its raw predictions, which can be traced."""
+    """The model from a normalised image tensor to its raw predictions, in a traceable form."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class Network(nn.Module):
         if isinstance(self.model, ResObjDenseDetector):
             return _tensors(self.model.predict(images, every_step=False))
         features = self.model.backbone(image)
-        if hasattr(self.model, "proposal_generator"):  # GeneralizedRCNN: without its RoIs
+        if hasattr(self.model, "proposal_generator"):  # GeneralizedRCNN, without its RoI heads
             maps = [features[name] for name in self.model.proposal_generator.in_features]
             return _tensors(self.model.proposal_generator.rpn_head(maps))
         if hasattr(self.model, "head"):  # Detectron2's RetinaNet
             names = getattr(self.model, "head_in_features", None) or self.model.in_features
             return _tensors(self.model.head([features[name] for name in names]))
-        raise ValueError(f"do not know the network inside a {type(self.model).__name__}")
+        raise ValueError(f"cannot find the network inside a {type(self.model).__name__}")
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -88,7 +88,7 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 def _attention_flops(inputs: list, outputs: list) -> float:
-    """Multiply-adds of softmax(Q K^T) V; fvcore does not know the fused operator."""
+    """Multiply-adds of softmax(Q K^T) V; fvcore does not count the fused operator."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
     *batch, length, channels = query
     pairs = length * key[-2]
@@ -102,7 +102,7 @@ def count(name: str, model: nn.Module, size: tuple[int, int]) -> Cost:
     """Parameters and FLOPs of ``model`` on one image of ``size`` (height, width).
 
     Raises:
-        ValueError: the model is of a kind whose network cannot be told from the rest.
+        ValueError: the network cannot be separated from the rest of this kind of model.
     """
     network = Network(model).eval()
     device = next(model.parameters()).device
@@ -125,9 +125,9 @@ def time_forward(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Milliseconds of each model's forward pass, ``rounds`` of each, in random order.
+    """Milliseconds of ``rounds`` forward passes of each model, in random order.
 
-    The first round warms up and is not counted.
+    The first round is a warm-up and not counted.
     """
     networks = [Network(model).eval() for model in models]
     device = next(models[0].parameters()).device
@@ -148,7 +148,7 @@ def time_forward(
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Markdown; FLOPs and time also relative to the first row."""
+    """Markdown table; FLOPs and time also relative to the first row."""
     timed = bool(costs[0].milliseconds)
     lines = ["| configuration | parameters (M) | GFLOPs | of the first |"]
     if timed:
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("configs", nargs="+", metavar="YAML", help="the first is the reference")
     parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=0, help="time so many forward passes of each")
+    parser.add_argument("--rounds", type=int, default=0, help="number of forward passes to time")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's default otherwise")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     models, costs = [], []
     for path in args.configs:
-        # Datasets play no part, so they need not be registered.
+        # Datasets are not used, so they need not be registered.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
         cfg = load_config(path, opts, training=False, imports=args.imports)
         model = build_model(cfg).eval()

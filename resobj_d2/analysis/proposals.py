@@ -1,13 +1,13 @@
-"""Average recall of a two-stage detector's proposals, at each step of its objectness.
+"""Average recall of a two-stage detector's proposals at each step of its objectness.
 
 ::
 
     python -m resobj_d2.analysis.proposals --config-file CONFIG.yaml \\
         MODEL.WEIGHTS output/RUN/model_final.pth
 
-COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the part of all objects that the best
-ranked proposals of their image find, where a proposal finds one object. The class of an object
-plays no part. ARs, ARm and ARl count objects below 32^2 pixels, up to 96^2 and above.
+COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the fraction of objects found by the
+top-ranked proposals of their image, where a proposal finds one object. Classes are ignored. ARs,
+ARm and ARl count objects below 32^2 pixels, up to 96^2 and above.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ _AREAS = {"AR": "all", "ARs": "small", "ARm": "medium", "ARl": "large"}
 def average_recall(
     backend: CocoBackend, ground_truth, proposals: Sequence[dict], limits: Sequence[int]
 ) -> dict[str, float]:
-    """COCO's average recall in percent, whatever the classes.
+    """COCO's class-agnostic average recall in percent.
 
     Args:
-        backend: the implementation that made ``ground_truth``.
+        backend: the implementation that built ``ground_truth``.
         ground_truth: an index from ``backend.index``; images without proposals count too.
         proposals: ``image_id``, ``bbox`` and ``score``, as in a COCO results json.
-        limits: how many of the best proposals of each image may find objects.
+        limits: numbers of top-ranked proposals per image to evaluate.
 
     Returns:
-        ``{"AR@100": ..., "ARs@100": ...}`` for each limit and each range of areas, NaN where no
-        object has such an area.
+        ``{"AR@100": ..., "ARs@100": ...}`` for each limit and each range of areas; NaN if no object
+        has such an area.
     """
     if not proposals:
-        raise ValueError("there is no proposal at all")
-    # COCO's code looks for proposals under the classes of the ground truth, though it then
-    # takes all classes for one.
+        raise ValueError("there are no proposals")
+    # COCO's code looks proposals up under the classes of the ground truth, even though it then
+    # merges all classes.
     category = ground_truth.getCatIds()[0]
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports progress
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
         detections = ground_truth.loadRes([{**x, "category_id": category} for x in proposals])
         evaluation = backend.new_evaluation(ground_truth, detections, "bbox")
         evaluation.params.useCats = 0
@@ -80,8 +80,8 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
     """Average recall of ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
 
     Args:
-        cfg: of Detectron2's ``GeneralizedRCNN`` or ``ProposalNetwork``; where its RPN refines the
-            objectness, each step ranks the proposals once.
+        cfg: config of a ``GeneralizedRCNN`` or ``ProposalNetwork`` of Detectron2. If its RPN
+            refines the objectness, proposals are ranked once per step.
         limits: numbers of proposals per image.
 
     Returns:
@@ -92,7 +92,7 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
     """
     if min(limits) < 1 or max(limits) > cfg.MODEL.RPN.POST_NMS_TOPK_TEST:
         raise ValueError(
-            f"the numbers of proposals must be 1 to MODEL.RPN.POST_NMS_TOPK_TEST "
+            f"the numbers of proposals must be from 1 to MODEL.RPN.POST_NMS_TOPK_TEST "
             f"({cfg.MODEL.RPN.POST_NMS_TOPK_TEST}), got {list(limits)}"
         )
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
@@ -118,7 +118,7 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
 
 @torch.no_grad()
 def proposals_per_step(model: nn.Module, batched_inputs: list[dict]) -> list[list[Instances]]:
-    """Proposals in pixels of the output, as ranked at each step.
+    """Proposals in output pixels, as ranked at each step.
 
     Args:
         model: Detectron2's ``GeneralizedRCNN`` or ``ProposalNetwork``.
@@ -162,7 +162,7 @@ def _coco_entries(proposals: Instances, image_id: int) -> list[dict]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: AR in percent by data set and step."""
+    """Markdown table: AR in percent by dataset and step."""
     names = [n for n in rows[0]["results"] if n.startswith("AR@")]
     last = names[-1].partition("@")[2]
     names += [f"{area}@{last}" for area in list(_AREAS)[1:]]
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("proposals need trained weights: give MODEL.WEIGHTS <checkpoint>")
+        raise ValueError("proposals need trained weights: set MODEL.WEIGHTS <checkpoint>")
     rows = evaluate_proposals(cfg, limits=args.limits)
     print(table(rows))
     if args.json:

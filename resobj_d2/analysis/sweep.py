@@ -1,14 +1,14 @@
 """AP of one checkpoint over a grid of scoring settings, from one forward pass per image.
 
-The exponent of the confidence (RetinaNet-Conf, Table 5), for instance, or thresholds (Residual
-Objectness, Table 1)::
+For example over the exponent of the confidence (RetinaNet-Conf, Table 5) or over thresholds
+(Residual Objectness, Table 1)::
 
     python -m resobj_d2.analysis.sweep --config-file CONFIG.yaml \\
         --vary MODEL.DENSE.QUALITY.ALPHA 0.0 0.2 0.4 0.6 \\
         --opts MODEL.WEIGHTS output/RUN/model_final.pth
 
-Each ``--vary`` adds an axis; all combinations are evaluated, each with its own threshold, top-k and
-NMS on the same predictions.
+Each ``--vary`` adds an axis. All combinations are evaluated on the same predictions, each with its
+own threshold, top-k and NMS.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from resobj_d2.modeling.postprocess import Scoring
 __all__ = ["main", "scoring_of", "sweep", "table"]
 
 _STREAMS = ("MODEL.DENSE.", "MODEL.DENSE.ANCHOR_FREE.")
-# What can change without another forward pass.
+# Keys that can change without another forward pass.
 SCORING_KEYS = (
     "TEST.DETECTIONS_PER_IMAGE",
     "MODEL.DENSE.POSTPROCESS.SCORE_THRESH",
@@ -52,7 +52,7 @@ SCORING_KEYS = (
 
 
 def scoring_of(cfg: CfgNode) -> Scoring:
-    """The scoring that a model of this configuration would have, without memory for its weights."""
+    """The scoring of a model of this configuration, without allocating its weights."""
     with torch.device("meta"):
         return ResObjDenseDetector(cfg).scoring
 
@@ -61,19 +61,19 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST`` at every point of the grid.
 
     Args:
-        cfg: of a ``ResObjDenseDetector``.
-        axes: values by key, each as on the command line.
+        cfg: config of a ``ResObjDenseDetector``.
+        axes: values by key, written as on the command line.
 
     Returns:
-        Per point ``{"settings": {key: value}, "results": {dataset: Detectron2's results}}``.
+        For each point ``{"settings": {key: value}, "results": {dataset: Detectron2's results}}``.
 
     Raises:
-        ValueError: a key changes more than the scoring, or the settings are wrong.
+        ValueError: a key affects more than the scoring, or a setting is invalid.
     """
     unknown = sorted(set(axes) - set(SCORING_KEYS))
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)} cannot be varied on one forward pass; these can: "
+            f"{', '.join(unknown)} cannot be varied on one forward pass; only these can: "
             f"{', '.join(SCORING_KEYS)}"
         )
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -101,7 +101,7 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown: the varied settings, then AP, AP50 and AP75 in percent."""
+    """Markdown table: the varied settings, then AP, AP50 and AP75 in percent."""
     keys = list(rows[0]["settings"])
     header = ["dataset", *(key.rpartition(".")[2] for key in keys), "AP", "AP50", "AP75"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--vary {empty[0]} needs values")
     cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("a sweep needs trained weights: give MODEL.WEIGHTS <checkpoint>")
+        raise ValueError("a sweep needs trained weights: set MODEL.WEIGHTS <checkpoint>")
     rows = sweep(cfg, axes)
     print(table(rows))
     if args.json:

@@ -1,4 +1,4 @@
-"""How long the demo trains on this machine, and what must come of it."""
+"""How long the demo trains on this machine, and what AP it must reach."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = [
 ]
 
 # (iterations, lowest AP50 that passes, lowest score that is drawn). The floors are half of what
-# `python -m resobj_d2.demo --iterations N` reached, rounded down:
-# AP50 1.6, 10.9 and 29.4; that of 900 is the floor the demo has always had for them.
+# `python -m resobj_d2.demo --iterations N` reached, rounded down: AP50 1.6, 10.9 and 29.4. The
+# floor of 900 iterations is older than this table.
 _FLOORS = (
     (100, 0.5, 0.1),
     (200, 5.0, 0.1),
@@ -25,18 +25,18 @@ _FLOORS = (
 LEAST_ITERATIONS = _FLOORS[0][0]
 MOST_ITERATIONS = _FLOORS[-1][0]  # longer training adds little on these scenes
 QUICK_ITERATIONS = 200
-# Evaluation and pictures, in the time that so many iterations take.
+# Time for evaluation and pictures, in iterations.
 _REST_IN_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and what the result is held against.
+    """How long to train, and what the result is compared with.
 
     Attributes:
-        iterations: of training.
+        iterations: number of training iterations.
         floor: the AP50 below which the demo fails.
-        drawn: the lowest score in the pictures.
+        drawn: the lowest score drawn in the pictures.
     """
 
     iterations: int
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan_for_iterations(iterations: int) -> Plan:
-    """The floor is that of the next shorter training that was measured; 0 below the shortest."""
+    """The floor is that of the next shorter measured training; 0 below the shortest."""
     floor, drawn = 0.0, _FLOORS[0][2]
     for measured, *values in _FLOORS:
         if iterations >= measured:
@@ -56,15 +56,15 @@ def plan_for_iterations(iterations: int) -> Plan:
 def plan_for_time(
     *, minutes: float, elapsed: float, seconds_per_iteration: float
 ) -> tuple[Plan, str]:
-    """As many iterations as fit, between the least that is of use and the most that is.
+    """As many iterations as fit, between the fewest and the most that are useful.
 
     Args:
-        minutes: the whole demo may take.
-        elapsed: seconds that have gone by already.
-        seconds_per_iteration: of training, measured.
+        minutes: limit for the whole demo.
+        elapsed: seconds already spent.
+        seconds_per_iteration: measured time of a training iteration.
 
     Returns:
-        The plan, and one or two sentences that say what it is and why.
+        The plan, and one or two sentences that state it and explain why.
     """
     fitting = int((60 * minutes - elapsed) / seconds_per_iteration) - _REST_IN_ITERATIONS
     iterations = max(LEAST_ITERATIONS, min(MOST_ITERATIONS, fitting // 10 * 10))
@@ -82,6 +82,6 @@ def plan_for_time(
     else:
         text = (
             f"{speed}, too long for {minutes:g} minutes: training for {iterations} iterations, the "
-            f"fewest that are of use, {takes}."
+            f"useful minimum, {takes}."
         )
     return plan, text

@@ -1,4 +1,4 @@
-"""The demo's command line. It imports nothing heavy, so that ``--help`` answers at once."""
+"""The demo's command line. It imports nothing heavy, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .budget import LEAST_ITERATIONS, MOST_ITERATIONS, QUICK_ITERATIONS
 __all__ = ["main"]
 
 CONFIG = "small/scenes_retinanet_resobj_t2.yaml"
-MINUTES = 6.0  # the MOST_ITERATIONS fit on two cores
+MINUTES = 6.0  # MOST_ITERATIONS fit on two cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns its exit status: 1 where the detector learned too little."""
+    """Run the demo; returns the exit status: 1 if the detector learned too little."""
     arguments = _parser().parse_args(argv)
     quiet_imports()
     start_log()
@@ -43,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes",
         type=_minutes,
         default=MINUTES,
-        help="how long the whole demo may take: it times a few iterations and trains for as many "
-        f"as fit, at least {LEAST_ITERATIONS} and at most {MOST_ITERATIONS}; default: %(default)g",
+        help="time limit for the whole demo: it times a few iterations and trains for as many as "
+        f"fit, at least {LEAST_ITERATIONS} and at most {MOST_ITERATIONS}; default: %(default)g",
     )
     length.add_argument(
-        "--iterations", type=_iterations, help="train for so many, however long that takes"
+        "--iterations", type=_iterations, help="train for this many, however long that takes"
     )
     length.add_argument(
         "--quick",

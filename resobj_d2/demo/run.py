@@ -24,14 +24,14 @@ from .budget import Plan, plan_for_iterations, plan_for_time
 __all__ = ["run_demo"]
 
 PICTURES = 6
-MARKER = ".resobj_d2_demo"  # in a folder that a demo may clear
+MARKER = ".resobj_d2_demo"  # marks a folder that a demo may clear
 WARMUP_ITERATIONS, TIMED_ITERATIONS = 3, 8
 
 logger = logging.getLogger(__name__)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit status."""
+    """Run the demo as the command line says; returns the exit status."""
     start = time.monotonic()
     arguments.config_file = str(find_config(arguments.config_file))  # it is copied to the log
     output = Path(arguments.output)
@@ -44,8 +44,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     run_setup(cfg, arguments)
     plan = _make_plan(cfg, arguments, start)
     cfg = _with_length(cfg, plan.iterations)
-    run_setup(cfg, arguments)  # config.yaml has the length; and the seed is as without timing
-    trainer = Trainer(cfg, how_to_resume="the demo starts anew each time")
+    run_setup(cfg, arguments)  # records the length; timing does not affect the seed
+    trainer = Trainer(cfg, how_to_resume="the demo always starts from scratch")
     results = trainer.train()["bbox"]
     pictures = _draw(cfg, trainer.model, output, plan.drawn)
     return _report(results, plan, pictures, time.monotonic() - start)
@@ -54,7 +54,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
     if arguments.iterations is not None:
         plan = plan_for_iterations(arguments.iterations)
-        text = f"Training for {plan.iterations} iterations, as asked for."
+        text = f"Training for {plan.iterations} iterations, as requested."
     else:
         logger.info("Timing %d iterations to see how many fit ...", TIMED_ITERATIONS)
         seconds = _seconds_per_iteration(cfg)
@@ -68,7 +68,7 @@ def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
 
 
 def _seconds_per_iteration(cfg) -> float:
-    """The median of a few on a model that is thrown away."""
+    """The median of a few iterations on a model that is thrown away."""
     model = Trainer.build_model(cfg)
     trainer = SimpleTrainer(
         model, Trainer.build_train_loader(cfg), Trainer.build_optimizer(cfg, model)
@@ -83,7 +83,7 @@ def _seconds_per_iteration(cfg) -> float:
 
 
 def _with_length(cfg, iterations: int):
-    """The rate falls after three quarters and nine tenths, and rises for half of it at most."""
+    """Decay the learning rate at 3/4 and 9/10 of training; warm up for at most half of it."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = iterations
@@ -94,15 +94,15 @@ def _with_length(cfg, iterations: int):
 
 
 def _remove_former_run(output: Path) -> None:
-    """Logs and checkpoints are appended to and resumed from; a demo starts anew.
+    """Removes old logs and checkpoints, which a run would append to or resume from.
 
     Raises:
-        FileExistsError: the folder holds something else than a demo.
+        FileExistsError: the folder contains something other than a demo.
     """
     marker = output / MARKER
     if output.exists() and any(output.iterdir()) and not marker.exists():
         raise FileExistsError(
-            f"{output.absolute()} holds files that no demo wrote; name another --output"
+            f"{output.absolute()} has files that are not from a demo; choose another --output"
         )
     output.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -113,7 +113,7 @@ def _remove_former_run(output: Path) -> None:
 
 
 def _draw(cfg, model, output: Path, lowest_score: float) -> list[Path]:
-    """The pictures: detections beside the ground truth, and the same after each step."""
+    """Pictures of detections next to the ground truth, and of the detections after each step."""
     detections, steps = output / "detections.png", output / "steps.png"
     records = [r for r in DatasetCatalog.get(cfg.DATASETS.TEST[0]) if len(r["annotations"]) > 2]
     predictor = Predictor(cfg, model)
@@ -129,7 +129,7 @@ def _report(results: dict, plan: Plan, pictures: list[Path], seconds: float) -> 
         logger.info("  %s", picture)
     outcome = f"AP50 {results['AP50']:.1f} after {plan.iterations} iterations"
     if not results["AP50"] >= plan.floor:
-        logger.error("the demo failed: %s, it must reach %g", outcome, plan.floor)
+        logger.error("the demo failed: %s, but it must reach %g", outcome, plan.floor)
         return 1
     logger.info("The demo passed in %.1f minutes: %s.", seconds / 60, outcome)
     return 0

@@ -1,4 +1,4 @@
-"""Losses as sums over anchors, and the one normaliser that divides them."""
+"""Losses as sums over anchors, and the normaliser, the only place that divides them."""
 
 from .base import BoxLoss, ClassLoss, Normalizer, SigmoidScores
 from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss

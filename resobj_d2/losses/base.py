@@ -1,4 +1,4 @@
-"""The contracts of the loss slots."""
+"""Base classes of the loss slots."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["BoxLoss", "ClassLoss", "Normalizer", "SigmoidScores"]
 
 
 class ClassLoss:
-    """A classification loss: the float32 SUM over the anchors of a mask, which it never averages.
+    """A classification loss: the float32 SUM over the anchors of a mask, never a mean.
 
-    Each stage has one of its own, so that a loss with a state (an ``nn.Module`` with buffers)
-    knows only the anchors of that stage.
+    Each stage has its own instance, so that the state of a stateful loss (an ``nn.Module`` with
+    buffers) covers only the anchors of that stage.
 
     Class attributes:
-        self_normalized: its weights already divide, so the normaliser does not.
-        ranks_anchors: it has a loss for each anchor, :meth:`per_anchor`, for samplers.
+        self_normalized: its weights already normalise the sum, so the normaliser must not.
+        ranks_anchors: it defines :meth:`per_anchor`, by which samplers can rank anchors.
     """
 
     self_normalized = False
@@ -25,19 +25,19 @@ class ClassLoss:
 
     @staticmethod
     def num_logits(num_classes: int) -> int:
-        """K', the logits per anchor: K or K + 1."""
+        """K', the number of logits per anchor: K or K + 1."""
         raise TypeError("a ClassLoss must define num_logits")
 
     @staticmethod
     def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
-        """K' logits per anchor to K whose sigmoids are the class probabilities."""
+        """Maps K' logits per anchor to K whose sigmoids are the class probabilities."""
         raise TypeError("a ClassLoss must define sigmoid_logits")
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """
         Args:
             logits: (N, R, K').
-            labels: (N, R) int64 in {-1, 0..K}: ignored, a class, background.
+            labels: (N, R) int64: -1 ignored, 0..K-1 a class, K background.
             mask: (N, R) bool, the anchors that count.
 
         Returns:
@@ -46,7 +46,7 @@ class ClassLoss:
         raise TypeError(f"{type(self).__name__} must define __call__")
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N, R) loss of each anchor, by which samplers rank; needed if ``ranks_anchors``."""
+        """(N, R) loss of each anchor, for ranking; required if ``ranks_anchors``."""
         raise TypeError(f"{type(self).__name__} has no loss per anchor")
 
 
@@ -63,13 +63,13 @@ class SigmoidScores(ClassLoss):
 
 
 class BoxLoss:
-    """A box loss: the float32 SUM over the rows of a mask, which it never averages.
+    """A box loss: the float32 SUM over the rows of a mask, never a mean.
 
     Class attributes:
-        compares: "boxes": decoded boxes; otherwise encoded deltas of that ``delta_space`` of the
-            coders, "deltas" or "cell_deltas".
-        takes_weights: it is called with a fourth argument, the (...) factors of its rows or None.
-        self_normalized: its weights already divide, so the normaliser does not.
+        compares: "boxes" for decoded boxes; "deltas" or "cell_deltas" for encoded deltas, to match
+            the coder's ``delta_space``.
+        takes_weights: it is called with a fourth argument: a (...) factor per row, or None.
+        self_normalized: its weights already normalise the sum, so the normaliser must not.
     """
 
     compares = "deltas"
@@ -89,15 +89,15 @@ class BoxLoss:
 
 
 class Normalizer(nn.Module):
-    """What divides the summed losses. It alone all-reduces."""
+    """The divisor of the summed losses. Nothing else all-reduces."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         """Called once per stage and training iteration.
 
         Args:
-            num_foreground: scalar, the foreground anchors of the batch.
-            num_trained: scalar, all anchors that the sampler kept.
-            num_images: of the batch.
+            num_foreground: scalar, number of foreground anchors in the batch.
+            num_trained: scalar, number of anchors that the sampler kept.
+            num_images: number of images in the batch.
 
         Returns:
             Scalar >= 1.

@@ -15,18 +15,18 @@ __all__ = ["GIoULoss", "IoULoss", "NegativeLogIoULoss"]
 
 
 def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """(P,) IoU of each pair, 1 without a gradient where ``mask`` is False.
+    """(P,) IoU of each pair; 1, without a gradient, where ``mask`` is False.
 
-    Elsewhere a pair that is not finite gives NaN, so that a broken prediction shows in the loss; as
-    a mere overlap it would be a finite 0.
+    A non-finite pair inside the mask gives NaN, so that a broken prediction shows in the loss; the
+    overlap operator alone would give a finite 0.
 
-    Crossed corners of ``pred`` are put in order, so that such a box is pulled back instead of
-    having a negative area (GIoU, Algorithm 1).
+    Swapped corners of ``pred`` are sorted, so that such a box is pulled back instead of having a
+    negative area (GIoU, Algorithm 1).
     """
     pred, target = pred.float().reshape(-1, 4), target.float().reshape(-1, 4)
     mask = mask.reshape(-1, 1)
     low, high = torch.minimum(pred[:, :2], pred[:, 2:]), torch.maximum(pred[:, :2], pred[:, 2:])
-    # The unit square stands in for pairs that do not count: they may hold anything, even NaN.
+    # Pairs outside the mask, which may hold anything including NaN, are replaced by a unit square.
     unit = F.pad(pred.new_zeros(2), (0, 2), value=1.0)
     pred = torch.where(mask, torch.cat((low, high), dim=1), unit)
     target = torch.where(mask, target, unit)
@@ -59,7 +59,7 @@ class NegativeLogIoULoss(BoxLoss):
 
 @BOX_LOSS_REGISTRY.register()
 class GIoULoss(BoxLoss):
-    """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient for boxes apart too."""
+    """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient without overlap too."""
 
     compares = "boxes"
 

@@ -1,6 +1,6 @@
 """Registries of the loss slots; yaml names the class, e.g. ``CLS_LOSS.NAME: SigmoidFocalLoss``.
 
-An entry declares its options at its constructor's arguments (:mod:`resobj_d2.options`).
+An entry declares its options on its constructor's arguments (:mod:`resobj_d2.options`).
 """
 
 from __future__ import annotations

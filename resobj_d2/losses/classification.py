@@ -25,14 +25,17 @@ def sigmoid_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Two-sided focal loss, ``-a_t (1 - p_t)^gamma log p_t`` (RetinaNet, Eq. 5), summed.
+    """Focal loss with positive and negative terms, ``-a_t (1 - p_t)^gamma log p_t``, summed.
+
+    See RetinaNet, Eq. 5.
 
     Args:
         logits: (..., K), one logit per class.
-        labels: (...) int64; K or more means "no class": every class is negative. An anchor with a
-            negative label is ignored, whatever ``mask`` says.
-        mask: (...) bool, the anchors that count; all by default.
-        alpha: weight of the positive class, ``1 - alpha`` of the others; negative for no weight.
+        labels: (...) int64; K or more is background (all classes are negative). Anchors with a
+            negative label are ignored, even inside ``mask``.
+        mask: (...) bool, the anchors that count; default all.
+        alpha: weight of the positive class, with ``1 - alpha`` for the others; a negative value
+            disables the weighting.
         gamma: focusing exponent; 0 gives alpha-weighted cross entropy.
 
     Returns:
@@ -51,7 +54,7 @@ class SigmoidFocalLoss(SigmoidScores):
         alpha: Annotated[
             float,
             Option(
-                "weight of the anchor's class, 1 - alpha of the others; negative for no weights",
+                "weight of the anchor's class, 1 - alpha for the others; negative disables it",
                 key="FOCAL_ALPHA",
                 source="RetinaNet, Eq. 5",
             ),
@@ -76,7 +79,7 @@ class SigmoidFocalLoss(SigmoidScores):
         return sigmoid_focal_loss(logits, labels, mask, alpha=self.alpha, gamma=self.gamma)
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N, R) loss of each anchor, for samplers that rank by it (ignored: as background)."""
+        """(N, R) loss of each anchor, for ranking; ignored anchors count as background."""
         return _focal_per_anchor(logits, labels, alpha=self.alpha, gamma=self.gamma)
 
 
@@ -84,20 +87,20 @@ class SigmoidFocalLoss(SigmoidScores):
 class SigmoidCE(SigmoidScores):
     """Binary cross entropy over K sigmoids.
 
-    It is the class loss of RetinaNet-Obj and ResObj (Residual Objectness, Eq. 3: foreground
-    anchors only, which the mask decides).
+    The class loss of RetinaNet-Obj and ResObj, where the mask restricts it to foreground anchors
+    (Residual Objectness, Eq. 3).
     """
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return sigmoid_focal_loss(logits, labels, mask, alpha=-1.0, gamma=0.0)
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(N, R) loss of each anchor, for samplers that rank by it (ignored: as background)."""
+        """(N, R) loss of each anchor, for ranking; ignored anchors count as background."""
         return _focal_per_anchor(logits, labels, alpha=-1.0, gamma=0.0)
 
 
 def _focal_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """(N, R) focal loss over the K classes of each anchor, (N, R, K) in memory on the way."""
+    """(N, R) focal loss of each anchor, summed over the K classes; allocates (N, R, K)."""
     classes = torch.arange(logits.shape[-1], device=logits.device)
     is_class = labels[..., None] == classes
     wrong = torch.where(is_class, -logits.float(), logits.float())

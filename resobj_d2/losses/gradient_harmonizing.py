@@ -1,9 +1,9 @@
 """Gradient harmonising losses (Li, Liu, Wang, "Gradient Harmonized Single-stage Detector").
 
-Each element is weighted by the inverse of the number of elements with about the same gradient
-norm, counted in bins. These weights normalise the loss by themselves. The counts are running means
-over the calls: state, which checkpoints hold. They start at 0 without a correction, so the first
-calls weigh more, and they are those of this process alone, as in the authors' code.
+Each element is weighted by the inverse of the number of elements with a similar gradient norm,
+counted in bins, which also normalises the loss. The counts are running means over calls, saved in
+checkpoints. As in the authors' code they start at 0 without bias correction, so the first calls
+weigh more, and they are not shared between processes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["GHMCLoss", "GHMRLoss"]
 
 
 class _GradientDensity(nn.Module):
-    """Running counts of gradient norms in equal bins over [0, 1].
+    """Running counts of gradient norms in bins of equal width over [0, 1].
 
     Args:
         bins: M.
-        momentum: of the running counts; 0 takes those of the batch alone.
+        momentum: of the running counts; 0 uses those of the current batch only.
     """
 
     def __init__(self, *, bins: int, momentum: float) -> None:
@@ -43,22 +43,23 @@ class _GradientDensity(nn.Module):
 
     @torch.no_grad()
     def weights(self, norms: Tensor, counted: Tensor) -> Tensor:
-        """``1 / (count of its bin * number of bins in use)``, 0 where not counted.
+        """``1 / (count of its bin * number of non-empty bins)``; 0 for elements not counted.
 
-        With these the sum over the elements is the paper's Eq. 8: ``1/N sum(N / GD(g) * loss)``,
-        the gradient density GD being ``count * M`` with M the bins that are not empty.
+        With these weights the sum over the elements is the paper's Eq. 8,
+        ``1/N sum(N / GD(g) * loss)``, with gradient density GD = ``count * M`` and M the number of
+        non-empty bins.
 
         Args:
             norms: gradient norms in [0, 1].
             counted: bool, the same shape.
         """
         index = (norms * self.bins).long().clamp(0, self.bins - 1)
-        # Whole numbers: adding ones in float32 stops at 2^24, less than a batch has elements.
+        # Integers: float32 stops counting at 2^24, and a batch has more elements than that.
         batch_counts = torch.zeros(self.bins, dtype=torch.int32, device=norms.device)
         batch_counts = batch_counts.scatter_add(0, index.flatten(), counted.flatten().int())
         used = batch_counts > 0
         mixed = self.momentum * self.counts + (1 - self.momentum) * batch_counts
-        # An empty bin keeps its count. A new tensor: the graph of an earlier call may hold the old.
+        # An empty bin keeps its count. Not in place: the graph of an earlier call may hold it.
         self.counts = torch.where(used, mixed, self.counts)
         weight = torch.where(used, 1 / (self.counts * used.sum()), 0.0)
         return torch.where(counted, weight[index], 0.0)
@@ -74,7 +75,7 @@ class GHMCLoss(_GradientDensity, SigmoidScores):
     def __init__(
         self,
         *,
-        bins: Annotated[int, Option("bins of the gradient norm", key="GHM_BINS")] = 30,
+        bins: Annotated[int, Option("number of bins for the gradient norm", key="GHM_BINS")] = 30,
         momentum: Annotated[
             float, Option("momentum of the bins' counts", key="GHM_MOMENTUM")
         ] = 0.75,
@@ -82,10 +83,10 @@ class GHMCLoss(_GradientDensity, SigmoidScores):
         super().__init__(bins=bins, momentum=momentum)
 
     def forward(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """The harmonised mean over the anchors of ``mask`` and their classes."""
+        """Harmonised mean over the anchors of ``mask`` and their classes; see the base class."""
         counted = (mask & (labels >= 0))[..., None].expand_as(logits)
         classes = torch.arange(logits.shape[-1], device=logits.device)
-        # What does not count may hold anything: it is replaced, not multiplied by zero.
+        # Values outside the mask may be anything: replace them rather than multiply by zero.
         logits = torch.where(counted, logits.float(), 0.0)
         wrong = torch.where(labels[..., None] == classes, -logits, logits)
         weights = self.weights(torch.sigmoid(wrong.detach()), counted)
@@ -97,7 +98,7 @@ class GHMRLoss(_GradientDensity, BoxLoss):
     """GHM-R: ``sqrt(d^2 + mu^2) - mu`` on encoded deltas, harmonised by its slope (Eq. 10-13).
 
     Args:
-        mu: how far from 0 the loss is a parabola.
+        mu: scale below which the loss is close to a parabola.
     """
 
     self_normalized = True
@@ -107,9 +108,9 @@ class GHMRLoss(_GradientDensity, BoxLoss):
         *,
         mu: Annotated[
             float,
-            Option("difference up to which the loss is a parabola", key="GHM_MU"),
+            Option("scale below which the loss is close to a parabola", key="GHM_MU"),
         ] = 0.02,
-        bins: Annotated[int, Option("bins of the gradient norm", key="GHM_BINS")] = 10,
+        bins: Annotated[int, Option("number of bins for the gradient norm", key="GHM_BINS")] = 10,
         momentum: Annotated[
             float, Option("momentum of the bins' counts", key="GHM_MOMENTUM")
         ] = 0.7,
@@ -120,7 +121,7 @@ class GHMRLoss(_GradientDensity, BoxLoss):
         self.mu = mu
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The harmonised mean over the four deltas of the rows in ``mask``."""
+        """Harmonised mean over the four deltas of the rows in ``mask``; see the base class."""
         counted = mask[..., None].expand_as(pred)
         distance = torch.where(counted, pred.float(), 0.0) - torch.where(
             counted, target.float(), 0.0

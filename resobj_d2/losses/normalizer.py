@@ -1,4 +1,4 @@
-"""What divides the summed losses. Nothing else in the package divides or all-reduces a loss."""
+"""Divisors of the summed losses. Nothing else in the package divides or all-reduces a loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
-    """The mean of a scalar over all processes: what DDP's gradient averaging asks for."""
+    """The mean of a scalar over all processes, to match DDP, which averages gradients."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return count
     count = count.clone()
@@ -33,7 +33,7 @@ def _mean_over_processes(count: Tensor) -> Tensor:
 
 @NORMALIZER_REGISTRY.register()
 class ForegroundCount(Normalizer):
-    """Foreground anchors of the batch (mean over processes), at least 1 (RetinaNet, section 4)."""
+    """Number of foreground anchors (mean over processes), at least 1 (RetinaNet, section 4)."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
@@ -41,7 +41,7 @@ class ForegroundCount(Normalizer):
 
 @NORMALIZER_REGISTRY.register()
 class ForegroundCountPlusOne(Normalizer):
-    """Foreground anchors of the batch (mean over processes) and one more, as in EfficientDet."""
+    """Number of foreground anchors (mean over processes) plus one, as in EfficientDet."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.float()) + 1.0
@@ -49,7 +49,7 @@ class ForegroundCountPlusOne(Normalizer):
 
 @NORMALIZER_REGISTRY.register()
 class ImageCount(Normalizer):
-    """Images of the batch: a mean over images of sums over anchors, as in Darknet."""
+    """Number of images in the batch: losses become a mean over images, as in Darknet."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_foreground.new_full((), num_images, dtype=torch.float32))
@@ -57,7 +57,7 @@ class ImageCount(Normalizer):
 
 @NORMALIZER_REGISTRY.register()
 class TrainedCount(Normalizer):
-    """Anchors that the sampler kept (mean over processes), at least 1: for OHEM and its like."""
+    """Number of anchors that the sampler kept (mean over processes), at least 1; for OHEM etc."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         return _mean_over_processes(num_trained.float()).clamp(min=1.0)
@@ -65,18 +65,18 @@ class TrainedCount(Normalizer):
 
 @NORMALIZER_REGISTRY.register()
 class ForegroundEMA(Normalizer):
-    """Exponential mean of the foreground count, as in Detectron2's RetinaNet.
+    """Exponential moving average of the foreground count, as in Detectron2's RetinaNet.
 
-    Unlike there it is part of ``state_dict`` (a resumed run goes on with the same scale) and
-    equal on all processes. It stays on the device: no host synchronisation. It is updated once
-    per training forward; every loss of the iteration divides by the same value.
+    Unlike there it is part of ``state_dict`` (so a resumed run keeps its scale) and equal on all
+    processes. It stays on the device, without host synchronisation. It is updated once per
+    training forward, and every loss of that iteration is divided by the same value.
     """
 
     def __init__(
         self,
         *,
-        initial: Annotated[float, Option("mean before the first batch")] = 100.0,
-        momentum: Annotated[float, Option("weight of the mean so far")] = 0.9,
+        initial: Annotated[float, Option("average before the first batch")] = 100.0,
+        momentum: Annotated[float, Option("weight of the previous average")] = 0.9,
     ) -> None:
         super().__init__()
         if initial <= 0 or not 0 <= momentum < 1:
@@ -89,8 +89,8 @@ class ForegroundEMA(Normalizer):
         self.register_buffer("mean", torch.tensor(float(initial)))
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
-        """Scalar counts of this batch. Returns the updated mean of the first."""
+        """Returns the updated average of ``num_foreground``; see the base class."""
         count = _mean_over_processes(num_foreground.float().clamp(min=1.0))
-        # A new tensor, not an in-place update: the loss graph holds the value it divided by.
+        # Not in place: the loss graph holds the value it was divided by.
         self.mean = self.momentum * self.mean + (1 - self.momentum) * count
         return self.mean

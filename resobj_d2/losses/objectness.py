@@ -1,19 +1,19 @@
-"""Residual Objectness as named losses; dense heads and region proposal networks share it.
+"""Residual Objectness as named losses, shared by dense heads and region proposal networks.
 
-Readings of the paper (Chen et al., "Residual Objectness for Imbalance Reduction") where it
-leaves a choice; each is an argument:
+Where the paper (Chen et al., "Residual Objectness for Imbalance Reduction") leaves a choice, this
+is how we read it; each choice is an argument:
 
 - The residual is added in logit space: ``o_t = o_{t-1} + r_t`` (Algorithm 1, lines 6-7).
-- The minimum positive score of step t is taken over ``o_{t-1}`` of the foreground anchors of
-  one image by default (``min_scope``): ranking at inference is per image, and the result then
-  does not depend on how a batch is split over GPUs. Ignored anchors take no part.
-- Without a foreground anchor in the scope nothing is selected and the step's loss is 0, with
-  its graph intact.
-- ``o_t`` is formed for every anchor and only the loss is gated (``unselected="update"``), so
-  that training and inference agree.
-- No gradient runs from step t to earlier steps by default (``detach="all"``; Table 2a).
-- Every sum is divided by the same normaliser; none is divided by the number selected, which
-  would weigh the loss up as the set shrinks.
+- The minimum positive score of step t is taken over ``o_{t-1}`` of the foreground anchors, by
+  default of one image (``min_scope``): inference ranks per image, and the result then does not
+  depend on how a batch is split over GPUs. Ignored anchors are left out.
+- Without a foreground anchor in the scope nothing is selected and the step's loss is 0, still
+  attached to the graph.
+- ``o_t`` is computed for every anchor and only the loss is restricted to the selected ones
+  (``unselected="update"``), so that training and inference agree.
+- By default no gradient flows from step t to earlier steps (``detach="all"``; Table 2a).
+- Every sum is divided by the same normaliser, never by the number of selected anchors, which
+  would increase the loss's weight as that number shrinks.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["ResidualObjectnessLoss", "objectness_difficulty"]
 
 
 def objectness_difficulty(logits: Tensor, foreground: Tensor) -> Tensor:
-    """(N, R) BCE of each anchor, for samplers that rank by it.
+    """(N, R) BCE of each anchor, for ranking by samplers.
 
-    NaN is the hardest of all: a sampler that dropped it would hide that training has failed.
+    NaN counts as hardest: a sampler that dropped it would hide that training has diverged.
 
     Args:
         logits: (N, R) objectness.
@@ -63,7 +63,7 @@ class ResidualObjectnessLoss:
     detach: Annotated[
         str,
         Option(
-            "all: residual losses train their own subnet alone; objectness: earlier residual "
+            "all: a residual loss trains only its own subnet; objectness: earlier residual "
             "subnets too; none: everything",
             source="ResObj, Table 2a",
         ),
@@ -71,7 +71,7 @@ class ResidualObjectnessLoss:
     min_scope: Annotated[
         str,
         Option(
-            "where the minimum positive score is taken: image, batch, level, or none to train "
+            "scope of the minimum positive score: image, batch, level, or none to train "
             "every labelled anchor at every step",
             source="ResObj, Algorithm 1",
         ),
@@ -79,8 +79,8 @@ class ResidualObjectnessLoss:
     unselected: Annotated[
         str,
         Option(
-            "anchors below the minimum at training: update adds the residual all the same, as at "
-            "inference; keep leaves the objectness as it was",
+            "anchors below the minimum in training: update adds the residual, as at "
+            "inference; keep leaves the objectness unchanged",
             source="ResObj, Algorithm 1",
         ),
     ] = "update"
@@ -108,13 +108,13 @@ class ResidualObjectnessLoss:
             logits: (N, R) base objectness ``o_0``.
             residuals: (T, N, R).
             labels: (N, R) int8, 1 foreground, 0 background, -1 ignored.
-            anchors_per_level: anchors per level, sums to R.
-            normalizer: scalar that divides every sum.
+            anchors_per_level: number of anchors of each level; sums to R.
+            normalizer: scalar, the divisor of every sum.
 
         Returns:
-            ``{"loss_objectness": ..., "loss_residual_1": ...}`` and statistics, scalars for each
+            ``{"loss_objectness": ..., "loss_residual_1": ...}``, and scalar statistics of each
             step (the paper's Figures 2 and 4): ``objectness/step{t}/positive`` and
-            ``.../negative``, the mean objectness of those anchors, NaN where the batch has none;
+            ``.../negative``, the mean objectness of those anchors (NaN if the batch has none);
             ``.../selected``, the number of anchors in the loss.
         """
         result = ops.residual_objectness_bce(

@@ -1,4 +1,4 @@
-"""How well a predicted probability of the box's quality fits its target, summed over anchors."""
+"""Losses between a predicted box quality and its target, summed over anchors."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ QUALITY_LOSSES = ("ce", "ce_w", "l1", "smooth_l1", "l2", "gfocal")
 
 @dataclass(frozen=True, kw_only=True)
 class QualityLoss:
-    """The losses of RetinaNet-Conf's Table 2, between ``sigmoid(h)`` and a target y in [0, 1].
+    """The losses of RetinaNet-Conf's Table 2 between ``sigmoid(h)`` and a target y in [0, 1].
 
     Attributes:
         kind: "ce": ``BCE(h, y)`` over the foreground (Eq. 9);
             "ce_w": the same, plus ``negative_weight * BCE(h, 0)`` over the background;
-            "l1", "smooth_l1", "l2": ``|d|``, smooth L1 of d with its bend at ``beta``, ``d^2``, for
-            ``d = sigmoid(h) - y``, over the foreground;
+            "l1", "smooth_l1", "l2": ``|d|``, smooth L1 of d with transition at ``beta``, or
+            ``d^2``, for ``d = sigmoid(h) - y``, over the foreground;
             "gfocal": ``|d|^gamma BCE(h, y)`` over the foreground (quality focal loss; Li et al.,
             "Generalized Focal Loss", Eq. 2).
-        negative_weight: of "ce_w".
-        gamma: of "gfocal", at least 1 (below, the gradient at d = 0 is infinite).
-        beta: of "smooth_l1".
+        negative_weight: used by "ce_w".
+        gamma: used by "gfocal"; at least 1 (below, the gradient at d = 0 is infinite).
+        beta: used by "smooth_l1".
     """
 
     kind: Annotated[
         str,
         Option(
-            "ce, ce_w (also trains the background towards 0), l1, smooth_l1, l2 or gfocal",
+            "ce, ce_w (also trains background towards 0), l1, smooth_l1, l2 or gfocal",
             key="LOSS",
             source="RetinaNet-Conf, Table 2",
         ),
@@ -51,7 +51,7 @@ class QualityLoss:
     ] = 1e-4
     gamma: Annotated[float, Option("exponent of gfocal", only={"kind": ("gfocal",)})] = 2.0
     beta: Annotated[
-        float, Option("difference where smooth_l1 bends", only={"kind": ("smooth_l1",)})
+        float, Option("where smooth_l1 becomes linear", only={"kind": ("smooth_l1",)})
     ] = 0.11
 
     def __post_init__(self) -> None:
@@ -74,15 +74,15 @@ class QualityLoss:
         """
         Args:
             logits: (...) h.
-            targets: (...) y; read where ``foreground``. It may carry a gradient.
+            targets: (...) y; only read at ``foreground``. May carry a gradient.
             foreground, background: (...) bool.
 
         Returns:
-            Scalar float32 sum; gradients are zero elsewhere, whatever the values there.
+            Scalar float32 sum; gradients are zero outside the two masks, whatever the values there.
         """
         zero = logits.new_zeros((), dtype=torch.float32)
         logits = logits.float()
-        # Replaced in front of the arithmetic: 0 times the gradient of a NaN would be NaN.
+        # Replaced before the arithmetic: 0 times the gradient of a NaN is NaN.
         h = torch.where(foreground, logits, zero)
         y = torch.where(foreground, targets.float(), zero)
         total = torch.where(foreground, self._per_anchor(h, y), zero).sum()

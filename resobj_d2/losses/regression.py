@@ -18,12 +18,12 @@ __all__ = ["BalancedL1Loss", "L1Loss", "SmoothL1Loss", "smooth_l1_loss"]
 
 
 def smooth_l1_loss(pred: Tensor, target: Tensor, mask: Tensor, *, beta: float = 0.1) -> Tensor:
-    """Smooth L1 summed over the rows of ``mask`` (Fast R-CNN, Eq. 3, with the bend at ``beta``).
+    """Smooth L1 summed over the rows of ``mask`` (Fast R-CNN, Eq. 3, linear from ``beta``).
 
     Args:
         pred, target: (..., 4).
         mask: (...) bool, the rows that count.
-        beta: |pred - target| at which the parabola becomes a line; 0 gives plain L1.
+        beta: |pred - target| at which quadratic turns into linear; 0 gives plain L1.
     """
     zero = pred.new_zeros((), dtype=torch.float32)
     pred = torch.where(mask[..., None], pred.float(), zero)
@@ -36,13 +36,13 @@ def smooth_l1_loss(pred: Tensor, target: Tensor, mask: Tensor, *, beta: float = 
 
 @BOX_LOSS_REGISTRY.register()
 class SmoothL1Loss(BoxLoss):
-    """Smooth L1 on encoded deltas, Detectron2's default with ``beta = 0.1``."""
+    """Smooth L1 on encoded deltas; the default ``beta = 0.1`` is Detectron2's."""
 
     def __init__(
         self,
         *,
         beta: Annotated[
-            float, Option("difference at which the parabola becomes a line; 0 gives L1")
+            float, Option("difference at which quadratic turns into linear; 0 gives L1")
         ] = 0.1,
     ) -> None:
         if beta < 0:
@@ -55,7 +55,7 @@ class SmoothL1Loss(BoxLoss):
 
 @BOX_LOSS_REGISTRY.register()
 class L1Loss(SmoothL1Loss):
-    """L1 on encoded deltas (RetinaNet-Conf uses it)."""
+    """L1 on encoded deltas, as in RetinaNet-Conf."""
 
     def __init__(self) -> None:
         super().__init__(beta=0.0)
@@ -66,12 +66,12 @@ class BalancedL1Loss(BoxLoss):
     """Balanced L1 on encoded deltas (Libra R-CNN, Eq. 8 and 9).
 
     Args:
-        alpha, gamma: of the paper; the slope grows as ``alpha ln(b u + 1)`` up to ``gamma``.
-        beta: where the logarithmic part ends; the paper's loss is the one with ``beta = 1``,
-            others stretch it.
-        mmdet_form: instead of stretching, put ``beta`` where mmdetection does. The slope then jumps
-            from 0 to ``alpha (1 - beta) / beta`` at a difference of 0 (4 with ``beta = 0.11``), to
-            compare with models trained so.
+        alpha, gamma: as in the paper; the slope grows as ``alpha ln(b u + 1)`` up to ``gamma``.
+        beta: difference at which the logarithmic part ends. The paper's loss has ``beta = 1``;
+            other values stretch it.
+        mmdet_form: apply ``beta`` as mmdetection does instead of stretching. The slope then jumps
+            from 0 to ``alpha (1 - beta) / beta`` at a difference of 0 (4 with ``beta = 0.11``).
+            For comparison with models trained that way.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BalancedL1Loss(BoxLoss):
         alpha: Annotated[
             float,
             Option(
-                "how much small differences count",
+                "weight of small differences",
                 key="BALANCED_ALPHA",
                 source="Libra R-CNN, Eq. 8",
             ),
@@ -91,11 +91,11 @@ class BalancedL1Loss(BoxLoss):
         ] = 1.5,
         beta: Annotated[
             float,
-            Option("difference from which on the loss is linear", key="BALANCED_BETA"),
+            Option("difference above which the loss is linear", key="BALANCED_BETA"),
         ] = 1.0,
         mmdet_form: Annotated[
             bool,
-            Option("mmdetection's use of BALANCED_BETA, whose slope jumps at 0"),
+            Option("use BALANCED_BETA as mmdetection does (the slope jumps at 0)"),
         ] = False,
     ) -> None:
         if alpha <= 0 or gamma <= 0 or beta <= 0:
@@ -109,7 +109,7 @@ class BalancedL1Loss(BoxLoss):
         self.mmdet_form = mmdet_form
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        # Equal numbers have neither loss nor gradient.
+        # Where both are equal, loss and gradient are 0.
         pred = torch.where(mask[..., None], pred.float(), 0.0)
         target = torch.where(mask[..., None], target.float(), 0.0)
         if self.mmdet_form:
@@ -119,7 +119,7 @@ class BalancedL1Loss(BoxLoss):
         )
 
     def _mmdet_form(self, difference: Tensor) -> Tensor:
-        """The sum over all elements."""
+        """Sum over all elements."""
         b = math.expm1(self.gamma / self.alpha)
         distance = difference.abs()
         x = distance.clamp(max=self.beta)

@@ -1,4 +1,4 @@
-"""Cross entropy over the classes and the background."""
+"""Cross entropy over the classes and background."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from .build import CLS_LOSS_REGISTRY
 
 __all__ = ["SoftmaxCE"]
 
-# The largest probability below one in float32, whose logit is finite.
+# The largest float32 below one; its logit is finite.
 LARGEST = 1 - 2**-24
 
 
 @CLS_LOSS_REGISTRY.register()
 class SoftmaxCE(ClassLoss):
-    """Softmax cross entropy over K classes and the background, label K (SSD, Eq. 3)."""
+    """Softmax cross entropy over K classes and background, which is label K (SSD, Eq. 3)."""
 
     def __call__(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """
         Args:
-            logits: (..., K + 1), the background last.
-            labels: (...) int64; K is background, an anchor with a negative one is ignored.
+            logits: (..., K + 1), background last.
+            labels: (...) int64; K is background, anchors with a negative label are ignored.
             mask: (...) bool, the anchors that count.
 
         Returns:
             Scalar float32 sum; gradients are zero outside ``mask``, whatever the logits there.
         """
         used = mask & (labels >= 0)
-        # Not the loss but the logits: a NaN times a gradient of zero would be NaN.
+        # Mask the logits, not the loss: a NaN times a zero gradient is NaN.
         logits = torch.where(used[..., None], logits.float(), 0.0)
         return torch.where(used, self.per_anchor(logits, labels), 0.0).sum()
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(...) loss of each anchor; that of an ignored one means nothing."""
+        """(...) loss of each anchor; the values of ignored anchors are meaningless."""
         index = labels.clamp(min=0)[..., None]
         return -F.log_softmax(logits.float(), dim=-1).gather(-1, index)[..., 0]
 
     @staticmethod
     def num_logits(num_classes: int) -> int:
-        """Logits per anchor: the classes and the background."""
+        """K + 1: the classes and background."""
         return num_classes + 1
 
     @staticmethod
     def sigmoid_logits(maps: LevelMaps) -> LevelMaps:
-        """What a sigmoid turns into the softmax probabilities of the K classes, in float32.
+        """Logits, in float32, whose sigmoids are the softmax probabilities of the K classes.
 
-        A probability that rounds to one has the logit of the number before it, so that nothing
-        is infinite.
+        A probability that rounds to 1 is lowered to the next smaller float32, so that its logit is
+        finite.
         """
         classes = maps.channels - 1
         levels = []

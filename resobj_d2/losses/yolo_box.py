@@ -14,11 +14,11 @@ __all__ = ["YOLOBoxLoss"]
 
 @BOX_LOSS_REGISTRY.register()
 class YOLOBoxLoss(BoxLoss):
-    """Cross entropy for the place in the cell, half the squared difference for the log-size.
+    """Cross entropy for the position in the cell, half the squared difference for the log-size.
 
-    Its gradients are those that Darknet writes down instead of a loss: ``sigmoid(t) - sigmoid(t*)``
-    for tx and ty, ``t - t*`` for tw and th, each times the anchor's weight. It goes with
-    ``YOLOCoder``. The cross entropy of a perfect prediction is that of its target, not 0.
+    Its gradients are those that Darknet specifies in place of a loss: ``sigmoid(t) - sigmoid(t*)``
+    for tx and ty, ``t - t*`` for tw and th, each times the anchor's weight. For use with
+    ``YOLOCoder``. The loss of a perfect prediction is not 0 but the entropy of its target.
     """
 
     compares = "cell_deltas"
@@ -30,9 +30,9 @@ class YOLOBoxLoss(BoxLoss):
         """The float32 sum over the rows in ``mask``.
 
         Args:
-            pred, target: (..., 4) deltas of ``YOLOCoder``.
-            mask: (...) bool.
-            weights: (...) factor of each row; None for 1.
+            pred, target: (..., 4) deltas from ``YOLOCoder``.
+            mask: (...) bool, the rows that count.
+            weights: (...) factor of each row; None means 1.
         """
         zero = pred.new_zeros((), dtype=torch.float32)
         pred = torch.where(mask[..., None], pred.float(), zero)

@@ -1,4 +1,4 @@
-"""The contracts of the matching slots."""
+"""Base classes of the matching slots."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Coder:
     """A box parametrisation.
 
     Class attributes:
-        initial_delta: where the bias of the box predictor on the priors starts.
-        identity_delta: where those of later stages start: boxes then stay as they are.
-        delta_space: the kind of deltas, for the box losses that compare them: "deltas" are numbers
-            that any difference suits, "cell_deltas" YOLOv3's.
-        anchor_offset: the ``offset`` that its priors must have, or None.
+        initial_delta: initial bias of the box predictor on the priors.
+        identity_delta: initial bias of the box predictors of later stages; keeps boxes unchanged.
+        delta_space: the kind of deltas, matched against ``BoxLoss.compares``: "deltas" for numbers
+            that any loss of differences suits, "cell_deltas" for YOLOv3's.
+        anchor_offset: the ``offset`` that its priors must have, or None for any.
     """
 
     initial_delta = 0.0
@@ -30,15 +30,15 @@ class Coder:
 
     @property
     def delta_options(self) -> Mapping[str, Any] | None:
-        """The ``weights`` and ``scale_clamp`` with which ``ops.dense_detections`` decodes the same
-        deltas; None where it cannot, and :meth:`decode` must do it for every anchor."""
+        """The ``weights`` and ``scale_clamp`` for ``ops.dense_detections`` to decode these deltas;
+        None if the operator cannot, so that :meth:`decode` must run for every anchor."""
         return None
 
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``, both (..., 4).
 
         Args:
-            strides: (R, 1) stride of each anchor's level in pixels.
+            strides: (R, 1) stride, in pixels, of each anchor's level.
         """
         raise TypeError(f"{type(self).__name__} must define encode")
 
@@ -48,15 +48,15 @@ class Coder:
 
 
 class Assigner:
-    """Label assignment: which anchor is trained as what.
+    """Label assignment: what each anchor is trained as.
 
-    Its constructor takes ``num_classes`` beside its options.
+    Its constructor takes ``num_classes`` besides its options.
 
     Class attributes:
-        needs_predictions: it reads the detached StagePrediction, whose ``cls`` are then K logits
-            whose sigmoids are the class probabilities, whatever the class loss.
-        labels_by_iou: ``Targets.matched_ious`` tell how much background overlaps; they are 0
-            there otherwise.
+        needs_predictions: it reads the detached StagePrediction, whose ``cls`` then has K logits
+            with class probabilities as sigmoids, whatever the class loss.
+        labels_by_iou: ``Targets.matched_ious`` also holds the IoU of background anchors; otherwise
+            it is 0 there.
         weighs_boxes: its targets have ``box_weights``.
     """
 
@@ -80,11 +80,11 @@ class Assigner:
 
 
 class Sampler:
-    """Selection of the labelled anchors that are trained; the others are ignored by every loss.
+    """Selects the labelled anchors to train; all others are ignored by every loss.
 
     Class attributes:
-        needs_loss: it ranks anchors by their difficulty.
-        needs_ious: it reads the ``matched_ious`` of background.
+        needs_loss: it ranks anchors by their loss (``difficulty``).
+        needs_ious: it reads ``matched_ious`` of background anchors.
     """
 
     needs_loss = False
@@ -96,9 +96,9 @@ class Sampler:
         """
         Args:
             anchors: (R, 4) or (N, R, 4).
-            difficulty: (N, R) detached loss of each anchor, infinite where that is NaN: of the
-                objectness where it owns the background, otherwise of the class loss. None
-                without ``needs_loss``.
+            difficulty: (N, R) detached loss of each anchor, infinite where that is NaN: the
+                objectness loss if objectness handles the background, otherwise the class loss.
+                None unless ``needs_loss``.
 
         Returns:
             (N, R) bool, a subset of ``targets.valid``.
@@ -107,7 +107,7 @@ class Sampler:
 
 
 def predicted_boxes(assigner: Assigner, prediction: StagePrediction | None) -> Tensor:
-    """The (N, R, 4) decoded boxes that an assigner with ``needs_predictions`` reads."""
+    """The (N, R, 4) decoded boxes for an assigner with ``needs_predictions``."""
     if prediction is None or prediction.boxes is None:
-        raise ValueError(f"{type(assigner).__name__} reads the predicted boxes: give a prediction")
+        raise ValueError(f"{type(assigner).__name__} needs the predicted boxes: pass a prediction")
     return prediction.boxes

@@ -23,16 +23,16 @@ __all__ = ["BestAnchorAssigner"]
 
 @ASSIGNER_REGISTRY.register()
 class BestAnchorAssigner(MaxIoUAssigner):
-    """IoU thresholds, after every ground truth got its best anchor (Liu et al. 2016, "SSD", 2.2).
+    """Best anchor of each ground truth first, then IoU thresholds (Liu et al. 2016, "SSD", 2.2).
 
-    Exactly one anchor: of several with the same IoU the first. It is trained as that ground truth
-    even where it overlaps another one more. Two with the same best anchor: the later one has it,
-    and the other only what the thresholds give it. A ground truth that overlaps no anchor gets
-    none. ``MaxIoUAssigner`` with ``allow_low_quality`` takes all anchors of the same best IoU
-    instead, and each keeps the ground truth that it overlaps most.
+    Each ground truth gets exactly one best anchor (ties: the first), which is trained as that
+    ground truth even if it overlaps another one more. If two ground truths share a best anchor, the
+    later one wins, and the other only gets what the thresholds give it. A ground truth that
+    overlaps no anchor gets none. In contrast, ``MaxIoUAssigner`` with ``allow_low_quality`` takes
+    all anchors with the best IoU, and each stays with the ground truth that it overlaps most.
 
-    ``Targets.gt_index`` is the ground truth an anchor is trained as, ``matched_ious`` still the
-    best IoU with any. Memory is that of the result and O(R + M) more, never the M x R matrix.
+    ``Targets.gt_index`` is the ground truth that an anchor is trained as; ``matched_ious`` remains
+    the best IoU with any. Besides the result it needs O(R + M) memory, never the M x R matrix.
 
     Args:
         num_classes, iou_thresholds, iou_labels: see :class:`MaxIoUAssigner`.
@@ -43,10 +43,10 @@ class BestAnchorAssigner(MaxIoUAssigner):
         *,
         num_classes: int,
         iou_thresholds: Annotated[
-            Sequence[float], Option("ascending bounds of IoU", follows=True)
+            Sequence[float], Option("ascending IoU thresholds", follows=True)
         ] = (0.5,),
         iou_labels: Annotated[
-            Sequence[int], Option("labels below and above them", follows=True)
+            Sequence[int], Option("labels below and above the thresholds", follows=True)
         ] = (0, 1),
     ) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class BestAnchorAssigner(MaxIoUAssigner):
         best = _best_anchors(anchors, ground_truth)
         owner, rows = anchor_owners(best, ground_truth, anchors.shape[-2])
         owned = owner >= 0
-        # The row past the last is of anchors without an owner; nobody uses it.
+        # The extra last row is for anchors without an owner; its values are never used.
         classes = F.pad(ground_truth.classes, (0, 1))
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         return replace(
@@ -84,10 +84,10 @@ class BestAnchorAssigner(MaxIoUAssigner):
 
 
 def _best_anchors(anchors: Tensor, ground_truth: GroundTruth) -> Tensor:
-    """(sum M_i,) first best anchor of each ground truth; R where it overlaps none."""
+    """(sum M_i,) first best anchor of each ground truth; R if it overlaps none."""
     num_anchors = anchors.shape[-2]
-    # match_anchors with exchanged roles: the "anchors" are the boxes and look for their best
-    # among the anchors. All images that share their anchors are one such image.
+    # match_anchors with swapped roles: the boxes act as "anchors" and find their best match among
+    # the anchors. Images that share their anchors are handled as a single image.
     pairs = [(ground_truth.boxes, anchors)]
     if anchors.dim() == 3:
         pairs = list(zip(ground_truth.boxes.split(ground_truth.counts), anchors, strict=True))

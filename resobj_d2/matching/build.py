@@ -1,6 +1,6 @@
 """Registries of the matching slots; yaml names the class: ``ASSIGNER.NAME: MaxIoUAssigner``.
 
-An entry declares its options at its constructor's arguments (:mod:`resobj_d2.options`).
+An entry declares its options on its constructor's arguments (:mod:`resobj_d2.options`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 PRIORS_REGISTRY: Registry[AnchorGrid] = Registry("PRIORS", base=AnchorGrid)
-"""Entries of ``PRIORS.NAME``: subclasses of :class:`AnchorGrid`, which take ``strides`` too."""
+"""Entries of ``PRIORS.NAME``: subclasses of :class:`AnchorGrid`, which also take ``strides``."""
 CODER_REGISTRY: Registry[Coder] = Registry("CODER", base=Coder)
 """Entries of ``CODER.NAME``: subclasses of :class:`Coder`."""
 ASSIGNER_REGISTRY: Registry[Assigner] = Registry("ASSIGNER", base=Assigner)
@@ -32,7 +32,7 @@ SAMPLER_REGISTRY: Registry[Sampler] = Registry("SAMPLER", base=Sampler)
 
 
 def build_two_stage_sampler(node: CfgNode, detectron2: CfgNode) -> Sampler | None:
-    """The sampler of a stage of Detectron2's R-CNN, which has keys of its own for its size.
+    """The sampler of a stage of Detectron2's R-CNN, whose size comes from Detectron2's own keys.
 
     Args:
         node: the ``SAMPLER`` node of ``MODEL.RESOBJ_RPN`` or ``MODEL.RESOBJ_ROI``.

@@ -31,8 +31,8 @@ class DeltaCoder(Coder):
     synchronisation and for any number of leading dimensions.
 
     Args:
-        weights: factors of the four deltas.
-        scale_clamp: upper bound of dw and dh at decoding, so that exp cannot overflow.
+        weights: factors of dx, dy, dw and dh.
+        scale_clamp: upper bound of dw and dh when decoding, so that exp cannot overflow.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DeltaCoder(Coder):
 
     @property
     def delta_options(self) -> dict[str, object]:
-        """The arguments with which operators that decode boxes do what this coder does."""
+        """Arguments with which an operator decodes boxes as this coder does."""
         return {"weights": self.weights, "scale_clamp": self.scale_clamp}
 
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class DeltaCoder(Coder):
 
     @staticmethod
     def _scaled(deltas: Tensor, factors: Sequence[float]) -> Tensor:
-        # Python numbers, not a tensor made from them: that copy would make a GPU's host wait.
+        # Python numbers rather than a tensor, whose copy would make the host wait for the GPU.
         if all(factor == 1 for factor in factors):
             return deltas
         scaled = [x * factor for x, factor in zip(deltas.unbind(-1), factors, strict=True)]
@@ -85,14 +85,14 @@ class DeltaCoder(Coder):
 
 @CODER_REGISTRY.register()
 class LTRBCoder(Coder):
-    """Distances from a point to the left, top, right and bottom side of the box.
+    """Distances from a point to the left, top, right and bottom sides of the box.
 
-    The point is the anchor's centre and the unit the anchor's side, so a square anchor of S
+    The point is the anchor's centre and the unit is the anchor's side, so a square anchor of S
     strides gives FSAF's offsets in units of ``S * stride`` (Zhu et al. 2019, section 3.1, S = 4).
-    The last layer of FSAF's box predictor is a ReLU; it is part of ``decode``.
+    The ReLU at the end of FSAF's box predictor is part of ``decode``.
     """
 
-    # The ReLU passes no gradient below zero, so predictions start above it.
+    # The ReLU has no gradient below zero, so predictions start above it.
     initial_delta = 0.1
     identity_delta = 0.5
 

@@ -1,4 +1,4 @@
-"""Feature selective label assignment (Zhu et al. 2019, "FSAF", sections 3.1-3.3)."""
+"""FSAF's label assignment with online feature selection (Zhu et al. 2019, sections 3.1-3.3)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .build import ASSIGNER_REGISTRY
 
 __all__ = ["FSAFAssigner"]
 
-# No level, nor next to one.
+# Neither a level nor adjacent to one.
 NOWHERE = -9
 UNSELECTED = ("other_classes", "background", "ignore")
 
 
 @dataclass
 class _Regions:
-    """Points of all levels against the M boxes of one image.
+    """The points of all levels relative to the M boxes of one image.
 
-    ``owner`` (R,) is the smallest box whose effective region has the point, M without one;
+    ``owner`` (R,) is the smallest box whose effective region contains the point, or M if none;
     ``ring`` (R, M) tells whether the point is in a box's ignoring but not its effective region;
     ``levels`` (R,) is the level of each point.
     """
@@ -40,24 +40,25 @@ class _Regions:
 
 @ASSIGNER_REGISTRY.register()
 class FSAFAssigner(Assigner):
-    """Each ground truth is learned on the one level that fits it best.
+    """Trains each ground truth on the one level that fits it best.
 
-    On every level the points in the middle of a box (effective region) could learn it, a ring
-    around them (ignoring region) is left out on the chosen and the neighbouring levels, and all
-    other points are background. Where boxes overlap, the smaller one has the point.
+    On every level the points in the middle of a box (effective region) are candidates. On the
+    chosen and the adjacent levels, a ring around them (ignoring region) is ignored; all other
+    points are background. Where boxes overlap, a point belongs to the smaller one.
 
     Args:
         num_classes: K.
-        selection: "online": the level where the mean of focal loss plus ``-ln IoU`` over the
-            effective region is smallest (Eq. 2, 3); "heuristic": by size (Eq. 4).
+        selection: "online": the level with the smallest mean of focal loss plus ``-ln IoU`` over
+            the effective region (Eq. 2, 3); "heuristic": by size (Eq. 4).
         effective_scale, ignore_scale: sides of the two regions relative to the box.
-        canonical_level: "heuristic": the level log2(stride) of a box of 224 pixels.
-        unselected: what a box's effective points on the other levels are: "other_classes"
-            (negatives, but not for the box's own class), "background" or "ignore".
+        canonical_level: for "heuristic": the level, log2(stride), of a box of 224 pixels.
+        unselected: how a box's effective points on the other levels are trained:
+            "other_classes" (negative for all but the box's own class), "background" or "ignore".
+        focal_alpha, focal_gamma: of the focal loss used by "online".
         focal_alpha, focal_gamma: of the focal loss that "online" compares.
 
-    A box so small that no point of a level lies in its effective region has the nearest point
-    there. A box whose points all belong to smaller boxes is learned nowhere.
+    If a box is so small that no point of a level lies in its effective region, the nearest point
+    is used there. A box whose points all belong to smaller boxes is not trained at all.
     """
 
     needs_predictions = True
@@ -70,8 +71,8 @@ class FSAFAssigner(Assigner):
         selection: Annotated[
             str,
             Option(
-                "online: a box is learned on the level where its loss is smallest; heuristic: on "
-                "one that its size chooses",
+                "online: a box is trained on the level where its loss is smallest; heuristic: on "
+                "a level chosen by its size",
                 source="FSAF, section 3.3",
             ),
         ] = "online",
@@ -83,7 +84,7 @@ class FSAFAssigner(Assigner):
         ] = 0.2,
         ignore_scale: Annotated[
             float,
-            Option("side of its ignoring region, relative to the box", source="FSAF, section 3.2"),
+            Option("side of the ignoring region, relative to the box", source="FSAF, section 3.2"),
         ] = 0.5,
         canonical_level: Annotated[
             int,
@@ -96,8 +97,8 @@ class FSAFAssigner(Assigner):
         unselected: Annotated[
             str,
             Option(
-                "a box's effective points on other levels: other_classes (negatives of all "
-                "classes but the box's), background or ignore"
+                "training of a box's effective points on other levels: other_classes (negative for "
+                "all classes but the box's), background or ignore"
             ),
         ] = "other_classes",
         focal_alpha: float = 0.25,
@@ -143,7 +144,7 @@ class FSAFAssigner(Assigner):
             boxes, classes = ground_truth.boxes[rows], ground_truth.classes[rows]
             parts.append(self._one_image(priors, anchors, boxes, classes, prediction, i))
         labels, matched, gt_index, excluded = (torch.stack(x) for x in zip(*parts, strict=True))
-        # A point overlaps nothing; the square around it stands in where it learns a box.
+        # A point has no overlap; use the square around it where it is foreground.
         ious = ops.box_iou_aligned(matched.flatten(0, 1), anchors.repeat(len(parts), 1))
         foreground = (labels >= 0) & (labels < self.num_classes)
         return Targets(
@@ -164,17 +165,17 @@ class FSAFAssigner(Assigner):
         prediction: StagePrediction | None,
         image: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Labels (R,), matched boxes (R, 4), gt index (R,) and the class left out (R,)."""
+        """Labels (R,), matched boxes (R, 4), gt index (R,) and excluded class (R,)."""
         num_points, num_boxes = len(anchors), len(boxes)
         regions = self._regions(priors, anchors, boxes)
         if self.selection == "heuristic":
             chosen = self._level_by_size(priors, boxes)
         else:
             if prediction is None:
-                raise ValueError("SELECTION online compares predictions: give one")
+                raise ValueError("SELECTION 'online' needs a prediction")
             loss = self._point_losses(regions.owner, boxes, classes, prediction, image)
             chosen = self._level_by_loss(regions, loss, len(priors.anchors_per_level), num_boxes)
-        # One more row stands for "no box" in every lookup below.
+        # An extra row stands for "no box" in every lookup below.
         owner = regions.owner
         chosen = F.pad(chosen, (0, 1), value=NOWHERE)
         classes = F.pad(classes, (0, 1), value=self.num_classes)
@@ -210,7 +211,7 @@ class FSAFAssigner(Assigner):
         ]
         effective = torch.cat(parts)
         area = torch.where(effective, size.prod(dim=-1), math.inf)
-        # The extra column wins where no box has the point.
+        # The extra column wins where no box contains the point.
         owner = F.pad(area, (0, 1), value=torch.finfo(area.dtype).max).argmin(dim=1)
         levels = torch.cat(
             [
@@ -228,7 +229,7 @@ class FSAFAssigner(Assigner):
         prediction: StagePrediction,
         image: int,
     ) -> Tensor:
-        """(R,) focal loss over K plus ``-ln IoU`` of each point with its owner, 0 without one."""
+        """(R,) focal loss over K plus ``-ln IoU`` of each point with its owner; 0 if none."""
         if not len(boxes):
             return torch.zeros(owner.shape, device=owner.device)
         row = owner.clamp(max=len(boxes) - 1)
@@ -242,7 +243,7 @@ class FSAFAssigner(Assigner):
 
     @staticmethod
     def _level_by_loss(regions: _Regions, loss: Tensor, num_levels: int, num_boxes: int) -> Tensor:
-        """(M,) level of the smallest mean loss; NOWHERE for a box that owns no point."""
+        """(M,) level with the smallest mean loss; NOWHERE for a box that owns no point."""
         cell = regions.levels * (num_boxes + 1) + regions.owner
         shape = (num_levels * (num_boxes + 1),)
         total = loss.new_zeros(shape).index_add(0, cell, loss)
@@ -250,12 +251,12 @@ class FSAFAssigner(Assigner):
         mean = torch.where(count > 0, total / count, math.inf)
         mean = mean.view(num_levels, num_boxes + 1)[:, :num_boxes]
         best, level = mean.min(dim=0)
-        # A NaN prediction has no best level; "level" is then the first with a NaN, which is fine:
-        # the loss itself is NaN and says so.
+        # If predictions are NaN there is no best level; the first level with a NaN is as good as
+        # any, since the loss itself will be NaN.
         return torch.where(best == math.inf, NOWHERE, level)
 
     def _level_by_size(self, priors: Priors, boxes: Tensor) -> Tensor:
-        """(M,) levels by Eq. 4, cut to those that exist."""
+        """(M,) levels by Eq. 4, clamped to those that exist."""
         first = int(math.log2(priors.strides[0]))
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))
@@ -263,6 +264,6 @@ class FSAFAssigner(Assigner):
 
 
 def _nearest(distance: Tensor) -> Tensor:
-    """(R, M) bool: for each column its smallest entry, the first of equal ones."""
+    """(R, M) bool: the smallest entry of each column (ties: the first)."""
     index = distance.argmin(dim=0)
     return torch.arange(len(distance), device=distance.device)[:, None] == index

@@ -1,4 +1,4 @@
-"""Label assignment: which anchor is trained as what."""
+"""Label assignment by IoU thresholds."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["MaxIoUAssigner"]
 class MaxIoUAssigner(Assigner):
     """Each anchor gets the ground truth it overlaps most, labelled by IoU thresholds.
 
-    The rule is Detectron2's ``Matcher``, ties included, but for one case: a ground truth that
-    overlaps no anchor has a best IoU of 0, and there ``Matcher`` makes every anchor of IoU 0
-    a low-quality match of it, i.e. floods the image with positives. Here such a box gets none.
+    This is Detectron2's ``Matcher``, ties included, with one exception. For a ground truth that
+    overlaps no anchor the best IoU is 0, and ``Matcher`` makes every anchor with IoU 0 a
+    low-quality match, flooding the image with positives. Here such a box gets no anchor.
 
     Args:
         num_classes: K.
         iou_thresholds: positive, ascending bounds of half-open IoU intervals, e.g. ``[0.4, 0.5]``.
-        iou_labels: for each interval 1 (foreground), 0 (background) or -1 (ignored);
-            one more than there are thresholds. The first, of anchors that overlap nothing and of
-            images without ground truth, is not 1.
-        allow_low_quality: also make foreground every anchor whose IoU with some ground truth
-            is the best any anchor has with it.
+        iou_labels: label of each interval, one more than thresholds: 1 (foreground), 0
+            (background) or -1 (ignored). The first, which also applies to images without ground
+            truth, must not be 1.
+        allow_low_quality: also make an anchor foreground if no other anchor has a higher IoU with
+            some ground truth.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MaxIoUAssigner(Assigner):
         *,
         num_classes: int,
         iou_thresholds: Annotated[
-            Sequence[float], Option("ascending bounds of IoU", source="RetinaNet, section 4")
+            Sequence[float], Option("ascending IoU thresholds", source="RetinaNet, section 4")
         ] = (0.4, 0.5),
         iou_labels: Annotated[
             Sequence[int],
@@ -54,7 +54,7 @@ class MaxIoUAssigner(Assigner):
         allow_low_quality: Annotated[
             bool,
             Option(
-                "an anchor is also foreground where no other overlaps some object more",
+                "also make the best anchors of each object foreground, whatever their IoU",
                 source="Faster R-CNN, section 3.1.2",
             ),
         ] = True,
@@ -62,7 +62,7 @@ class MaxIoUAssigner(Assigner):
         ascending = sorted(iou_thresholds) == list(iou_thresholds)
         if not iou_thresholds or not ascending or iou_thresholds[0] <= 0:
             raise ValueError(
-                f"IOU_THRESHOLDS must be positive and ascend, got {list(iou_thresholds)}"
+                f"IOU_THRESHOLDS must be positive and ascending, got {list(iou_thresholds)}"
             )
         known = set(iou_labels) <= {-1, 0, 1}
         if len(iou_labels) != len(iou_thresholds) + 1 or not known or iou_labels[0] == 1:
@@ -95,9 +95,9 @@ class MaxIoUAssigner(Assigner):
             labels=self.iou_labels,
             allow_low_quality=self.allow_low_quality,
         )
-        # One more row of class K stands for all anchors that are not foreground.
+        # An extra row of class K serves all anchors that are not foreground.
         foreground = match.label == 1
-        # Python numbers, not a tensor of them: that copy would make a GPU's host wait.
+        # Python numbers rather than a tensor, whose copy would make the host wait for the GPU.
         firsts = zip(match.gt_index, ground_truth.offsets, strict=False)
         owners = torch.stack([index + first for index, first in firsts])
         rows = torch.where(foreground, owners, len(ground_truth.boxes))

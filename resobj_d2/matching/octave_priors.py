@@ -19,7 +19,7 @@ class OctaveAnchors(AnchorGrid):
     """``scale * stride * 2^(i / octaves)`` at each aspect ratio (RetinaNet, section 4).
 
     Args:
-        strides: pixels between neighbouring cells, per level.
+        strides: distance between neighbouring cells in pixels, per level.
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class OctaveAnchors(AnchorGrid):
         *,
         strides: Sequence[int],
         scale: Annotated[
-            float, Option("side of a level's smallest square anchor, in strides of that level")
+            float, Option("side of a level's smallest square anchor, in strides")
         ] = 4.0,
-        scales_per_octave: Annotated[int, Option("sizes per octave and level")] = 3,
+        scales_per_octave: Annotated[int, Option("anchor sizes per level (octave)")] = 3,
         aspect_ratios: Annotated[
             Sequence,
             Option("height / width"),
@@ -52,7 +52,7 @@ def octave_anchors(
     scales_per_octave: int,
     aspect_ratios: Sequence[float],
 ) -> list[list[tuple[float, float]]]:
-    """(width, height) of each anchor, sizes outermost, as Detectron2 orders them.
+    """(width, height) of each anchor, sizes in the outer loop, as Detectron2 orders them.
 
     ``aspect_ratios`` are height / width; the area of an anchor does not depend on its ratio.
     """

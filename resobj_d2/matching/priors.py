@@ -15,21 +15,21 @@ __all__ = ["AnchorGrid"]
 
 
 Offset = Annotated[
-    float, Option("place of the first cell's centre in strides, in [0, 1)", key="OFFSET")
+    float, Option("position of the first cell's centre, in strides, in [0, 1)", key="OFFSET")
 ]
 
 
 class AnchorGrid(nn.Module):
-    """The same few anchors at every cell of a level: the contract of priors.
+    """Base class of priors: the same few anchors at every cell of a level.
 
-    ``num_anchors`` lists A_l per level; called with the (H_l, W_l) of each level it gives
+    ``num_anchors`` lists A_l per level. Called with the (H_l, W_l) of each level it returns
     :class:`Priors`.
 
     Args:
-        shapes: per level, the (width, height) of each anchor of a cell, in pixels.
-        strides: pixels between neighbouring cells, per level.
-        offset: position of the first cell's centre in units of the stride: 0 as in Detectron2
-            (default), 0.5 for centred cells.
+        shapes: per level, the (width, height) in pixels of each anchor of a cell.
+        strides: distance between neighbouring cells in pixels, per level.
+        offset: position of the first cell's centre, in strides: 0 as in Detectron2 (default), 0.5
+            for centred cells.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class AnchorGrid(nn.Module):
     ) -> None:
         super().__init__()
         if len(shapes) != len(strides):
-            raise ValueError(f"{len(shapes)} levels of shapes for {len(strides)} strides")
+            raise ValueError(f"{len(shapes)} levels of shapes, but {len(strides)} strides")
         if sorted(set(strides)) != list(strides):
-            raise ValueError(f"strides must ascend from the finest level, got {list(strides)}")
+            raise ValueError(f"strides must be ascending (finest level first), got {list(strides)}")
         if not 0 <= offset < 1:
             raise ValueError(f"offset must be in [0, 1), got {offset}")
         if any(w <= 0 or h <= 0 for level in shapes for w, h in level):
@@ -61,7 +61,7 @@ class AnchorGrid(nn.Module):
             sizes: (H_l, W_l) of each level's feature map.
         """
         if len(sizes) != len(self.strides):
-            raise ValueError(f"{len(sizes)} feature maps for {len(self.strides)} levels of anchors")
+            raise ValueError(f"{len(sizes)} feature maps, but {len(self.strides)} anchor levels")
         boxes = [self._level(i, height, width) for i, (height, width) in enumerate(sizes)]
         return Priors(
             boxes=torch.cat(boxes),

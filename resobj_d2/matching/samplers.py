@@ -1,7 +1,7 @@
 """Which of the labelled anchors are trained.
 
-All of these work on whole batches of fixed shape and never make a GPU's host wait. What they draw
-comes from torch's generator of the anchors' device.
+All samplers work on whole batches of fixed shape and never make the host wait for a GPU. Random
+numbers come from torch's generator of the anchors' device.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
 Size = Annotated[int, Option("anchors per image", key="SIZE")]
 PositiveFraction = Annotated[
     float,
-    Option("largest share of them that is foreground", key="POSITIVE_FRACTION"),
+    Option("largest fraction of them that is foreground", key="POSITIVE_FRACTION"),
 ]
 InstanceBalanced = Annotated[
     bool,
     Option(
-        "foreground evenly from the objects",
+        "sample foreground evenly over objects",
         key="INSTANCE_BALANCED",
         source="Libra R-CNN, section 3.1",
     ),
@@ -44,12 +44,12 @@ InstanceBalanced = Annotated[
 
 
 def _best(keys: Tensor, eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
-    """The eligible anchors with the largest keys, ``quota`` of each image.
+    """The ``quota`` eligible anchors of each image with the largest keys.
 
     Args:
         keys: (N, R), no NaN.
         eligible: (N, R) bool.
-        quota: (N,) how many of each image, at most ``limit``.
+        quota: (N,) number per image, at most ``limit``.
 
     Returns:
         (N, R) bool.
@@ -62,13 +62,13 @@ def _best(keys: Tensor, eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
 
 
 def _some(eligible: Tensor, quota: Tensor, limit: int) -> Tensor:
-    """``quota`` eligible anchors of each image at random; see :func:`_best`."""
+    """``quota`` random eligible anchors of each image; see :func:`_best`."""
     return _best(torch.rand(eligible.shape, device=eligible.device), eligible, quota, limit)
 
 
 def _required(difficulty: Tensor | None, sampler: Sampler) -> Tensor:
     if difficulty is None:
-        raise ValueError(f"{type(sampler).__name__} ranks anchors by their loss: give difficulty")
+        raise ValueError(f"{type(sampler).__name__} ranks anchors by their loss: pass difficulty")
     return difficulty
 
 
@@ -97,8 +97,8 @@ def _rank_in_group(groups: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
         eligible: (N, R) bool.
 
     Returns:
-        (N, R) the place of each eligible element among the eligible ones of its group, from 0, and
-        (N,) the number of groups that have an eligible element.
+        (N, R) the rank of each eligible element among the eligible ones of its group, from 0, and
+        (N,) the number of groups with an eligible element.
     """
     last = torch.iinfo(groups.dtype).max
     shuffle = torch.rand(groups.shape, device=groups.device).argsort(dim=1)
@@ -115,13 +115,13 @@ def _rank_in_group(groups: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
 
 @SAMPLER_REGISTRY.register()
 class RandomSampler(Sampler):
-    """A fixed number of anchors of each image at random (Ren et al., Faster R-CNN, section 3.1.3).
+    """A fixed number of random anchors per image (Ren et al., Faster R-CNN, section 3.1.3).
 
     Args:
         size: anchors per image.
-        positive_fraction: largest part of them that is foreground; background fills up.
-        instance_balanced: where there is too much foreground, an object has at most its share of
-            it and one more, as long as there are enough others (Libra R-CNN, section 3.1).
+        positive_fraction: largest fraction of them that is foreground; background fills the rest.
+        instance_balanced: if there is too much foreground, an object gets at most its share plus
+            one, as long as there are enough others (Libra R-CNN, section 3.1).
     """
 
     def __init__(
@@ -145,30 +145,30 @@ class RandomSampler(Sampler):
         return positive | negative
 
     def positives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
-        """(N, R) bool, ``quota`` (N,) foreground anchors of each image, which has as many."""
+        """(N, R) bool, ``quota`` (N,) foreground anchors per image, which has at least as many."""
         keys = torch.rand(targets.labels.shape, device=targets.labels.device)
         if self.instance_balanced:
             rank, objects = _rank_in_group(targets.gt_index, targets.foreground)
             share = (quota / objects.clamp(min=1)).round() + 1
-            # Those within their object's share come first.
+            # Anchors within their object's share come first.
             keys = keys + (rank < share[:, None])
         return _best(keys, targets.foreground, quota, self.max_positive)
 
     def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
-        """(N, R) bool, ``quota`` (N,) background anchors of each image, or all if fewer."""
+        """(N, R) bool, ``quota`` (N,) background anchors per image, or all if fewer."""
         return _some(targets.background, quota, self.size)
 
 
 @SAMPLER_REGISTRY.register()
 class IoUBalancedSampler(RandomSampler):
-    """Random sampling whose negatives come evenly from bins of IoU (Libra R-CNN, section 3.1).
+    """Random sampling with negatives spread evenly over IoU bins (Libra R-CNN, section 3.1).
 
-    What a bin lacks is filled at random from the other negatives.
+    If a bin has too few, random other negatives make up the number.
 
     Args:
         num_bins: K bins of equal width over IoUs from 0 to ``negative_iou``.
-        negative_iou: the IoU below which the assigner makes an anchor background. Background of
-            a larger one (a stage may have other thresholds) counts in the last bin.
+        negative_iou: the IoU below which the assigner makes an anchor background. Background
+            above it (a stage may have other thresholds) counts in the last bin.
     """
 
     needs_ious = True
@@ -213,14 +213,14 @@ class IoUBalancedSampler(RandomSampler):
 
 @SAMPLER_REGISTRY.register()
 class HardExampleSampler(RandomSampler):
-    """The hardest foreground and the hardest background of each image, in a fixed number.
+    """A fixed number of the hardest foreground and hardest background anchors of each image.
 
-    Online hard example mining as later toolkits have it: without the paper's NMS, and with a limit
-    on the foreground (Shrivastava et al. 2016; :class:`OHEMSampler` is the paper's).
+    Online hard example mining as later toolboxes implement it: without the paper's NMS and with a
+    limit on the foreground (Shrivastava et al. 2016; :class:`OHEMSampler` follows the paper).
 
     Args:
         size: anchors per image.
-        positive_fraction: largest part of them that is foreground; background fills up.
+        positive_fraction: largest fraction of them that is foreground; background fills the rest.
     """
 
     needs_loss = True
@@ -230,7 +230,7 @@ class HardExampleSampler(RandomSampler):
         *,
         size: Annotated[int, Option("anchors per image", follows=True)] = 512,
         positive_fraction: Annotated[
-            float, Option("largest share of them that is foreground", follows=True)
+            float, Option("largest fraction of them that is foreground", follows=True)
         ] = 0.25,
     ) -> None:
         super().__init__(size=size, positive_fraction=positive_fraction)
@@ -244,9 +244,9 @@ class HardExampleSampler(RandomSampler):
 
 @SAMPLER_REGISTRY.register()
 class HardNegativeRatio(Sampler):
-    """All foreground, and the hardest background in a ratio to it (Liu et al., SSD, section 2.2).
+    """All foreground, and the hardest background at a fixed ratio (Liu et al., SSD, section 2.2).
 
-    An image without foreground gets no background either.
+    An image without foreground contributes no background either.
 
     Args:
         negative_ratio: background anchors per foreground anchor.
@@ -277,17 +277,17 @@ class HardNegativeRatio(Sampler):
 
 @SAMPLER_REGISTRY.register()
 class OHEMSampler(Sampler):
-    """The hardest anchors of each image that do not overlap (Shrivastava et al. 2016, "OHEM").
+    """The hardest anchors of each image after NMS (Shrivastava et al. 2016, "OHEM").
 
-    As the baseline of the focal loss paper (Lin et al., RetinaNet, section 5.1): anchors are ranked
-    by their loss and go through NMS, and the first ``size`` are trained.
+    As in the baseline of the focal loss paper (Lin et al., RetinaNet, section 5.1): anchors are
+    ranked by their loss and pass through NMS, and the first ``size`` are trained.
 
     Args:
         size: anchors per image.
-        nms_thresh: of the NMS over the anchors.
-        positive_fraction: 0 disables it; .25 is the paper's variant of one positive to three
-            negatives: each kind then has its own NMS, and the negatives are at most three times
-            the positives that are left.
+        nms_thresh: IoU threshold of the NMS over the anchors.
+        positive_fraction: 0 disables it; .25 is the paper's 1:3 variant: foreground and background
+            go through NMS separately, and at most three background anchors are kept per foreground
+            anchor that is left.
     """
 
     needs_loss = True
@@ -296,11 +296,11 @@ class OHEMSampler(Sampler):
         self,
         *,
         size: Annotated[int, Option("anchors per image", follows=True)] = 128,
-        nms_thresh: Annotated[float, Option("IoU of the NMS over the anchors")] = 0.5,
+        nms_thresh: Annotated[float, Option("IoU threshold of the NMS over the anchors")] = 0.5,
         positive_fraction: Annotated[
             float,
             Option(
-                "share of the foreground; 0 ranks foreground and background together", follows=True
+                "fraction of foreground; 0 ranks foreground and background together", follows=True
             ),
         ] = 0.0,
     ) -> None:
@@ -331,17 +331,17 @@ class OHEMSampler(Sampler):
     def _hardest(
         self, boxes: Tensor, loss: Tensor, eligible: Tensor, size: int, quota: Tensor | None = None
     ) -> Tensor:
-        """(R,) bool: the first ``size``, or ``quota`` if fewer, after NMS."""
+        """(R,) bool: the first ``size`` (or ``quota`` if smaller) after NMS."""
         if size < 1:
             return torch.zeros_like(eligible)
-        # NMS leaves boxes with a NaN score out.
+        # NMS drops boxes with a NaN score.
         scores = torch.where(eligible, loss.float(), torch.nan)
         one_class = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         keep, count = batched_nms_padded(boxes, scores, one_class, self.nms_thresh, size)
         if quota is not None:
             count = torch.minimum(count, quota)
         used = torch.arange(len(keep), device=keep.device) < count
-        # One more entry takes the padding.
+        # An extra entry takes the padding.
         chosen = torch.zeros(len(boxes) + 1, dtype=torch.bool, device=boxes.device)
         index = torch.where(used, keep, len(boxes))
         return chosen.scatter(0, index, torch.ones_like(used))[:-1]

@@ -16,14 +16,14 @@ __all__ = ["SSDAnchors", "ssd_anchors"]
 
 @PRIORS_REGISTRY.register()
 class SSDAnchors(AnchorGrid):
-    """Default boxes of absolute size, other shapes on every level (Liu et al. 2016, "SSD", 2.2).
+    """Default boxes of absolute size, with shapes that vary by level (Liu et al. 2016, "SSD", 2.2).
 
     Args:
-        strides: pixels between neighbouring cells, per level.
+        strides: distance between neighbouring cells in pixels, per level.
         aspect_ratios: a list for each level; see :func:`ssd_anchors`.
 
     Raises:
-        ValueError: the lists do not fit the number of levels.
+        ValueError: the lists do not match the number of levels.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class SSDAnchors(AnchorGrid):
         strides: Sequence[int],
         min_sizes: Annotated[
             Sequence,
-            Option("size in pixels of each level's boxes, and one more", source="SSD, 2.2"),
+            Option("size in pixels of each level's boxes, plus one more", source="SSD, 2.2"),
         ] = (),
         aspect_ratios: Annotated[
-            Sequence, Option("per level, longer to shorter side, above 1", follows=True)
+            Sequence, Option("per level, ratios of longer to shorter side, above 1", follows=True)
         ],
         offset: Offset = 0.0,
     ) -> None:
@@ -53,18 +53,18 @@ def ssd_anchors(
 ) -> list[list[tuple[float, float]]]:
     """(width, height) of each default box of a cell, per level, in pixels.
 
-    Their order is that of the SSD authors' Caffe code (and mmdetection's): a square of the level's
-    size s, a square of ``sqrt(s * s_next)``, then for each ratio r the wide box
+    The order is that of the SSD authors' Caffe code (and mmdetection): a square of the level's size
+    s, a square of ``sqrt(s * s_next)``, then for each ratio r the wide box
     ``(s sqrt(r), s / sqrt(r))`` and the tall one ``(s / sqrt(r), s sqrt(r))``.
 
     Args:
-        min_sizes: s of each level, ascending, and one more, the s_next of the last level.
-        aspect_ratios: per level the ratios r above 1 of the longer to the shorter side.
+        min_sizes: s of each level, ascending, plus the s_next of the last level.
+        aspect_ratios: per level, the ratios r above 1 of the longer to the shorter side.
     """
     numbers = all(isinstance(s, (int, float)) and s > 0 for s in min_sizes)
     if len(min_sizes) < 2 or not numbers or sorted(set(min_sizes)) != list(min_sizes):
         raise ValueError(
-            "PRIORS.MIN_SIZES must be ascending positive numbers, one more than levels, "
+            "PRIORS.MIN_SIZES must be ascending positive numbers, one more than there are levels, "
             f"got {list(min_sizes)}"
         )
     nested = all(

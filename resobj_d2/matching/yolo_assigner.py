@@ -24,21 +24,21 @@ __all__ = ["YOLOAssigner"]
 class YOLOAssigner(Assigner):
     """One responsible anchor for each ground truth (Redmon and Farhadi, "YOLOv3", section 2.1).
 
-    It is the anchor, among those of all levels in the cells that hold the box's centre, whose
-    shape overlaps the box's most when both lie on the same corner; of equal shapes the first.
-    Other anchors are background, unless the box they predict now overlaps some ground truth by
-    more than ``ignore_iou``: these are ignored. Two ground truths with the same responsible
-    anchor: the later one has it (Darknet trains the anchor's class as both). A ground truth
-    without area, or whose centre lies outside the network input, has none.
+    Among the anchors of all levels, at the cells that contain the box's centre, it is the one whose
+    shape has the highest IoU with the box's when both are aligned (ties: the first). All other
+    anchors are background, or ignored if the box they currently predict overlaps some ground truth
+    by more than ``ignore_iou``. If two ground truths have the same responsible anchor, the later
+    one wins (Darknet trains the anchor's class as both). A ground truth has none if it has no area
+    or its centre lies outside the network input.
 
-    ``Targets.matched_ious`` are those of the predicted boxes; ``box_weights`` are
-    ``2 - w h / (W H)`` of the ground truth on a network input of W x H pixels, which gives small
+    ``Targets.matched_ious`` are the IoUs of the predicted boxes. ``box_weights`` are
+    ``2 - w h / (W H)`` of the ground truth, for a network input of W x H pixels, which gives small
     boxes up to twice the weight of large ones (Darknet); at least 1, for boxes beyond the input.
 
     Args:
         num_classes: K.
         ignore_iou: see above.
-        weighs_boxes: False for no ``box_weights``, as with the IoU and GIoU losses, which do not
+        weighs_boxes: False to omit ``box_weights``, as with the IoU and GIoU losses, which do not
             depend on the size of a box.
     """
 
@@ -50,12 +50,12 @@ class YOLOAssigner(Assigner):
         num_classes: int,
         ignore_iou: Annotated[
             float,
-            Option("background whose predicted box overlaps an object by more is ignored"),
+            Option("background is ignored if its predicted box overlaps an object more than this"),
         ] = 0.7,
         weighs_boxes: Annotated[
             bool,
             Option(
-                "small boxes have up to twice the box loss; False for losses of overlap",
+                "small boxes get up to twice the box loss; set to False for IoU and GIoU losses",
                 source="Darknet",
             ),
         ] = True,
@@ -87,7 +87,7 @@ class YOLOAssigner(Assigner):
         owner, rows = anchor_owners(responsible, ground_truth, len(priors.boxes))
         owned = owner >= 0
         classes = F.pad(ground_truth.classes, (0, 1), value=self.num_classes)
-        # The last row is of anchors without a ground truth: no area, so a weight that nobody uses.
+        # The extra last row is for anchors without a ground truth; its weight is never used.
         boxes = F.pad(ground_truth.boxes, (0, 0, 0, 1))
         ignored = ~owned & (match.ious > self.ignore_iou)
         return Targets(
@@ -107,9 +107,9 @@ def _box_weights(boxes: Tensor, input_size: tuple[int, int]) -> Tensor:
 
 
 def _responsible(priors: Priors, boxes: Tensor) -> Tensor:
-    """(M,) the anchor responsible for each box (M, 4); R where there is none."""
+    """(M,) the anchor responsible for each box (M, 4); R if none."""
     starts = [0, *accumulate(priors.anchors_per_level)]
-    # The first cell's anchors have the shapes of all cells.
+    # Every cell has the anchor shapes of the first one.
     cells = [
         priors.boxes[start : start + count]
         for start, count in zip(starts, priors.num_anchors, strict=False)

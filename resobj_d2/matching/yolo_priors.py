@@ -1,4 +1,4 @@
-"""YOLOv3's priors and how it writes boxes."""
+"""YOLOv3's priors and box parametrisation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["YOLOAnchors", "YOLOCoder"]
 
 @PRIORS_REGISTRY.register()
 class YOLOAnchors(AnchorGrid):
-    """Priors of any shape, listed by the config (Redmon and Farhadi, "YOLOv3", section 2.3).
+    """Priors of arbitrary shapes, listed in the config (Redmon and Farhadi, "YOLOv3", 2.3).
 
     Args:
-        strides: pixels between neighbouring cells, per level.
+        strides: distance between neighbouring cells in pixels, per level.
 
     Raises:
         ValueError: ``sizes`` is not a list of [width, height] for each level.
@@ -34,7 +34,7 @@ class YOLOAnchors(AnchorGrid):
         *,
         strides: Sequence[int],
         sizes: Annotated[
-            Sequence, Option("for each level its [width, height] pairs in pixels, finest first")
+            Sequence, Option("for each level, finest first, its [width, height] pairs in pixels")
         ] = (),
         offset: Offset = 0.0,
     ) -> None:
@@ -60,15 +60,15 @@ def _is_size(pair: object) -> bool:
 
 @CODER_REGISTRY.register()
 class YOLOCoder(Coder):
-    """``(tx, ty, tw, th)``: the centre inside the anchor's cell, the size in units of the anchor.
+    """``(tx, ty, tw, th)``: the centre inside the anchor's cell, the size relative to the anchor.
 
     ``x = anchor_x + (sigmoid(tx) - 1/2) stride``, ``w = anchor_w exp(tw)`` (YOLOv3, section 2.1),
-    for anchors in the middle of their cells (``PRIORS.OFFSET: 0.5``): the centre cannot leave the
-    cell.
+    for anchors in the middle of their cells (``PRIORS.OFFSET: 0.5``). The predicted centre cannot
+    leave the cell.
 
     Args:
-        scale_clamp: upper bound of tw and th at decoding, so that exp cannot overflow.
-        margin: encoded centres keep this distance, in cells, from the cell's border, where t would
+        scale_clamp: upper bound of tw and th when decoding, so that exp cannot overflow.
+        margin: minimum distance, in cells, of encoded centres from the cell's border, where t would
             be infinite.
     """
 
@@ -82,10 +82,10 @@ class YOLOCoder(Coder):
     def encode(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
         """Deltas (..., 4) that turn ``anchors`` into ``boxes``; both need a positive size.
 
-        Centres outside an anchor's cell become the nearest that it can predict.
+        Centres outside an anchor's cell are clamped to the nearest one that it can predict.
 
         Args:
-            strides: (R, 1) stride of each anchor's level in pixels.
+            strides: (R, 1) stride, in pixels, of each anchor's level.
         """
         shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
         place = (shift / strides + 0.5).clamp(self.margin, 1 - self.margin)

@@ -1,6 +1,6 @@
 """Registries of the network slots.
 
-An entry declares its options at its constructor's arguments (:mod:`resobj_d2.options`).
+An entry declares its options on its constructor's arguments (:mod:`resobj_d2.options`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TOWER_REGISTRY: Registry[Tower] = Registry("TOWER", base=Tower)
 PREDICTOR_REGISTRY: Registry[Predictor] = Registry("PREDICTOR", base=Predictor)
 """Entries of ``PREDICTOR.NAME``: subclasses of :class:`Predictor`."""
 BRANCH_REGISTRY: Registry[ScoreBranch] = Registry("BRANCH", base=ScoreBranch)
-"""Subclasses of :class:`ScoreBranch`, each there where its node's ``ENABLED`` says so.
+"""Subclasses of :class:`ScoreBranch`, each enabled by ``ENABLED`` in its own node.
 
-An entry takes ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`) beside its options.
+An entry takes ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`) besides its options.
 """

@@ -1,4 +1,4 @@
-"""From a stream's configuration node to the stream."""
+"""Builds a stream from its configuration node."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def build_stream(
     Args:
         node: ``MODEL.DENSE`` or ``MODEL.DENSE.ANCHOR_FREE``.
         num_classes: K.
-        tower: what the stream reads.
-        tower_node: ``MODEL.DENSE.TOWER``, for stages with a tower of their own.
-        pyramid_channels: channels of what towers read, per level.
-        strides: of the feature maps, per level.
+        tower: the tower that the stream reads.
+        tower_node: ``MODEL.DENSE.TOWER``, for stages with their own tower.
+        pyramid_channels: number of input channels of towers, per level.
+        strides: strides of the feature maps, per level.
     """
     priors = _slot(PRIORS_REGISTRY, node.PRIORS, strides=strides)
     parts = HeadParts(
@@ -87,5 +87,5 @@ def build_stream(
 
 
 def _slot(registry, node, **context):
-    """The entry that ``node.NAME`` names, with its options."""
+    """The entry named by ``node.NAME``, built with its options."""
     return build(registry.get(node.NAME), node, **context)

@@ -1,4 +1,4 @@
-"""Slots of a stream that do not go together, by what each says of itself."""
+"""Checks that the slots of a stream fit together, by the properties they declare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_compatibility"]
 def check_compatibility(
     priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool
 ) -> None:
-    """Refuse what would build and train, but not what its parts are for.
+    """Raises for combinations that would build and train but do not make sense.
 
     Args:
         classify_background: the class loss tells foreground from background.
@@ -33,19 +33,19 @@ def check_compatibility(
 
 
 def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) -> None:
-    """Refuse a sampler that would not find what it goes by."""
+    """Raises if the sampler lacks the values that it ranks or bins anchors by."""
     name = type(sampler).__name__
     cls_loss = stages[0].cls_loss
     if sampler.needs_loss and classify_background and not cls_loss.ranks_anchors:
         raise ValueError(
             f"SAMPLER {name} ranks anchors by their class loss, but "
-            f"{type(cls_loss).__name__} weighs them by all others and has none for each"
+            f"{type(cls_loss).__name__} weighs anchors jointly and has no loss per anchor"
         )
     for stage in stages:
         if sampler.needs_ious and not stage.assigner.labels_by_iou:
             raise ValueError(
                 f"SAMPLER {name} draws background by its IoU, but "
-                f"{type(stage.assigner).__name__} does not go by IoU: it would draw at random"
+                f"{type(stage.assigner).__name__} does not use IoU: it would draw at random"
             )
 
 
@@ -58,5 +58,5 @@ def _check_box_loss(loss, assigner, coder) -> None:
         )
     if assigner.weighs_boxes and not loss.takes_weights:
         raise ValueError(
-            f"ASSIGNER {type(assigner).__name__} weighs the boxes, which BOX_LOSS {name} cannot"
+            f"ASSIGNER {type(assigner).__name__} weighs the boxes, but BOX_LOSS {name} cannot"
         )

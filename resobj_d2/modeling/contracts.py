@@ -1,4 +1,4 @@
-"""The contracts of the network slots: towers, predictors and score branches."""
+"""Base classes of the network slots: towers, predictors and score branches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Predictor", "ScoreBranch", "Tower"]
 
 
 class Tower(nn.Module):
-    """What stands between the feature pyramid and the predictors.
+    """The layers between the feature pyramid and the predictors.
 
-    Its constructor takes, beside its options, ``in_channels``, the channels of each level, and
-    ``tasks``: stages with a tower of their own have only those that they need.
+    Besides its options its constructor takes ``in_channels``, the channels of each level, and
+    ``tasks``; a stage's own tower has only the tasks it needs.
 
     Attributes:
         tasks: some of "cls" and "box".
@@ -27,12 +27,12 @@ class Tower(nn.Module):
     out_channels: list[int]
 
     def forward(self, features: list[Tensor]) -> TowerFeatures:
-        """One (N, C_l, H_l, W_l) per level to the maps of every task."""
+        """Maps one (N, C_l, H_l, W_l) per level to the maps of every task."""
         maps = {task: self.run(task, features) for task in self.tasks}
         return TowerFeatures(**maps, pyramid=features)
 
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
-        """One task's maps, which may be made of an input of its own."""
+        """One task's maps, from ``features`` that may belong to that task alone."""
         raise TypeError(f"{type(self).__name__} must define run")
 
     def hidden(
@@ -42,59 +42,60 @@ class Tower(nn.Module):
 
         Args:
             in_channels, channels: per level.
-            num_convs: layers per level; 0 passes the maps on.
+            num_convs: layers per level; 0 for none (identity).
 
         Returns:
-            A module from the maps of all levels to as many; its ``out_channels`` lists their
+            A module that maps one map per level to one per level; its ``out_channels`` lists their
             channels.
         """
         raise TypeError(f"{type(self).__name__} must define hidden")
 
 
 class Predictor(nn.Module):
-    """The last layer: maps of features to ``channels`` numbers per anchor.
+    """The last layer: feature maps to ``channels`` numbers per anchor.
 
-    Its constructor takes, beside its options, ``in_channels`` and ``num_anchors``, A_l, of each
+    Besides its options its constructor takes ``in_channels`` and ``num_anchors``, A_l, of each
     level, ``channels`` and ``bias_value``.
     """
 
     channels: int
 
     def maps(self, features: list[Tensor]) -> LevelMaps:
-        """List of (N, C_l, H_l, W_l) to (N, A_l * channels, H_l, W_l) of each."""
+        """Maps (N, C_l, H_l, W_l) per level to (N, A_l * channels, H_l, W_l) per level."""
         raise TypeError(f"{type(self).__name__} must define maps")
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """List of (N, C_l, H_l, W_l) to (N, R, channels), flattened over levels and anchors."""
+        """Maps (N, C_l, H_l, W_l) per level to (N, R, channels), flattened over all anchors."""
         return self.maps(features).flatten()
 
     @classmethod
     def sum_of(cls, predictors: Sequence[Predictor], features: Sequence[list[Tensor]]) -> LevelMaps:
-        """The sum of what each predictor makes of its own features; all of this class."""
+        """The summed outputs of predictors of this class, each on its own features."""
         outputs = [predictor.maps(x) for predictor, x in zip(predictors, features, strict=True)]
         levels = [sum(maps) for maps in zip(*(x.levels for x in outputs), strict=True)]
         return LevelMaps(levels, outputs[0].channels)
 
 
 class ScoreBranch(nn.Module):
-    """The contract of a score branch.
+    """Base class of score branches, which predict an extra probability per anchor.
 
-    Its constructor takes ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`) beside its
-    options, whose configuration node is named by ``node_name``.
+    Besides its options, which live in the configuration node ``node_name``, its constructor takes
+    ``num_classes`` and ``parts`` (:class:`.heads.HeadParts`).
 
     Class attributes:
-        node_name: the node below the stream's, e.g. "OBJECTNESS"; its key ENABLED says whether
-            there is such a branch.
-        name: names the factor in ``Candidates.factors`` and in ``FUSION``.
+        node_name: its node below the stream's, e.g. "OBJECTNESS"; that node's ENABLED switches the
+            branch on.
+        name: name of the factor in ``Candidates.factors`` and in ``FUSION``.
         owns_background: the branch learns foreground against background, so the class loss
             covers foreground anchors only.
-        last_stage_only: reads the last stage's tower and learns from that stage alone; otherwise
-            it reads the first stage's and learns from every stage, weighted as that stage is.
+        last_stage_only: it reads the last stage's tower and trains on that stage only; otherwise it
+            reads the first stage's and trains on every stage, with that stage's weight.
         needs_boxes: ``loss`` gets the stage's decoded boxes.
-        fusion_share: default exponent of its factor, which leaves one minus that to every other
+        fusion_share: default exponent of its factor; all other factors then get one minus it. None
+            for exponent 1 without an effect on the others.
             factor; None for the exponent 1 that changes no other.
 
-    ``num_steps`` counts the refinements of the probability (0 for a plain one).
+    ``num_steps`` counts the refinements of the probability (0 if it is never refined).
     """
 
     node_name: str
@@ -109,7 +110,7 @@ class ScoreBranch(nn.Module):
         """Whatever ``loss`` and ``score_logits`` need.
 
         Args:
-            every_step: False where only the last refinement is wanted (at inference).
+            every_step: False if only the last refinement is needed (at inference).
         """
         raise TypeError(f"{type(self).__name__} must define predict")
 
@@ -125,10 +126,10 @@ class ScoreBranch(nn.Module):
         """Losses (names start with ``loss_``) and detached statistics to log.
 
         Args:
-            targets: of the stage it learns from.
-            boxes: (N, R, 4) what that stage predicts, with gradient, if ``needs_boxes``.
-            anchors_per_level: anchors per level.
-            normalizer: what divides its sums.
+            targets: targets of the stage it trains on.
+            boxes: (N, R, 4) that stage's predicted boxes, with gradient, if ``needs_boxes``.
+            anchors_per_level: number of anchors of each level.
+            normalizer: the divisor of its sums.
         """
         raise TypeError(f"{type(self).__name__} must define loss")
 
@@ -136,17 +137,17 @@ class ScoreBranch(nn.Module):
         """(N, R) float32 logits of the probability.
 
         Args:
-            step: asks for an earlier refinement, None for the last.
+            step: an earlier refinement; None for the last.
         """
         raise TypeError(f"{type(self).__name__} must define score_logits")
 
     def probability(self, prediction: object, step: int | None = None) -> Tensor:
-        """(N, R) in [0, 1]."""
+        """(N, R) probabilities in [0, 1]."""
         return torch.sigmoid(self.score_logits(prediction, step))
 
     def probability_per_step(self, prediction: object) -> list[Tensor]:
         """The probabilities after 0, 1, ... refinements, each (N, R).
 
-        Empty where the probability is never refined or ``prediction`` has the last alone.
+        Empty if the probability is never refined or ``prediction`` has only the last.
         """
         return []

@@ -1,4 +1,4 @@
-"""The one meta-architecture of the dense detectors. A method is a choice of slots."""
+"""The meta-architecture of all dense detectors; a method is a choice of slots."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ResObjDenseDetector(nn.Module):
         in_features: names of its feature maps, finest first.
         num_classes: K.
         tower: see :class:`resobj_d2.modeling.contracts.Tower`.
-        streams: what is predicted on the tower, by name.
-        postprocess: candidates to detections.
+        streams: what is predicted from the tower, by name.
+        postprocess: turns candidates into detections.
         pixel_mean, pixel_std: per channel, in the order of the input images.
 
     After a training forward ``statistics`` holds detached scalars of that batch, on the device.
@@ -74,8 +74,8 @@ class ResObjDenseDetector(nn.Module):
         missing = [f for f in dense.IN_FEATURES if f not in shapes]
         if missing:
             raise ValueError(
-                f"MODEL.DENSE.IN_FEATURES asks for {missing}; {cfg.MODEL.BACKBONE.NAME} "
-                f"gives {sorted(shapes)}"
+                f"MODEL.DENSE.IN_FEATURES lists {missing}, but {cfg.MODEL.BACKBONE.NAME} "
+                f"has {sorted(shapes)}"
             )
         levels = [shapes[f] for f in dense.IN_FEATURES]
         channels = [level.channels for level in levels]
@@ -111,12 +111,12 @@ class ResObjDenseDetector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are and images are sent."""
+        """Device of the parameters, to which images are sent."""
         return self.pixel_mean.device
 
     @property
     def num_steps(self) -> int:
-        """T of the residual objectness; 0 where there is none."""
+        """T of the residual objectness; 0 without one."""
         return max(stream.num_steps for stream in self.streams.values())
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
@@ -140,8 +140,8 @@ class ResObjDenseDetector(nn.Module):
         """Detections scored with the objectness after t = 0..T residuals, from one forward.
 
         Returns:
-            T + 1 lists, each as :meth:`forward` returns at inference (ResObj, Figure 5). Each
-            detection also has the objectness after every step, as ``objectness_step<t>_score``.
+            T + 1 lists, each like that of :meth:`forward` at inference (ResObj, Figure 5). Each
+            detection also has the objectness after every step as ``objectness_step<t>_score``.
         """
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images)
@@ -151,7 +151,7 @@ class ResObjDenseDetector(nn.Module):
 
     @property
     def scoring(self) -> Scoring:
-        """How detections come from predictions; may be replaced."""
+        """How predictions become detections; may be replaced."""
         streams = self.streams.items()
         return Scoring(
             postprocess=self.postprocess,
@@ -173,7 +173,7 @@ class ResObjDenseDetector(nn.Module):
         """Detections under several scorings, from one forward.
 
         Returns:
-            For each scoring a list as :meth:`forward` returns at inference.
+            For each scoring, a list like that of :meth:`forward` at inference.
         """
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images, every_step=False)
@@ -196,8 +196,8 @@ class ResObjDenseDetector(nn.Module):
         """Everything the network predicts for normalised images, by stream.
 
         Args:
-            every_step: False where only the last refinement of the scores is wanted; its
-                predictors then run as one.
+            every_step: False if only the last refinement of the scores is needed; its predictors
+                are then fused into one.
         """
         features = self.backbone(images.tensor)
         tower = self.tower([features[f] for f in self.in_features])
@@ -214,7 +214,7 @@ class ResObjDenseDetector(nn.Module):
         )
 
     def _check_classes(self, inputs: dict) -> None:
-        """Refuse class numbers the model does not have, while they are on the host."""
+        """Raises for class numbers the model does not have, while they are on the host."""
         classes = inputs["instances"].gt_classes
         if classes.device.type == "cpu" and len(classes):
             low, high = classes.aminmax()

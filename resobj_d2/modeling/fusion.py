@@ -1,4 +1,4 @@
-"""How the probabilities of an anchor become one score."""
+"""Combines the probabilities of an anchor into one score."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["ScoreFusion", "build_fusion"]
 
 
 class ScoreFusion:
-    """``prod_i p_i^e_i`` over named factors, 0 where some p_i is below its floor.
+    """``prod_i p_i^e_i`` over named factors; 0 if any p_i is below its floor.
 
-    Plain class scores, ``P(class) * objectness`` (Residual Objectness, Eq. 2) and
-    ``cls^(1-a) * iou^a`` (RetinaNet-Conf, Eq. 11) are all of this form. The fused score is what
-    thresholds, top-k and NMS see.
+    This covers plain class scores, ``P(class) * objectness`` (Residual Objectness, Eq. 2) and
+    ``cls^(1-a) * iou^a`` (RetinaNet-Conf, Eq. 11). Thresholds, top-k and NMS all use the fused
+    score.
 
     Args:
-        exponents: at least 0, by factor name; 1 for a factor not named.
-        floors: by factor name; none for a factor not named.
+        exponents: at least 0, by factor name; default 1.
+        floors: by factor name; default none.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ScoreFusion:
             raise ValueError(f"FUSION.EXPONENTS must be at least 0, got {self.exponents}")
 
     def __call__(self, factors: Mapping[str, Tensor]) -> Tensor:
-        """The scores in plain torch; detectors leave them to ``ops.dense_detections``.
+        """The scores in plain torch; detectors use ``ops.dense_detections`` instead.
 
         Args:
             factors: "cls" (R, K), every other (R,).
@@ -57,7 +57,7 @@ class ScoreFusion:
                 above = above if above.dim() == 2 else above[:, None]
                 keep = above if keep is None else keep & above
         if score is None:
-            raise ValueError("a score needs a factor")
+            raise ValueError("a score needs at least one factor")
         return score if keep is None else torch.where(keep, score, 0.0)
 
 
@@ -68,25 +68,25 @@ def build_fusion(
     exponents: Annotated[
         Sequence,
         Option(
-            "[name, e] of factors p in the score, the product of p^e; by default 1, or with "
-            "QUALITY what QUALITY.ALPHA says"
+            "[name, e] of factors p in the score, the product of p^e; default 1, or what "
+            "QUALITY.ALPHA implies"
         ),
     ] = (),
     floors: Annotated[
         Sequence, Option("[name, floor]: candidates whose factor is below its floor are dropped")
     ] = (),
 ) -> ScoreFusion:
-    """A fusion of the factors that a model predicts.
+    """A fusion of the factors predicted by a model.
 
     Args:
-        factors: the names that exist, to catch a misspelt one.
-        shares: default exponent of some factors; the others' is one minus their sum.
+        factors: the existing names, to catch misspelt ones.
+        shares: default exponents of some factors; all others get one minus their sum.
         exponents, floors: pairs of a name and a number. ``exponents`` take precedence over
             ``shares``.
     """
     for key, pairs in (("EXPONENTS", exponents), ("FLOORS", floors)):
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"FUSION.{key} must be like [['cls', 0.6]], got {pairs}")
+            raise ValueError(f"FUSION.{key} must look like [['cls', 0.6]], got {pairs}")
         unknown = sorted({name for name, _ in pairs} - set(factors))
         if unknown:
             raise ValueError(

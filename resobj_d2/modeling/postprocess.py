@@ -1,4 +1,4 @@
-"""From what streams predict to detections."""
+"""Turns the predictions of streams into detections."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class DensePostprocess:
     """Threshold and top-k per level, class-wise suppression, and the best ``max_detections``.
 
     Args:
-        score_thresh: candidates must score more, and still do so after a suppression that decays.
-        topk: candidates per level in front of the suppression.
-        suppression: what removes doubled detections; class-wise NMS by default.
-        max_detections: per image.
+        score_thresh: candidates must score above this, also after a suppression that decays scores.
+        topk: candidates per level that enter the suppression.
+        suppression: removes duplicate detections; class-wise NMS by default.
+        max_detections: maximum number per image.
     """
 
     def __init__(
         self,
         *,
-        score_thresh: Annotated[float, Option("candidates must score more")] = 0.05,
-        topk: Annotated[int, Option("candidates per level in front of NMS")] = 1000,
+        score_thresh: Annotated[float, Option("candidates must score above this")] = 0.05,
+        topk: Annotated[int, Option("candidates per level that enter NMS")] = 1000,
         suppression: Annotated[Suppression, Part()] = DEFAULT,
         max_detections: int = 100,
     ) -> None:
@@ -57,7 +57,7 @@ class DensePostprocess:
         """Detections of each image, best first.
 
         Args:
-            streams: with what each predicted; their candidates meet in the suppression.
+            streams: each stream with its predictions; all candidates share one suppression.
             step: score with an earlier refinement of the branches; None for the last.
         """
         if len(streams) == 1 and not self.suppression.decays:
@@ -77,7 +77,7 @@ class DensePostprocess:
         return [self.suppress(Candidates.cat(parts)) for parts in zip(*candidates, strict=True)]
 
     def suppress(self, candidates: Candidates) -> Candidates:
-        """What the suppression leaves of one image's candidates, best first."""
+        """One image's candidates after suppression, best first."""
         keep, scores = self.suppression(
             candidates.boxes,
             candidates.scores,
@@ -90,12 +90,12 @@ class DensePostprocess:
 
 @dataclass
 class Scoring:
-    """All that turns predictions into detections, and nothing that changes the predictions.
+    """Everything that turns predictions into detections without changing the predictions.
 
     Attributes:
         postprocess: thresholds and limits.
-        fusion: by stream, how probabilities make a score.
-        stage_scores: by stream, which stages' class probabilities count.
+        fusion: by stream, how probabilities are combined into a score.
+        stage_scores: by stream, which stages' class probabilities are used.
     """
 
     postprocess: DensePostprocess
@@ -111,7 +111,7 @@ def to_instances(detections: Candidates, image_size: tuple[int, int]) -> Instanc
 
     Returns:
         Instances with ``pred_boxes``, ``scores``, ``pred_classes``, and the fused probabilities
-        as ``<name>_score`` where there are several.
+        as ``<name>_score`` if there are several.
     """
     result = Instances(image_size)
     result.pred_boxes = Boxes(detections.boxes)

@@ -30,23 +30,23 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """One entry of ``MODEL.DENSE.STAGES``: a stage after the first, which refines its anchors.
+    """One entry of ``MODEL.DENSE.STAGES``: a later stage, which refines the previous one's boxes.
 
     Kong et al., "Consistent Optimization for Single-Shot Object Detection", Eq. 1 and 2, Figure 4.
 
     Attributes:
-        cls: "shared": this stage's labels also train the logits of the stage before it;
-            "own": a class predictor of its own; "none": no class loss.
-        box: "own": a box predictor of its own; "shared": the deltas of the stage before it, applied
-            and trained once more; "none": the boxes stay as they are.
-        tower: "shared": the tower of the stage before it; "own": one of its own on the same
-            pyramid (cascade); "gated": the same on ``P + sigmoid(conv1x1(h)) * h``, h the last
-            feature of the tower before it (gated cascade).
+        cls: "shared": this stage's labels also train the class logits of the previous stage;
+            "own": its own class predictor; "none": no class loss.
+        box: "own": its own box predictor; "shared": the deltas of the previous stage, applied and
+            trained once more; "none": the boxes are unchanged.
+        tower: "shared": the tower of the previous stage; "own": its own tower on the same pyramid
+            (cascade); "gated": the same on ``P + sigmoid(conv1x1(h)) * h``, with h the last feature
+            of the previous tower (gated cascade).
         iou_thresholds, iou_labels, allow_low_quality: see ``MaxIoUAssigner``; without labels
             the lowest interval is background, the highest foreground, the others ignored.
         weight: factor of this stage's losses.
-        normalizer: what divides the class loss: "first", the first stage's normaliser (Eq. 1 has
-            one for both terms), or "own", that of this stage, which divides the box loss anyway.
+        normalizer: divisor of the class loss: "first", the first stage's normaliser (Eq. 1 has one
+            for both terms), or "own", this stage's, which always divides its box loss.
     """
 
     cls: str = "shared"
@@ -70,7 +70,7 @@ class StageOptions:
                 f"ALLOW_LOW_QUALITY must be True or False, got {self.allow_low_quality!r}"
             )
         if self.cls == "none" and self.box == "none":
-            raise ValueError("CLS none with BOX none trains nothing")
+            raise ValueError("CLS none with BOX none leaves nothing to train")
         if self.tower != "shared" and "own" not in (self.cls, self.box):
             raise ValueError(
                 f"TOWER {self.tower} needs CLS or BOX own: no predictor would read that tower"
@@ -78,7 +78,7 @@ class StageOptions:
 
     @classmethod
     def from_entry(cls, entry: Mapping) -> StageOptions:
-        """Read a dict whose keys are the attributes' names in capitals, all optional."""
+        """Reads a dict whose keys are the attributes' names in capitals, all optional."""
         known = [field.name.upper() for field in fields(cls)]
         if not isinstance(entry, Mapping):
             raise ValueError(f"must be a dict with some of the keys {known}, got {entry!r}")
@@ -89,19 +89,19 @@ class StageOptions:
 
     @property
     def own_tasks(self) -> list[str]:
-        """The tasks that have a predictor of their own."""
+        """The tasks for which it has its own predictor."""
         return [task for task in TASKS if getattr(self, task) == "own"]
 
     @property
     def trained(self) -> list[str]:
-        """The tasks that have a loss."""
+        """The tasks for which it has a loss."""
         return [task for task in TASKS if getattr(self, task) != "none"]
 
     def assigner(self, num_classes: int) -> MaxIoUAssigner:
-        """What labels the boxes of this stage.
+        """The assigner that labels the boxes of this stage.
 
         Raises:
-            ValueError: thresholds or labels are not lists of numbers that fit each other.
+            ValueError: thresholds or labels are not lists of numbers of matching lengths.
         """
         thresholds, labels = self.iou_thresholds, self.iou_labels
         for key, value in (("IOU_THRESHOLDS", thresholds), ("IOU_LABELS", labels or [])):
@@ -121,24 +121,24 @@ class StageOptions:
 
 
 class Stage(nn.Module):
-    """One set of anchors: predictors, the rule that labels them, losses and normaliser.
+    """One set of anchors: predictors, assigner, losses and normaliser.
 
-    Losses and normaliser may have a state, which is that of these anchors.
+    Losses and normaliser may have state, which belongs to these anchors.
 
     Args:
-        cls: predictor of the class loss's logits from the class tower's levels; None to use those
-            of the stage before it.
+        cls: predictor of the class logits from the class tower's levels; None to use those of the
+            previous stage.
         box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
         assigner: labels its anchors.
-        normalizer: divides its losses.
+        normalizer: divisor of its losses.
         cls_loss: None if its labels do not train the class logits.
-        box_loss: None if it moves no boxes.
-        tower: None to read what the stage before it reads.
-        gates: by task the convolution that gates the feature of the tower before it, which is
-            then added to the pyramid's; empty for none.
-        repeats_box: without ``box``, apply the latest deltas once more.
+        box_loss: None if it does not train boxes.
+        tower: None to read what the previous stage reads.
+        gates: by task, the convolution that gates the previous tower's feature, which is then added
+            to the pyramid's; empty for none.
+        repeats_box: without ``box``, apply the previous deltas once more.
         weight: factor of its losses.
-        own_cls_normalizer: divide the class loss by this stage's normaliser, not by the first's.
+        own_cls_normalizer: divide the class loss by this stage's normaliser instead of the first's.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Stage(nn.Module):
         self.own_cls_normalizer = own_cls_normalizer
 
     def features(self, features: TowerFeatures) -> TowerFeatures:
-        """What its predictors read, given what those of the stage before it read."""
+        """The features its predictors read, given those of the previous stage."""
         if self.tower is None:
             return features
         own = {}
@@ -192,7 +192,7 @@ class Stage(nn.Module):
         Args:
             features: from :meth:`features`.
             anchors: (R, 4) or (N, R, 4), without gradient.
-            earlier: predictions of the stages before it.
+            earlier: predictions of the previous stages.
         """
         box = None
         if self.box is not None:
@@ -217,8 +217,8 @@ def build_stages(
     prior_prob: Annotated[
         float,
         Option(
-            "score the class predictor starts with; 0 for 1 / NUM_CLASSES, at most .5, which suits "
-            "a P(class | object) that is trained on foreground only",
+            "initial score of the class predictor; 0 for 1 / NUM_CLASSES, at most .5, which suits "
+            "a P(class | object) trained on foreground only",
             key="CLS_LOSS.PRIOR_PROB",
             source="RetinaNet, section 4.1",
         ),
@@ -227,24 +227,24 @@ def build_stages(
         Sequence,
         Option(
             "stages after the first, a list of dicts (resobj_d2.modeling.stages.StageOptions); "
-            "each trains on the boxes that the stage before it predicts, {} is consistent "
+            "each trains on the boxes predicted by the previous one; {} is consistent "
             "optimisation",
             key="STAGES",
             source="ConRetinaNet, Eq. 1 and 2",
         ),
     ] = (),
 ) -> list[Stage]:
-    """The first stage, on the priors, and those of ``MODEL.DENSE.STAGES``.
+    """The first stage, on the priors, and those listed in ``MODEL.DENSE.STAGES``.
 
     Args:
         num_classes: K.
-        parts: what predictors are made of.
-        coder: knows where deltas start.
-        make_assigner: makes the first stage's; the others say their own thresholds.
-        make_cls_loss, make_box_loss: each stage has its own, since losses may have a state.
+        parts: what predictors are built from.
+        coder: provides the initial deltas.
+        make_assigner: makes the first stage's; later stages have their own thresholds.
+        make_cls_loss, make_box_loss: called once per stage, since losses may have state.
         make_normalizer: likewise.
-        make_tower: ``make_tower(in_channels=, tasks=)``, for stages with a tower of their own.
-        pyramid_channels: channels of what towers read, per level.
+        make_tower: ``make_tower(in_channels=, tasks=)``, for stages with their own tower.
+        pyramid_channels: number of input channels of towers, per level.
         prior_prob: see :func:`.heads.predictors.prior_bias`.
         refinements: entries of ``StageOptions``.
     """
@@ -293,7 +293,7 @@ def _gates(
     if len({*channels, *pyramid_channels}) != 1:
         raise ValueError(
             f"TOWER gated adds the tower's channels {list(channels)} to the pyramid's "
-            f"{list(pyramid_channels)}: make TOWER.CHANNELS equal to them"
+            f"{list(pyramid_channels)}: set TOWER.CHANNELS to the same number"
         )
     width = channels[0]
     gates: dict[str, nn.Module] = {}

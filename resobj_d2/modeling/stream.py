@@ -1,4 +1,4 @@
-"""A dense prediction stream: anchors, their predictions, their losses, their candidates."""
+"""A dense prediction stream: anchors with their predictions, losses and candidates."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = ["DenseStream"]
 
 
 class DenseStream(nn.Module):
-    """One set of priors with everything that is predicted for and learned from it.
+    """One set of priors with everything that is predicted for it and trained on it.
 
     Three rules couple the slots. A branch that ``owns_background`` takes background away from the
-    class loss, which then covers foreground anchors only. Every stage starts at the decoded,
-    detached boxes of the stage before it. What has no layer of its own in a stage (shared class
-    logits, objectness) learns from that stage too.
+    class loss, which then covers foreground anchors only. Every later stage starts from the
+    decoded, detached boxes of the previous stage. Layers that a stage shares (class logits,
+    objectness) are trained on that stage's labels too.
 
     Args:
         priors, coder, sampler: see :mod:`resobj_d2.matching`.
-        stages: at least one, the first with both predictors and both losses.
+        stages: at least one; the first has both predictors and both losses.
         cls_weight, box_weight: factors of the stages' losses.
-        stage_scores: class probabilities are those of the last stage with a class predictor of its
-            own ("last"), or the mean over all of these ("mean", as in Cascade R-CNN).
+        stage_scores: class probabilities are those of the last stage with its own class predictor
+            ("last"), or the mean over all such stages ("mean", as in Cascade R-CNN).
         branches: score branches, by their ``name``.
-        fusion: makes one score of the class probability and the branches'.
+        fusion: combines the probabilities of the class and the branches into one score.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class DenseStream(nn.Module):
         stage_scores: Annotated[
             str,
             Option(
-                "class probabilities are those of the last stage with a class predictor of its "
-                "own (last), or the mean over all of these (mean)",
+                "class probabilities are those of the last stage with its own class predictor "
+                "(last), or the mean over all such stages (mean)",
                 source="Cascade R-CNN",
             ),
         ] = "last",
@@ -87,7 +87,7 @@ class DenseStream(nn.Module):
         self.fusion = fusion
         owners = [b.name for b in branches if b.owns_background]
         if len(owners) > 1:
-            raise ValueError(f"only one branch can own the background, not {owners}")
+            raise ValueError(f"only one branch can own the background, got {owners}")
         self.classify_background = not owners
         check_compatibility(
             priors, coder, sampler, stages, classify_background=self.classify_background
@@ -95,17 +95,17 @@ class DenseStream(nn.Module):
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
         if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
-            raise ValueError("STAGE_SCORES mean needs a stage in STAGES with CLS own")
+            raise ValueError("STAGE_SCORES mean needs a stage with CLS own in STAGES")
 
     @property
     def num_steps(self) -> int:
-        """How often the most refined branch refines its score."""
+        """Number of refinements of the branch that is refined most."""
         return max((b.num_steps for b in self.branches.values()), default=0)
 
     def forward(self, features: TowerFeatures, *, every_step: bool = True) -> StreamOutput:
         """
         Args:
-            every_step: False where only the last refinement of the branches is wanted.
+            every_step: False if only the last refinement of the branches is needed.
         """
         priors: Priors = self.priors([tuple(x.shape[-2:]) for x in features.box])
         predictions: list[StagePrediction] = []
@@ -123,7 +123,7 @@ class DenseStream(nn.Module):
         return StreamOutput(priors=priors, stages=predictions, branches=branches)
 
     def _boxes(self, prediction: StagePrediction, priors: Priors) -> Tensor:
-        """The (N, R, 4) boxes a stage predicts."""
+        """The (N, R, 4) boxes predicted by a stage."""
         if prediction.box is None:
             return prediction.anchors
         return self.coder.decode(prediction.anchors, prediction.deltas, priors.anchor_strides)
@@ -132,7 +132,7 @@ class DenseStream(nn.Module):
     def _refined(self, prediction: StagePrediction, priors: Priors) -> Tensor:
         """The anchors of the next stage: (N, R, 4), detached, not clipped to the image.
 
-        An anchor whose decoded box is not finite or has no area stays where it is.
+        An anchor is left where it is if its decoded box is not finite or has no area.
         """
         boxes = self._boxes(prediction, priors)
         usable = torch.isfinite(boxes) & (boxes[..., 2:] > boxes[..., :2]).repeat(1, 1, 2)
@@ -188,7 +188,7 @@ class DenseStream(nn.Module):
         prediction: StagePrediction,
         ground_truth: GroundTruth,
     ) -> Targets:
-        """Assign, sample; anchors that are not sampled become ignored for every loss."""
+        """Assigns and samples; every loss ignores anchors that are not sampled."""
         seen = None
         if stage.assigner.needs_predictions:
             seen = replace(
@@ -198,7 +198,7 @@ class DenseStream(nn.Module):
             )
         targets = stage.assigner(output.priors, prediction.anchors, ground_truth, seen)
         if targets.excluded_class is not None and not self.classify_background:
-            # What may be an object of some class must not learn that it is none.
+            # An anchor that may contain some object must not be trained as background.
             unsure = targets.excluded_class >= 0
             targets = replace(targets, labels=torch.where(unsure, IGNORE, targets.labels))
         difficulty = None
@@ -210,7 +210,7 @@ class DenseStream(nn.Module):
     def _difficulty(
         self, output: StreamOutput, prediction: StagePrediction, targets: Targets
     ) -> Tensor:
-        """(N, R) loss of each anchor in what tells foreground from background."""
+        """(N, R) loss of each anchor in the part that separates foreground from background."""
         for name, branch in self.branches.items():
             if branch.owns_background:
                 logits = branch.score_logits(output.branches[name])
@@ -221,7 +221,7 @@ class DenseStream(nn.Module):
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Sums of the class and the box loss; None for what the stage does not train."""
+        """Sums of class and box loss; None for what the stage does not train."""
         foreground = targets.foreground
         cls = None
         if stage.cls_loss is not None:
@@ -253,12 +253,12 @@ class DenseStream(nn.Module):
         nms_thresh: float | None = None,
         max_detections: int | None = None,
     ) -> list[Candidates]:
-        """The best scored boxes of each image, best first, by ``ops.dense_detections``.
+        """The highest-scoring boxes of each image, best first, by ``ops.dense_detections``.
 
         Args:
             step: score with an earlier refinement of the branches; None for the last.
-            score_thresh, topk, nms_thresh, max_detections: see there; None leaves suppression, or
-                the limit, out.
+            score_thresh, topk, nms_thresh, max_detections: see there; None disables suppression or
+                the limit.
         """
         cls, moved = self._class_maps(output), output.box_stage
         decoding = self.coder.delta_options
@@ -300,7 +300,7 @@ class DenseStream(nn.Module):
         ]
 
     def _probability_per_step(self, output: StreamOutput) -> dict[str, Tensor]:
-        """(N, R) for each refinement, where ``output`` has every step."""
+        """(N, R) for each refinement, if ``output`` has every step."""
         return {
             f"{name}_step{t}": probability
             for name, branch in self.branches.items()
@@ -308,7 +308,7 @@ class DenseStream(nn.Module):
         }
 
     def _class_maps(self, output: StreamOutput) -> LevelMaps:
-        """K logits per anchor whose sigmoids are the class probabilities."""
+        """Maps of K logits per anchor whose sigmoids are the class probabilities."""
         predicted = [
             stage.cls_loss.sigmoid_logits(prediction.cls)
             for stage, prediction in zip(self.stages, output.stages, strict=True)
@@ -324,12 +324,12 @@ class DenseStream(nn.Module):
 
 
 def _without_nan(difficulty: Tensor) -> Tensor:
-    """NaN as the hardest of all: a sampler that dropped it would hide that training has failed."""
+    """NaN counts as hardest: a sampler that dropped it would hide that training has diverged."""
     return torch.where(difficulty.isnan(), math.inf, difficulty)
 
 
 def _without_excluded(logits: Tensor, excluded: Tensor | None) -> Tensor:
-    """(N, R, K) logits; where a class is excluded, one without loss or gradient as a negative."""
+    """(N, R, K) logits; excluded classes get a logit without loss or gradient as a negative."""
     if excluded is None:
         return logits
     classes = torch.arange(logits.shape[-1], device=logits.device)

@@ -1,4 +1,4 @@
-"""The choice of what removes doubled detections."""
+"""Removal of duplicate detections, by a choice of methods."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ METHODS = ("greedy", "soft_linear", "soft_gaussian", "matrix")
 
 @dataclass(frozen=True, kw_only=True)
 class Suppression:
-    """Class-wise suppression of one image's candidates, by one of four methods.
+    """Class-wise suppression of one image's candidates by one of four methods.
 
     Attributes:
-        method: "greedy": a box is dropped where a better one of its class overlaps it;
+        method: "greedy": a box is dropped if a better one of its class overlaps it;
             "soft_linear", "soft_gaussian": its score decays instead (Bodla et al., Soft-NMS);
             "matrix": scores decay by all better boxes at once, with the gaussian kernel (Wang et
             al., SOLOv2, Eq. 4 and 5).
-        threshold: an IoU: of "greedy" the largest that stays, of "soft_linear" the smallest that
-            makes a score decay.
+        threshold: an IoU: for "greedy" the largest that is kept, for "soft_linear" the smallest
+            that makes a score decay.
         sigma: of the gaussian decay.
     """
 
@@ -39,7 +39,7 @@ class Suppression:
     threshold: Annotated[
         float,
         Option(
-            "IoU above which a better box of the class suppresses a box, or lowers its score",
+            "IoU above which a better box of its class suppresses a box or lowers its score",
             key="NMS_THRESH",
             only={"method": ("greedy", "soft_linear")},
         ),
@@ -64,7 +64,7 @@ class Suppression:
 
     @property
     def decays(self) -> bool:
-        """It changes scores instead of dropping boxes."""
+        """Whether it lowers scores instead of dropping boxes."""
         return self.method != "greedy"
 
     def __call__(
@@ -81,11 +81,11 @@ class Suppression:
             boxes: (C, 4).
             scores: (C,).
             classes: (C,) int64.
-            min_score: what a score must stay above after its decay; "greedy" ignores it.
-            max_output: the largest number of boxes to keep.
+            min_score: scores must stay above this after decay; "greedy" ignores it.
+            max_output: maximum number of boxes to keep.
 
         Returns:
-            (D,) the rows that are kept, best first, and (D,) their scores.
+            (D,) the kept rows, best first, and (D,) their scores.
         """
         if self.method == "greedy":
             keep = batched_nms(boxes, scores, classes, self.threshold, max_output)

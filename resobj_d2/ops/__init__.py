@@ -1,7 +1,7 @@
-"""Fused operators for dense detectors; this package needs torch alone.
+"""Fused operators for dense detectors. This package depends only on torch.
 
-Each function here is also ``torch.ops.resobj_d2.<name>``, with the same arguments but without the
-argument checks and the conversion of half precision.
+Each function is also available as ``torch.ops.resobj_d2.<name>``, with the same arguments but
+without argument checks and without support for half precision.
 """
 
 from . import _native

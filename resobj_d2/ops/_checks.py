@@ -41,15 +41,15 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor.to(dtype)``, which costs as much as a check even with nothing to convert."""
+    """``tensor.to(dtype)`` without its overhead when the dtype is already right."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def require_constant_target(op: str, pred: Tensor, target: Tensor) -> None:
-    """Raises unless ``target`` is a constant of the shape and device of ``pred``, both floating."""
+    """Raises unless both are floating point of one shape and device, and ``target`` is constant."""
     usual = isinstance(pred, Tensor) and isinstance(target, Tensor) and target.dtype is pred.dtype
     if usual and pred.dtype is torch.float32 and pred.shape == target.shape:
-        # Worth a branch: on a few hundred boxes checks take as long as the loss.
+        # Fast path: on a few hundred boxes the checks take as long as the loss.
         if pred.device == target.device and not target.requires_grad:
             return
     require_floating(op, pred=pred, target=target)
@@ -60,4 +60,4 @@ def require_constant_target(op: str, pred: Tensor, target: Tensor) -> None:
         )
     require_same_device(op, pred=pred, target=target)
     if target.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: target gets no gradient; pass target.detach()")
+        raise ValueError(f"{op}: no gradient is computed for target; pass target.detach()")

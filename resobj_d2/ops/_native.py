@@ -1,8 +1,8 @@
-"""Finds and loads the kernel libraries and remembers why one is not there.
+"""Finds and loads the kernel libraries, and records why one is missing.
 
-The libraries are plain shared objects beside this file. They register kernels with torch's
-dispatcher when they are loaded and know nothing of Python, so one build serves every Python and
-every torch >= 2.10. ``resobj_d2/_build.json`` says what the build made, and why not the rest.
+The libraries are plain shared objects next to this file. On loading they register kernels with
+torch's dispatcher; they do not depend on Python, so one build works with every Python version and
+every torch >= 2.10. ``resobj_d2/_build.json`` records what was built, and why the rest was not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from resobj_d2.copies import other_copies
 
 NATIVE = "native"
-# Raised whenever the schema or the meaning of an existing operator changes. The build writes it
-# into the libraries: kernels of an older one take and return other things.
+# Increase it whenever the schema or the meaning of an existing operator changes. The build writes
+# it into the libraries, so that kernels of an older interface are never loaded.
 INTERFACE = 2
 BACKENDS = ("cpu", "cuda")
 NEVER_BUILT = (
@@ -41,16 +41,16 @@ def native_status() -> dict[str, str | dict[str, str]]:
     """Which kernels are in use.
 
     Returns:
-        ``{"cpu": ..., "cuda": ..., "build": {...}}``: for each backend ``"native"``, or why its
-        operators run on the pure-torch reference instead; ``build`` says how the libraries were
-        built and is empty when that is not known. Its ``"borrowed from"`` is there where the
-        libraries are those of another copy of the package.
+        ``{"cpu": ..., "cuda": ..., "build": {...}}``: for each backend ``"native"``, or the reason
+        why its operators run on the pure-torch reference instead. ``build`` describes how the
+        libraries were built (empty if unknown); it has a key ``"borrowed from"`` if the libraries
+        belong to another copy of the package.
     """
     return {**_status, "build": _build_facts()}
 
 
 def describe_operators() -> str:
-    """One line for people: which operators run and, where it is not the fast ones, why."""
+    """One line for people: which operators run and, if they are not the fast ones, why."""
     missing = {b: _status[b].removeprefix("not built: ") for b in BACKENDS if _status[b] != NATIVE}
     reasons = "; ".join(dict.fromkeys(missing.values()))
     native = f"native CPU ({cpu_capability()})"
@@ -65,7 +65,7 @@ def describe_operators() -> str:
 
 
 def load() -> None:
-    """Load what was built. Called once, when :mod:`resobj_d2.ops` is imported.
+    """Load the libraries that were built. Called once, when :mod:`resobj_d2.ops` is imported.
 
     Raises:
         ImportError: ``RESOBJ_REQUIRE_NATIVE`` (``cpu``, ``cuda`` or ``cpu,cuda``) names kernels
@@ -78,18 +78,18 @@ def load() -> None:
         if backend not in BACKENDS:
             raise ImportError(
                 f"RESOBJ_REQUIRE_NATIVE names {backend!r}; it takes {' and '.join(BACKENDS)}, "
-                "separated by a comma"
+                "comma-separated"
             )
         if _status[backend] != NATIVE:
             raise ImportError(
-                f"RESOBJ_REQUIRE_NATIVE asks for the {backend} kernels: {_status[backend]}"
+                f"RESOBJ_REQUIRE_NATIVE requires the {backend} kernels: {_status[backend]}"
             )
 
 
 def cpu_capability() -> str | None:
-    """Vector instructions the CPU kernels use, "avx512", "avx2" or "default"; None without them.
+    """Vector instructions the CPU kernels use: "avx512", "avx2" or "default"; None without kernels.
 
-    Torch's variable ``ATEN_CPU_CAPABILITY`` limits these, too. Results do not depend on it.
+    Torch's variable ``ATEN_CPU_CAPABILITY`` limits them too. Results do not depend on it.
     """
     if _status["cpu"] != NATIVE:
         return None
@@ -99,7 +99,7 @@ def cpu_capability() -> str | None:
 
 
 def read_build_record(package: Path) -> dict[str, str]:
-    """What the last build in a package's folder wrote down; empty where there was none."""
+    """The record that the last build left in a package's folder; empty if there is none."""
     try:
         return json.loads((package / "_build.json").read_text())
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _load(backend: str) -> str:
     if path is None:
         return f"not built: {_reason_not_built(backend)}"
     if not _has_interface(path):
-        return f"not loaded: {path} was built from other sources; build it again"
+        return f"not loaded: {path} was built from a different version of the sources; rebuild it"
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
@@ -127,9 +127,9 @@ def _load(backend: str) -> str:
 
 
 def _find_library(backend: str) -> Path | None:
-    """This package's own library; in a source folder that was never built, an installed one's.
+    """This package's own library or, in a source folder that was never built, an installed one.
 
-    A folder with a record was built, and what is missing there is missing for a reason.
+    A folder with a build record was built; a library missing there is missing for a reason.
     """
     path = library_path(backend)
     if path.is_file():
@@ -141,7 +141,7 @@ def _find_library(backend: str) -> Path | None:
 
 
 def _has_interface(path: Path) -> bool:
-    """Whether the library's soname says :data:`INTERFACE`. Loading would register its kernels."""
+    """Whether the library's soname has :data:`INTERFACE`; checked without loading the library."""
     soname = f"{path.stem}-interface{INTERFACE}.so\0".encode()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
@@ -158,7 +158,7 @@ def _reason_not_built(backend: str) -> str:
 
 
 def _build_record() -> dict[str, str]:
-    """Of the package whose libraries are in use; its compiled module has the facts alone."""
+    """Record of the package in use; its compiled module knows how it was built, not what failed."""
     package = _in_use()
     record = read_build_record(package)
     if not record and package == _FOLDER.parent:

@@ -57,16 +57,17 @@ def balanced_l1_loss(
 ) -> Tensor:  # ()
     """Sum of balanced L1 (Pang et al., Libra R-CNN, Eq. 8 and 9) over all elements.
 
-    With ``u = |pred - target| / beta`` and ``b = exp(gamma / alpha) - 1`` it is ``beta`` times
-    ``alpha / b (b u + 1) ln(b u + 1) - alpha u`` for u < 1 and ``gamma u + gamma / b - alpha``
-    beyond; the slope ``alpha ln(b u + 1)``, at most ``gamma``, has no jump. The paper has
-    ``beta = 1``; other values stretch the loss. (In mmdetection they make the slope jump at 0.)
+    With ``u = |pred - target| / beta`` and ``b = exp(gamma / alpha) - 1``, the loss is ``beta``
+    times ``alpha / b (b u + 1) ln(b u + 1) - alpha u`` for u < 1, and ``beta`` times
+    ``gamma u + gamma / b - alpha`` beyond. Its slope ``alpha ln(b u + 1)``, at most ``gamma``, is
+    continuous. The paper uses ``beta = 1``; other values stretch the loss. (In mmdetection, other
+    values make the slope jump at 0.)
 
     Args:
-        pred: floating point, for example (P, 4) encoded deltas of the foreground.
-        target: the same shape and device. A constant: it must not require a gradient.
-        alpha: how much small differences count; positive.
-        gamma: slope from ``beta`` on; positive and at most 80 ``alpha``.
+        pred: floating point, for example (P, 4) encoded deltas of foreground anchors.
+        target: same shape and device; must not require a gradient.
+        alpha: weight of small differences; positive.
+        gamma: slope for differences of ``beta`` or more; positive and at most 80 ``alpha``.
         beta: difference at which the loss becomes linear; positive.
 
     Returns:

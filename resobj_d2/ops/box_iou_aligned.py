@@ -1,4 +1,4 @@
-"""Overlap of boxes pair by pair."""
+"""Overlap of boxes, pair by pair."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def box_iou_aligned(
     target: Tensor,  # (P, 4)
     kind: str = "iou",
 ) -> Tensor:  # (P,)
-    """Overlap of each box of ``pred`` with the box of ``target`` in the same place.
+    """Overlap of each box of ``pred`` with the box at the same position in ``target``.
 
-    The values are those on the diagonal of :func:`pairwise_box_iou`, which says what they are for
-    boxes without area or with a NaN. Gradients reach both arguments; where a coordinate of both
-    boxes is the same, each gets half of it. A value that does not depend on the boxes (0 for boxes
-    that do not overlap, a box with a NaN) gives no gradient, and no gradient is ever NaN or
-    infinite unless the one that comes in is.
+    The values are the diagonal of :func:`pairwise_box_iou`, which also defines them for boxes
+    without area or with a NaN. Gradients flow to both arguments; where a coordinate of both boxes
+    is the same, each gets half of it. Values that do not depend on the boxes (0 for boxes that do
+    not overlap, any box with a NaN) have a zero gradient. Gradients are finite whenever the
+    incoming one is.
 
     Args:
         pred: (P, 4) XYXY, floating point.
-        target: (P, 4) XYXY in the same unit and on the same device.
+        target: (P, 4) XYXY, same unit and device as ``pred``.
         kind: ``"iou"`` or ``"giou"``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From the raw outputs of a dense head to detections, in one operator."""
+"""Raw outputs of a dense head to detections, in one operator."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ OP = "dense_detections"
 # The CUDA kernels take the levels and the factors by value.
 MAX_LEVELS = 12
 MAX_FACTORS = 4
-# Detectron2's bound of dw and dh.
+# Detectron2's upper bound of dw and dh.
 SCALE_CLAMP = math.log(1000.0 / 16)
 
 
 class DenseDetections(NamedTuple):
-    """What :func:`dense_detections` returns; nothing carries a gradient.
+    """Result of :func:`dense_detections`; nothing in it carries a gradient.
 
-    Image i has ``counts[i]`` detections, best first; the rows behind them are padding: zeros, and
-    -1 in ``classes`` and ``rows``.
+    Image i has ``counts[i]`` detections, best first. The remaining rows are padding: -1 in
+    ``classes`` and ``rows``, 0 elsewhere.
     """
 
     boxes: Tensor  # (N, D, 4)
     scores: Tensor  # (N, D) the fused score
     classes: Tensor  # (N, D) int64 in [0, K)
-    factors: Tensor  # (N, D, 1 + F) probabilities that were fused, the class first
-    rows: Tensor  # (N, D) int64, the anchor as a row of all levels' anchors, one after the other
+    factors: Tensor  # (N, D, 1 + F) the fused probabilities, class first
+    rows: Tensor  # (N, D) int64, the anchor's row among those of all levels, concatenated
     counts: Tensor  # (N,) int64
 
 
@@ -74,39 +74,40 @@ def dense_detections(
 ) -> DenseDetections:
     """Scores, threshold, top-k per level, decoding, class-wise NMS and the best D boxes.
 
-    The maps are read as a head's convolutions write them: nothing of their size is allocated, no
-    copy per anchor, no sigmoid. N images, L levels, A_l anchors per cell, K classes, F further
-    factors (objectness, quality; at most 3), R_l = H_l * W_l * A_l anchors of a level, ordered by
-    cell, row-major, then by anchor of the cell. D = ``max_detections``.
+    The maps are read as a head's convolutions write them: nothing of their size is allocated or
+    copied, and no map of sigmoids is formed. N images, L levels, A_l anchors per cell, K classes, F
+    further factors (objectness, quality; at most 3). A level has R_l = H_l * W_l * A_l anchors,
+    ordered by cell (row-major), then by anchor within the cell. D = ``max_detections``.
 
-    The score of an anchor and a class is ``prod_i sigmoid(logit_i)^exponents[i]`` over the class
-    and the F factors, and 0 where a probability is below its floor. Plain RetinaNet scores,
-    P(class) * objectness (Residual Objectness, Eq. 2) and cls^(1-a) * iou^a (RetinaNet-Conf,
-    Eq. 11) are of this form.
+    The score of an anchor for a class is ``prod_i sigmoid(logit_i)^exponents[i]`` over the class
+    and the F factors, or 0 if any probability is below its floor. This covers plain RetinaNet
+    scores, P(class) * objectness (Residual Objectness, Eq. 2) and cls^(1-a) * iou^a
+    (RetinaNet-Conf, Eq. 11).
 
     Args:
-        cls_logits: the channels of an anchor are neighbours, class after class. Contiguous and
-            channels-last maps are read in place, others copied.
-        deltas: R-CNN deltas (dx, dy, dw, dh), likewise; None where ``anchors`` are the boxes.
-        anchors: XYXY, shared by the images or of each image (for example a stage's refined boxes).
+        cls_logits: the K channels of an anchor are adjacent. Contiguous and channels-last maps are
+            read in place, others are copied.
+        deltas: R-CNN deltas (dx, dy, dw, dh), in the same layout; None if ``anchors`` already are
+            the boxes.
+        anchors: XYXY; either shared by the images or per image (such as a stage's refined boxes).
         num_classes: K.
         factor_logits: a list of L maps for each factor.
-        exponents: at least 0, the class first; 1 by default.
-        floors: the class first; 0 (none) by default.
-        score_thresh: a candidate must score above this.
-        topk: candidates of a level that reach NMS.
-        nms_thresh: a box is suppressed by a better one of its class with an IoU above this.
+        exponents: at least 0, class first; default 1.
+        floors: class first; default 0 (no floor).
+        score_thresh: candidates must score above this.
+        topk: maximum number of candidates per level that reach NMS.
+        nms_thresh: a box is suppressed if its IoU with a better box of its class is above this.
         max_detections: D.
-        weights: of the deltas.
+        weights: factors by which the deltas were multiplied.
         scale_clamp: upper bound of dw and dh, so that exp cannot overflow.
-        image_sizes: N pairs (height, width); detections are clipped to them, after suppression as
-            in Detectron2's RetinaNet. Not clipped by default.
+        image_sizes: N pairs (height, width) to which detections are clipped, after suppression as
+            in Detectron2's RetinaNet; by default they are not clipped.
 
     Returns:
         :class:`DenseDetections`, in float64 if an input is float64, else float32 (half precision
-        is computed in float32). Of equal scores the finer level comes first, then the lower
-        anchor, then the lower class. An anchor with a NaN logit gives no detection (a NaN class
-        logit silences that class alone), nor does one whose box is not finite.
+        is computed in float32). Ties in score are broken by level (finer first), then anchor, then
+        class. An anchor with a NaN logit or a non-finite box yields no detection (a NaN class
+        logit affects only that class).
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -153,7 +154,7 @@ def _check_maps(
     factors: list[list[Tensor]],
     num_classes: int,
 ) -> dict[str, Tensor]:
-    """The tensors by the name of their argument."""
+    """The tensors, keyed by argument name."""
     lists = {"cls_logits": cls_logits, "anchors": anchors}
     if deltas:
         lists["deltas"] = deltas
@@ -165,8 +166,7 @@ def _check_maps(
     for name, maps in lists.items():
         if len(maps) != len(cls_logits):
             raise ValueError(
-                f"{OP}: {name} must have the {len(cls_logits)} levels of cls_logits, "
-                f"got {len(maps)}"
+                f"{OP}: {name} must have {len(cls_logits)} levels like cls_logits, got {len(maps)}"
             )
     tensors = {f"{name}[{i}]": x for name, maps in lists.items() for i, x in enumerate(maps)}
     require_floating(OP, **tensors)
@@ -200,7 +200,7 @@ def _check_level(tensors: dict[str, Tensor], level: int, num_classes: int) -> No
         if tuple(tensor.shape) not in shapes[name]:
             raise ValueError(
                 f"{OP}: {name}[{level}] must have shape {' or '.join(map(str, shapes[name]))} "
-                f"to go with cls_logits, got {tuple(tensor.shape)}"
+                f"to match cls_logits, got {tuple(tensor.shape)}"
             )
 
 

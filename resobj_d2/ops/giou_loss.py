@@ -57,17 +57,17 @@ def giou_loss(
     """Sum of ``1 - GIoU`` over pairs of boxes (Rezatofighi et al., CVPR 2019, Algorithm 1).
 
     ``GIoU = I / (U + 1e-7) - (C - U) / (C + 1e-7)`` with the areas of intersection, union and
-    smallest enclosing box; so a pair of boxes without area has a loss of 1 (or 2, when they are
-    apart), and every gradient is finite. The corners of each box are put in order first, so that a
-    box whose corners have crossed is pulled back instead of having a negative area. Coordinates
-    beyond 1e18 (float32) are scaled down, which does not change GIoU.
+    smallest enclosing box. A pair of boxes without area thus has a loss of 1 (or 2 if they are
+    apart), and every gradient is finite. The corners of each box are sorted first, so that a box
+    with swapped corners is pulled back instead of having a negative area. Coordinates beyond 1e18
+    (float32) are scaled down, which does not change GIoU.
 
     Args:
         pred: (..., 4) XYXY, floating point.
-        target: (..., 4) XYXY in the same unit and on the same device. A constant: it must not
-            require a gradient.
-        mask: (...) bool, the pairs that count; all by default. A pair that does not count gives
-            neither loss nor gradient, even if it is not finite. Elsewhere a NaN gives a NaN.
+        target: (..., 4) XYXY, same unit and device as ``pred``; must not require a gradient.
+        mask: (...) bool, the pairs that count; default all. Pairs outside the mask contribute
+            neither loss nor gradient, even if they are not finite; a NaN inside it makes the loss
+            NaN.
 
     Returns:
         Scalar in float64 if an input is float64, else float32; half precision is computed in

@@ -1,4 +1,4 @@
-"""Which ground-truth box each anchor is matched to, without the matrix of all IoUs."""
+"""Matches each anchor to a ground-truth box without forming the matrix of all IoUs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_THRESHOLDS = 16
 
 
 class AnchorMatches(NamedTuple):
-    """What :func:`match_anchors` returns; nothing carries a gradient."""
+    """Result of :func:`match_anchors`; nothing in it carries a gradient."""
 
-    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
-    ious: Tensor  # (N, R) IoU with that box; 0 without boxes
+    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 if it has none
+    ious: Tensor  # (N, R) IoU with that box; 0 if the image has none
     label: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
 
 
@@ -58,34 +58,35 @@ def match_anchors(
     ignore_sizes: Sequence[int] = (),
     ignore_iof: float = 0.5,
 ) -> AnchorMatches:
-    """Best ground-truth box of every anchor of a batch, and its label by IoU thresholds.
+    """Best ground-truth box of every anchor of a batch, and the label its IoU gives it.
 
-    In float32 the result is bit-identical to Detectron2's ``pairwise_iou`` and ``Matcher``, ties
-    included, for finite boxes. The kernels need memory for the result and O(R + M) more, never
-    the M x R matrix. N images, R anchors, M_i boxes of image i; boxes are XYXY in any one unit.
+    In float32, for finite boxes, the result is bit-identical to Detectron2's ``pairwise_iou`` and
+    ``Matcher``, ties included. Besides the result the kernels need O(R + M) memory, never the
+    M x R matrix. N images, R anchors, M_i boxes in image i; boxes are XYXY in any one unit.
 
     Args:
-        anchors: (R, 4) shared by the images, or (N, R, 4), for example refined anchors.
-        gt_boxes: (sum M_i, 4), the boxes of image 0, then those of image 1, and so on.
+        anchors: (R, 4) shared by the images, or (N, R, 4), such as refined anchors.
+        gt_boxes: (sum M_i, 4), the boxes of all images, concatenated.
         gt_sizes: the N numbers M_i; any may be 0.
         thresholds: positive, ascending bounds of half-open IoU intervals (at most 16), for example
-            ``[0.4, 0.5]``: below .4, from .4 to below .5, and .5 or more.
-        labels: of each interval 1 (foreground), 0 (background) or -1 (ignored), one more than
-            there are thresholds; the first, for anchors that overlap nothing, must not be 1.
-        allow_low_quality: also make foreground every anchor whose IoU with some box is the best any
-            anchor has with it (ties included). It keeps its own best box, as in Detectron2.
-        d2_compat: a box that overlaps no anchor has a best IoU of 0; Detectron2 then makes every
-            anchor of its image foreground. True reproduces that; by default it gets no anchor.
-        ignore_boxes: crowd regions, ragged like ``gt_boxes``. An anchor that is not foreground
-            and lies in one of them by ``ignore_iof`` of its area or more becomes ignored.
-        ignore_sizes: N numbers of ignore regions; goes with ``ignore_boxes``.
-        ignore_iof: the share of the anchor's area, above 0.
+            ``[0.4, 0.5]`` for the intervals below .4, [.4, .5), and .5 or more.
+        labels: label of each interval, one more than thresholds: 1 (foreground), 0 (background) or
+            -1 (ignored). The first, for anchors without overlap, must not be 1.
+        allow_low_quality: also make an anchor foreground if no other anchor has a higher IoU with
+            some box (ties included). It stays matched to its own best box, as in Detectron2.
+        d2_compat: for a box that overlaps no anchor the best IoU is 0, and Detectron2 then makes
+            every anchor of the image foreground. True reproduces that; by default such a box gets
+            no anchor.
+        ignore_boxes: crowd regions, concatenated like ``gt_boxes``. An anchor that is not
+            foreground becomes ignored if at least ``ignore_iof`` of its area lies in one of them.
+        ignore_sizes: the number of ignore regions of each image; required with ``ignore_boxes``.
+        ignore_iof: fraction of the anchor's area, above 0.
 
     Returns:
-        :class:`AnchorMatches`. Of several boxes with the same IoU the first is taken, so an anchor
-        that overlaps none has row 0. Without boxes an image has row -1, IoU 0 and ``labels[0]``.
-        IoUs are float64 if an input is float64, else float32 (half precision is computed in
-        float32). A box with a NaN coordinate, or without area, overlaps nothing.
+        :class:`AnchorMatches`. If several boxes have the same IoU the first is taken, so an anchor
+        without overlap has row 0. In an image without boxes anchors get row -1, IoU 0 and
+        ``labels[0]``. IoUs are float64 if an input is float64, else float32 (half precision is
+        computed in float32). A box without area or with a NaN coordinate overlaps nothing.
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -129,7 +130,7 @@ def check_match(
     ignore_sizes: Sequence[int],
     ignore_iof: float,
 ) -> torch.dtype:
-    """Refuse what cannot be matched, in the name of ``op``; the dtype to compute in."""
+    """Raises, naming ``op``, for arguments that cannot be matched; returns the compute dtype."""
     _check_boxes(op, "anchors", anchors, anchors, (2, 3))
     _check_rule(op, list(thresholds), list(labels), ignore_iof)
     _check_ragged(op, "gt", gt_boxes, gt_sizes, anchors)
@@ -166,7 +167,7 @@ def _check_ragged(
     _check_boxes(op, f"{prefix}_boxes", boxes, anchors, (2,))
     if any(size < 0 for size in sizes) or sum(sizes) != boxes.shape[0]:
         raise ValueError(
-            f"{op}: {prefix}_sizes must be sizes that sum to the {boxes.shape[0]} rows "
+            f"{op}: {prefix}_sizes must be non-negative and sum to the {boxes.shape[0]} rows "
             f"of {prefix}_boxes, got {list(sizes)}"
         )
 

@@ -1,4 +1,4 @@
-"""Non-maximum suppression by class: greedy, soft and matrix NMS."""
+"""Non-maximum suppression per class: greedy, soft and matrix NMS."""
 
 from __future__ import annotations
 
@@ -87,27 +87,27 @@ def batched_nms(
     iou_threshold: float,
     max_output: int = -1,
 ) -> Tensor:  # (D,)
-    """Greedy non-maximum suppression, each class by itself.
+    """Greedy non-maximum suppression within each class.
 
-    By descending score, a box is kept unless its IoU with a kept box of its class is greater than
-    ``iou_threshold``. The same boxes are kept as by torchvision's ``nms`` run class by class; boxes
-    are not moved apart by class, which costs precision.
+    In order of descending score, a box is kept unless its IoU with a kept box of its class exceeds
+    ``iou_threshold``. The result equals torchvision's ``nms`` run class by class; boxes are not
+    shifted apart by class, which would cost precision.
 
     Args:
         boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
-            area or with corners in the wrong order overlaps nothing, so it is kept.
-        scores: (C,) floating point. A box whose score is NaN is left out.
+            area or with swapped corners overlaps nothing, so it is kept.
+        scores: (C,) floating point. Boxes with a NaN score are dropped.
         idxs: (C,) integers, the class (or pyramid level, or image) of each box; any value.
         iou_threshold: 0 or more.
-        max_output: stop after this many boxes: the first of the full result, in less time. -1 is
-            no limit.
+        max_output: stop after this many boxes, which are the first of the full result; -1 means no
+            limit.
 
     Returns:
-        (D,) int64, the kept boxes by descending score, those with equal scores by index. On CUDA
+        (D,) int64, the kept boxes by descending score, ties by index. On CUDA
         the host waits for D; :func:`batched_nms_padded` does not.
 
     Raises:
-        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` is not integer.
         ValueError: a shape, a device or a number is wrong.
     """
     op = "batched_nms"
@@ -125,13 +125,13 @@ def batched_nms_padded(
     iou_threshold: float,
     max_output: int = -1,
 ) -> tuple[Tensor, Tensor]:  # (P,), ()
-    """:func:`batched_nms` with a result whose shape does not depend on what is kept.
+    """:func:`batched_nms` with a result whose shape does not depend on the data.
 
-    Nothing waits for the device, so it can be captured in a CUDA graph.
+    The host never waits for the device, so it can be captured in a CUDA graph.
 
     Returns:
-        (P,) int64, the kept boxes as from :func:`batched_nms`, then -1; P is ``max_output``, or C
-        if that is -1. And their number, an int64 tensor without dimensions.
+        (P,) int64, the kept boxes as from :func:`batched_nms`, padded with -1; P is ``max_output``,
+        or C if that is -1. And their number, a 0-d int64 tensor.
     """
     op = "batched_nms_padded"
     boxes, scores, idxs = _checked_candidates(op, boxes, scores, idxs)
@@ -150,33 +150,33 @@ def soft_nms(
     min_score: float = 0.001,
     max_output: int = -1,
 ) -> tuple[Tensor, Tensor]:  # (D,), (D,)
-    """Soft-NMS (Bodla et al., ICCV 2017), each class by itself.
+    """Soft-NMS (Bodla et al., ICCV 2017) within each class.
 
-    Repeatedly takes the box with the highest score (the first of equal ones) and multiplies the
+    Repeatedly takes the box with the highest score (ties: the first) and multiplies the
     scores of the remaining boxes of its class by
 
-    - ``"linear"``: 1 - IoU, if the IoU with the box taken is ``iou_threshold`` or more;
+    - ``"linear"``: 1 - IoU, if the IoU with that box is ``iou_threshold`` or more;
     - ``"gaussian"``: exp(-IoU^2 / ``sigma``), whatever the IoU.
 
     Args:
         boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
-            area or with corners in the wrong order overlaps nothing, so its score stays.
-        scores: (C,) floating point, probabilities or other finite numbers. A box whose score is
-            NaN or infinite is left out.
+            area or with swapped corners overlaps nothing, so its score is unchanged.
+        scores: (C,) floating point, probabilities or other finite numbers. Boxes with a NaN or
+            infinite score are dropped.
         idxs: (C,) integers, the class of each box; any value.
         method: ``"linear"`` or ``"gaussian"``.
-        iou_threshold: 0 or more; for the linear method only.
-        sigma: above 0; for the gaussian method only.
-        min_score: 0 or more; it ends when no remaining score reaches it.
-        max_output: it also ends after this many boxes; -1 is no limit.
+        iou_threshold: 0 or more; used by the linear method only.
+        sigma: above 0; used by the gaussian method only.
+        min_score: 0 or more; stop when no remaining score reaches it.
+        max_output: stop after this many boxes; -1 means no limit.
 
     Returns:
-        (D,) int64, the boxes in the order in which they were taken, and (D,) their scores then, of
-        the dtype of the computation: float64 if ``boxes`` or ``scores`` is, else float32. The new
-        scores descend. On CUDA the host waits for D; :func:`soft_nms_padded` does not.
+        (D,) int64, the boxes in the order in which they were taken, and (D,) their scores at that
+        point, which descend; float64 if ``boxes`` or ``scores`` is, else float32. On CUDA the host
+        waits for D; :func:`soft_nms_padded` does not.
 
     Raises:
-        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` is not integer.
         ValueError: a shape, a device, a number or ``method`` is wrong.
     """
     op = "soft_nms"
@@ -198,14 +198,14 @@ def soft_nms_padded(
     min_score: float = 0.001,
     max_output: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:  # (P,), (P,), ()
-    """:func:`soft_nms` with results whose shape does not depend on what is kept.
+    """:func:`soft_nms` with results whose shape does not depend on the data.
 
-    Nothing waits for the device, so it can be captured in a CUDA graph.
+    The host never waits for the device, so it can be captured in a CUDA graph.
 
     Returns:
-        (P,) int64, the boxes as from :func:`soft_nms`, then -1, and (P,) their new scores, then 0;
-        P is ``max_output``, or C if that is -1. And the number of boxes, an int64 tensor without
-        dimensions.
+        (P,) int64, the boxes as from :func:`soft_nms`, padded with -1, and (P,) their new scores,
+        padded with 0; P is ``max_output``, or C if that is -1. And their number, a 0-d int64
+        tensor.
     """
     op = "soft_nms_padded"
     candidates = _checked_candidates(op, boxes, scores, idxs)
@@ -223,31 +223,31 @@ def matrix_nms(
     kernel: str = "gaussian",
     sigma: float = 0.5,
 ) -> Tensor:  # (C,)
-    """Matrix NMS (Wang et al., SOLOv2, NeurIPS 2020, eq. 4 and 5), for boxes, class by class.
+    """Matrix NMS (Wang et al., SOLOv2, NeurIPS 2020, Eq. 4 and 5) on boxes, within each class.
 
-    The score of box j is multiplied by the minimum, over the boxes i of its class with a higher
-    score (or the same score and a lower index), of f(IoU_ij) / f(m_i). m_i is the highest IoU of
-    box i with a box of its class that has a higher score than i: how likely i is gone itself. f is
+    The score of box j is multiplied by the minimum of f(IoU_ij) / f(m_i) over the boxes i of its
+    class with a higher score (ties: a lower index). m_i is the highest IoU of box i with a
+    higher-scored box of its class, and says how likely i itself is suppressed. f is
 
-    - ``"linear"``: f(x) = 1 - x; a box i with m_i = 1 is surely gone and decays nothing;
+    - ``"linear"``: f(x) = 1 - x; a box i with m_i = 1 is certainly suppressed and decays nothing;
     - ``"gaussian"``: f(x) = exp(-x^2 / ``sigma``).
 
     Args:
         boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
-            area or with corners in the wrong order overlaps nothing, so its score stays.
-        scores: (C,) floating point, probabilities or other finite numbers. A box whose score is
-            NaN or infinite decays nothing and gets 0.
+            area or with swapped corners overlaps nothing, so its score is unchanged.
+        scores: (C,) floating point, probabilities or other finite numbers. Boxes with a NaN or
+            infinite score decay nothing and get score 0.
         idxs: (C,) integers, the class of each box; any value.
         kernel: ``"linear"`` or ``"gaussian"``.
-        sigma: above 0; for the gaussian kernel only. The paper's code multiplies by 2 instead of
-            dividing by .5.
+        sigma: above 0; used by the gaussian kernel only. The default .5 is the factor 2 of the
+            paper's code, which multiplies instead of dividing.
 
     Returns:
-        (C,) the scores after decay, in the order of the boxes, for a threshold or top-k. float64 if
+        (C,) the decayed scores, in the order of the boxes, to be thresholded or ranked; float64 if
         ``boxes`` or ``scores`` is, else float32.
 
     Raises:
-        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` not of integers.
+        TypeError: ``boxes`` or ``scores`` is not floating point, or ``idxs`` is not integer.
         ValueError: a shape, a device, ``sigma`` or ``kernel`` is wrong.
     """
     op = "matrix_nms"
@@ -261,7 +261,7 @@ def matrix_nms(
 def _checked_candidates(
     op: str, boxes: Tensor, scores: Tensor, idxs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments as the operators take them."""
+    """The arguments, checked and converted to what the operators take."""
     if _are_ready(boxes, scores, idxs):
         return boxes, scores, idxs
     require_floating(op, boxes=boxes, scores=scores)
@@ -273,7 +273,7 @@ def _checked_candidates(
     for name, value in (("scores", scores), ("idxs", idxs)):
         if value.dim() != 1 or value.shape[0] != boxes.shape[0]:
             raise ValueError(
-                f"{op}: {name} must have shape ({boxes.shape[0]},), one for each of boxes, "
+                f"{op}: {name} must have shape ({boxes.shape[0]},), one for each box, "
                 f"got {tuple(value.shape)}"
             )
     require_same_device(op, boxes=boxes, scores=scores, idxs=idxs)

@@ -1,4 +1,4 @@
-"""Overlap of every box of one set with every box of another."""
+"""Overlap of every box of one set with every box of another set."""
 
 from __future__ import annotations
 
@@ -57,25 +57,24 @@ def pairwise_box_iou(
 
     Args:
         boxes1: (M, 4) floating point, for example the ground truth of one image.
-        boxes2: (R, 4) floating point, for example all its anchors. Same device.
-        kind: ``"iou"``: intersection over union, in float32 bit-identical to Detectron2's
-            ``pairwise_iou`` for finite boxes; 0 where the union is 0.
+        boxes2: (R, 4) floating point, for example all its anchors; same device.
+        kind: ``"iou"``: intersection over union, 0 where the union is 0; in float32, for finite
+            boxes, bit-identical to Detectron2's ``pairwise_iou``.
             ``"giou"``: generalized IoU (Rezatofighi et al., CVPR 2019), in [-1, 1]; equal to the
             IoU where the smallest enclosing box has no area.
-            ``"iof"``: intersection over the area of the box from ``boxes2``, the share of an anchor
-            that lies inside an ignore (crowd) region given in ``boxes1``; 0 for a box without area.
-        out: where the result is written and what is then returned: a tensor of the result's shape,
-            dtype and device, with any strides, that asks for no gradient and shares no memory with
-            the boxes. Reused from call to call it saves the allocation.
+            ``"iof"``: intersection over the area of the ``boxes2`` box, the fraction of an
+            anchor inside an ignore (crowd) region in ``boxes1``; 0 for a box without area.
+        out: tensor to write the result to and return: of the result's shape, dtype and device, any
+            strides. It must not require a gradient or share memory with the boxes. Reusing it
+            saves an allocation per call.
 
     Returns:
         (M, R) in float64 if an input is float64, else float32 (half precision is computed in
         float32). A pair with a NaN coordinate gets the worst value of its kind: 0, or -1 for GIoU.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or ``out`` has another dtype than the
-            result.
-        ValueError: a shape, a device or ``kind`` is wrong, or ``out`` asks for a gradient.
+        TypeError: an argument is not a floating-point tensor, or ``out`` has the wrong dtype.
+        ValueError: a shape, a device or ``kind`` is wrong, or ``out`` requires a gradient.
     """
     op = "pairwise_box_iou"
     require_floating(op, boxes1=boxes1, boxes2=boxes2)

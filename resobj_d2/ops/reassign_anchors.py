@@ -1,4 +1,4 @@
-"""Anchors that a stage moves, matched again where they arrive."""
+"""Moves anchors by predicted deltas and matches them again at their new place."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["ReassignedAnchors", "reassign_anchors"]
 
 
 class ReassignedAnchors(NamedTuple):
-    """What :func:`reassign_anchors` returns; nothing carries a gradient."""
+    """Result of :func:`reassign_anchors`; nothing in it carries a gradient."""
 
     boxes: Tensor  # (N, R, 4) the refined anchors
-    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 without boxes
-    ious: Tensor  # (N, R) IoU with that box; 0 without boxes
+    gt_index: Tensor  # (N, R) int64, row of the best box within its image; -1 if it has none
+    ious: Tensor  # (N, R) IoU with that box; 0 if the image has none
     label: Tensor  # (N, R) int8: 1 foreground, 0 background, -1 ignored
     targets: Tensor  # (N, R, 4) deltas from the refined anchor to its box; 0 if not foreground
 
@@ -68,24 +68,24 @@ def reassign_anchors(
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     scale_clamp: float = math.log(1000.0 / 16),
 ) -> ReassignedAnchors:
-    """Move every anchor by its deltas, match it where it arrives, and encode what it matched.
+    """Move every anchor by its deltas, match the result, and encode its matched box.
 
-    Consistent optimisation (Kong et al. 2019, Eq. 1 and 2) and every other stage after the first
-    need this: ``Box2BoxTransform.apply_deltas``, :func:`match_anchors` and ``get_deltas`` in one
-    call, without the M x R matrix. An anchor whose refined box is not finite or has no area stays
-    where it is.
+    Consistent optimisation (Kong et al. 2019, Eq. 1 and 2) and every stage after the first need
+    this: ``Box2BoxTransform.apply_deltas``, :func:`match_anchors` and ``get_deltas`` in one call,
+    without the M x R matrix. An anchor is left where it is if its refined box is not finite or has
+    no area.
 
     Args:
-        anchors: (R, 4) shared by the images, or (N, R, 4), for example those of another stage.
+        anchors: (R, 4) shared by the images, or (N, R, 4), for example from another stage.
         deltas: (N, R, 4) ``dx, dy, dw, dh``.
-        weights: positive factors of the four deltas, as in Detectron2's ``Box2BoxTransform``.
+        weights: positive factors of dx, dy, dw, dh, as in Detectron2's ``Box2BoxTransform``.
         scale_clamp: upper bound of dw and dh, so that exp cannot overflow.
 
     The other arguments are those of :func:`match_anchors`.
 
     Returns:
-        :class:`ReassignedAnchors`. Targets are 0 for a foreground anchor without area, or
-        whose box has none.
+        :class:`ReassignedAnchors`. Targets are also 0 for a foreground anchor if it or its matched
+        box has no area.
 
     Raises:
         TypeError: a tensor is not floating point.

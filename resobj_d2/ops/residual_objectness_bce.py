@@ -21,13 +21,13 @@ MAX_LEVELS = 32
 
 
 class ResidualObjectnessOutput(NamedTuple):
-    """What :func:`residual_objectness_bce` returns; only ``losses`` carries a gradient."""
+    """Result of :func:`residual_objectness_bce`; only ``losses`` carries a gradient."""
 
     losses: Tensor  # (T+1,) sum of the binary cross entropy at step 0..T
     counts: Tensor  # (T+1,) int64, number of anchors in each sum
-    thresholds: Tensor  # (T, G) minimum foreground logit of the input of step 1..T; +inf if none
+    thresholds: Tensor  # (T, G) minimum foreground logit before steps 1..T; +inf without foreground
     score_sums: Tensor  # (T+1, 2) sum of sigmoid(o_t) over background and over foreground
-    num_background_foreground: Tensor  # (2,) int64, number of background and of foreground anchors
+    num_background_foreground: Tensor  # (2,) int64, number of background and foreground anchors
 
 
 def _fake(
@@ -53,7 +53,7 @@ def _fake(
 def _setup_context(ctx, inputs, output):
     logits, residuals, labels, *ctx.options = inputs
     _, *others = output
-    # o_1..o_T are formed again in the backward, which is cheaper than keeping them.
+    # The backward recomputes o_1..o_T, which is cheaper than keeping them.
     ctx.save_for_backward(logits, residuals, labels, others[1])
     ctx.mark_non_differentiable(*others)
 
@@ -112,11 +112,11 @@ def residual_objectness_bce(
 ) -> ResidualObjectnessOutput:
     """Sums of the objectness loss and of the T residual losses (Algorithm 1).
 
-    With o_0 = ``logits`` and r_t = ``residuals[t-1]``, step 0 sums BCE(o_0, label) over the anchors
-    that are not ignored. Step t takes the smallest o_{t-1} of a foreground anchor as threshold,
-    selects the anchors not ignored with o_{t-1} >= threshold, forms o_t = o_{t-1} + r_t and sums
-    BCE(o_t, label) over the selected. Without a foreground anchor nothing is selected and the sum
-    is exactly 0. Selection and thresholds carry no gradient.
+    With o_0 = ``logits`` and r_t = ``residuals[t-1]``, step 0 sums BCE(o_0, label) over all anchors
+    that are not ignored. Step t takes the smallest o_{t-1} of the foreground anchors as threshold,
+    selects the non-ignored anchors with o_{t-1} >= threshold, computes o_t = o_{t-1} + r_t and sums
+    BCE(o_t, label) over the selected ones. Without a foreground anchor nothing is selected and the
+    sum is exactly 0. Selection and thresholds carry no gradient.
 
     N images, R anchors per image, T steps (0 to 8), G groups, L pyramid levels (at most 32).
 
@@ -124,28 +124,28 @@ def residual_objectness_bce(
         logits: (N, R) objectness logits o_0, floating point.
         residuals: (T, N, R) residual logits r_1..r_T.
         labels: (N, R) int8: 1 foreground, 0 background, -1 ignored. (Any positive value counts as
-            foreground and any negative one as ignored; values are not checked, since that would
-            make the host wait for the device.)
-        detach: ``"all"``: o_{t-1} is a constant in o_t, so L_t reaches r_t alone and ``logits``
-            receives the gradient of L_0 alone. ``"objectness"``: o_0 is a constant in the steps,
-            L_t reaches r_1..r_t. ``"none"``: L_t also reaches ``logits``.
-        min_scope: where the minimum is taken. ``"image"`` (G = N), ``"batch"`` (G = 1),
-            ``"level"``: one for each pyramid level, over all images (G = L; needs
-            ``anchors_per_level``),
-            ``"none"``: every anchor not ignored is selected (G = 1, thresholds -inf).
-        unselected: ``"update"``: o_t = o_{t-1} + r_t for every anchor and only the loss is gated,
-            as at inference. ``"keep"``: o_t = o_{t-1} for anchors that were not selected; a
-            residual that did not enter gets no gradient.
-        anchors_per_level: L numbers of anchors that sum to R, in the order of the anchors; for
+            foreground and any negative one as ignored; values are not checked, since the host
+            would have to wait for the device.)
+        detach: ``"all"``: o_{t-1} is a constant in o_t, so L_t trains only r_t, and ``logits`` gets
+            the gradient of L_0 only. ``"objectness"``: o_0 is a constant in the steps, and L_t
+            trains r_1..r_t. ``"none"``: L_t also trains ``logits``.
+        min_scope: the group over which the minimum is taken. ``"image"`` (G = N); ``"batch"``
+            (G = 1); ``"level"``: each pyramid level, over all images (G = L; needs
+            ``anchors_per_level``); ``"none"``: every anchor that is not ignored is selected (G = 1,
+            thresholds -inf).
+        unselected: ``"update"``: o_t = o_{t-1} + r_t for every anchor, as at inference; only the
+            loss is restricted to the selected. ``"keep"``: o_t = o_{t-1} for unselected anchors,
+            whose residuals then get no gradient.
+        anchors_per_level: L anchor counts that sum to R, in the order of the anchors; for
             ``min_scope="level"`` only.
 
     Returns:
         :class:`ResidualObjectnessOutput`, in float64 if an input is float64, else float32; half
         precision is computed in float32 and its gradients come back in half precision.
 
-    A NaN logit is never "below the threshold": it is selected and makes the loss of its step NaN,
-    and a NaN foreground logit makes the threshold NaN, which selects every anchor of its group.
-    (In a group without foreground nothing is selected at steps >= 1, NaN or not.)
+    A NaN logit is never "below the threshold": it is selected and makes the loss of its step NaN.
+    A NaN foreground logit makes the threshold NaN, which selects every anchor of its group. (In a
+    group without foreground nothing is selected at steps >= 1, NaN or not.)
 
     Raises:
         TypeError: a dtype is wrong.
@@ -185,7 +185,7 @@ def _check_tensors(logits: Tensor, residuals: Tensor, labels: Tensor) -> None:
     if residuals.dim() != 3 or residuals.shape[1:] != logits.shape:
         raise ValueError(
             f"{where} residuals must have shape (steps, {logits.shape[0]}, {logits.shape[1]}) "
-            f"to go with logits, got {tuple(residuals.shape)}"
+            f"to match logits, got {tuple(residuals.shape)}"
         )
     if residuals.shape[0] > MAX_STEPS:
         raise ValueError(
@@ -216,7 +216,7 @@ def _check_options(
             raise ValueError(f"{where} {name} must be one of {', '.join(choices)}, got {value!r}")
     if min_scope != "level":
         if anchors_per_level:
-            raise ValueError(f"{where} anchors_per_level goes with min_scope='level' only")
+            raise ValueError(f"{where} anchors_per_level is only for min_scope='level'")
         return
     if not 0 < len(anchors_per_level) <= MAX_LEVELS or min(anchors_per_level) < 0:
         raise ValueError(

@@ -20,8 +20,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss):
-    # The slopes are computed again instead of saved: the forward then keeps no second tensor of
-    # the size of the logits alive, and costs less memory traffic than scaling what was saved.
+    # Slopes are recomputed rather than saved: the forward then holds no second tensor as large as
+    # the logits, and recomputing takes less memory traffic than scaling saved slopes.
     grad_logits = _sigmoid_focal_loss_backward(grad_loss, *ctx.saved_tensors, ctx.alpha, ctx.gamma)
     return grad_logits, None, None, None, None
 
@@ -61,13 +61,13 @@ def sigmoid_focal_loss(
     No one-hot target is formed; the largest allocation is the gradient.
 
     Args:
-        logits: (..., K), one logit for each of K classes.
-        labels: (...) int64. A value in [0, K) is the class of the anchor; K or more is background,
-            every class is negative; a negative value means ignored.
-        mask: (...) bool, the anchors that count; all by default. An anchor that does not count
-            gives neither loss nor gradient, even if its logits are not finite.
-        alpha: weight of the positive class, ``1 - alpha`` of the others; at most 1. A negative
-            value gives every class the weight 1.
+        logits: (..., K), one logit per class.
+        labels: (...) int64. A value in [0, K) is the anchor's class; K or more is background (all
+            classes are negative); a negative value means ignored.
+        mask: (...) bool, the anchors that count; default all. Anchors outside the mask contribute
+            neither loss nor gradient, even if their logits are not finite.
+        alpha: weight of the positive class, with ``1 - alpha`` for the others; at most 1. A
+            negative value disables the weighting.
         gamma: focusing exponent, at least 0; 0 gives (weighted) binary cross entropy.
 
     Returns:
@@ -95,7 +95,7 @@ def sigmoid_focal_loss(
             )
     require_same_device(op, logits=logits, **of_anchors)
     if not alpha <= 1:
-        raise ValueError(f"{op}: alpha must be at most 1 (negative for no weighting), got {alpha}")
+        raise ValueError(f"{op}: alpha must be at most 1 (negative: no weighting), got {alpha}")
     if not gamma >= 0:
         raise ValueError(f"{op}: gamma must be at least 0, got {gamma}")
     logits = as_dtype(logits, compute_dtype(logits))

@@ -1,1 +1,1 @@
-"""Drawings of training runs. Each module is a command as well."""
+"""Plots of training runs. Each module is also a command."""

@@ -32,33 +32,33 @@ _PANELS = (
     ("negative", "mean objectness of negatives", "log"),
     ("selected", "anchors in the loss, per batch", "log"),
 )
-# From the base to the last step: readable in grey and with colour vision deficiency.
+# From the base to the last step; distinguishable in grey and with colour vision deficiency.
 _COLORS = ("#9aa0a6", "#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 
 
 def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Series]]:
-    """The objectness scalars of a run.
+    """Reads the objectness scalars of a run.
 
-    Where a run was resumed from an earlier checkpoint, iterations occur twice; the later lines
-    replace the earlier ones from that point on. What is no json object, such as the last line of a
-    run that was killed, is left out.
+    If a run was resumed from an earlier checkpoint, iterations occur twice; from there on the later
+    lines replace the earlier ones. Lines that are not a json object, such as the last line of a
+    killed run, are skipped.
 
     Args:
-        metrics_file: what Detectron2's ``JSONWriter`` wrote, or the run's folder.
+        metrics_file: a file written by Detectron2's ``JSONWriter``, or the run's folder.
 
     Returns:
         ``{"positive": {step: [(iteration, value), ...]}, "negative": ..., "selected": ...}`` with
-        ascending steps and iterations; kinds without a value are missing.
+        ascending steps and iterations; kinds without values are omitted.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(metrics_file)
     if path.is_dir():
         path = path / "metrics.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.absolute()} does not exist: give the OUTPUT_DIR of a training run"
+            f"{path.absolute()} does not exist: pass the OUTPUT_DIR of a training run"
         )
     with open(path, encoding="utf-8") as file:
         series = _collect(filter(None, map(_parse, file)))
@@ -75,17 +75,17 @@ def plot_objectness_curves(
     *,
     title: str | None = None,
 ) -> bool:
-    """Draw the objectness at each step over the iterations, one row of panels for each run.
+    """Plot the objectness at each step over the iterations, one row of panels per run.
 
-    Long runs are drawn as means of consecutive values.
+    Long runs are plotted as means of consecutive values.
 
     Args:
-        metrics_files: ``metrics.json`` of one run or of several, or their folders.
-        output_file: picture to write; the suffix chooses the format (png, pdf, svg).
-        title: above the picture.
+        metrics_files: ``metrics.json`` of one or more runs, or their folders.
+        output_file: file to write; its suffix determines the format (png, pdf, svg).
+        title: title above the plot.
 
     Returns:
-        Whether there was something to draw; without objectness scalars nothing is written.
+        Whether there was anything to plot; without objectness scalars no file is written.
 
     Raises:
         FileNotFoundError: a metrics file does not exist.
@@ -106,7 +106,7 @@ def plot_objectness_curves(
         row[0].legend(loc="best")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
-    axes[0, 0].set_ylim(bottom=0)  # shared by the column
+    axes[0, 0].set_ylim(bottom=0)  # axes of a column are shared
     for axis, (*_, scale) in zip(axes[0], _PANELS, strict=True):
         if scale == "log":
             _label_log_axis(axis)
@@ -136,7 +136,7 @@ def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
 
 def _label_log_axis(axis: Axes) -> None:
     low, high = axis.get_ylim()
-    # Of 1, 2, 5 less than a decade may show one alone.
+    # Less than a decade may contain only one of 1, 2, 5.
     few = high < 10 * low
     axis.yaxis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_minor_locator(NullLocator())
@@ -144,7 +144,7 @@ def _label_log_axis(axis: Axes) -> None:
 
 
 def _thin(series: Series, most: int = 300) -> Series:
-    """At most ``most`` points: means of consecutive ones, for long runs."""
+    """At most ``most`` points, as means of consecutive ones."""
     size = -(-len(series) // most)
     blocks = (series[i : i + size] for i in range(0, len(series), size))
     return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
@@ -152,7 +152,7 @@ def _thin(series: Series, most: int = 300) -> Series:
 
 def _parse(line: str) -> dict | None:
     try:
-        # Scalars are not nested. After a kill the resumed run writes behind the broken line.
+        # Scalars are not nested. After a kill, the resumed run appends to the broken line.
         scalars = json.loads(line[line.rfind("{") :])
     except ValueError:
         return None
@@ -169,7 +169,7 @@ def _collect(lines: Iterable[dict]) -> dict[tuple[str, int], Series]:
             if match is None:
                 continue
             series = result.setdefault((match[2], int(match[1])), [])
-            while series and series[-1][0] >= iteration:  # the run was taken back to here
+            while series and series[-1][0] >= iteration:  # the run was resumed from here
                 series.pop()
             series.append((iteration, value))
     return result
@@ -181,7 +181,7 @@ def _run_name(path: str | os.PathLike) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="resobj-d2 analyze curves",
         description="Plot the mean objectness of positives and negatives at each step.",
@@ -189,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN_DIR", help="OUTPUT_DIR of a training run, or a metrics.json"
     )
-    parser.add_argument("--output", default="objectness_curves.png", help="picture to write")
-    parser.add_argument("--title", help="above the picture")
+    parser.add_argument("--output", default="objectness_curves.png", help="file to write")
+    parser.add_argument("--title", help="title above the plot")
     options = parser.parse_args(arguments)
     try:
         drawn = plot_objectness_curves(options.runs, options.output, title=options.title)

@@ -54,7 +54,7 @@ def test_attention_is_counted():
 
 
 def test_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="do not know the network inside a Sequential"):
+    with pytest.raises(ValueError, match="cannot find the network inside a Sequential"):
         model = nn.Sequential(nn.Conv2d(3, 1, 1))
         model.backbone = nn.Identity()
         count("x", model, (8, 8))

@@ -96,7 +96,7 @@ def test_areas_without_objects_are_nan_and_no_proposals_are_refused(backend):
     found = average_recall(backend, truth, [entry(0, [0, 0, 20, 20], 0.0)], [1])
     assert found["AR@1"] == found["ARs@1"] == 100
     assert found["ARl@1"] != found["ARl@1"]
-    with pytest.raises(ValueError, match="no proposal"):
+    with pytest.raises(ValueError, match="there are no proposals"):
         average_recall(backend, truth, [], [1])
 
 
@@ -181,7 +181,7 @@ def test_any_rpn_has_one_step(options):
     "overrides, limits, message",
     [
         ([], [101], r"POST_NMS_TOPK_TEST \(100\), got \[101\]"),
-        ([], [0], "must be 1 to"),
+        ([], [0], "must be from 1 to"),
         (
             ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "8"],
             [1],

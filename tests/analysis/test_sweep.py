@@ -91,7 +91,7 @@ def test_missing_weights_and_values_are_refused(tiny_options, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("VERSION: 2\n")
     options = ["--opts", *tiny_options, "DATASETS.TEST", "()"]
-    with pytest.raises(ValueError, match="give MODEL.WEIGHTS"):
+    with pytest.raises(ValueError, match="set MODEL.WEIGHTS"):
         main(["--config-file", str(config), "--vary", ALPHA, "0.5", *options])
     with pytest.raises(SystemExit):
         main(["--config-file", str(config), "--vary", ALPHA])

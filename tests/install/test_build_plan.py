@@ -49,7 +49,7 @@ def codes(made):
 def test_without_a_gpu_no_cuda_kernels_are_compiled(plan, nvcc):
     made = plan.make_plan()
     assert set(made.skipped) - {plan.BUILD_INFO} == {plan.CUDA}
-    reason = "no GPU was visible when it was built (FORCE_CUDA=1 builds them all the same)"
+    reason = "no GPU was visible during the build (FORCE_CUDA=1 builds them anyway)"
     assert made.record()["cuda_not_built"] == reason
     assert made.arch_flags == []
     assert f"CUDA kernels: left out, {reason}" in made.lines()
@@ -69,7 +69,7 @@ def test_a_gpu_that_nvcc_does_not_know_gets_ptx_of_the_newest(plan, nvcc, monkey
     monkeypatch.setattr(plan, "visible_gpus", lambda: ["13.0"])
     made = plan.make_plan()
     assert codes(made)[-2:] == ["sm_120", "compute_120"]
-    assert made.why_archs == "one for each generation"
+    assert made.why_archs == "one per generation"
 
 
 def test_force_cuda_compiles_for_every_generation(plan, nvcc, monkeypatch):
@@ -103,7 +103,7 @@ def test_force_cuda_without_nvcc_is_an_error(plan, monkeypatch):
 @pytest.mark.parametrize(
     "variable, value, reason",
     [
-        ("RESOBJ_NO_EXT", "1", "RESOBJ_NO_EXT was set when it was built"),
+        ("RESOBJ_NO_EXT", "1", "RESOBJ_NO_EXT was set during the build"),
         ("CXX", "/nonexistent", "no C++ compiler found (looked for /nonexistent)"),
     ],
 )

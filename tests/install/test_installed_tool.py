@@ -93,14 +93,14 @@ def test_an_editable_install_uses_the_folder_beside_it(
     options = ("--no-deps", "--no-build-isolation", "--editable", clone)
     environment.check(*PIP, *options, cwd=empty_folder, RESOBJ_NO_EXT="1")
     record = json.loads((clone / "resobj_d2" / "_build.json").read_text())
-    assert record["cpu_not_built"] == "RESOBJ_NO_EXT was set when it was built"
+    assert record["cpu_not_built"] == "RESOBJ_NO_EXT was set during the build"
     assert not (clone / "resobj_d2" / "configs").exists()
     (clone / "configs" / "small" / "mine.yaml").write_text("SEED: 77\n")
     shown = environment.check("resobj-d2", "configs", "--show", "mine", "--diff", cwd=empty_folder)
     assert shown == "SEED: 77\n"
     failed = environment.run("resobj-d2", "eval", "--config-file", NAME, *SMALL, cwd=empty_folder)
     assert failed.stderr.startswith(
-        "operators: slower pure torch, no native kernels: RESOBJ_NO_EXT was set when it was built\n"
+        "operators: slower pure torch, no native kernels: RESOBJ_NO_EXT was set during the build\n"
     )
     report = environment.check("resobj-d2", "doctor", cwd=empty_folder)
     assert "unset RESOBJ_NO_EXT, then pip install" in report

@@ -116,7 +116,7 @@ def test_shapes_and_gradients(fusion):
         ({"fusion": "mean"}, "'fast', 'softmax' or 'sum'"),
         ({"in_features": ["c3", "c4"]}, "three of"),
         ({"in_features": ["c3", "c4", "p5"]}, "three of"),
-        ({"in_features": ["c5", "c4", "c3"]}, "double their stride"),
+        ({"in_features": ["c5", "c4", "c3"]}, "strides that double"),
         ({"num_layers": 0}, "at least 1"),
     ],
 )

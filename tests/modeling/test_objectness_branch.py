@@ -247,7 +247,7 @@ def test_width_and_depth_of_the_subnets():
 
 @pytest.mark.parametrize("sizes", [(-1, 1), (8, -1)])
 def test_negative_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS cannot"):
+    with pytest.raises(ValueError, match="HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS must"):
         branch(sizes=sizes)
 
 

@@ -50,7 +50,7 @@ def test_every_sampler_trains(tiny_rcnn, make_batch, sampler, objectness):
         (
             ["MODEL.ANCHOR_GENERATOR.SIZES", "[[16, 20], [32], [64], [128], [256]]"],
             ValueError,
-            r"as many anchors, got \[6, 3, 3, 3, 3\]",
+            r"the same number of anchors, got \[6, 3, 3, 3, 3\]",
         ),
         (["MODEL.RESOBJ_RPN.SAMPLER.NAME", "Sampler9"], KeyError, "Sampler9"),
         (["MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", True], ValueError, "SAMPLER.NAME: KeepAll"),

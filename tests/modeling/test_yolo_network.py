@@ -179,7 +179,7 @@ def test_losses_are_sums_over_anchors_divided_by_the_images(yolo_cfg, make_batch
         (["PRIORS.OFFSET", 0.0], "YOLOCoder.*PRIORS.OFFSET must be 0.5, got 0.0"),
         (["CODER.NAME", "DeltaCoder"], "YOLOBoxLoss compares cell_deltas, but CODER DeltaCoder"),
         (["BOX_LOSS.NAME", "SmoothL1Loss"], "SmoothL1Loss compares deltas, but CODER YOLOCoder"),
-        (["BOX_LOSS.NAME", "GIoULoss"], "YOLOAssigner weighs the boxes, which BOX_LOSS GIoULoss"),
+        (["BOX_LOSS.NAME", "GIoULoss"], "YOLOAssigner weighs the boxes, but BOX_LOSS GIoULoss"),
     ],
 )
 def test_slots_that_do_not_go_together_are_refused(yolo_cfg, opts, message):

@@ -334,7 +334,7 @@ BAD = [
     ({"cls_logits": [MAP[0]]}, ValueError, r"cls_logits\[0\] must have shape .* anchors \* 3"),
     ({"num_classes": 4}, ValueError, r"cls_logits\[0\] must have shape .* anchors \* 4"),
     ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
-    ({"deltas": [MAP, MAP]}, ValueError, "deltas must have the 1 levels of cls_logits, got 2"),
+    ({"deltas": [MAP, MAP]}, ValueError, "deltas must have 1 levels like cls_logits, got 2"),
     (
         {"deltas": [MAP]},
         ValueError,

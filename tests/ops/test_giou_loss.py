@@ -209,7 +209,7 @@ BAD_ARGUMENTS = [
     ((GOOD, GOOD, MASK[0]), ValueError, r"mask must have the shape .* \(2, 3\), got \(3,\)"),
     ((GOOD, GOOD.to("meta")), ValueError, "target is on meta, but pred is on cpu"),
     ((GOOD, GOOD, MASK.to("meta")), ValueError, "mask is on meta, but pred is on cpu"),
-    ((GOOD, GOOD.clone().requires_grad_()), ValueError, "target gets no gradient; pass target.de"),
+    ((GOOD, GOOD.clone().requires_grad_()), ValueError, "no gradient is computed for target; pa"),
 ]
 
 

@@ -74,13 +74,13 @@ def test_a_library_that_does_not_load_leaves_the_reference():
 def test_a_library_of_another_interface_is_not_loaded(native_backend, monkeypatch):
     monkeypatch.setattr(_native, "INTERFACE", 0)
     status = _native._load(native_backend)
-    assert status.startswith("not loaded: ") and status.endswith("build it again")
+    assert status.startswith("not loaded: ") and status.endswith("rebuild it")
 
 
 @pytest.mark.parametrize(
     "required, message",
     [
-        ("cpu", "asks for the cpu kernels: "),
+        ("cpu", "requires the cpu kernels: "),
         pytest.param("gpu", "names 'gpu'; it takes cpu and cuda", marks=pytest.mark.slow),
     ],
 )

@@ -213,7 +213,7 @@ BAD_ARGUMENTS = [
         (L, R, Y),
         {"anchors_per_level": [6]},
         ValueError,
-        "anchors_per_level goes with min_scope='level'",
+        "anchors_per_level is only for min_scope='level'",
     ),
     ((L, R, Y), {"min_scope": "level"}, ValueError, "anchors_per_level must be 1 to 32"),
     ((L, R, Y), {"min_scope": "level", "anchors_per_level": [7, -1]}, ValueError, "non-negative"),

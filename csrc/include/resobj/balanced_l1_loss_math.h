@@ -30,7 +30,7 @@ struct BalancedL1 {
   }
 };
 
-// What the kernels read, both contiguous.
+// The inputs of the kernels, both contiguous.
 template <typename T>
 struct BalancedInputs {
   const T* pred;
@@ -38,13 +38,13 @@ struct BalancedInputs {
   BalancedL1<T> loss;
 };
 
-// log(1 + y) for y >= 0, relative error below 4e-7; of no meaning for infinity and NaN.
+// log(1 + y) for y >= 0, relative error below 4e-7; undefined for infinity and NaN.
 RESOBJ_HD float log1p_positive(float y) {
   const float v = 1.0f + y;
   const int32_t bits = bit_cast<int32_t>(v);
   const int32_t exponent = (bits >> 23) - 127;
   const float mantissa = bit_cast<float>((bits & 0x007fffff) | 0x3f800000);
-  // Below 2 nothing is taken away, and y is more exact than 1 + y - 1.
+  // Below 2 nothing is subtracted, since y is more exact than 1 + y - 1.
   const float rest = exponent == 0 ? y : mantissa - 1.0f;
   return static_cast<float>(exponent) * 0.69314718f + log1p_unit(rest);
 }
@@ -53,7 +53,7 @@ RESOBJ_HD double log1p_positive(double y) { return log1p(y); }
 
 // (1 + y) log(1 + y) - y for y >= 0, where `log1p_y` is log(1 + y).
 RESOBJ_HD float entropy_excess(float y, float log1p_y) {
-  // The sum over n >= 2 of (-y)^n / (n (n - 1)): the difference below would cancel.
+  // A series, the sum over n >= 2 of (-y)^n / (n (n - 1)), where the difference below would cancel.
   float series = 1.0f / 30.0f;
   series = series * y - 1.0f / 20.0f;
   series = series * y + 1.0f / 12.0f;
@@ -79,7 +79,7 @@ RESOBJ_HD T balanced_l1_slope(T difference, const BalancedL1<T>& loss) {
   const T u = magnitude(difference) * loss.inverse_beta;
   const T curved = loss.alpha * log1p_positive(loss.b * u);
   const T slope = u < T(1) ? curved : loss.gamma;
-  // Neither sign: 0 stays 0, NaN stays NaN.
+  // Zero or NaN, which stay as they are.
   const T neither = difference * slope;
   return difference > T(0) ? slope : (difference < T(0) ? -slope : neither);
 }

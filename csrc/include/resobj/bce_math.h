@@ -2,7 +2,7 @@
 //
 // With the signed logit z = o for a foreground and z = -o for a background anchor,
 //   BCE(o) = log(1 + exp(-z)) = max(-z, 0) + log1p(exp(-|z|))   and   dBCE/dz = -sigmoid(-z).
-// Only exp of a non-positive and log1p of a number in [0, 1] occur. In float32 both are polynomials
+// Only exp of non-positive numbers and log1p on [0, 1] are needed. In float32 both are polynomials
 // (minimax fits by Remez exchange), which compilers vectorise without a math library.
 #pragma once
 
@@ -64,7 +64,7 @@ struct BceAndScore {
   T score;  // sigmoid(o)
 };
 
-// Both from one exponential. `sign` is 1 for a foreground and -1 for a background anchor.
+// Both from a single exponential. `sign` is 1 for a foreground and -1 for a background anchor.
 template <typename T>
 RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
   const T e = exp_nonpositive(-magnitude(logit));
@@ -73,7 +73,7 @@ RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
   return BceAndScore<T>{(z < T(0) ? -z : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
 }
 
-// sigmoid(-z), which is minus the derivative of the BCE by z.
+// sigmoid(-z), the negative derivative of the BCE with respect to z.
 template <typename T>
 RESOBJ_HD T sigmoid_of_negative(T z) {
   const T e = exp_nonpositive(-magnitude(z));

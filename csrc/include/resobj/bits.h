@@ -1,4 +1,4 @@
-// The bits of one type read as another.
+// Reinterprets the bits of a value as another type.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// A check that all operators on sets of boxes share (host only).
+// A check shared by all operators on sets of boxes (host only).
 #pragma once
 
 #include <initializer_list>

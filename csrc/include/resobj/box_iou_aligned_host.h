@@ -1,4 +1,4 @@
-// box_iou_aligned on the host, the same for both backends. A backend has
+// box_iou_aligned on the host, shared by both backends. A backend has
 //   forward<kind, T>(arguments, result)
 //   backward<kind, T>(arguments, grad, grad_pred, grad_target)
 #pragma once
@@ -30,7 +30,7 @@ struct AlignedArguments {
 
   int64_t count() const { return pred.size(0); }
 
-  // The gradient that comes in, checked and contiguous.
+  // The incoming gradient, checked and contiguous.
   Tensor gradient(const Tensor& grad) const {
     check_devices(kAlignedOp, {{"pred", pred}, {"grad", grad}});
     check_dtypes(kAlignedOp, {{"pred", pred}, {"grad", grad}});

@@ -5,7 +5,7 @@
 
 namespace resobj {
 
-// Slopes of overlap<kind>, for IoU and GIoU. A part that overlap() replaces by a constant has none.
+// Slopes of overlap<kind> for IoU and GIoU; 0 where overlap() is replaced by a constant.
 template <Overlap kind, typename T>
 RESOBJ_HD PairSlopes<T> overlap_slopes(const PairGeometry<T>& pair) {
   const T zero = T(0);
@@ -28,8 +28,8 @@ RESOBJ_HD T finite_or_zero(T value) {
   return value - value == T(0) ? value : T(0);
 }
 
-// Gradient of overlap<kind>(a, b) with respect to a, times `scale`. Coordinates that are not finite
-// or too large to be multiplied give 0.
+// Gradient of overlap<kind>(a, b) with respect to a, times `scale`; 0 if coordinates are not finite
+// or too large to be multiplied.
 template <Overlap kind, typename T>
 RESOBJ_HD Box<T> overlap_gradient(const Box<T>& a, const Box<T>& b, T scale) {
   const PairGeometry<T> pair = pair_geometry(a, b);

@@ -1,6 +1,6 @@
-// Scalar arithmetic on XYXY boxes, shared by the CPU and CUDA kernels so that both give the same
-// bits. Compile without contraction to fused multiply-add (-ffp-contract=off, --fmad=false): the
-// order of operations is Detectron2's, and ties between anchors depend on the last bit.
+// Scalar arithmetic on XYXY boxes, shared by the CPU and CUDA kernels so that their results are
+// bit-identical. Compile without contraction to fused multiply-add (-ffp-contract=off,
+// --fmad=false): the order of operations is Detectron2's, and ties between anchors depend on it.
 #pragma once
 
 #include "resobj/macros.h"
@@ -46,7 +46,7 @@ RESOBJ_HD T area(const Box<T>& box) {
 }
 
 // Overlap of a and b. IoF divides by the area of b. A pair with a NaN coordinate gets 0 (GIoU -1):
-// `smaller` and `larger` may drop the NaN, but the areas, and with them the union, keep it.
+// `smaller` and `larger` may drop the NaN, but it remains in the areas and thus in the union.
 template <Overlap kind, typename T>
 RESOBJ_HD T overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T zero = T(0);
@@ -54,7 +54,7 @@ RESOBJ_HD T overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), zero);
   const T intersection = width * height;
   const T union_area = area_a + area_b - intersection;
-  // Divided first and selected after, with & instead of &&: no branch, so the loop vectorises.
+  // Divide first and select afterwards, with & instead of &&: no branch, so the loop vectorises.
   const T ratio = intersection / (kind == Overlap::kIof ? area_b : union_area);
   const T iou = ((intersection > zero) & (union_area > zero)) ? ratio : zero;
   if (kind != Overlap::kGiou) return iou;

@@ -1,7 +1,7 @@
-// Geometry of two boxes, and the gradient of what is made of it, for box_iou_aligned and giou_loss.
+// Geometry of two boxes, and gradients through it, for box_iou_aligned and giou_loss.
 //
-// Where a coordinate of both boxes is the same, each gets half of the gradient, as from
-// torch.maximum; so the gradient at the best overlap, of two identical boxes, is 0.
+// Where a coordinate of both boxes is the same, each gets half of the gradient, as with
+// torch.maximum; so at the best overlap, of two identical boxes, the gradient is 0.
 #pragma once
 
 #include "resobj/bce_math.h"
@@ -9,7 +9,7 @@
 
 namespace resobj {
 
-// What the overlap of two boxes is made of; the union is area + area - intersection.
+// The quantities that overlaps are computed from; the union is area + area - intersection.
 template <typename T>
 struct PairGeometry {
   T width, height, intersection;  // 0 unless the boxes intersect
@@ -31,14 +31,14 @@ RESOBJ_HD PairGeometry<T> pair_geometry(const Box<T>& a, const Box<T>& b) {
   return pair;
 }
 
-// Derivatives of some value by the intersection (the union moving along), by the area of either
-// box, and by the hull.
+// Partial derivatives of an overlap: by the intersection (which also changes the union), by the
+// area of either box, and by the hull.
 template <typename T>
 struct PairSlopes {
   T intersection, area, hull;
 };
 
-// How much of the gradient of larger(a, b) is a's.
+// The fraction of the gradient of larger(a, b) that goes to a.
 template <typename T>
 RESOBJ_HD T share_of_larger(T a, T b) {
   return a > b ? T(1) : (a == b ? T(0.5) : T(0));
@@ -55,7 +55,7 @@ RESOBJ_HD Box<T> gradient_of_first(const Box<T>& a, const Box<T>& b, const PairG
   const T by_area_height = slopes.area * (a.x2 - a.x1);
   const T by_hull_width = slopes.hull * pair.hull_height;
   const T by_hull_height = slopes.hull * pair.hull_width;
-  // The coordinate that does not bound the intersection bounds the hull.
+  // Of the two boxes' coordinates one bounds the intersection and the other the hull.
   const T x1 = share_of_larger(a.x1, b.x1);
   const T y1 = share_of_larger(a.y1, b.y1);
   const T x2 = share_of_larger(b.x2, a.x2);

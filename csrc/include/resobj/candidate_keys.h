@@ -1,4 +1,4 @@
-// The order of a level's candidates as digits, for selecting the best by radix (no torch).
+// The order of a level's candidates as digits, for radix selection of the best (no torch).
 #pragma once
 
 #include "resobj/bits.h"
@@ -9,14 +9,14 @@ namespace resobj {
 constexpr int kDigitBits = 11;
 constexpr int kBuckets = 1 << kDigitBits;
 constexpr int kPositionDigits = 3;
-constexpr int64_t kMaxLogits = int64_t(1) << 31;  // of a level; positions fit into their digits
+constexpr int64_t kMaxLogits = int64_t(1) << 31;  // per level; positions fit into their digits
 
 template <typename T>
 constexpr int kScoreDigits = sizeof(T) == 8 ? 6 : 3;
 
 // Orders the candidates of a level: a larger key is a better candidate.
 struct Key {
-  uint64_t score;     // bits: scores are not negative, so these order like them
+  uint64_t score;     // the bits; scores are non-negative, so these have their order
   uint64_t position;  // counted from the end
 
   RESOBJ_HD bool operator>=(const Key& other) const {
@@ -32,7 +32,7 @@ RESOBJ_HD Key make_key(const Candidate<T>& candidate) {
   return {score_bits(candidate.score), static_cast<uint64_t>(kMaxLogits - 1 - candidate.position)};
 }
 
-// Digit `d` of a key, counted from the most significant one, is `part >> shift`, modulo kBuckets.
+// Digit `d` of a key, counted from the most significant, is `part >> shift` modulo kBuckets.
 template <typename T>
 RESOBJ_HD int digit_shift(int d) {
   const int last = d < kScoreDigits<T> ? kScoreDigits<T> : kScoreDigits<T> + kPositionDigits;
@@ -45,7 +45,7 @@ RESOBJ_HD int digit(const Key& key, int d) {
   return static_cast<int>(part >> digit_shift<T>(d) & (kBuckets - 1));
 }
 
-// Whether the first `d` digits of two keys are the same.
+// Whether the first `d` digits of two keys are equal.
 template <typename T>
 RESOBJ_HD bool same_digits(const Key& a, const Key& b, int d) {
   if (d == 0) return true;

@@ -1,4 +1,4 @@
-// dense_detections on the host, the same for both backends. A backend has
+// dense_detections on the host, shared by both backends. A backend has
 //   detect(inputs, options, result)
 #pragma once
 
@@ -27,7 +27,7 @@ struct DenseResult {
   Tensor boxes, scores, classes, factors, rows, counts;
 };
 
-// Maps as the kernels read them; `tensors` keeps the copies that were needed alive.
+// Maps in the form that the kernels read; `tensors` keeps any copies alive.
 template <typename T>
 struct DenseInputs {
   int64_t num_images;
@@ -44,7 +44,7 @@ inline bool has_even_cells(const Tensor& map) {
 
 template <typename T>
 MapView<T> view_map(const Tensor& map) {
-  // The stride of a dimension of size 1 is anything.
+  // The stride of a dimension of size 1 is arbitrary.
   const int64_t cell = map.size(3) > 1 ? map.stride(3) : map.stride(2);
   return {map.const_data_ptr<T>(), map.stride(0), map.stride(1), cell};
 }
@@ -55,7 +55,7 @@ MapView<T> keep_map(DenseInputs<T>& inputs, const Tensor& map) {
   return view_map<T>(inputs.tensors.back());
 }
 
-// Like keep_map; the scan over all logits wants planes or rows.
+// Like keep_map, for logits: scanning all of them needs planes or rows.
 template <typename T>
 MapView<T> keep_dense_map(DenseInputs<T>& inputs, const Tensor& map) {
   const int64_t channels = map.size(1);
@@ -181,7 +181,7 @@ DetectionOutputs<T> point_at(DenseResult& result) {
           result.rows.mutable_data_ptr<int64_t>(),    result.counts.mutable_data_ptr<int64_t>()};
 }
 
-// Undefined values.
+// Uninitialised.
 inline DenseResult allocate_dense(const Tensor& like, int64_t max_detections, int64_t num_factors) {
   const int64_t n = like.size(0);
   const int64_t d = max_detections;

@@ -1,5 +1,5 @@
-// Scores and boxes of a dense head's anchors, read from its maps: what dense_detections on the CPU
-// and on CUDA share (no torch).
+// Scores and boxes of a dense head's anchors, read from its maps: shared by dense_detections on the
+// CPU and on CUDA (no torch).
 #pragma once
 
 #include <cmath>
@@ -9,9 +9,9 @@
 namespace resobj {
 
 constexpr int kMaxDenseLevels = 12;
-constexpr int kMaxDenseFactors = 4;  // the class among them
+constexpr int kMaxDenseFactors = 4;  // including the class
 
-// A map (N, C, H, W) whose cells, taken row after row, are evenly spaced in memory: contiguous,
+// A map (N, C, H, W) whose cells, in row-major order, are evenly spaced in memory: contiguous,
 // channels-last, or a view of predictions flattened to (N, anchors, channels).
 template <typename T>
 struct MapView {
@@ -23,13 +23,13 @@ struct MapView {
   }
 };
 
-// Whether the channels of an image are planes, one after the other.
+// Whether the channels of an image are consecutive planes.
 template <typename T>
 RESOBJ_HD bool has_planes(const MapView<T>& map, int64_t channels, int64_t cells) {
   return (cells <= 1 || map.cell == 1) && (channels <= 1 || map.channel == cells);
 }
 
-// Whether each cell has its channels together, cell after cell (channels-last).
+// Whether the channels of each cell are adjacent, cell after cell (channels-last).
 template <typename T>
 RESOBJ_HD bool has_rows(const MapView<T>& map, int64_t channels, int64_t cells) {
   return (channels <= 1 || map.channel == 1) && (cells <= 1 || map.cell == channels);
@@ -39,13 +39,13 @@ RESOBJ_HD bool has_rows(const MapView<T>& map, int64_t channels, int64_t cells) 
 template <typename T>
 struct DenseLevel {
   MapView<T> cls;     // num_anchors * K channels
-  MapView<T> deltas;  // num_anchors * 4 channels; no data where the anchors are the boxes
+  MapView<T> deltas;  // num_anchors * 4 channels; no data if the anchors are the boxes
   MapView<T> factors[kMaxDenseFactors - 1];  // num_anchors channels each
   const T* anchors;                          // XYXY
   int64_t anchor_stride;  // anchors between those of one image and the next, 0 if shared
   int64_t num_anchors;    // per cell
   int64_t num_cells;
-  int64_t first_row;  // number of the first anchor among those of all levels
+  int64_t first_row;  // row of the first anchor among those of all levels
 
   RESOBJ_HD int64_t num_rows() const { return num_cells * num_anchors; }
 };
@@ -53,7 +53,7 @@ struct DenseLevel {
 template <typename T>
 struct ScoreRule {
   int64_t num_classes;
-  int num_factors;  // the class among them
+  int num_factors;  // including the class
   T exponents[kMaxDenseFactors];
   T floors[kMaxDenseFactors];
   T score_thresh;
@@ -61,7 +61,7 @@ struct ScoreRule {
 
 template <typename T>
 struct DeltaRule {
-  T factors[4];  // of the deltas: one by their weights
+  T factors[4];  // of the deltas: 1 / weights
   T scale_clamp;
 };
 
@@ -82,7 +82,7 @@ RESOBJ_HD void load_probabilities(const DenseLevel<T>& level, const ScoreRule<T>
   }
 }
 
-// NaN if a probability is, 0 if one is below its floor.
+// NaN if a probability is NaN, 0 if one is below its floor.
 template <typename T>
 RESOBJ_HD T fused_score(const ScoreRule<T>& rule, const T* probabilities) {
   T score = T(1);
@@ -139,14 +139,14 @@ struct Candidate {
   int64_t position;  // in its level: row * K + class
 };
 
-// Of equal scores the finer level comes first, then the lower row, then the lower class.
+// Ties go to the finer level, then to the lower row, then to the lower class.
 template <typename T>
 RESOBJ_HD bool is_better(const Candidate<T>& a, const Candidate<T>& b) {
   if (a.score != b.score) return a.score > b.score;
   return a.level != b.level ? a.level < b.level : a.position < b.position;
 }
 
-// The results of all images: (N, D) in front of what is said here.
+// The results of all images: (N, D), followed by the dimensions below.
 template <typename T>
 struct DetectionOutputs {
   T* boxes;  // 4
@@ -184,8 +184,8 @@ struct DetectionOutputs {
   }
 };
 
-// A logit below this cannot belong to a score of `least` or more, since no factor is above 1; nor
-// to a probability of at least `floor`. Lower than exact, by more than the scores are rounded.
+// A class logit below this cannot give a score of `least` or more, since no factor is above 1, nor
+// a probability of `floor` or more. Lower than exact, by more than the rounding of scores.
 template <typename T>
 T lowest_logit(T least, T exponent, T floor) {
   const double slack = sizeof(T) == 8 ? 1e-12 : 1e-5;

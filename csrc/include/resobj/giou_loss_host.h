@@ -1,5 +1,5 @@
-// giou_loss on the host, the same for both backends. A backend has
-//   forward(inputs, count, loss)                    which writes the sum over the pairs
+// giou_loss on the host, shared by both backends. A backend has
+//   forward(inputs, count, loss)                    writes the sum over the pairs
 //   backward(inputs, count, grad_loss, grad_pred)
 #pragma once
 

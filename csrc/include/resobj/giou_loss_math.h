@@ -5,15 +5,15 @@
 
 namespace resobj {
 
-// Corners in order; equal coordinates stay where they are.
+// Sorts the corners; equal coordinates keep their order.
 template <typename T>
 RESOBJ_HD Box<T> sorted_corners(const Box<T>& box) {
   return Box<T>{box.x1 > box.x2 ? box.x2 : box.x1, box.y1 > box.y2 ? box.y2 : box.y1,
                 box.x1 > box.x2 ? box.x1 : box.x2, box.y1 > box.y2 ? box.y1 : box.y2};
 }
 
-// From `limit` on the coordinates are multiplied by `factor`, a power of two, so that no area
-// overflows; GIoU does not change.
+// Coordinates of `limit` or more are multiplied by `factor`, a power of two, so that no area
+// overflows; this does not change GIoU.
 template <typename T>
 struct HugeBoxes;
 template <>
@@ -25,7 +25,7 @@ struct HugeBoxes<double> {
   static constexpr double limit = 0x1p500, factor = 0x1p-524, epsilon = 1e-100;
 };
 
-// What the kernels of the GIoU loss read, all contiguous; `mask` may be null.
+// The inputs of the GIoU loss's kernels, all contiguous; `mask` may be null.
 template <typename T>
 struct GiouInputs {
   const T* pred;     // (count, 4)
@@ -33,7 +33,7 @@ struct GiouInputs {
   const bool* mask;  // (count)
 };
 
-// The two boxes as the GIoU loss wants them, and what goes with them.
+// The two boxes, sorted and scaled, with the constants of their loss.
 template <typename T>
 struct GiouPair {
   Box<T> pred, target;

@@ -1,4 +1,4 @@
-// What both compilers need: host/device functions and small integer helpers.
+// Needed by both compilers: host/device functions and small integer helpers.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// match_anchors on the host, the same for both backends. A backend has
+// match_anchors on the host, shared by both backends. A backend has
 //   match(arguments, rule, result)
 #pragma once
 
@@ -14,7 +14,7 @@ namespace resobj {
 
 constexpr const char* kMatchOp = "match_anchors";
 
-// Boxes of a batch: image i owns rows offsets[i] to offsets[i + 1].
+// Boxes of a batch, concatenated: image i has rows offsets[i] to offsets[i + 1].
 struct RaggedBoxes {
   Tensor boxes;  // contiguous
   std::vector<int64_t> offsets;
@@ -28,7 +28,7 @@ struct MatchArguments {
   int64_t num_images, num_anchors;
   int64_t anchor_stride;  // anchors between those of one image and the next, 0 if shared
   RaggedBoxes gts;
-  RaggedBoxes regions;  // to ignore; no row in any image without ignore_boxes
+  RaggedBoxes regions;  // to ignore; empty without ignore_boxes
   bool allow_low_quality, d2_compat;
   double ignore_iof;
 };
@@ -96,11 +96,11 @@ MatchRule<T> parse_rule(const std::vector<double>& thresholds, const std::vector
   for (const int64_t label : labels) {
     STD_TORCH_CHECK(label >= -1 && label <= 1, kMatchOp, ": labels must be -1, 0 or 1");
   }
-  // The box of a foreground anchor is read, and the first label is that of images without boxes.
+  // The box of a foreground anchor is read, and images without boxes get the first label.
   STD_TORCH_CHECK(labels[0] != 1, kMatchOp, ": the first of labels must not be 1");
   MatchRule<T> rule{};
   rule.num_thresholds = static_cast<int>(thresholds.size());
-  // Rounded to the precision of the IoUs before they are compared, as torch does.
+  // Rounded to the precision of the IoUs before the comparison, as in torch.
   for (int i = 0; i < rule.num_thresholds; ++i) rule.thresholds[i] = static_cast<T>(thresholds[i]);
   for (int i = 0; i <= rule.num_thresholds; ++i) rule.labels[i] = static_cast<int8_t>(labels[i]);
   return rule;

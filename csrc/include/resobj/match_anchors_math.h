@@ -1,4 +1,4 @@
-// The label of an anchor by its best IoU. Plain data: kernels take it by value.
+// The label of an anchor, from its best IoU. Plain data: kernels take it by value.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace resobj {
 
 constexpr int kMaxThresholds = 16;
 
-// labels[i + 1] from thresholds[i] on, labels[0] below the first.
+// labels[i + 1] from thresholds[i] on, labels[0] below the first threshold.
 template <typename T>
 struct MatchRule {
   int num_thresholds;

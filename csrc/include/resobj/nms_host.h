@@ -1,9 +1,9 @@
-// batched_nms, soft_nms and matrix_nms on the host, the same for both backends. A backend has
-//   suppress(candidates, threshold, size)    of batched_nms
-//   take(candidates, rule, min_score, size)  of soft_nms
-//   decay(candidates, rule, result)          of matrix_nms
-// What the first two return has trimmed(), the results as the operator returns them, and padded(),
-// those of its padded form.
+// batched_nms, soft_nms and matrix_nms on the host, shared by both backends. A backend has
+//   suppress(candidates, threshold, size)    for batched_nms
+//   take(candidates, rule, min_score, size)  for soft_nms
+//   decay(candidates, rule, result)          for matrix_nms
+// The first two return an object with trimmed(), the results of the operator, and padded(), those
+// of its padded form.
 #pragma once
 
 #include <limits>
@@ -57,7 +57,7 @@ MatrixRule<T> parse_matrix_rule(const char* op, const std::string& kernel, doubl
   return {kernel == "linear", static_cast<T>(sigma)};
 }
 
-// How many boxes a result can have, and how many rows if it is padded.
+// How many boxes a result can have at most, and how many rows if it is padded.
 struct OutputSize {
   int64_t limit;
   int64_t rows;

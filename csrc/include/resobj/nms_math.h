@@ -1,4 +1,4 @@
-// What non-maximum suppression on the CPU and on CUDA share (no torch).
+// Shared by non-maximum suppression on the CPU and on CUDA (no torch).
 #pragma once
 
 #include <cmath>
@@ -8,25 +8,25 @@
 
 namespace resobj {
 
-// The largest T that is not above `threshold`. For any T value, `value > round_down(threshold)`
-// says the same as `value > threshold` in float64, which is how torchvision compares.
+// The largest T that is at most `threshold`. For any T value, `value > round_down(threshold)`
+// equals `value > threshold` in float64, which is how torchvision compares.
 template <typename T>
 T round_down(double threshold) {
   const T rounded = static_cast<T>(threshold);
   return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, -T(INFINITY)) : rounded;
 }
 
-// The smallest T that is not below `threshold`, for "value >= threshold" in the same way.
+// The smallest T that is at least `threshold`, likewise for "value >= threshold".
 template <typename T>
 T round_up(double threshold) {
   return -round_down<T>(-threshold);
 }
 
-// By what soft-NMS multiplies the score of a box with this IoU with the box taken.
+// The factor by which soft-NMS multiplies the score of a box with this IoU with the box taken.
 template <typename T>
 struct SoftRule {
   bool linear;
-  T iou_threshold;  // linear: from this on
+  T iou_threshold;  // linear: decay from this IoU on
   T sigma;
 
   RESOBJ_HD T weight(T iou) const {
@@ -35,9 +35,9 @@ struct SoftRule {
   }
 };
 
-// Matrix NMS multiplies a score by the least f(iou) / f(highest) over the better boxes of its
-// class, `highest` being the largest IoU of the better box with one still better. As f descends,
-// that is `factor` of the greatest `strength`, and 1 for a box without better ones.
+// Matrix NMS multiplies a score by the minimum of f(iou) / f(highest) over the better boxes of its
+// class, where `highest` is the largest IoU of the better box with one still better. As f descends,
+// that is `factor` of the largest `strength`, and 1 for a box without better ones.
 template <typename T>
 struct MatrixRule {
   bool linear;
@@ -45,7 +45,7 @@ struct MatrixRule {
 
   RESOBJ_HD T strength(T iou, T highest) const {
     const T room = T(1) - highest;
-    // Without room the better box is surely gone and decays nothing.
+    // A fully covered better box is certainly suppressed and decays nothing.
     const T share = room > T(0) ? (iou - highest) / room : T(0);
     return linear ? share : iou * iou - highest * highest;
   }
@@ -55,17 +55,17 @@ struct MatrixRule {
   }
 };
 
-// Boxes with a NaN coordinate, without area or with corners in the wrong order overlap nothing, so
-// for a threshold of 0 or more they neither suppress nor are suppressed.
+// Boxes with a NaN coordinate, without area or with swapped corners overlap nothing, so with a
+// threshold of 0 or more they neither suppress nor are suppressed.
 template <typename T>
 RESOBJ_HD bool suppresses(const Box<T>& kept, T kept_area, const Box<T>& box, T box_area,
                           T threshold) {
   return overlap<Overlap::kIou>(kept, kept_area, box, box_area) > threshold;
 }
 
-// False only where `suppresses` is, without its division. Rounding keeps order, so a rounded
-// quotient above the threshold has a true quotient above it too, and then the intersection is
-// above the true product, and not below the rounded one.
+// False only if `suppresses` is false, without its division. Rounding is monotonic: if the rounded
+// quotient is above the threshold, so is the true quotient; then the intersection is above the true
+// product and not below the rounded one.
 template <typename T>
 RESOBJ_HD bool may_suppress(const Box<T>& kept, T kept_area, const Box<T>& box, T box_area,
                             T threshold) {

@@ -1,4 +1,4 @@
-// pairwise_box_iou on the host, the same for both backends. A backend has
+// pairwise_box_iou on the host, shared by both backends. A backend has
 //   fill<kind, T>(boxes1, boxes2, out)   with contiguous tensors
 #pragma once
 
@@ -11,7 +11,7 @@ namespace resobj {
 
 constexpr const char* kPairwiseOp = "pairwise_box_iou";
 
-// Calls f(kind), where kind() is a constant, as a template argument must be.
+// Calls f(kind), where kind() is a constant that can be a template argument.
 template <typename F>
 void dispatch_overlap(const std::string& kind, const F& f) {
   if (kind == "iou") return f(std::integral_constant<Overlap, Overlap::kIou>());
@@ -20,7 +20,7 @@ void dispatch_overlap(const std::string& kind, const F& f) {
   f(std::integral_constant<Overlap, Overlap::kIof>());
 }
 
-// Where pairwise_box_iou is to write.
+// The tensor that pairwise_box_iou writes to.
 inline void check_overlap_out(const Tensor& boxes1, const Tensor& boxes2, const Tensor& out) {
   check_devices(kPairwiseOp, {{"boxes1", boxes1}, {"out", out}});
   check_dtypes(kPairwiseOp, {{"boxes1", boxes1}, {"out", out}});

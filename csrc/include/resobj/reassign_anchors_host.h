@@ -1,4 +1,4 @@
-// reassign_anchors on the host, the same for both backends. A backend has
+// reassign_anchors on the host, shared by both backends. A backend has
 //   refine(arguments, delta weights, boxes)
 //   match(match arguments, rule, result)
 //   encode(match arguments, result, delta weights, targets)
@@ -35,7 +35,7 @@ struct ReassignArguments {
 
   int64_t count() const { return num_images * num_anchors; }
 
-  // Undefined values for four coordinates of each anchor.
+  // Uninitialised, four coordinates per anchor.
   Tensor new_boxes() const {
     return torch::stable::new_empty(deltas, {num_images, num_anchors, int64_t(4)});
   }

@@ -24,12 +24,11 @@ RESOBJ_HD bool is_usable(const Box<T>& box) {
 
 template <typename T>
 RESOBJ_HD T clamped_exp(T x, T limit) {
-  // Despite its name it is as exact for the small positive numbers that the clamp leaves.
+  // Despite its name it is just as exact for the small positive numbers that the clamp leaves.
   return exp_nonpositive(x > limit ? limit : x);
 }
 
-// The box that the deltas make of the anchor; the anchor itself if that is not finite or has no
-// area.
+// The anchor moved by its deltas, or the anchor itself if the result is not finite or has no area.
 template <typename T>
 RESOBJ_HD Box<T> refine(const T* anchor, const T* deltas, const DeltaWeights<T>& rule) {
   T corners[4];
@@ -47,7 +46,7 @@ RESOBJ_HD Box<T> refine(const T* anchor, const T* deltas, const DeltaWeights<T>&
                 usable ? box.x2 : anchor[2], usable ? box.y2 : anchor[3]};
 }
 
-// The deltas that make `target` of `box`; zeros unless both have an area.
+// The deltas that move `box` to `target`; zeros unless both have an area.
 template <typename T>
 RESOBJ_HD void encode(const T* box, const T* target, const DeltaWeights<T>& rule, T* deltas) {
   for (int d = 0; d < 2; ++d) {

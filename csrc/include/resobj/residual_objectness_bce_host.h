@@ -1,4 +1,4 @@
-// residual_objectness_bce on the host, the same for both backends. A backend has
+// residual_objectness_bce on the host, shared by both backends. A backend has
 //   kAnchors                                              the number of anchors in one chunk
 //   forward(inputs, outputs)
 //   backward(inputs, grad_losses, thresholds, grad_logits, grad_residuals)
@@ -74,7 +74,7 @@ inline void check_residual(const Tensor& logits, const Tensor& residuals, const 
       kResidualOp, ": labels must have the shape of logits");
 }
 
-// What the forward returns.
+// The results of the forward.
 struct ResidualOutputs {
   Tensor losses;                     // (T+1)
   Tensor counts;                     // (T+1)
@@ -132,7 +132,7 @@ struct ResidualArguments {
   }
 };
 
-// Beside the checks in ResidualArguments.
+// In addition to the checks in ResidualArguments.
 inline void check_residual_backward(const Tensor& grad_losses, const Tensor& thresholds,
                                     const ResidualArguments& arguments) {
   const std::initializer_list<Argument> tensors{

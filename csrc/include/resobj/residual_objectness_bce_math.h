@@ -1,6 +1,6 @@
-// Options and inputs of residual_objectness_bce, and how its anchors are cut into chunks: every
-// chunk lies in one image and one group, so one threshold per step serves it. The cut depends on
-// the sizes alone, never on the number of threads, which makes the sums reproducible.
+// Options and inputs of residual_objectness_bce, and how its anchors are cut into chunks. Every
+// chunk lies in one image and one group, so it has one threshold per step. The cut depends only on
+// the sizes, never on the number of threads, which makes the sums reproducible.
 #pragma once
 
 #include "resobj/macros.h"
@@ -14,7 +14,7 @@ enum class Detach { kAll, kObjectness, kNone };
 enum class Scope { kImage, kBatch, kLevel, kNone };
 
 struct Chunk {
-  int64_t group;  // which threshold
+  int64_t group;  // index of its threshold
   int64_t begin;  // first and one-past-last position in the flattened (N, R) arrays
   int64_t end;
 };
@@ -50,7 +50,7 @@ struct ResidualLayout {
   }
 };
 
-// What the kernels read, all contiguous.
+// The inputs of the kernels, all contiguous.
 template <typename T>
 struct ResidualInputs {
   const T* logits;
@@ -64,7 +64,7 @@ struct ResidualInputs {
   RESOBJ_HD int64_t step_stride() const { return layout.num_images * layout.num_anchors; }
 };
 
-// What is summed over the anchors of one step. The last two are for background, then foreground.
+// The sums over the anchors of one step. The last two are for background and foreground.
 enum StepSum { kLoss, kSelected, kScores, kNumbers = kScores + 2, kStepSums = kNumbers + 2 };
 
 // The smaller of two, NaN if either is NaN.
@@ -73,8 +73,8 @@ RESOBJ_HD T nan_min(T a, T b) {
   return (b < a || b != b) ? b : a;
 }
 
-// Whether an anchor that is not ignored is selected. "Not below", so that NaN is selected and
-// surfaces in the loss; a threshold of +inf means no foreground and selects nothing.
+// Whether an anchor that is not ignored is selected. Written as "not below", so that NaN is
+// selected and shows up in the loss; a threshold of +inf means no foreground and selects nothing.
 template <typename T>
 RESOBJ_HD bool passes(T logit, T threshold, T infinity) {
   return !(logit < threshold) & (threshold != infinity);

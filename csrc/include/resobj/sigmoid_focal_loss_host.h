@@ -1,5 +1,5 @@
-// sigmoid_focal_loss on the host, the same for both backends. A backend has
-//   forward<focus>(inputs, count, loss)      which writes the sum over the `count` logits
+// sigmoid_focal_loss on the host, shared by both backends. A backend has
+//   forward<focus>(inputs, count, loss)      writes the sum over the `count` logits
 //   backward<focus>(inputs, count, grad_loss, grad_logits)
 #pragma once
 
@@ -52,7 +52,7 @@ struct FocalArguments {
   }
 };
 
-// Calls f(inputs, focus), where focus() is a constant, as a template argument must be.
+// Calls f(inputs, focus), where focus() is a constant that can be a template argument.
 template <typename F>
 void dispatch_focal(const FocalArguments& arguments, const F& f) {
   dispatch_float(arguments.logits, [&](auto scalar) {

@@ -1,7 +1,7 @@
-// Focal loss of one sigmoid and its slope.
+// Focal loss of one sigmoid, and its slope.
 //
-// Both are functions of the wrong logit w: the logit itself for a class that is not there, minus
-// the logit for the class that is. With q = sigmoid(w), the probability of the wrong answer,
+// Both are functions of the wrong logit w: the logit itself if the class is absent, minus the logit
+// if it is present. With q = sigmoid(w), the probability of the wrong answer,
 //   FL(w) = q^gamma * softplus(w)   and   dFL/dw = q^gamma * (gamma * (1 - q) * softplus(w) + q).
 #pragma once
 
@@ -9,10 +9,10 @@
 
 namespace resobj {
 
-// How q^gamma is formed: gamma = 0, gamma = 2, any other.
+// How q^gamma is computed: for gamma = 0, gamma = 2, or any other.
 enum class Focus { kNone, kSquare, kPower };
 
-// What the kernels read, all contiguous; `mask` may be null.
+// The inputs of the kernels, all contiguous; `mask` may be null.
 template <typename T>
 struct FocalInputs {
   const T* logits;        // (anchors, num_classes)
@@ -28,7 +28,7 @@ struct FocalInputs {
   }
 };
 
-// What the loss and its slope have in common.
+// The common part of the loss and its slope.
 template <typename T>
 struct WrongAnswer {
   T softplus;     // log(1 + exp(w))

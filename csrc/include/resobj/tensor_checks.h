@@ -58,12 +58,12 @@ inline void check_same_shape(const char* op, const Argument& argument, const Arg
   STD_TORCH_CHECK(same, op, ": ", argument.name, " must have the shape of ", like.name);
 }
 
-// torch::stable::contiguous asks the dispatcher, which costs as much as a kernel on a few boxes.
+// torch::stable::contiguous goes through the dispatcher: as slow as a kernel on a few boxes.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A new contiguous tensor on the device of `like`, and of its dtype unless told. Also straight to
+// A new contiguous tensor on the device of `like`, and by default of its dtype. It goes straight to
 // the allocator, for the same reason.
 inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
                          std::optional<ScalarType> dtype = std::nullopt) {
@@ -85,14 +85,14 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return Tensor(handle);
 }
 
-// The gradient that comes in for an operator whose result is one number.
+// The incoming gradient of an operator whose result is a single number.
 inline void check_grad_loss(const char* op, const Tensor& grad_loss, const Argument& input) {
   check_devices(op, {input, {"grad_loss", grad_loss}});
   check_dtypes(op, {input, {"grad_loss", grad_loss}});
   STD_TORCH_CHECK(grad_loss.numel() == 1, op, ": grad_loss must be a scalar");
 }
 
-// Returns f(T()) with T the type of a tensor that check_dtypes accepted.
+// Returns f(T()), with T the type of a tensor that check_dtypes accepted.
 template <typename F>
 auto dispatch_float(const Tensor& tensor, const F& f) {
   if (tensor.scalar_type() == ScalarType::Double) return f(double());

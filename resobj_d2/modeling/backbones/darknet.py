@@ -13,7 +13,7 @@ from resobj_d2.options import Option, build
 
 __all__ = ["DarkNet", "DarkNetConv", "build_darknet_backbone"]
 
-# Residual blocks after each halving of the resolution; strides 2, 4, 8, 16, 32.
+# Residual blocks after each downsampling; strides 2, 4, 8, 16, 32.
 DARKNET_53 = (1, 2, 8, 8, 4)
 
 
@@ -21,7 +21,7 @@ class DarkNetConv(nn.Sequential):
     """Convolution without bias, batch normalisation, leaky ReLU of slope 0.1.
 
     Args:
-        kernel_size: odd; the padding keeps the size at stride 1.
+        kernel_size: odd; padding keeps the size at stride 1.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class DarkNetConv(nn.Sequential):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding=padding, bias=False
         )
-        # Darknet adds 1e-6 to the standard deviation; this is as close as the usual form gets.
+        # Darknet adds 1e-6 to the standard deviation; this eps of the variance comes closest.
         self.norm = nn.BatchNorm2d(out_channels, eps=1e-6)
         self.act = nn.LeakyReLU(0.1)
         nn.init.kaiming_normal_(self.conv.weight, a=0.1)
 
 
 class _Residual(nn.Module):
-    """A 1x1 convolution to half the channels, a 3x3 one back, and the input added."""
+    """A 1x1 convolution to half the channels and a 3x3 one back, plus a skip connection."""
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()
@@ -52,16 +52,16 @@ class _Residual(nn.Module):
 
 
 class DarkNet(Backbone):
-    """A stem and five stages, each a strided convolution and residual blocks.
+    """A stem and five stages, each a strided convolution followed by residual blocks.
 
     The outputs are called ``dark1`` to ``dark5``, at strides 2 to 32.
 
     Args:
-        stem_channels: width of the stem; each stage doubles it (32 in DarkNet-53).
-        blocks: residual blocks of the five stages.
+        stem_channels: width of the stem; doubled by each stage (32 in DarkNet-53).
+        blocks: number of residual blocks in each of the five stages.
         out_features: the outputs to return.
-        freeze_at: freeze the stem (1), also stage ``dark1`` (2), and so on; 0 freezes nothing.
-            Frozen parts keep their batch statistics.
+        freeze_at: 1 freezes the stem, 2 also stage ``dark1``, and so on; 0 freezes nothing. Frozen
+            parts keep their batch statistics.
     """
 
     size_divisibility = 32
@@ -70,10 +70,10 @@ class DarkNet(Backbone):
         self,
         *,
         stem_channels: Annotated[
-            int, Option("width of the first convolution; each of the five stages doubles it")
+            int, Option("width of the first convolution; doubled by each of the five stages")
         ] = 32,
         blocks: Annotated[
-            Sequence[int], Option("residual blocks per stage", source="YOLOv3, Table 1")
+            Sequence[int], Option("number of residual blocks per stage", source="YOLOv3, Table 1")
         ] = DARKNET_53,
         out_features: Annotated[
             Sequence[str], Option("some of dark1 .. dark5, at strides 2 .. 32")
@@ -132,5 +132,5 @@ class DarkNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_darknet_backbone(cfg, input_shape: ShapeSpec) -> DarkNet:
-    """DarkNet-53 with the keys of ``MODEL.DARKNET``."""
+    """DarkNet-53 configured by ``MODEL.DARKNET``."""
     return build(DarkNet, cfg.MODEL.DARKNET, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)

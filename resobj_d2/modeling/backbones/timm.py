@@ -19,14 +19,14 @@ class TimmBackbone(Backbone):
 
     Args:
         name: a model of ``timm.list_models()`` that supports ``features_only``.
-        strides: of the maps to return, ascending.
-        drop_path_rate: stochastic depth.
-        bn_momentum: of its batch normalisation; 0 for what the model has.
+        strides: strides of the maps to return, ascending.
+        drop_path_rate: of stochastic depth.
+        bn_momentum: of the batch normalisation; 0 keeps the model's own.
         pretrained: let timm download its ImageNet weights.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has no such model, or the model has no map of such a stride.
+        ValueError: timm has no such model, or the model has no map with one of the strides.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class TimmBackbone(Backbone):
         strides: Annotated[
             Sequence[int], Option("strides of the maps, called c3 (stride 8), c4, ...")
         ] = (8, 16, 32),
-        drop_path_rate: Annotated[float, Option("stochastic depth")] = 0.0,
+        drop_path_rate: Annotated[float, Option("rate of stochastic depth")] = 0.0,
         bn_momentum: Annotated[
             float,
-            Option("of its batch normalisation, torch's convention; 0 for what the model has"),
+            Option("momentum of its batch normalisation (torch's convention); 0 keeps the model's"),
         ] = 0.0,
         pretrained: Annotated[
             bool,
@@ -53,7 +53,7 @@ class TimmBackbone(Backbone):
             import timm
         except ImportError as error:
             raise ImportError(
-                "this backbone needs timm: pip install timm (the extra 'efficientdet' names it)"
+                "this backbone needs timm: pip install timm (or the extra 'efficientdet')"
             ) from error
         if not timm.is_model(name):
             raise ValueError(f"timm {timm.__version__} has no model {name!r} (MODEL.TIMM.NAME)")
@@ -63,7 +63,7 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"MODEL.TIMM.STRIDES must be some of {available} for {name}, got {list(strides)}"
             )
-        # Deeper stages than the last one asked for are not made.
+        # Stages beyond the last requested one are not built.
         self.model = timm.create_model(
             name,
             features_only=True,
@@ -96,7 +96,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
-    """``MODEL.TIMM`` names the model."""
+    """The model named by ``MODEL.TIMM``."""
     arguments = arguments_from(TimmBackbone, cfg.MODEL.TIMM)
     arguments["pretrained"] &= not cfg.MODEL.WEIGHTS
     return TimmBackbone(**arguments)

@@ -1,4 +1,4 @@
-"""VGG16 as SSD uses it (Liu et al. 2016, "SSD", section 3)."""
+"""VGG16 as used by SSD (Liu et al. 2016, "SSD", section 3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ChannelNorm", "SSDVGG16", "build_ssd_vgg16_backbone"]
 class ChannelNorm(nn.Module):
     """Divides each position's feature vector by its L2 norm and scales it per channel.
 
-    Liu et al., "ParseNet", section 3.3; SSD does it to conv4_3, whose scale differs.
+    Liu et al., "ParseNet", section 3.3; SSD applies it to conv4_3, whose features differ in scale.
 
     Args:
         channels: C.
@@ -27,19 +27,19 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W). A vector of zeros stays zero."""
+        """x: (N, C, H, W). An all-zero vector stays zero."""
         return self.weight[:, None, None] * F.normalize(x.float(), eps=1e-10).to(x.dtype)
 
 
 class SSDVGG16(Backbone):
-    """VGG16 without its classifier; fc6 and fc7 became convolutions, fc6 a dilated one.
+    """VGG16 without its classifier; fc6 and fc7 are turned into convolutions, fc6 dilated.
 
     Outputs: ``conv4_3`` (normalised, 512 channels, stride 8) and ``fc7`` (1024, stride 16).
     Layers are named as in torchvision's VGG16, ``features.0`` to ``features.28``, so that its
-    ImageNet checkpoints load; the fully connected layers have other shapes and start at random.
+    ImageNet checkpoints load; fc6 and fc7 have other shapes and are initialised randomly.
 
     Args:
-        freeze_at: freeze the first so many of the five blocks of convolutions.
+        freeze_at: number of convolution blocks to freeze, 0 to 5.
     """
 
     size_divisibility = 16
@@ -50,10 +50,10 @@ class SSDVGG16(Backbone):
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         if not 0 <= freeze_at <= len(pools):
             raise ValueError(f"BACKBONE.FREEZE_AT must be 0..{len(pools)} for VGG16")
-        # The last pool keeps the resolution; fc6 follows on it.
+        # The last pool, followed by fc6, keeps the resolution.
         layers[pools[-1]] = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)
         self.features = nn.Sequential(*layers)
-        self.conv4_3 = pools[3]  # number of layers up to conv4_3's ReLU
+        self.conv4_3 = pools[3]  # number of layers up to and including conv4_3's ReLU
         self.norm = ChannelNorm(channels=512)
         self.fc = nn.Sequential(
             nn.Conv2d(512, 1024, kernel_size=3, padding=6, dilation=6),

@@ -23,7 +23,7 @@ __all__ = ["ObjectnessBranch", "ObjectnessPrediction"]
 class ObjectnessPrediction:
     """``logits`` (N, R): o_0; ``residuals`` (T, N, R): r_1 .. r_T.
 
-    Where only the last step was asked for, ``logits`` is o_T and there are no residuals.
+    If only the last step was requested, ``logits`` is o_T and there are no residuals.
     """
 
     logits: Tensor
@@ -34,10 +34,10 @@ class _ObjectnessSubnet(nn.Module):
     """Hidden convolutions and a predictor (Residual Objectness, Fig. 1e).
 
     Args:
-        parts: what its layers are made of.
-        in_channels: channels of what it reads, per level.
-        hidden_channels: width of the hidden convolutions; None for that of what they read.
-        num_convs: how many there are.
+        parts: what its layers are built from.
+        in_channels: number of input channels per level.
+        hidden_channels: width of the hidden convolutions; None for that of the input.
+        num_convs: number of hidden convolutions.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class ObjectnessBranch(ScoreBranch):
     Chen et al., "Residual Objectness for Imbalance Reduction", Fig. 1 and Algorithm 1.
 
     Args:
-        parts: what its layers are made of.
+        parts: what its layers are built from.
         steps: T >= 0.
         source: what the residual subnets read: "objectness", "class" or "chain".
-        loss: the loss; its ``detach`` also decides where the subnets' input is cut.
+        loss: the loss; its ``detach`` also decides where the subnets' input is detached.
         num_classes: K, for ``prior_prob``.
         prior_prob: see :func:`.heads.predictors.prior_bias`.
         residual_bias: initial bias of the residual predictors.
-        hidden_channels: width of the subnets' hidden convolutions; None for that of what they
-            read, as in the paper.
-        num_convs: hidden convolutions of each subnet, 1 in the paper; with 0 the residual
-            predictors read what the base's reads.
-        base_convs: those of the base's alone; None for ``num_convs``.
+        hidden_channels: width of the subnets' hidden convolutions; None for that of their input, as
+            in the paper.
+        num_convs: number of hidden convolutions per subnet, 1 in the paper. With 0 the residual
+            predictors read the same features as the base predictor.
+        base_convs: the same for the base subnet; None for ``num_convs``.
     """
 
     node_name = "OBJECTNESS"
@@ -88,13 +88,14 @@ class ObjectnessBranch(ScoreBranch):
         parts: HeadParts,
         num_classes: int,
         steps: Annotated[
-            int, Option("T, the residual subnets; 0 is RetinaNet-Obj", source="ResObj, Algorithm 1")
+            int,
+            Option("number of residual subnets; 0 is RetinaNet-Obj", source="ResObj, Algorithm 1"),
         ] = 2,
         source: Annotated[
             str,
             Option(
                 "what the residual subnets read: objectness (the objectness subnet's hidden "
-                "feature), class (the class tower), chain (each that of the one before it)",
+                "feature), class (the class tower), chain (the previous subnet's hidden feature)",
                 source="ResObj, Table 2b",
             ),
         ] = "objectness",
@@ -108,18 +109,18 @@ class ObjectnessBranch(ScoreBranch):
             Option("width of the subnets' hidden convolutions; 0 for the tower's", none=0),
         ] = None,
         num_convs: Annotated[
-            int, Option("hidden convolutions of each subnet", source="ResObj, Figure 1e")
+            int, Option("number of hidden convolutions per subnet", source="ResObj, Figure 1e")
         ] = 1,
         base_convs: Annotated[
             int | None,
-            Option("those of the base's subnet alone; -1 for NUM_CONVS", none=-1),
+            Option("the same for the base subnet; -1 for NUM_CONVS", none=-1),
         ] = None,
     ) -> None:
         super().__init__()
         base_convs = num_convs if base_convs is None else base_convs
         if hidden_channels is not None and hidden_channels < 1 or min(num_convs, base_convs) < 0:
             raise ValueError(
-                "OBJECTNESS.HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS cannot be negative, "
+                "OBJECTNESS.HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS must not be negative, "
                 f"got {hidden_channels}, {num_convs} and {base_convs}"
             )
         if not 0 <= steps <= 8:
@@ -150,7 +151,7 @@ class ObjectnessBranch(ScoreBranch):
     def predict(self, features: TowerFeatures, *, every_step: bool = True) -> ObjectnessPrediction:
         hidden = [self.base.hidden(features.cls)]
         detach = self.residual_loss.detach
-        # The base subnet must not learn from residual losses through the hidden feature either.
+        # Residual losses must not train the base subnet through the hidden feature either.
         source = [x.detach() for x in hidden[0]] if detach != "none" else hidden[0]
         for subnet in self.residuals:
             read = features.cls if self.source == "class" else source
@@ -187,7 +188,7 @@ class ObjectnessBranch(ScoreBranch):
         )
 
     def score_logits(self, prediction: ObjectnessPrediction, step: int | None = None) -> Tensor:
-        """o_step. Every residual applies to every anchor: no labels, no selection."""
+        """(N, R) logits o_step. Every residual is added to every anchor, without selection."""
         steps = self.num_steps if step is None else step
         return prediction.logits.float() + prediction.residuals[:steps].float().sum(dim=0)
 

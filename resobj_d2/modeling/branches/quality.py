@@ -1,4 +1,4 @@
-"""A score branch that predicts how well the detector's own box fits."""
+"""A score branch that predicts the quality of the detector's own boxes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["QualityBranch"]
 
 @BRANCH_REGISTRY.register()
 class QualityBranch(ScoreBranch):
-    """The IoU of the final box with its object, by one 3x3 convolution on a tower.
+    """Predicts the IoU of the final box with its object, by one 3x3 convolution on a tower.
 
-    On the class tower it is the confidence of RetinaNet-Conf (Eq. 9 and 11), on the box tower
-    the IoU of "IoU-aware Single-stage Object Detector" (Wu et al.). With several stages it belongs
-    to the last: its target is the IoU of the box that is detected.
+    On the class tower this is the confidence of RetinaNet-Conf (Eq. 9 and 11), on the box tower the
+    IoU of "IoU-aware Single-stage Object Detector" (Wu et al.). With several stages it belongs to
+    the last one: its target is the IoU of the box that is finally detected.
 
     Args:
-        parts: what its layer is made of.
-        num_classes: K, which makes no difference: the quality serves all classes.
-        reads: the tower, "cls" or "box".
-        loss: between prediction and IoU.
+        parts: what its layer is built from.
+        num_classes: K; unused, since one quality serves all classes.
+        reads: tower to read, "cls" or "box".
+        loss: loss between prediction and IoU.
         weight: factor of that loss.
-        detach_target: take the IoU as a constant, as Eq. 8 does. Otherwise the loss also moves the
+        detach_target: treat the IoU as a constant, as Eq. 8 does. Otherwise the loss also moves the
             boxes, as in the public code of both papers.
         alpha: exponent of the quality in the score, ``cls^(1 - alpha) * quality^alpha``.
     """
@@ -57,14 +57,14 @@ class QualityBranch(ScoreBranch):
         detach_target: Annotated[
             bool,
             Option(
-                "the IoU is a constant for the loss; False: the loss moves the boxes too",
+                "treat the IoU as a constant; if False, the loss also moves the boxes",
                 source="RetinaNet-Conf, Eq. 8",
             ),
         ] = True,
         alpha: Annotated[
             float,
             Option(
-                "exponent of the quality in the score; that of every other factor is 1 - ALPHA",
+                "exponent of the quality in the score; every other factor gets 1 - ALPHA",
                 source="RetinaNet-Conf, Eq. 11",
             ),
         ] = 0.4,

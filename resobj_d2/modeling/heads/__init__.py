@@ -1,4 +1,4 @@
-"""What stands between the feature pyramid and the predictions."""
+"""The layers between the feature pyramid and the predictions."""
 
 from .predictors import HeadParts, PerLevelConv, SharedConv
 from .separable import SepConvTower, SharedSepConv

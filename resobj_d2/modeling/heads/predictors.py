@@ -1,4 +1,4 @@
-"""The last convolutions of a head, and what heads are made of."""
+"""The last convolutions of a head, and the parts from which heads are built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KernelSize = Annotated[int, Option("3 or 1", key="KERNEL_SIZE")]
 
 
 def init_conv(module: nn.Module, *, bias: float = 0.0) -> None:
-    """Weights N(0, 0.01), constant bias, in every convolution (RetinaNet, section 4.1)."""
+    """Weights N(0, 0.01) and a constant bias for every convolution (RetinaNet, section 4.1)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, mean=0.0, std=0.01)
@@ -33,7 +33,7 @@ def prior_bias(prior_prob: float, num_classes: int) -> float:
     """The logit of a predictor's initial score.
 
     Args:
-        prior_prob: that score in (0, 1), or 0 for ``1 / num_classes``, at most one half (one
+        prior_prob: that score, in (0, 1); 0 means ``1 / num_classes``, at most one half (a single
             class would otherwise start at an infinite logit).
     """
     if not 0 <= prior_prob < 1:
@@ -82,7 +82,7 @@ class SharedConv(Predictor, nn.Conv2d):
     def sum_of(
         cls, predictors: Sequence[SharedConv], features: Sequence[list[Tensor]]
     ) -> LevelMaps:
-        """By one convolution of all features stacked."""
+        """Stacks the predictors into a single convolution over all features."""
         weight = torch.cat([predictor.weight for predictor in predictors], dim=1)
         bias = torch.stack([predictor.bias for predictor in predictors]).sum(dim=0)
         levels = [torch.cat(maps, dim=1) for maps in zip(*features, strict=True)]
@@ -92,7 +92,7 @@ class SharedConv(Predictor, nn.Conv2d):
 
 @PREDICTOR_REGISTRY.register()
 class PerLevelConv(Predictor):
-    """A convolution of its own for each level, as in SSD and YOLOv3; Xavier-uniform weights.
+    """A separate convolution per level, as in SSD and YOLOv3; Xavier-uniform weights.
 
     Args:
         in_channels: C_l per level.
@@ -133,14 +133,14 @@ def _odd_kernel(kernel_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadParts:
-    """What stages and score branches make their layers of.
+    """The parts from which stages and score branches build their layers.
 
     Attributes:
         in_channels: channels of the tower, per level.
         num_anchors: A_l per level.
-        make_predictor: a predictor class, or one with some arguments bound.
-        make_hidden: ``make_hidden(in_channels=, channels=, num_convs=)``, the lists per level,
-            makes a module from the maps of all levels to as many of ``out_channels``.
+        make_predictor: a predictor class, possibly with some arguments bound.
+        make_hidden: ``make_hidden(in_channels=, channels=, num_convs=)``, with a list per level,
+            makes a module that maps one map per level to one with ``out_channels`` per level.
     """
 
     in_channels: Sequence[int]
@@ -151,7 +151,7 @@ class HeadParts:
     def predictor(
         self, *, channels: int, bias: float = 0.0, in_channels: Sequence[int] | None = None
     ) -> Predictor:
-        """One of ``channels`` numbers per anchor, which reads the tower or ``in_channels``."""
+        """A predictor of ``channels`` numbers per anchor, on the tower or on ``in_channels``."""
         return self.make_predictor(
             in_channels=list(in_channels or self.in_channels),
             num_anchors=self.num_anchors,
@@ -166,7 +166,7 @@ class HeadParts:
         channels: int | None = None,
         in_channels: Sequence[int] | None = None,
     ) -> nn.Module:
-        """Hidden layers of one width, or that of their input, on every level."""
+        """Hidden layers of one width, or of the width of their input, on every level."""
         before = list(in_channels or self.in_channels)
         widths = before if channels is None else [channels] * len(before)
         return self.make_hidden(in_channels=before, channels=widths, num_convs=num_convs)

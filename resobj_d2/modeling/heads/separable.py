@@ -1,4 +1,4 @@
-"""EfficientDet's heads: separable convolutions shared by the levels, with statistics per level.
+"""EfficientDet's heads: separable convolutions shared by the levels, with per-level statistics.
 
 Tan, Pang, Le, "EfficientDet: Scalable and Efficient Object Detection", section 4.2.
 """
@@ -26,7 +26,7 @@ __all__ = ["SepConvStack", "SepConvTower", "SeparableConv", "SharedSepConv"]
 class SeparableConv(nn.Sequential):
     """A depthwise convolution, then a 1x1 convolution with bias.
 
-    Both start with variance 1 / fan-in, so that they keep the variance of what they read.
+    Both are initialised with variance 1 / fan-in, which preserves the variance of the input.
 
     Args:
         in_channels, out_channels: widths.
@@ -60,13 +60,13 @@ class SeparableConv(nn.Sequential):
 
 
 class SepConvStack(nn.Module):
-    """Separable 3x3 convolutions shared by the levels, each followed by a normalisation of its own
-    for every level, and swish.
+    """Separable 3x3 convolutions shared by the levels, each followed by swish and, for every level,
+    a separate normalisation.
 
     Args:
         in_channels: channels of each level; all equal, since the convolutions are shared.
         channels: width of the stack.
-        num_convs: number of convolutions; 0 passes the maps on.
+        num_convs: number of convolutions; 0 for none (identity).
         momentum: see :class:`SingleCellBatchNorm`.
     """
 
@@ -95,7 +95,7 @@ class SepConvStack(nn.Module):
         self.out_channels = [widths[-1]] * len(in_channels)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """List of (N, C_l, H_l, W_l) per level to as many of ``out_channels``."""
+        """Maps (N, C_l, H_l, W_l) per level to as many maps with ``out_channels``."""
         for conv, norms in zip(self.convs, self.norms, strict=True):
             features = [F.silu(norm(conv(x))) for norm, x in zip(norms, features, strict=True)]
         return features
@@ -103,14 +103,14 @@ class SepConvStack(nn.Module):
 
 @TOWER_REGISTRY.register()
 class SepConvTower(Tower):
-    """A stack of separable convolutions for each task.
+    """A stack of separable convolutions per task.
 
     Args:
         in_channels: channels of each level; all equal.
-        channels: width of the stacks; EfficientDet's is that of the pyramid.
+        channels: width of the stacks; in EfficientDet, that of the pyramid.
         num_convs: convolutions per stack.
         momentum: see :class:`SingleCellBatchNorm`.
-        tasks: the stacks to make.
+        tasks: the stacks to build.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class SepConvTower(Tower):
         momentum: Annotated[
             float,
             Option(
-                "of its batch normalisation, torch's convention; short runs need 0.1",
+                "momentum of its batch normalisation (torch's convention); short runs need 0.1",
                 key="BN_MOMENTUM",
             ),
         ] = 0.01,
@@ -150,7 +150,7 @@ class SepConvTower(Tower):
     ) -> SepConvStack:
         """Hidden layers for a score branch in the style of this tower."""
         if len(set(channels)) != 1:
-            raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
+            raise ValueError(f"shared hidden layers need one width, got {list(channels)}")
         return SepConvStack(
             in_channels=in_channels,
             channels=channels[0],

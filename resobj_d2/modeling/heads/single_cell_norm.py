@@ -11,14 +11,14 @@ __all__ = ["SingleCellBatchNorm"]
 class SingleCellBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with eps 1e-3.
 
-    The coarsest level of a small image has one cell: with one image there is one value per channel
-    and no variance. Such a map is normalised by the running statistics, in training too, and
-    leaves them as they are; torch's layer refuses it.
+    The coarsest level of a small image has one cell, so a single image gives one value per channel
+    and no variance. Such a map is normalised by the running statistics, in training too, without
+    updating them; torch's layer raises an error instead.
 
     Args:
-        channels: of the maps.
-        momentum: of the running statistics, in (0, 1]; EfficientDet's is 0.01 (TensorFlow's 0.99).
-            A run of some hundred iterations needs a larger one.
+        channels: number of channels of the maps.
+        momentum: of the running statistics, in (0, 1]; EfficientDet uses 0.01 (TensorFlow's 0.99).
+            A run of a few hundred iterations needs a larger one.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.01) -> None:
@@ -27,7 +27,7 @@ class SingleCellBatchNorm(nn.BatchNorm2d):
         super().__init__(channels, eps=1e-3, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
+        """Normalises (N, C, H, W), keeping its shape."""
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps

@@ -19,17 +19,17 @@ __all__ = ["ConvStack", "ConvTower", "NoTower"]
 
 Channels = Annotated[int, Option("width of the convolutions", key="CHANNELS")]
 NumConvs = Annotated[
-    int, Option("convolutions in front of the predictors, per task", key="NUM_CONVS")
+    int, Option("number of convolutions before the predictors, per task", key="NUM_CONVS")
 ]
 
 
 class ConvStack(nn.Sequential):
-    """3x3 convolutions with ReLU, the same on all levels.
+    """3x3 convolutions with ReLU, shared by all levels.
 
     Args:
         in_channels: channels of each level; all equal, since the layers are shared.
         channels: width of the stack.
-        num_convs: number of convolutions; 0 passes the maps on.
+        num_convs: number of convolutions; 0 for none (identity).
         norm: "" or a name of ``detectron2.layers.get_norm``.
     """
 
@@ -58,14 +58,14 @@ class ConvStack(nn.Sequential):
 
 @TOWER_REGISTRY.register()
 class ConvTower(Tower):
-    """RetinaNet's two stacks of 3x3 convolutions, shared over the levels.
+    """RetinaNet's two stacks of 3x3 convolutions, shared by the levels.
 
     Args:
         in_channels: channels of each level; all equal, since the stacks are shared.
         channels: width of the stacks.
         num_convs: convolutions per stack.
         norm: "" or a name of ``detectron2.layers.get_norm``.
-        tasks: the stacks to make.
+        tasks: the stacks to build.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ConvTower(Tower):
     ) -> None:
         super().__init__()
         if norm in ("BN", "SyncBN"):
-            # The levels' statistics differ, so shared running means would fit none of them.
+            # Levels have different statistics, so shared running means would fit none of them.
             raise ValueError(f"TOWER.NORM={norm} needs statistics per level; use GN")
         self.tasks = list(tasks)
         for task in tasks:
@@ -98,13 +98,13 @@ class ConvTower(Tower):
     ) -> ConvStack:
         """Hidden layers for a score branch in the style of this tower."""
         if len(set(channels)) != 1:
-            raise ValueError(f"shared hidden layers have one width, got {list(channels)}")
+            raise ValueError(f"shared hidden layers need one width, got {list(channels)}")
         return ConvStack(in_channels=in_channels, channels=channels[0], num_convs=num_convs)
 
 
 @TOWER_REGISTRY.register()
 class NoTower(Tower):
-    """Predictors read the pyramid, as in SSD. Hidden layers of score branches are per level."""
+    """No layers: predictors read the pyramid, as in SSD. Score branches' layers are per level."""
 
     def __init__(self, *, in_channels: Sequence[int], tasks: Sequence[str] = ("cls", "box")):
         super().__init__()
@@ -115,7 +115,7 @@ class NoTower(Tower):
         return TowerFeatures(cls=features, box=features, pyramid=features)
 
     def run(self, task: str, features: list[Tensor]) -> list[Tensor]:
-        """One task's maps: the features themselves."""
+        """The features themselves."""
         return features
 
     def hidden(
@@ -126,10 +126,10 @@ class NoTower(Tower):
 
 
 class PerLevelStack(nn.Module):
-    """3x3 convolutions with ReLU, of its own for each level.
+    """3x3 convolutions with ReLU, separate for each level.
 
     Args:
-        in_channels, channels: of each level.
+        in_channels, channels: input and output channels of each level.
         num_convs: convolutions per level.
     """
 

@@ -1,4 +1,4 @@
-"""YOLOv3's layer in front of the predictors."""
+"""YOLOv3's layer before the predictors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["DarkNetStack", "YOLOTower"]
 
 
 class DarkNetStack(nn.Module):
-    """3x3 convolutions with batch normalisation and leaky ReLU, of its own for each level.
+    """3x3 convolutions with batch normalisation and leaky ReLU, separate for each level.
 
     Args:
-        in_channels, channels: of each level.
-        num_convs: convolutions per level; 0 passes the maps on.
+        in_channels, channels: input and output channels of each level.
+        num_convs: convolutions per level; 0 for none (identity).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DarkNetStack(nn.Module):
 
 @TOWER_REGISTRY.register()
 class YOLOTower(Tower):
-    """One 3x3 convolution per level to twice its width, which all predictors read (YOLOv3).
+    """One 3x3 convolution per level that doubles its width, read by all predictors (YOLOv3).
 
     Args:
         in_channels: channels of each level.

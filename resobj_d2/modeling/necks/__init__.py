@@ -1,4 +1,4 @@
-"""Necks: what sits between a backbone and the heads, registered as Detectron2 backbones."""
+"""Necks, the layers between backbone and heads, registered as Detectron2 backbones."""
 
 from .balanced_fpn import BalancedFeaturePyramid, NonLocalRefine, build_balanced_fpn_backbone
 from .bifpn import BiFPN, WeightedFusion, build_bifpn_backbone

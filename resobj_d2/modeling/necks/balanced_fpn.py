@@ -1,4 +1,4 @@
-"""Balanced Feature Pyramid (Pang et al., "Libra R-CNN", section 3.2), over any pyramid."""
+"""Balanced Feature Pyramid (Pang et al., "Libra R-CNN", section 3.2), on top of any pyramid."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["BalancedFeaturePyramid", "NonLocalRefine", "build_balanced_fpn_backb
 class NonLocalRefine(nn.Module):
     """``x + W y`` with ``y = softmax(theta(x)^T phi(x)) g(x)`` over all positions of a map.
 
-    The embedded Gaussian form of Wang et al., "Non-local Neural Networks", Eq. 6, without
-    reduction of channels and without a scale, as Libra R-CNN uses it. W starts at zero, so an
-    untrained module is the identity.
+    The embedded Gaussian form of Wang et al., "Non-local Neural Networks", Eq. 6, without channel
+    reduction and scaling, as in Libra R-CNN. W is initialised to zero, so an untrained module is
+    the identity.
 
     Args:
-        channels: of the map.
+        channels: number of channels of the map.
     """
 
     def __init__(self, *, channels: int) -> None:
@@ -39,11 +39,11 @@ class NonLocalRefine(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W). The (HW, HW) attention is never stored where torch can avoid it."""
+        """x: (N, C, H, W). The (HW, HW) attention is never stored if torch can avoid it."""
         query, key, value = (
             conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g)
         )
-        # One head: with it torch chooses kernels that need memory linear in HW.
+        # With a single head torch chooses kernels whose memory is linear in HW.
         y = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
         return x + self.out(y[:, 0].transpose(1, 2).reshape(x.shape))
 
@@ -51,14 +51,14 @@ class NonLocalRefine(nn.Module):
 class BalancedFeaturePyramid(Backbone):
     """Adds to every level of a pyramid the refined mean of all levels.
 
-    The levels are resized to one of them (adaptive max-pooling down, nearest neighbour up),
-    averaged (Libra R-CNN, Eq. 4), refined, resized back and added. Shapes and names stay those
-    of ``pyramid``.
+    The levels are resized to one level (adaptive max-pooling down, nearest neighbour up), averaged
+    (Libra R-CNN, Eq. 4), refined, resized back and added. Shapes and names are those of
+    ``pyramid``.
 
     Args:
         pyramid: a backbone whose outputs all have the same number of channels.
         refine_level: the level to which all are resized, counted from the finest (0).
-        refine: maps (N, C, H, W) to the same shape.
+        refine: module that maps (N, C, H, W) to the same shape.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class BalancedFeaturePyramid(Backbone):
         pyramid: Backbone,
         refine_level: Annotated[
             int,
-            Option("level at which all meet, counted from the finest: 1 for P3-P7, 2 for P2-P6"),
+            Option("level that all are resized to, from the finest (0): 1 for P3-P7, 2 for P2-P6"),
         ] = 1,
         refine: nn.Module,
     ) -> None:
@@ -89,8 +89,8 @@ class BalancedFeaturePyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
-        # Detectron2 0.5 has no such property; an empty answer says the same.
+        """Detectron2's constraints on the padding of a batch, besides ``size_divisibility``."""
+        # Detectron2 0.5 has no such property; an empty dict is equivalent.
         return getattr(self.pyramid, "padding_constraints", {})
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -106,7 +106,7 @@ class BalancedFeaturePyramid(Backbone):
 
 
 def _resize(x: Tensor, size: torch.Size) -> Tensor:
-    """(N, C, H, W) to ``size``: max-pooled where it shrinks, repeated where it grows."""
+    """(N, C, H, W) to ``size``: max-pooled where it shrinks, nearest neighbour where it grows."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
@@ -116,7 +116,7 @@ def _resize(x: Tensor, size: torch.Size) -> Tensor:
 
 @BACKBONE_REGISTRY.register()
 def build_balanced_fpn_backbone(cfg, input_shape: ShapeSpec) -> BalancedFeaturePyramid:
-    """``MODEL.BFP.PYRAMID`` names the backbone to balance, e.g. ``build_resnet_fpn_backbone``."""
+    """The backbone named by ``MODEL.BFP.PYRAMID``, e.g. ``build_resnet_fpn_backbone``, balanced."""
     node = cfg.MODEL.BFP
     if node.PYRAMID == build_balanced_fpn_backbone.__name__:
         raise ValueError("MODEL.BFP.PYRAMID must name the backbone to balance, not BFP itself")
@@ -124,7 +124,7 @@ def build_balanced_fpn_backbone(cfg, input_shape: ShapeSpec) -> BalancedFeatureP
     channels = {spec.channels for spec in pyramid.output_shape().values()}
     if len(channels) != 1:
         raise ValueError(
-            f"MODEL.BFP needs levels of equal width; {node.PYRAMID} gives {sorted(channels)}"
+            f"MODEL.BFP needs levels of equal width, but {node.PYRAMID} has {sorted(channels)}"
         )
     if node.REFINE not in ("non_local", "none"):
         raise ValueError(f"MODEL.BFP.REFINE must be 'non_local' or 'none', got {node.REFINE!r}")

@@ -38,7 +38,7 @@ class WeightedFusion(nn.Module):
             self.weight = nn.Parameter(torch.ones(inputs))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """List of (N, C, H, W) to (N, C, H, W)."""
+        """Fuses maps (N, C, H, W) into one of the same shape."""
         if self.method == "sum":
             return torch.stack(list(maps)).sum(dim=0)
         if self.method == "softmax":
@@ -50,7 +50,7 @@ class WeightedFusion(nn.Module):
 
 
 class _Node(nn.Module):
-    """Fuses its inputs, then SiLU, a depthwise-separable 3x3 convolution and normalisation."""
+    """Fusion, SiLU, a depthwise-separable 3x3 convolution and normalisation."""
 
     def __init__(self, *, channels: int, inputs: int, fusion: str, momentum: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Node(nn.Module):
 
 
 class _Lateral(nn.Sequential):
-    """1x1 convolution and normalisation: a map of the backbone to the pyramid's width."""
+    """1x1 convolution and normalisation, from a backbone map to the pyramid's width."""
 
     def __init__(self, *, in_channels: int, channels: int, momentum: float) -> None:
         super().__init__(
@@ -73,15 +73,15 @@ class _Lateral(nn.Sequential):
 
 
 class _Layer(nn.Module):
-    """Top-down, then bottom-up, over L levels (Figure 2d).
+    """Top-down, then bottom-up path over L levels (Figure 2d).
 
     Args:
         channels: W.
         levels: L.
         fusion: see :class:`WeightedFusion`.
         momentum: see :class:`SingleCellBatchNorm`.
-        in_channels: of the finest maps where they still come from the backbone. Every edge that
-            starts there has a 1x1 convolution of its own; all other maps are W wide.
+        in_channels: channels of the finest maps, if these come from the backbone. Every edge from
+            such a map has its own 1x1 convolution; all other maps are W wide.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class _Layer(nn.Module):
                 for c in in_channels[skip:]
             )
 
-        # The finest level has no top-down node: its only edge goes into its bottom-up node.
+        # The finest level has no top-down node; its only edge leads to its bottom-up node.
         self.down_laterals = laterals(1)
         self.up_laterals = laterals(0)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """L maps, finest first, to as many of the pyramid's width."""
+        """Maps L maps, finest first, to L maps of the pyramid's width."""
         last = len(maps) - 1
         to_down = list(maps)
         for i, lateral in enumerate(self.down_laterals, start=1):
@@ -142,15 +142,15 @@ def _shrink(x: Tensor) -> Tensor:
 
 
 class BiFPN(Backbone):
-    """A backbone's strides 8, 16, 32 to P3-P7, refined by BiFPN layers.
+    """Turns a backbone's strides 8, 16, 32 into P3-P7, refined by BiFPN layers.
 
-    P6 is a 1x1 convolution with normalisation of the coarsest map, max-pooled; P7 is P6 pooled.
+    P6 is the coarsest map after a 1x1 convolution, normalisation and max-pooling; P7 is P6 pooled.
 
     Args:
         bottom_up: the backbone.
-        in_features: its three maps, finest first, each half the size of the one before.
+        in_features: its three maps, finest first, each half the size of the previous one.
         channels: W.
-        num_layers: BiFPN layers.
+        num_layers: number of BiFPN layers.
         fusion: see :class:`WeightedFusion`.
         momentum: see :class:`SingleCellBatchNorm`.
     """
@@ -160,19 +160,20 @@ class BiFPN(Backbone):
         *,
         bottom_up: Backbone,
         in_features: Annotated[
-            Sequence[str], Option("three maps of the backbone below, finest first")
+            Sequence[str], Option("three maps of the backbone, finest first")
         ] = ("c3", "c4", "c5"),
-        channels: Annotated[int, Option("width", source="EfficientDet, Eq. 1")] = 64,
-        num_layers: Annotated[int, Option("BiFPN layers", source="EfficientDet, Eq. 1")] = 3,
+        channels: Annotated[int, Option("width of the pyramid", source="EfficientDet, Eq. 1")] = 64,
+        num_layers: Annotated[int, Option("number of layers", source="EfficientDet, Eq. 1")] = 3,
         fusion: Annotated[
             str,
             Option(
-                "fast (normalised by the sum), softmax or sum (no weights)",
+                "fusion weights: fast (normalised by their sum), softmax or sum (no weights)",
                 source="EfficientDet, section 3.3",
             ),
         ] = "fast",
         momentum: Annotated[
-            float, Option("of its batch normalisation, torch's convention", key="BN_MOMENTUM")
+            float,
+            Option("momentum of its batch normalisation (torch's convention)", key="BN_MOMENTUM"),
         ] = 0.01,
     ) -> None:
         super().__init__()
@@ -184,7 +185,7 @@ class BiFPN(Backbone):
             )
         strides = [shapes[name].stride for name in in_features]
         if strides != [strides[0], 2 * strides[0], 4 * strides[0]]:
-            raise ValueError(f"BIFPN.IN_FEATURES must double their stride, got {strides}")
+            raise ValueError(f"BIFPN.IN_FEATURES must have strides that double, got {strides}")
         if num_layers < 1:
             raise ValueError(f"BIFPN.NUM_LAYERS must be at least 1, got {num_layers}")
         self.bottom_up = bottom_up
@@ -213,7 +214,7 @@ class BiFPN(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
+        """Detectron2's constraints on the padding of a batch, besides ``size_divisibility``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -232,6 +233,6 @@ class BiFPN(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_bifpn_backbone(cfg, input_shape: ShapeSpec) -> BiFPN:
-    """BiFPN on the backbone that ``MODEL.BIFPN.BOTTOM_UP`` names."""
+    """BiFPN on the backbone named by ``MODEL.BIFPN.BOTTOM_UP``."""
     node = cfg.MODEL.BIFPN
     return build(BiFPN, node, bottom_up=BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape))

@@ -1,4 +1,4 @@
-"""SSD's extra feature layers: more, ever coarser levels behind a backbone."""
+"""SSD's extra feature layers: ever coarser levels on top of a backbone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["SSDExtras", "build_ssd_extras_backbone"]
 
 
 class SSDExtras(Backbone):
-    """The maps of a backbone, and one more level after another at half the size.
+    """The maps of a backbone, followed by extra levels, each half the size of the previous one.
 
     Each extra level is a 1x1 convolution to half its channels, ReLU, a strided convolution and
-    ReLU (Liu et al. 2016, "SSD", section 3; for 512 pixels its footnote 5). Levels are called
+    ReLU (Liu et al. 2016, "SSD", section 3; its footnote 5 for 512 pixels). Levels are named
     ``s1``, ``s2``, ... from the finest; weights are Xavier-uniform.
 
     Args:
         bottom_up: the backbone.
-        in_features: its maps that are levels, finest first.
+        in_features: its maps to use as levels, finest first.
         channels: width of each extra level.
-        last_kernel: kernel of the last extra level. SSD512's 4 with padding 1 sees all of its
-            2x2 map; the stride 2 used here gives the same there and halves larger maps.
+        last_kernel: kernel size of the last extra level. SSD512's 4 with padding 1 covers the whole
+            2x2 map; the stride 2 used here gives the same result there and halves larger maps.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class SSDExtras(Backbone):
         *,
         bottom_up: Backbone,
         in_features: Annotated[
-            Sequence[str], Option("maps of the backbone below that are levels, finest first")
+            Sequence[str], Option("maps of the backbone to use as levels, finest first")
         ] = ("conv4_3", "fc7"),
         channels: Annotated[
-            Sequence[int], Option("width of each extra level; the levels are called s1, s2, ...")
+            Sequence[int], Option("width of each extra level; all levels are named s1, s2, ...")
         ] = (512, 256, 256, 256, 256),
-        last_kernel: Annotated[int, Option("kernel of the last extra level, 3 or 4")] = 4,
+        last_kernel: Annotated[int, Option("kernel size of the last extra level, 3 or 4")] = 4,
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -82,7 +82,7 @@ class SSDExtras(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
+        """Detectron2's constraints on the padding of a batch, besides ``size_divisibility``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -99,7 +99,7 @@ class SSDExtras(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_ssd_extras_backbone(cfg, input_shape: ShapeSpec) -> SSDExtras:
-    """Extra levels behind the backbone that ``MODEL.SSD_EXTRAS.BOTTOM_UP`` names."""
+    """Extra levels on the backbone named by ``MODEL.SSD_EXTRAS.BOTTOM_UP``."""
     node = cfg.MODEL.SSD_EXTRAS
     bottom_up = BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape)
     return build(SSDExtras, node, bottom_up=bottom_up)

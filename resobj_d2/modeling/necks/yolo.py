@@ -1,4 +1,4 @@
-"""YOLOv3's pyramid: three scales of a backbone, each told by the coarser ones."""
+"""YOLOv3's pyramid: three scales of a backbone, each informed by the coarser ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["YOLOPyramid", "build_yolo_backbone"]
 class YOLOPyramid(Backbone):
     """Five convolutions per scale, alternating 1x1 and 3x3 (YOLOv3, section 2.3; Darknet's cfg).
 
-    From the coarsest scale on, a scale's result goes through a 1x1 convolution to the next finer
-    one's width, is doubled in size by repeating pixels and stands in front of that scale's channels
-    of the backbone. Maps are called ``y3``, ``y4``, ... after the exponents of their strides.
+    Starting from the coarsest scale, a scale's result goes through a 1x1 convolution to the next
+    finer scale's width, is upsampled by two (nearest neighbour) and concatenated in front of the
+    backbone's map. Maps are named ``y3``, ``y4``, ... after log2 of their strides.
 
     Args:
         bottom_up: the backbone.
-        in_features: its maps, finest first, each of twice the stride of the one before.
-        channels: width of each scale's 1x1 convolutions; its 3x3 ones have twice that.
+        in_features: its maps, finest first, each with twice the stride of the previous one.
+        channels: width of each scale's 1x1 convolutions; its 3x3 convolutions are twice as wide.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class YOLOPyramid(Backbone):
         *,
         bottom_up: Backbone,
         in_features: Annotated[
-            Sequence[str], Option("maps of the backbone below that are scales, finest first")
+            Sequence[str], Option("maps of the backbone to use as scales, finest first")
         ] = ("dark3", "dark4", "dark5"),
         channels: Annotated[
             Sequence[int],
             Option(
-                "width of each scale's 1x1 convolutions; its 3x3 ones and its tower have twice that"
+                "width of each scale's 1x1 convolutions; 3x3 ones and the tower are twice as wide"
             ),
         ] = (128, 256, 512),
     ) -> None:
@@ -79,7 +79,7 @@ class YOLOPyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Detectron2's wishes for the padding of a batch, beside ``size_divisibility``."""
+        """Detectron2's constraints on the padding of a batch, besides ``size_divisibility``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -109,7 +109,7 @@ def _scale(*, in_channels: int, channels: int) -> nn.Sequential:
 
 @BACKBONE_REGISTRY.register()
 def build_yolo_backbone(cfg, input_shape: ShapeSpec) -> YOLOPyramid:
-    """The pyramid on the backbone that ``MODEL.YOLO_PYRAMID.BOTTOM_UP`` names."""
+    """The pyramid on the backbone named by ``MODEL.YOLO_PYRAMID.BOTTOM_UP``."""
     node = cfg.MODEL.YOLO_PYRAMID
     bottom_up = BACKBONE_REGISTRY.get(node.BOTTOM_UP)(cfg, input_shape)
     return build(YOLOPyramid, node, bottom_up=bottom_up)

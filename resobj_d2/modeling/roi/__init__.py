@@ -1,4 +1,4 @@
-"""The second stage of Detectron2's ``GeneralizedRCNN``; importing it fills its registries."""
+"""RoI heads for Detectron2's ``GeneralizedRCNN``, registered with Detectron2 on import."""
 
 from .box_predictor import ResObjBoxPredictor
 from .heads import ResObjCascadeROIHeads, ResObjROIHeads

@@ -1,4 +1,4 @@
-"""What a box head predicts for its RoIs, with this package's box losses and a box quality."""
+"""Detectron2's box predictor with this package's box losses and a box quality."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     """Detectron2's box predictor with a choice of box losses and an IoU output.
 
     ``forward`` returns the class logits (R, K + 1) and the deltas (R, 4 K or 4) of R RoIs and, with
-    ``quality_loss``, the logits (R,) of the IoU of each RoI's box with its object. That output
-    serves all classes of a RoI and learns with the box of the RoI's own class (the score of
+    ``quality_loss``, the logits (R,) of the IoU of each RoI's box with its object. That output is
+    shared by all classes of a RoI and trained with the box of the RoI's own class (the score of
     RetinaNet-Conf, Eq. 9 and 11, on RoIs). Without either option this is Detectron2's predictor.
 
     Args:
-        input_shape: of the feature of a RoI.
-        box_loss: on the deltas or the decoded boxes of the
-            foreground's own classes. Its sum is divided by the number of sampled RoIs and weighted
-            by ``loss_weight["loss_box_reg"]``. None for Detectron2's loss.
+        input_shape: shape of a RoI's feature.
+        box_loss: loss on the deltas or decoded boxes of the foreground's own classes. Its sum is
+            divided by the number of sampled RoIs and weighted by ``loss_weight["loss_box_reg"]``.
+            None for Detectron2's loss.
         quality_loss: between the IoU output and the IoU; None for no such output.
         quality_weight: factor of that loss, which is divided by the number of foreground RoIs.
-        quality_detach_target: take the IoU as a constant; otherwise the loss also moves the boxes.
+        quality_detach_target: treat the IoU as a constant; otherwise the loss also moves the boxes.
         quality_alpha: a in the score ``class^(1 - a) * IoU^a``.
-        suppression: what removes doubled detections; None for Detectron2's NMS.
+        suppression: removes duplicate detections; None for Detectron2's NMS.
         fast_rcnn: arguments of Detectron2's ``FastRCNNOutputLayers``.
     """
 
@@ -52,7 +52,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         quality_detach_target: Annotated[
             bool,
             Option(
-                "the IoU is a constant for the loss; False: the loss moves the boxes too",
+                "treat the IoU as a constant; if False, the loss also moves the boxes",
                 key="DETACH_TARGET",
             ),
         ] = True,
@@ -87,7 +87,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: (R, ...) features. See the class for what comes back."""
+        """x: (R, ...) features. The class docstring describes the result."""
         predictions = super().forward(x)
         if self.quality_loss is None:
             return predictions
@@ -96,7 +96,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     def losses(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
     ) -> dict[str, Tensor]:
-        """Detectron2's ``loss_cls`` and ``loss_box_reg``, and ``loss_quality``."""
+        """Detectron2's ``loss_cls`` and ``loss_box_reg``, plus ``loss_quality``."""
         losses = super().losses(predictions[:2], proposals)
         if self.quality_loss is not None:
             losses["loss_quality"] = self._quality_loss(predictions, proposals)
@@ -132,7 +132,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         foreground = self._foreground(gt_classes)
         rows = foreground.nonzero().squeeze(1)
         proposal_boxes = torch.cat([x.proposal_boxes.tensor for x in proposals])
-        # An image without objects has no gt_boxes, and no foreground that would need them.
+        # An image without objects has no gt_boxes; it has no foreground to need them.
         gt_boxes = torch.cat(
             [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals]
         )
@@ -154,7 +154,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """The scores (R_i, K + 1) of each image, those of the K classes fused with the IoU."""
+        """The scores (R_i, K + 1) of each image, with those of the K classes fused with the IoU."""
         probs = super().predict_probs(predictions[:2], proposals)
         if self.quality_loss is None:
             return probs
@@ -168,7 +168,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """As Detectron2's: the detections of each image, and the rows of their proposals."""
+        """As in Detectron2: the detections of each image and the rows of their proposals."""
         if self.suppression is None:
             return super().inference(predictions, proposals)
         boxes = self.predict_boxes(predictions, proposals)
@@ -182,11 +182,11 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     def _detect(
         self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
     ) -> tuple[Instances, Tensor]:
-        """One image's detections by ``suppression``, and the rows of their RoIs.
+        """One image's detections after ``suppression``, and the rows of their RoIs.
 
         Args:
             boxes: (R, 4 K or 4).
-            scores: (R, K + 1), the background last.
+            scores: (R, K + 1), background last.
         """
         scores = scores[:, :-1]
         finite = boxes.isfinite().all(dim=1, keepdim=True) & scores.isfinite().all(1, keepdim=True)
@@ -198,7 +198,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
             scores[rows, classes],
             classes,
             min_score=self.test_score_thresh,
-            # Detectron2 takes a negative number for all.
+            # Detectron2 treats a negative number as no limit.
             max_output=self.test_topk_per_image if self.test_topk_per_image >= 0 else len(rows),
         )
         result = Instances(image_size)
@@ -207,7 +207,7 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         result.pred_classes = classes[keep]
         return result, rows[keep]
 
-    # Detectron2 unpacks two predictions in these.
+    # Detectron2's versions of these unpack exactly two predictions.
 
     def predict_boxes(self, predictions: tuple[Tensor, ...], proposals: list[Instances]):
         """The boxes (R_i, 4 K or 4) of each image."""
@@ -216,12 +216,12 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     def predict_boxes_for_gt_classes(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
     ):
-        """The boxes (R_i, 4) of the RoIs' own classes, of each image."""
+        """The boxes (R_i, 4) of the RoIs' own classes, per image."""
         return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
 
 
 def _of_own_class(deltas: Tensor, classes: Tensor) -> Tensor:
-    """(R, 4) of (R, 4 K), or of (R, 4) that serve all classes."""
+    """(R, 4) from (R, 4 K), or from (R, 4) shared by all classes."""
     count, width = deltas.shape
     if width == 4:
         return deltas
@@ -235,7 +235,7 @@ def _quality_arguments(owner: type, node) -> dict:
 
 
 def _box_loss_of(cfg) -> BoxLoss | None:
-    """The loss that ``MODEL.RESOBJ_ROI.BOX_LOSS`` names."""
+    """The loss named by ``MODEL.RESOBJ_ROI.BOX_LOSS``."""
     node = cfg.MODEL.RESOBJ_ROI.BOX_LOSS
     if not node.NAME:
         return None
@@ -248,7 +248,7 @@ def _box_loss_of(cfg) -> BoxLoss | None:
     loss = build(BOX_LOSS_REGISTRY.get(node.NAME), node)
     if loss.compares not in ("boxes", "deltas"):
         raise ValueError(
-            f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} is made for another parametrisation of "
-            "boxes than Detectron2's deltas"
+            f"MODEL.RESOBJ_ROI.BOX_LOSS.NAME {node.NAME} needs another box parametrisation than "
+            "Detectron2's deltas"
         )
     return loss

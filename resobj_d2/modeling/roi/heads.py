@@ -24,11 +24,10 @@ __all__ = ["ResObjCascadeROIHeads", "ResObjROIHeads"]
 
 
 class _SampledROIHeads:
-    """What both kinds of heads share: a mixin in front of one of Detectron2's classes.
+    """Common part of both kinds of heads: a mixin for Detectron2's classes.
 
     Args:
-        sampler: chooses the proposals of each image; None for
-            Detectron2's random sampling.
+        sampler: selects the proposals of each image; None for Detectron2's random sampling.
         heads: arguments of Detectron2's class.
     """
 
@@ -48,7 +47,7 @@ class _SampledROIHeads:
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As Detectron2's heads."""
+        """Same as Detectron2's."""
         if self.training and self.sampler is not None:
             if targets is None:
                 raise ValueError("training the RoI heads needs 'instances' in every input dict")
@@ -58,7 +57,7 @@ class _SampledROIHeads:
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """Detectron2's sampling; with a sampler nothing, as :meth:`forward` has the features."""
+        """Detectron2's sampling; a no-op with a sampler, which runs in :meth:`forward`."""
         if self.sampler is not None:
             return proposals
         return super().label_and_sample_proposals(proposals, targets)
@@ -67,7 +66,7 @@ class _SampledROIHeads:
     def sample_proposals(
         self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """The chosen proposals with the ground truth of each, as Detectron2's sampling has them."""
+        """The selected proposals with their ground truth, as Detectron2's sampling returns them."""
         if self.proposal_append_gt:
             proposals = add_ground_truth_to_proposals(targets, proposals)
         labelled = [self._label(x, gt) for x, gt in zip(proposals, targets, strict=True)]
@@ -76,7 +75,7 @@ class _SampledROIHeads:
             logits = self._class_logits(features, proposals).float()
             labels = torch.cat([x.labels[0] for x in labelled])
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-            # A NaN that no sampler chose would hide that training has failed.
+            # If no sampler selected a NaN, it would hide that training has diverged.
             loss = torch.where(loss.isnan(), math.inf, loss)
             difficulty = [x[None] for x in loss.split([len(x) for x in proposals])]
         chosen = []
@@ -87,7 +86,7 @@ class _SampledROIHeads:
         return chosen
 
     def _label(self, proposals: Instances, gt: Instances) -> Targets:
-        """One image's targets, by Detectron2's matcher."""
+        """One image's targets from Detectron2's matcher."""
         boxes = proposals.proposal_boxes
         ious = pairwise_iou(gt.gt_boxes, boxes)
         index, matched = self.proposal_matcher(ious)
@@ -141,8 +140,8 @@ class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
 class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
     """Detectron2's ``CascadeROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling, quality.
 
-    Sampling is for the first stage, by its loss; the others train on the boxes that come out.
-    Each stage predicts the quality of its own boxes, and the mean of the fused scores counts.
+    The sampler acts on the first stage, by its loss; later stages train on the resulting boxes.
+    Each stage predicts the quality of its own boxes; the mean of the fused scores is used.
     """
 
     @classmethod
@@ -157,7 +156,7 @@ class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
         return parts
 
     def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
-        """(R, K + 1) of all proposals of the batch, by the first stage."""
+        """(R, K + 1) of all proposals of the batch, from the first stage."""
         maps = [features[name] for name in self.box_in_features]
         return self._run_stage(maps, proposals, 0)[0]
 
@@ -177,7 +176,7 @@ def _with_ground_truth(
 
 
 def _suppression_of(cfg) -> Suppression | None:
-    """What ``MODEL.RESOBJ_ROI.NMS`` names, or None for Detectron2's NMS."""
+    """The suppression named by ``MODEL.RESOBJ_ROI.NMS``, or None for Detectron2's NMS."""
     node = cfg.MODEL.RESOBJ_ROI
     if node.NMS == "greedy":
         return None

@@ -1,4 +1,4 @@
-"""Region proposals in Detectron2's ``GeneralizedRCNN``; importing it fills its registries."""
+"""Region proposals for Detectron2's ``GeneralizedRCNN``, registered with Detectron2 on import."""
 
 from .head import ResObjRPNHead
 from .rpn import ResObjRPN

@@ -21,12 +21,12 @@ __all__ = ["ResObjRPNHead"]
 
 @RPN_HEAD_REGISTRY.register()
 class ResObjRPNHead(StandardRPNHead):
-    """Detectron2's RPN head whose objectness may be refined in T steps (``MODEL.RESOBJ_RPN``).
+    """Detectron2's RPN head, with an objectness refined in T steps (``MODEL.RESOBJ_RPN``).
 
     The objectness and its residual subnets are the dense detector's :class:`ObjectnessBranch`. Its
     base is a 1x1 convolution on the shared hidden feature, as in every RPN; a residual subnet is a
     3x3 convolution with ReLU and a 1x1 convolution. Without an objectness branch this is
-    ``StandardRPNHead``, with the names of its parameters.
+    ``StandardRPNHead``, with the same parameter names.
 
     Args:
         objectness: the branch, or None for Detectron2's single 1x1 convolution.
@@ -58,7 +58,7 @@ class ResObjRPNHead(StandardRPNHead):
             objectness = build(ObjectnessBranch, node, num_classes=1, parts=parts)
         if objectness is not None and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
             raise ValueError(
-                "Detectron2's RPN would train the sum of all steps only; for "
+                "Detectron2's RPN would only train the sum of all steps; for "
                 "MODEL.RESOBJ_RPN.OBJECTNESS set MODEL.PROPOSAL_GENERATOR.NAME ResObjRPN"
             )
         return {**options, "objectness": objectness}
@@ -75,7 +75,7 @@ class ResObjRPNHead(StandardRPNHead):
 
         Args:
             features: L maps (N, C, H_l, W_l).
-            every_step: False where only the last refinement is wanted.
+            every_step: False if only the last refinement is needed.
         """
         hidden = [self.conv(x) for x in features]
         deltas = LevelMaps([self.anchor_deltas(x) for x in hidden], channels=4)
@@ -87,13 +87,13 @@ class ResObjRPNHead(StandardRPNHead):
         return self.objectness.predict(tower, every_step=every_step), deltas
 
     def score_logits(self, prediction: ObjectnessPrediction, step: int | None = None) -> Tensor:
-        """(N, R) float32 logits that rank the proposals: o_step, by default the last."""
+        """(N, R) float32 logits o_step by which proposals are ranked; by default the last."""
         if self.objectness is None:
             return prediction.logits.float()
         return self.objectness.score_logits(prediction, step)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """As ``StandardRPNHead``: last logits (N, A, H_l, W_l), deltas (N, 4A, H_l, W_l)."""
+        """Like ``StandardRPNHead``: last logits (N, A, H_l, W_l), deltas (N, 4A, H_l, W_l)."""
         if self.objectness is None:
             return super().forward(features)
         prediction, deltas = self.predict(features, every_step=False)
@@ -105,15 +105,17 @@ def _hidden(*, in_channels: Sequence[int], channels: Sequence[int], num_convs: i
 
 
 def _check_levels(cfg, input_shape) -> None:
-    """Refuse what layers shared over the levels cannot serve."""
+    """Raises for anchors and levels that shared layers cannot handle."""
     anchors = build_anchor_generator(cfg, input_shape)
     if len(set(anchors.num_anchors)) != 1:
         raise ValueError(
-            "the RPN's layers are shared, so MODEL.ANCHOR_GENERATOR must give each level as many "
-            f"anchors, got {list(anchors.num_anchors)}"
+            "the RPN's layers are shared, so MODEL.ANCHOR_GENERATOR must give every level the same "
+            f"number of anchors, got {list(anchors.num_anchors)}"
         )
     if anchors.box_dim != 4:
-        raise ValueError(f"ResObjRPNHead proposes upright boxes, got box_dim {anchors.box_dim}")
+        raise ValueError(
+            f"ResObjRPNHead supports axis-aligned boxes, got box_dim {anchors.box_dim}"
+        )
     channels = [shape.channels for shape in input_shape]
     if len(set(channels)) != 1:
         raise ValueError(

@@ -24,21 +24,21 @@ __all__ = ["ResObjRPN"]
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class ResObjRPN(RPN):
-    """Detectron2's RPN with another sampling and a refined objectness, each by configuration.
+    """Detectron2's RPN with optional sampling and refined objectness from this package.
 
     Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3: all labelled anchors
     are trained instead of a random sample, and proposals are ranked by o_T. The paper does not
-    state the normaliser: the objectness and the residual sums are divided by ``normalizer``, by
-    default the foreground anchors of the batch; the box loss keeps Detectron2's
-    ``BATCH_SIZE_PER_IMAGE * N``, and so the scale that it has in the baseline.
+    state the normaliser. Here the objectness and residual sums are divided by ``normalizer``, by
+    default the number of foreground anchors in the batch; the box loss keeps Detectron2's divisor
+    ``BATCH_SIZE_PER_IMAGE * N`` and thus its scale in the baseline.
 
     Without a sampler this is Detectron2's RPN.
 
     Args:
-        assigner: labels the anchors; its foreground has the class 0.
-        sampler: None for Detectron2's own random sampling, which
-            an objectness branch cannot be trained with.
-        normalizer: divides the sums of the objectness branch; None without one.
+        assigner: labels the anchors; foreground has class 0.
+        sampler: None for Detectron2's random sampling, which cannot be combined with an objectness
+            branch.
+        normalizer: divisor of the objectness branch's sums; None without such a branch.
         rpn: arguments of Detectron2's ``RPN``; the head is a :class:`ResObjRPNHead`.
 
     After a training forward ``statistics`` holds detached scalars of that batch, on the device.
@@ -65,7 +65,7 @@ class ResObjRPN(RPN):
                 "the paper, or another one"
             )
         if sampler is not None:
-            self.anchor_matcher = None  # the assigner's work; nothing is left to accelerate there
+            self.anchor_matcher = None  # the assigner replaces it; nothing left to accelerate
         self.assigner = assigner
         self.sampler = sampler
         self.normalizer = normalizer
@@ -99,7 +99,7 @@ class ResObjRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As Detectron2's ``RPN``: the proposals of each image, and losses when training."""
+        """Like Detectron2's ``RPN``: the proposals of each image, and losses when training."""
         if self.sampler is None:
             return super().forward(images, features, gt_instances)
         maps = [features[name] for name in self.in_features]
@@ -152,7 +152,7 @@ class ResObjRPN(RPN):
         prediction: ObjectnessPrediction,
         gt_instances: list[Instances],
     ) -> Targets:
-        """Assign, sample; anchors that are not sampled become ignored for every loss."""
+        """Assigns and samples; every loss ignores anchors that are not sampled."""
         priors = Priors(
             boxes=Boxes.cat(anchors).tensor,
             anchors_per_level=[len(x) for x in anchors],
@@ -187,7 +187,7 @@ class ResObjRPN(RPN):
         anchors_per_level = [len(x) for x in anchors]
         branch = self.rpn_head.objectness
         logits = prediction.logits.float() if branch is None else prediction.logits.detach()
-        # Detectron2's losses and log; of these a branch replaces the objectness loss.
+        # Detectron2's losses and logging; an objectness branch replaces the objectness loss.
         losses = self.losses(
             anchors,
             list(logits.split(anchors_per_level, dim=1)),
@@ -215,5 +215,5 @@ class ResObjRPN(RPN):
 
 
 def _per_level(deltas: LevelMaps) -> list[Tensor]:
-    """L tensors (N, H_l * W_l * A, 4), as Detectron2's RPN has them."""
+    """L tensors (N, H_l * W_l * A, 4), as in Detectron2's RPN."""
     return [LevelMaps([x], deltas.channels).flatten() for x in deltas.levels]

@@ -1,6 +1,6 @@
-"""Every operator written in plain torch: the fallback without kernels and the oracle in tests.
+"""Every operator in plain torch: the fallback without kernels, and the reference in tests.
 
-Read these first; the kernels in ``csrc/`` must agree with them. Clarity wins over speed here.
+Read these first; the kernels in ``csrc/`` must agree with them. They favour clarity over speed.
 """
 
 from .balanced_l1_loss import balanced_l1_loss, balanced_l1_loss_backward

@@ -1,4 +1,4 @@
-"""Geometry of two boxes, which the overlaps and the GIoU loss share, in plain torch."""
+"""Geometry of pairs of boxes, shared by the overlaps and the GIoU loss, in plain torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 class PairGeometry(NamedTuple):
-    """What the overlap of two boxes is made of."""
+    """The quantities that IoU, GIoU and IoF are computed from."""
 
-    size: Tensor  # (..., 2) of the intersection, 0 where there is none
-    intersection: Tensor  # (...) areas
+    size: Tensor  # (..., 2) width and height of the intersection, 0 if empty
+    intersection: Tensor  # (...) area
     union: Tensor
-    hull_size: Tensor  # (..., 2) of the smallest box around both
+    hull_size: Tensor  # (..., 2) of the smallest enclosing box
     hull: Tensor
 
 
 def pair_geometry(boxes1: Tensor, boxes2: Tensor) -> PairGeometry:
-    """Of boxes (..., 4) that broadcast against each other."""
+    """Geometry of boxes (..., 4) that broadcast against each other."""
     top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
     size = (bottom_right - top_left).clamp(min=0)
@@ -37,9 +37,9 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 class PairSlopes(NamedTuple):
-    """Derivatives of some value; each (...)."""
+    """Partial derivatives of an overlap; each (...)."""
 
-    intersection: Tensor  # by the intersection, the union moving along
+    intersection: Tensor  # by the intersection, which also changes the union
     area: Tensor  # by the area of either box
     hull: Tensor
 
@@ -49,14 +49,14 @@ def gradient_of_first(
 ) -> Tensor:
     """(..., 4) gradient of the value with respect to ``boxes1``.
 
-    Where a coordinate of both boxes is the same, each gets half of it, as from torch.maximum.
+    Where a coordinate of both boxes is the same, each gets half, as with torch.maximum.
     """
-    # A width is multiplied by the height to give the area, and vice versa.
+    # d(width * height) / d(width) is the height, and vice versa.
     across = pair.size.flip(-1) * slopes.intersection[..., None]
     by_size = torch.where((pair.intersection > 0)[..., None], across, torch.zeros_like(across))
     by_area = (boxes1[..., 2:] - boxes1[..., :2]).flip(-1) * slopes.area[..., None]
     by_hull = pair.hull_size.flip(-1) * slopes.hull[..., None]
-    # The coordinate that does not bound the intersection bounds the hull.
+    # Of the two boxes' coordinates one bounds the intersection and the other the hull.
     first = _share_of_larger(boxes1[..., :2], boxes2[..., :2])
     last = _share_of_larger(boxes2[..., 2:], boxes1[..., 2:])
     return torch.cat(
@@ -69,17 +69,17 @@ def gradient_of_first(
 
 
 def _share_of_larger(a: Tensor, b: Tensor) -> Tensor:
-    """How much of the gradient of max(a, b) is a's."""
+    """The fraction of the gradient of max(a, b) that goes to a."""
     return (a > b).to(a.dtype) + 0.5 * (a == b).to(a.dtype)
 
 
 def overlap(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
     """``"iou"``, ``"giou"`` or ``"iof"`` of boxes (..., 4) that broadcast against each other."""
     pair = pair_geometry(boxes1, boxes2)
-    # False for boxes that do not overlap and, as NaN > 0 is false, for boxes with a NaN.
+    # False for boxes that do not overlap or have a NaN (NaN > 0 is false).
     intersect = (pair.intersection > 0) & (pair.union > 0)
     zero, one = pair.union.new_zeros(()), pair.union.new_ones(())
-    # Divisors are replaced before the division: a division by zero would spoil the gradient.
+    # Replace divisors before dividing: a division by zero would make the gradient NaN.
     if kind == "iof":
         return torch.where(intersect, pair.intersection / _areas(boxes2), zero)
     iou = torch.where(intersect, pair.intersection / torch.where(intersect, pair.union, one), zero)

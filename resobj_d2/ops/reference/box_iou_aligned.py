@@ -1,4 +1,4 @@
-"""Overlap of boxes pair by pair, in plain torch."""
+"""Overlap of boxes, pair by pair, in plain torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def box_iou_aligned_backward(
 
 
 def _overlap_slopes(pair: PairGeometry, kind: str) -> PairSlopes:
-    """A part of the overlap that is replaced by a constant has no slope."""
+    """Where the overlap is replaced by a constant its derivatives are 0."""
     zero = torch.zeros_like(pair.union)
     intersect = (pair.intersection > 0) & (pair.union > 0)
     inverse_union = torch.where(intersect, 1 / pair.union, zero)

@@ -53,7 +53,7 @@ def dense_detections(
         merged = [torch.cat(parts) for parts in zip(*candidates, strict=True)]
         box, score, cls = merged[:3]
         finite = torch.nonzero(torch.isfinite(box).all(dim=1))[:, 0]
-        # Of equal scores the first comes first: the finer level, within a level the lower anchor.
+        # Ties keep this order: the finer level first, then the lower anchor.
         kept = batched_nms(box[finite], score[finite], cls[finite], nms_thresh, max_detections)
         keep = finite[kept]
         counts[image] = len(keep)
@@ -90,7 +90,7 @@ def per_anchor(maps: Tensor, channels: int) -> Tensor:
 
 
 def fused_score(probabilities: list[Tensor], exponents: list[float], floors: list[float]) -> Tensor:
-    """(R, K) products of powers; 0 where a probability is below its floor, NaN where one is NaN."""
+    """(R, K) products of powers; 0 if a probability is below its floor, NaN if one is NaN."""
     score = torch.ones_like(probabilities[0])
     above = torch.ones_like(probabilities[0], dtype=torch.bool)
     known = torch.ones_like(above)
@@ -102,9 +102,9 @@ def fused_score(probabilities: list[Tensor], exponents: list[float], floors: lis
 
 
 def best_candidates(score: Tensor, score_thresh: float, topk: int) -> tuple[Tensor, Tensor]:
-    """Rows and classes (C,) of the ``topk`` best scores above the threshold, best first.
+    """Rows and classes, each (C,), of the ``topk`` best scores above the threshold, best first.
 
-    Of equal scores the one with the lower row comes first, then the lower class.
+    Ties are broken by row, then by class.
     """
     passing = torch.nonzero(score > score_thresh)
     values = score[passing[:, 0], passing[:, 1]]
@@ -116,7 +116,7 @@ def best_candidates(score: Tensor, score_thresh: float, topk: int) -> tuple[Tens
 def decode_deltas(
     anchors: Tensor, deltas: Tensor, weights: list[float], scale_clamp: float
 ) -> Tensor:
-    """Boxes (C, 4) of R-CNN deltas; see :class:`resobj_d2.matching.DeltaCoder`."""
+    """Boxes (C, 4) from R-CNN deltas; see :class:`resobj_d2.matching.DeltaCoder`."""
     size = anchors[:, 2:] - anchors[:, :2]
     centre = anchors[:, :2] + 0.5 * size
     deltas = torch.stack([x * (1 / w) for x, w in zip(deltas.unbind(1), weights, strict=True)], 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._box_pairs import PairGeometry, PairSlopes, gradient_of_first, pair_geometry
 
-# Coordinates from `limit` on are multiplied by `factor` so that no area overflows.
+# Coordinates of `limit` or more are multiplied by `factor` so that no area overflows.
 _HUGE = {
     torch.float32: {"limit": 2.0**60, "factor": 2.0**-67, "epsilon": 1e-19},
     torch.float64: {"limit": 2.0**500, "factor": 2.0**-524, "epsilon": 1e-100},
@@ -21,7 +21,7 @@ def giou_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
     See :func:`resobj_d2.ops.giou_loss`.
     """
     if mask is not None:
-        # Replaced, not multiplied by zero: a NaN there must not leak.
+        # Replaced rather than multiplied by zero, so that no NaN leaks.
         pred = torch.where(mask[..., None], pred, pred.new_zeros(()))
         target = torch.where(mask[..., None], target, target.new_zeros(()))
     scale, epsilon = _scale(pred, target)
@@ -39,7 +39,7 @@ def giou_loss_backward(
     first, second = _sort(pred) * scale, _sort(target) * scale
     pair = pair_geometry(first, second)
     gradient = gradient_of_first(first, second, pair, _giou_loss_slopes(pair, epsilon))
-    # Each corner coordinate gets the gradient of where it went.
+    # Undo the sorting: each coordinate gets the gradient of its sorted position.
     swapped = torch.cat((gradient[..., 2:], gradient[..., :2]), dim=-1)
     out_of_order = (pred[..., :2] > pred[..., 2:]).repeat((1,) * (pred.dim() - 1) + (2,))
     gradient = torch.where(out_of_order, swapped, gradient) * (grad_loss * scale)
@@ -57,7 +57,7 @@ def _giou_loss_slopes(pair: PairGeometry, epsilon: Tensor) -> PairSlopes:
 
 
 def _scale(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 1) factor of the coordinates and (...) what is added to the areas."""
+    """(..., 1) factor for the coordinates and (...) epsilon added to the areas."""
     huge = _HUGE[pred.dtype]
     is_huge = torch.cat((pred, target), dim=-1).abs().gt(huge["limit"]).any(dim=-1)
     one = pred.new_ones(())
@@ -68,7 +68,7 @@ def _scale(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sort(boxes: Tensor) -> Tensor:
-    """Corners in order. Equal coordinates stay, so that a box without a side can grow one."""
+    """Sorts the corners; equal coordinates keep their order, so that an empty box can grow."""
     first, last = boxes[..., :2], boxes[..., 2:]
     out_of_order = first > last
     return torch.cat(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .pairwise_box_iou import pairwise_box_iou
 
-# Rows of the IoU matrix that exist at a time.
+# Rows of the IoU matrix that are held at once.
 BOXES_PER_CHUNK = 16
 
 
@@ -50,7 +50,7 @@ def match_anchors(
 
 
 def _best_boxes(anchors: Tensor, boxes: Tensor, d2_compat: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) first best box of each anchor, its IoU, and whether the anchor is the best of a box."""
+    """(R,) best box of each anchor, its IoU, and whether the anchor is the best one of a box."""
     best = anchors.new_zeros(len(anchors))
     index = torch.full_like(best, 0 if len(boxes) else -1, dtype=torch.int64)
     is_best = torch.zeros_like(best, dtype=torch.bool)
@@ -59,7 +59,7 @@ def _best_boxes(anchors: Tensor, boxes: Tensor, d2_compat: bool) -> tuple[Tensor
     for first in range(0, len(boxes), BOXES_PER_CHUNK):
         ious = pairwise_box_iou(boxes[first : first + BOXES_PER_CHUNK], anchors)
         chunk_best, chunk_index = ious.max(dim=0)
-        # "Greater": of boxes with the same IoU the first wins, as it does inside a chunk.
+        # Strictly greater, so that the first box wins ties across chunks as it does within one.
         index = torch.where(chunk_best > best, chunk_index + first, index)
         best = torch.maximum(chunk_best, best)
         best_of_box = ious.amax(dim=1, keepdim=True)

@@ -21,7 +21,7 @@ def batched_nms(
             break
         if alive[i]:
             kept.append(i)
-            # In float64, so that the threshold is not rounded.
+            # Compared in float64, so that the threshold is not rounded.
             overlaps = pairwise_box_iou(boxes[i : i + 1], boxes[i + 1 :])[0].double()
             alive[i + 1 :] &= (idxs[i + 1 :] != idxs[i]) | (overlaps <= iou_threshold)
     return order[kept]
@@ -51,7 +51,7 @@ def soft_nms(
     new_scores: list[Tensor] = []
     for _ in range(len(scores)):
         candidates = torch.where(left, scores, -torch.inf)
-        # The first of the highest: argmax may return any of them.
+        # The first maximum; argmax may return any of them.
         best = int((candidates == candidates.max()).nonzero()[0])
         if len(kept) == max_output or candidates[best].double() < min_score:
             break
@@ -95,11 +95,11 @@ def matrix_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, kernel: str, sigma: 
     if len(order) == 0:
         return torch.zeros_like(scores)
     same_class = idxs[order][:, None] == idxs[order]
-    # Row i, column j: IoU of box j with the higher-scored box i of its class, 0 for all others.
+    # Row i, column j: IoU of box j with the higher-scored box i of its class, else 0.
     overlaps = torch.where(same_class, pairwise_box_iou(boxes[order], boxes[order]), 0.0).triu(1)
     worst = overlaps.amax(dim=0)[:, None]
     if kernel == "linear":
-        # A box that a better one covers fully (worst = 1) is as good as removed: it decays nothing.
+        # A box fully covered by a better one (worst = 1) is certainly suppressed: no decay.
         decays = torch.where(worst < 1, (1 - overlaps) / (1 - worst), 1.0)
     else:
         decays = torch.exp((worst * worst - overlaps * overlaps) / sigma)
@@ -115,6 +115,6 @@ def _pad(rows: Tensor, count: int, max_output: int, value: float) -> Tensor:
 
 
 def _by_descending_score(scores: Tensor) -> Tensor:
-    """Indices from the highest score to the lowest, equal ones by index, none of a NaN."""
+    """Indices by descending score, ties by index, without those of NaN scores."""
     order = scores.argsort(descending=True, stable=True)
     return order[~scores[order].isnan()]

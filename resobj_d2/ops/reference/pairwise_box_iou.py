@@ -1,4 +1,4 @@
-"""Overlap of every box of one set with every box of another, in plain torch."""
+"""Overlap of every box of one set with every box of another set, in plain torch."""
 
 from __future__ import annotations
 

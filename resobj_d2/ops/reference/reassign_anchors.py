@@ -1,4 +1,4 @@
-"""Refined anchors and their matches in plain torch."""
+"""Refined anchors and their new matches in plain torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reassign_anchors(
         ignore_sizes,
         ignore_iof,
     )
-    # One more row stands for the images without a box.
+    # An extra row serves the images without boxes.
     padded = F.pad(gt_boxes, (0, 0, 0, 1))
     first = [sum(gt_sizes[:i]) for i in range(len(gt_sizes))]
     rows = [
@@ -55,7 +55,7 @@ def reassign_anchors(
 
 
 def _usable(boxes: Tensor) -> Tensor:
-    """(...) bool: finite and with an area."""
+    """(...) bool: finite and of positive area."""
     return torch.isfinite(boxes).all(dim=-1) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 
 

@@ -18,7 +18,7 @@ def residual_objectness_bce(
     unselected: str = "update",
     anchors_per_level: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Algorithm 1 of Residual Objectness, step by step. Autograd of this code gives the gradients.
+    """Algorithm 1 of Residual Objectness, step by step. Gradients come from autograd.
 
     See :func:`resobj_d2.ops.residual_objectness_bce`.
     """
@@ -79,7 +79,7 @@ def residual_objectness_bce_backward(
         grad_residuals = grads[1:]
         grad_logits = grads[0]
     else:
-        # L_s reaches every residual that entered o_s: sum over s >= t.
+        # L_s reaches every residual that is part of o_s: sum over s >= t.
         reaching = list(grads)
         for t in range(len(grads) - 2, -1, -1):
             reaching[t] = reaching[t] + reaching[t + 1]
@@ -92,7 +92,7 @@ def residual_objectness_bce_backward(
 def foreground_minima(
     logits: Tensor, foreground: Tensor, min_scope: str, anchors_per_level: Sequence[int]
 ) -> Tensor:
-    """(G,) smallest foreground logit of each group, +inf where there is none, NaN if any is NaN."""
+    """(G,) smallest foreground logit per group; +inf without foreground, NaN if any is NaN."""
     if min_scope == "none":
         return logits.new_full((1,), -torch.inf)
     values = logits.masked_fill(~foreground, torch.inf)
@@ -102,7 +102,7 @@ def foreground_minima(
         groups = values.reshape(1, -1)
     else:
         levels = [level.reshape(-1) for level in values.split(list(anchors_per_level), dim=1)]
-        # One +inf appended to each: amin refuses an empty level.
+        # +inf is appended to each, as amin rejects an empty level.
         return torch.stack([F.pad(level, (0, 1), value=torch.inf).amin() for level in levels])
     return F.pad(groups, (0, 1), value=torch.inf).amin(dim=1)
 
@@ -110,9 +110,9 @@ def foreground_minima(
 def selected_by(
     logits: Tensor, minima: Tensor, min_scope: str, anchors_per_level: Sequence[int]
 ) -> Tensor:
-    """(N, R) mask of ``logits >= minima`` of the anchor's group; nothing where the minimum is +inf.
+    """(N, R) mask of ``logits >= minima`` of the anchor's group; False if the minimum is +inf.
 
-    Written as "not below", so that a NaN is selected and surfaces in the loss of that step.
+    Written as "not below", so that a NaN is selected and shows up in the loss of that step.
     """
     if min_scope == "image":
         minima = minima[:, None]
@@ -123,12 +123,12 @@ def selected_by(
 
 
 def count_groups(num_images: int, min_scope: str, anchors_per_level: Sequence[int]) -> int:
-    """G, the number of minimum scores in one step."""
+    """G, the number of minima per step."""
     return {"image": num_images, "level": len(anchors_per_level)}.get(min_scope, 1)
 
 
 def _score_sums(logits: Tensor, kinds: Tensor) -> Tensor:
-    """(K,) sum of the sigmoid over the anchors of each of K masks (K, N, R)."""
+    """(K,) sums of the sigmoid over the anchors of each of K masks, given as (K, N, R)."""
     return _masked(torch.sigmoid(logits.detach()), kinds).sum(dim=(1, 2))
 
 
@@ -137,7 +137,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _masked_bce_sum(logits: Tensor, foreground: Tensor, mask: Tensor) -> Tensor:
-    # Masked before and after: a NaN outside the mask must reach neither the sum nor the gradient.
+    # Masked before and after, so that a NaN outside the mask reaches neither sum nor gradient.
     logits = _masked(logits, mask)
     bce = -F.logsigmoid(torch.where(foreground, logits, -logits))
     return _masked(bce, mask).sum()

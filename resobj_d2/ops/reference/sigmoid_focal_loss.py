@@ -19,10 +19,10 @@ def sigmoid_focal_loss(
     See :func:`resobj_d2.ops.sigmoid_focal_loss`.
     """
     counts, is_class = _targets(logits, labels, mask)
-    # Logits that do not count are replaced, not multiplied by zero: a NaN there must not leak.
+    # Logits outside the mask are replaced rather than multiplied by zero, so that no NaN leaks.
     logits = torch.where(counts, logits, logits.new_zeros(()))
-    # With the logit of the wrong answer, 1 - p_t = sigmoid(wrong). binary_cross_entropy_with_logits
-    # cancels for easy negatives: at a logit of -9 it is off by 0.3 %, and there are very many.
+    # 1 - p_t = sigmoid(wrong), the logit of the wrong answer. binary_cross_entropy_with_logits
+    # suffers from cancellation on easy negatives, of which there are many: 0.3 % at a logit of -9.
     wrong = torch.where(is_class, -logits, logits)
     loss = -F.logsigmoid(-wrong)
     if gamma != 0:
@@ -51,7 +51,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _targets(logits: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(..., 1) whether an anchor counts, and (..., K) whether it is of the class."""
+    """(..., 1) whether an anchor counts, and (..., K) whether it has that class."""
     counts = labels >= 0 if mask is None else (labels >= 0) & mask
     classes = torch.arange(logits.shape[-1], device=logits.device)
     return counts[..., None], labels[..., None] == classes
