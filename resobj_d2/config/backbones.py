@@ -16,7 +16,7 @@ from resobj_d2.modeling import (
 
 from .keys import Condition, Key, Reader, owner_keys, value_of
 
-__all__ = ["OWN_BACKBONES", "backbone_chain", "backbone_keys", "has_backbone"]
+__all__ = ["OWN_BACKBONES", "backbone_chain", "backbone_keys", "backbone_names", "has_backbone"]
 
 # The key of each neck that names the backbone below it.
 BELOW = {
@@ -27,12 +27,20 @@ BELOW = {
 }
 
 
-def backbone_chain(cfg: CfgNode) -> list[str]:
-    """``MODEL.BACKBONE.NAME`` and, while it is one of our necks, what it stands on."""
-    names = [cfg.MODEL.BACKBONE.NAME]
-    while names[-1] in BELOW and len(names) <= len(BELOW):
-        names.append(value_of(cfg, BELOW[names[-1]]))
+def backbone_names(cfg: CfgNode) -> dict[str, str]:
+    """``MODEL.BACKBONE.NAME`` and, while it is one of our necks, what it stands on, by key."""
+    key = "MODEL.BACKBONE.NAME"
+    names = {key: cfg.MODEL.BACKBONE.NAME}
+    while names[key] in BELOW and BELOW[names[key]] not in names:
+        below = BELOW[names[key]]
+        names[below] = value_of(cfg, below)
+        key = below
     return names
+
+
+def backbone_chain(cfg: CfgNode) -> list[str]:
+    """The values of :func:`backbone_names`."""
+    return list(backbone_names(cfg).values())
 
 
 def _is_known(backbone: str) -> bool:

@@ -73,6 +73,7 @@ class Key:
         meaning: one line.
         source: paper and place.
         readers: all who read it.
+        registry: of which its value names an entry.
     """
 
     path: str
@@ -81,6 +82,7 @@ class Key:
     meaning: str
     source: str = ""
     readers: tuple[Reader, ...] = field(default_factory=tuple)
+    registry: Registry | None = None
 
 
 class Keys:
@@ -107,6 +109,7 @@ class Keys:
                 meaning=first.meaning,
                 source=first.source,
                 readers=known.readers + key.readers,
+                registry=first.registry,
             )
 
     def add_to(self, cfg: CfgNode) -> None:
@@ -177,7 +180,8 @@ def slot_keys(
     entries = sorted(known for known, _ in registry)
     choices = ", ".join(entries)
     meaning = f"{choices}; empty for Detectron2's own" if not name else choices
-    keys = [Key(f"{path}.NAME", name, "str", meaning, readers=(Reader(reader, tuple(when)),))]
+    readers = (Reader(reader, tuple(when)),)
+    keys = [Key(f"{path}.NAME", name, "str", meaning, readers=readers, registry=registry)]
     for known, entry in registry:
         chosen = Condition(f"{path}.NAME", (known,))
         keys += owner_keys(path, entry, when=(*when, chosen), defaults=defaults, omit=omit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from resobj_d2.data.register import check_names, check_num_classes, register_datasets
+from resobj_d2.registry import did_you_mean
 
 from .defaults import add_resobj_config
 from .imports import import_modules
@@ -69,7 +69,7 @@ def load_config(
     if _device_type(cfg.MODEL.DEVICE) == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    check_unused_keys(cfg)
+    check_unused_keys(cfg, given=opts[::2])
     check_values(cfg)
     if training:
         check_run(cfg)
@@ -121,8 +121,7 @@ def _explained_keys(cfg: CfgNode, source: str) -> Iterator[None]:
         if match is None:
             raise
         key = match[1]
-        similar = difflib.get_close_matches(key, _keys(cfg), n=3)
-        hint = f". Did you mean {' or '.join(similar)}?" if similar else ""
+        hint = did_you_mean(key, _keys(cfg))
         raise ValueError(f"{source}: there is no key {key}{hint}") from None
 
 

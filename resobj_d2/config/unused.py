@@ -1,126 +1,89 @@
-"""Refusal of keys that are set, but that nothing in the model or the run reads."""
+"""Refusal of names of nothing, and of keys that are set but that nothing reads."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.common.config import CfgNode
+from fvcore.common.registry import Registry
 
-from .backbones import OWN_BACKBONES, backbone_chain, has_backbone
+from resobj_d2.registry import did_you_mean
+
+from .backbones import backbone_names
 from .defaults import all_keys
+from .detectron2_keys import ARCHITECTURES, DETECTRON2_READERS, MODES, NAMES
 from .keys import Condition, Reader, value_of
-from .rcnn import RCNN
 
 __all__ = ["check_unused_keys", "unused_keys"]
 
-# What is known to read nothing but what is listed here and by our own keys. Another architecture,
-# of the user's, may read any key.
-ARCHITECTURES = (
-    "ResObjDenseDetector", "RetinaNet", "GeneralizedRCNN", "ProposalNetwork", "PanopticFPN",
-    "SemanticSegmentor",
-)  # fmt: skip
 
+def check_unused_keys(cfg: CfgNode, *, given: Container[str] = ()) -> None:
+    """Refuse names of nothing, and keys that differ from their default and that nothing reads.
 
-def _architecture(*names: str) -> Condition:
-    return Condition("MODEL.META_ARCHITECTURE", names)
-
-
-MASKS = Condition("MODEL.MASK_ON", (True,))
-KEYPOINTS = Condition("MODEL.KEYPOINT_ON", (True,))
-PROPOSALS = Condition("MODEL.LOAD_PROPOSALS", (True,))
-
-
-def _named(part: str) -> Condition:
-    return Condition(
-        test=lambda cfg: any(part in name for name in backbone_chain(cfg)),
-        text=f"a backbone whose name has {part!r}",
-    )
-
-
-# Detectron2's keys by what they begin with, and who reads them.
-DETECTRON2_READERS: dict[str, tuple[Reader, ...]] = {
-    "MODEL.RETINANET.": (Reader("RetinaNet", (_architecture("RetinaNet"),)),),
-    "MODEL.FCOS.": (Reader("FCOS", (_architecture("FCOS"),)),),
-    "MODEL.ANCHOR_GENERATOR.": (
-        Reader("RetinaNet", (_architecture("RetinaNet"),)),
-        Reader("the RPN", (RCNN,)),
-    ),
-    "MODEL.PROPOSAL_GENERATOR.": (Reader("the RPN", (RCNN,)),),
-    "MODEL.RPN.": (Reader("the RPN", (RCNN,)),),
-    # Detectron2's own files set keys of all heads, whichever there are.
-    "MODEL.ROI_": (Reader("the RoI heads", (RCNN,)),),
-    "MODEL.MASK_ON": (Reader("the RoI heads", (RCNN,)),),
-    "MODEL.KEYPOINT_ON": (Reader("the RoI heads", (RCNN,)),),
-    "MODEL.LOAD_PROPOSALS": (Reader("the RoI heads", (RCNN,)),),
-    "MODEL.SEM_SEG_HEAD.": (
-        Reader("the segmentation head", (_architecture("SemanticSegmentor", "PanopticFPN"),)),
-    ),
-    "MODEL.PANOPTIC_FPN.": (Reader("PanopticFPN", (_architecture("PanopticFPN"),)),),
-    "MODEL.RESNETS.": (Reader("a ResNet", (_named("resnet"),)), Reader("", (OWN_BACKBONES,))),
-    "MODEL.FPN.": (Reader("an FPN", (_named("fpn"),)), Reader("", (OWN_BACKBONES,))),
-    "MODEL.BACKBONE.FREEZE_AT": (
-        Reader(
-            "ResNets, DarkNet and VGG16",
-            (
-                Condition(
-                    test=lambda cfg: not has_backbone("build_timm_backbone").holds(cfg),
-                    text="a backbone other than build_timm_backbone",
-                ),
-            ),
-        ),
-    ),
-    "VIS_PERIOD": (
-        Reader(
-            "Detectron2's detectors",
-            (_architecture("RetinaNet", "GeneralizedRCNN", "PanopticFPN"),),
-        ),
-    ),
-    "INPUT.MASK_FORMAT": (Reader("the data mappers", (RCNN, MASKS)),),
-    "DATASETS.PROPOSAL_FILES_": (Reader("the data loaders", (RCNN, PROPOSALS)),),
-    "DATASETS.PRECOMPUTED_PROPOSAL_": (Reader("the data loaders", (RCNN, PROPOSALS)),),
-    "TEST.KEYPOINT_OKS_SIGMAS": (Reader("the keypoint evaluator", (KEYPOINTS,)),),
-}
-
-
-def check_unused_keys(cfg: CfgNode) -> None:
-    """Refuse keys that differ from their default and that nothing reads.
+    Args:
+        given: keys of the command line. There even those are refused that a configuration file
+            may leave behind, such as ``SOLVER.STEPS`` with a schedule that has none.
 
     Raises:
-        ValueError: there is no backbone of that name; or one line that names the key, who would
-            read it, and under which condition.
+        ValueError: there is no backbone, loss, ... of that name; or one line that names the key,
+            who would read it, and under which condition.
     """
-    _check_backbones(cfg)
-    problems = list(unused_keys(cfg).values())
+    _check_names(cfg)
+    problems = list(unused_keys(cfg, given=given).values())
     if problems:
         more = f" (and {len(problems) - 1} more such keys)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
 
 
-def _check_backbones(cfg: CfgNode) -> None:
-    for name in backbone_chain(cfg):
-        if name not in BACKBONE_REGISTRY:
-            known = sorted(known for known, _ in BACKBONE_REGISTRY)
-            similar = difflib.get_close_matches(name, known, n=2)
-            hint = f". Did you mean {' or '.join(similar)}?" if similar else ""
-            raise ValueError(f"there is no backbone {name!r}{hint}")
+def _check_names(cfg: CfgNode) -> None:
+    """Every name that is read is in its registry. An empty one means that there is no such part."""
+    for path, name, registry in _names(cfg):
+        if name and name not in registry:
+            known = sorted(known for known, _ in registry)
+            hint = did_you_mean(name, known) or f". Choose one of {', '.join(known)}"
+            raise ValueError(f"{path} is {name!r}, which does not exist{hint}")
 
 
-def unused_keys(cfg: CfgNode) -> dict[str, str]:
+def _names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
+    path, registry, _ = NAMES[0]
+    yield path, value_of(cfg, path), registry
+    for path, name in backbone_names(cfg).items():
+        yield path, name, BACKBONE_REGISTRY
+    if cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES:
+        return
+    for path, registry, conditions in NAMES[1:]:
+        # Detectron2 itself knows this one.
+        if value_of(cfg, path) != "PrecomputedProposals" and _holds(conditions, cfg):
+            yield path, value_of(cfg, path), registry
+    for key in all_keys():
+        if key.registry and any(_holds(reader.when, cfg) for reader in key.readers):
+            yield key.path, value_of(cfg, key.path), key.registry
+
+
+def _holds(conditions: tuple[Condition, ...], cfg: CfgNode) -> bool:
+    return all(condition.holds(cfg) for condition in conditions)
+
+
+def unused_keys(cfg: CfgNode, *, given: Container[str] = ()) -> dict[str, str]:
     """Keys that differ from their default and that nothing reads, and why, by their path.
 
     Empty for an architecture that neither Detectron2 nor this package has: it may read any key.
+
+    Args:
+        given: see :func:`check_unused_keys`.
     """
     if cfg.MODEL.META_ARCHITECTURE not in ARCHITECTURES:
         return {}
     readers = [(key.path, key.default, key.readers) for key in all_keys()]
     defaults = get_cfg()
     for path in _leaves(defaults):
-        for prefix, known in DETECTRON2_READERS.items():
-            if path.startswith(prefix):
-                readers.append((path, value_of(defaults, path), known))
+        tables = [DETECTRON2_READERS, MODES] if path in given else [DETECTRON2_READERS]
+        for table in tables:
+            prefix = max((p for p in table if path.startswith(p)), key=len, default=None)
+            if prefix is not None:
+                readers.append((path, value_of(defaults, path), table[prefix]))
     problems = {path: _problem(cfg, path, default, known) for path, default, known in readers}
     return {path: problem for path, problem in problems.items() if problem}
 

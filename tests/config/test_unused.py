@@ -197,6 +197,103 @@ def test_what_may_be_read_is_not_refused(opts):
     assert not unused_keys(config(*opts))
 
 
-def test_a_misspelt_backbone_is_named():
-    with pytest.raises(ValueError, match="no backbone 'build_resnet_fpn_backbon'. Did you mean b"):
-        check_unused_keys(config("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbon"))
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (
+            ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbon"],
+            "MODEL.BACKBONE.NAME is 'build_resnet_fpn_backbon', which does not exist. Did you mean",
+        ),
+        (
+            ["MODEL.BACKBONE.NAME", "build_yolo_backbone", "MODEL.YOLO_PYRAMID.BOTTOM_UP", "dark"],
+            "MODEL.YOLO_PYRAMID.BOTTOM_UP is 'dark', which does not exist. Choose one of",
+        ),
+        (
+            [*DENSE, "MODEL.DENSE.CLS_LOSS.NAME", "SigmoidFocalLos"],
+            "MODEL.DENSE.CLS_LOSS.NAME is 'SigmoidFocalLos', which does not exist. Did you mean "
+            "SigmoidFocalLoss",
+        ),
+        ([*DENSE, "MODEL.DENSE.TOWER.NAME", "T"], "MODEL.DENSE.TOWER.NAME is 'T'"),
+        (["MODEL.META_ARCHITECTURE", "RetinaNets"], "Did you mean RetinaNet?"),
+        (["MODEL.PROPOSAL_GENERATOR.NAME", "RNP"], "Did you mean RPN?"),
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHead"], "Did you mean StandardROIHeads"),
+        (
+            ["MODEL.ROI_HEADS.NAME", "ResObjROIHeads", "MODEL.RESOBJ_ROI.SAMPLER.NAME", "OHEM"],
+            "MODEL.RESOBJ_ROI.SAMPLER.NAME is 'OHEM'",
+        ),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_its_key(opts, message):
+    with pytest.raises(ValueError, match=message):
+        check_unused_keys(config(*opts))
+
+
+def test_names_of_parts_that_are_not_there_do_not_matter():
+    check_unused_keys(config("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"))
+
+
+RESOBJ_RPN = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "ResObjRPN", "MODEL.RPN.HEAD_NAME", "ResObjRPNHead",
+    "MODEL.RESOBJ_RPN.SAMPLER.NAME",
+]  # fmt: skip
+ROI_SAMPLER = ["MODEL.ROI_HEADS.NAME", "ResObjROIHeads", "MODEL.RESOBJ_ROI.SAMPLER.NAME"]
+
+
+@pytest.mark.parametrize(
+    "key, value, reading, ignoring",
+    [
+        (
+            "MODEL.RPN.POSITIVE_FRACTION", 0.2,
+            [[], [*RESOBJ_RPN, "RandomSampler"], [*RESOBJ_RPN, "OHEMSampler"], [*RESOBJ_RPN, ""]],
+            [[*RESOBJ_RPN, "KeepAll"], [*RESOBJ_RPN, "HardNegativeRatio"]],
+        ),
+        ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 64, [[*RESOBJ_RPN, "KeepAll"]], []),
+        (
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64,
+            [[], [*ROI_SAMPLER, "OHEMSampler"]], [[*ROI_SAMPLER, "KeepAll"]],
+        ),
+        (
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.1,
+            [[*ROI_SAMPLER, "IoUBalancedSampler"]], [[*ROI_SAMPLER, "HardNegativeRatio"]],
+        ),
+        (
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.4,
+            [[], [*ROI_SAMPLER, "", "MODEL.RESOBJ_ROI.NMS", "soft_linear"]],
+            [
+                [*ROI_SAMPLER, "", "MODEL.RESOBJ_ROI.NMS", "matrix"],
+                [*ROI_SAMPLER, "", "MODEL.RESOBJ_ROI.NMS", "soft_gaussian"],
+            ],
+        ),
+        (
+            "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.1,
+            [[], [*ROI_SAMPLER, ""]],
+            [[*ROI_SAMPLER, "", "MODEL.RESOBJ_ROI.BOX_LOSS.NAME", "GIoULoss"]],
+        ),
+    ],
+)  # fmt: skip
+def test_detectron2s_keys_count_as_read_by_what_really_reads_them(key, value, reading, ignoring):
+    for opts in reading:
+        assert key not in unused_keys(config(*opts, key, value))
+    for opts in ignoring:
+        assert key in unused_keys(config(*opts, key, value))
+
+
+@pytest.mark.parametrize(
+    "opts, key, value",
+    [
+        (["INPUT.FIXED_SIZE", [512, 512]], "INPUT.MIN_SIZE_TRAIN", (640,)),
+        (["INPUT.SCALE_JITTER", [0.1, 2.0]], "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"),
+        (["INPUT.FIXED_SIZE", [512, 512]], "INPUT.MAX_SIZE_TEST", 1000),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], "SOLVER.STEPS", (5,)),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], "SOLVER.GAMMA", 0.5),
+        ([], "INPUT.CROP.SIZE", [0.5, 0.5]),
+        ([], "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 10.0),
+        ([], "TEST.PRECISE_BN.NUM_ITER", 20),
+        ([], "DATALOADER.REPEAT_THRESHOLD", 0.1),
+    ],
+)
+def test_a_key_of_another_mode_may_stand_in_a_file_but_not_on_the_command_line(opts, key, value):
+    cfg = config(*opts, key, value)
+    check_unused_keys(cfg)
+    with pytest.raises(ValueError, match=f"^{key} is .* nothing in this model reads it"):
+        check_unused_keys(cfg, given=[key])
