@@ -64,14 +64,25 @@ ANALYZE = (
 )
 
 COMMANDS = (
-    Command(name="train", summary="train a detector", module="cli.train"),
-    Command(name="eval", summary="evaluate a trained detector", module="cli.evaluate"),
+    # The summaries of training, evaluation and demo say which operators run.
+    Command(name="train", summary="train a detector", module="cli.train", uses_operators=False),
+    Command(
+        name="eval",
+        summary="evaluate a trained detector",
+        module="cli.evaluate",
+        uses_operators=False,
+    ),
     Command(
         name="predict",
         summary="detections on image files: pictures and a json",
         module="inference.predict",
     ),
-    Command(name="demo", summary="train, evaluate and draw on generated scenes", module="demo"),
+    Command(
+        name="demo",
+        summary="train, evaluate and draw on generated scenes",
+        module="demo",
+        uses_operators=False,
+    ),
     Command(
         name="configs",
         summary="list the configurations, print one",

@@ -11,6 +11,7 @@ from resobj_d2.compat import launch
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, evaluate, run_setup
+from resobj_d2.engine.commands import resume_command
 from resobj_d2.process import start_log
 
 __all__ = ["main"]
@@ -24,7 +25,7 @@ def _run(args) -> None:
     if args.eval_only:
         evaluate(cfg, resume=args.resume)
         return
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, how_to_resume=resume_command())
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

@@ -7,4 +7,4 @@ from resobj_d2.command import run_command
 from .command import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, uses_operators=False))

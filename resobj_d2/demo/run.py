@@ -18,6 +18,7 @@ from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, run_setup
 from resobj_d2.inference.predict import draw_samples
 from resobj_d2.inference.predictor import Predictor
+from resobj_d2.process import hold_folder
 
 from .budget import Plan, plan_for_iterations, plan_for_time
 
@@ -105,6 +106,7 @@ def _remove_former_run(output: Path) -> None:
             f"{output.absolute()} has files that are not from a demo; choose another --output"
         )
     output.mkdir(parents=True, exist_ok=True)
+    hold_folder(output)
     marker.touch()
     for name in ("metrics.json", "last_checkpoint", "log.txt"):
         (output / name).unlink(missing_ok=True)

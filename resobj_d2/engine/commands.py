@@ -12,14 +12,12 @@ __all__ = ["evaluate_command", "predict_command", "resume_command"]
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The present command with ``--resume``; in an interactive session what to call instead.
+    """The present command with ``--resume``, which it has to understand.
 
     Args:
         argv: of the process, ``sys.argv`` by default.
     """
     argv = list(sys.argv if argv is None else argv)
-    if _is_interactive():
-        return "trainer = Trainer(cfg); trainer.resume_or_load(resume=True); trainer.train()"
     arguments = argv[1:]
     if "--resume" not in arguments:
         # In front: what follows the first KEY is taken for further KEY VALUE pairs.
@@ -61,10 +59,6 @@ def _quote(word: str) -> str:
     if "'" in word and not set(word) & set('"$`\\!'):
         return f'"{word}"'
     return shlex.quote(word)
-
-
-def _is_interactive() -> bool:
-    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
 def _program(path: str) -> list[str]:

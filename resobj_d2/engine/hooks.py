@@ -6,15 +6,26 @@ import os
 from collections.abc import Callable
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
-__all__ = ["NonFiniteLossError", "NonFiniteLossGuard", "StatisticsHook"]
+__all__ = ["EvaluationHook", "NonFiniteLossError", "NonFiniteLossGuard", "StatisticsHook"]
 
 
 class NonFiniteLossError(FloatingPointError):
     """A loss became NaN or infinite."""
+
+
+class EvaluationHook(hooks.EvalHook):
+    """Detectron2's, but a run that ends within its last iteration is not evaluated.
+
+    A signal or an error has ended it then, and of several processes perhaps only one.
+    """
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class NonFiniteLossGuard(HookBase):

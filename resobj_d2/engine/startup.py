@@ -14,7 +14,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 
-from resobj_d2.process import quiet_imports, replacing
+from resobj_d2.process import hold_folder, quiet_imports, replacing
 from resobj_d2.process.console import FILE_ONLY, log_to_folder
 
 __all__ = ["run_setup"]
@@ -29,17 +29,23 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
     benchmark. The environment, the command's arguments and the configuration go into ``log.txt``
     (``log.txt.rank<n>`` in further processes) and ``config.yaml``, and not to the console, which
     from now on shows what this package logs, and warnings. An evaluation leaves the ``config.yaml``
-    of a training as it is and writes ``config_eval.yaml``.
+    of a training as it is and writes ``config_eval.yaml``. A training holds the folder
+    (:func:`resobj_d2.process.hold_folder`) until :meth:`Trainer.train` or the process ends.
 
     Args:
         cfg: of :func:`resobj_d2.config.load_config`.
         args: of the command line, for the log; ``eval_only`` is read.
+
+    Raises:
+        FolderInUse: another training writes to ``OUTPUT_DIR``.
     """
     quiet_imports()
     rank = comm.get_rank()
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    log_to_folder(cfg.OUTPUT_DIR, rank=rank)
     eval_only = bool(getattr(args, "eval_only", False))
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    if not eval_only and comm.is_main_process():
+        hold_folder(cfg.OUTPUT_DIR)
+    log_to_folder(cfg.OUTPUT_DIR, rank=rank)
     _log_circumstances(cfg, args)
     if comm.is_main_process():
         _write_config(cfg, eval_only)

@@ -24,12 +24,11 @@ from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_tra
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
-from resobj_d2.process import replacing
+from resobj_d2.process import hold_folder, release_folder, replacing
 
 from .best import BestCheckpoint
-from .commands import resume_command
 from .ema import WeightAverage, WeightAverageHook
-from .hooks import NonFiniteLossGuard, StatisticsHook
+from .hooks import EvaluationHook, NonFiniteLossGuard, StatisticsHook
 from .interrupt import EvaluationStopped, InterruptHook, SteadyMapper
 from .multi_scale import MultiScale
 from .progress import EvaluationProgress, ProgressHook
@@ -51,6 +50,9 @@ __all__ = ["Trainer", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
+# Of a script it is not known what it would understand.
+RESUME_IN_PYTHON = "call trainer.resume_or_load(resume=True) before trainer.train()"
+
 
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data.
@@ -61,17 +63,18 @@ class Trainer(DefaultTrainer):
 
     Args:
         cfg: of :func:`resobj_d2.config.load_config`. ``OUTPUT_DIR`` is made where it is missing.
-        how_to_resume: what is printed after Ctrl-C; by default the present command with
-            ``--resume``.
+        how_to_resume: what is printed after Ctrl-C.
 
     Attributes:
         seed: of all random numbers of the run: ``SEED``, or what was drawn where that is -1.
     """
 
-    def __init__(self, cfg, *, how_to_resume: str | None = None) -> None:
+    def __init__(self, cfg, *, how_to_resume: str = RESUME_IN_PYTHON) -> None:
         check_evaluators(cfg)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        self._how_to_resume = resume_command() if how_to_resume is None else how_to_resume
+        if comm.is_main_process():
+            hold_folder(cfg.OUTPUT_DIR)
+        self._how_to_resume = how_to_resume
         self._loaded = ""
         self._pictures: list[str] = []
         self._test_contents: dict[str, Contents] = {}
@@ -109,7 +112,7 @@ class Trainer(DefaultTrainer):
         return [
             *before,
             self.interrupt,
-            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
+            EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             *self._own_hooks(),
             *after,  # the main process's writers
         ]
@@ -194,12 +197,17 @@ class Trainer(DefaultTrainer):
         Raises:
             RunInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was written. It is a
                 ``SystemExit``.
+            FolderInUse: another training writes to ``OUTPUT_DIR``.
         """
         self._place_random_numbers()
         if comm.is_main_process():
+            hold_folder(self.cfg.OUTPUT_DIR)
             self._begin()
-        with self.interrupt.listening():
-            super().train()
+        try:
+            with self.interrupt.listening():
+                super().train()
+        finally:
+            release_folder(self.cfg.OUTPUT_DIR)
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process():
             self._log_final_summary(results)

@@ -2,14 +2,18 @@
 
 from .console import progress_bar, start_log
 from .files import replacing
+from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet_imports
 
 __all__ = [
+    "FolderInUse",
     "StopRequest",
     "forward_to_children",
+    "hold_folder",
     "progress_bar",
     "quiet_imports",
+    "release_folder",
     "replacing",
     "start_log",
 ]

@@ -1,7 +1,7 @@
 """The log of a command: a few lines for a person on the console, everything in ``log.txt``.
 
 The console shows what this package logs, and warnings and errors of everyone. The file has all
-records of this package, Detectron2 and fvcore.
+records of this package, Detectron2 and fvcore, and what is told through ``warnings``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_ONLY = {"destination": "file"}
 CONSOLE_ONLY = {"destination": "console"}
 
 _PACKAGE = "resobj_d2"
-_LOGGED = (_PACKAGE, "detectron2", "fvcore")
+_LOGGED = (_PACKAGE, "detectron2", "fvcore", "py.warnings")
 _MOST_EARLY_RECORDS = 1000
 
 
@@ -85,6 +85,7 @@ def start_log(*, rank: int = 0) -> None:
     Args:
         rank: of this process; only 0 writes to the console.
     """
+    logging.captureWarnings(True)
     for name in _LOGGED:
         logger = logging.getLogger(name)
         _remove_handlers(logger)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from resobj_d2.engine import commands
 from resobj_d2.engine.commands import evaluate_command, predict_command, resume_command
 
 
@@ -21,7 +20,6 @@ def script(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", "a.yaml"])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     return python
 
 
@@ -69,11 +67,6 @@ def test_resume_of_a_module(monkeypatch):
 def test_python_that_is_not_on_the_path(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     assert resume_command(["t.py"]) == "/venv/bin/python t.py --resume"
-
-
-def test_interactive_session_gets_python(monkeypatch):
-    monkeypatch.setattr(commands.sys, "ps1", ">>> ", raising=False)
-    assert "resume_or_load(resume=True)" in resume_command(["whatever"])
 
 
 @pytest.mark.parametrize(

@@ -144,15 +144,32 @@ def test_last_evaluation_is_left_with_the_final_checkpoint(make_trainer, tmp_pat
 
 
 def test_signal_in_the_last_iteration_leaves_the_evaluation_out(
-    make_trainer, tmp_path, monkeypatch
+    make_trainer, tmp_path, monkeypatch, caplog
 ):
     evaluations = Evaluations(interrupted=None)
     monkeypatch.setattr(Trainer, "test", staticmethod(evaluations))
     trainer = evaluations.trainer = make_trainer("run")
     trainer.register_hooks([CtrlC(3)])
-    interrupted(trainer)
-    assert evaluations.finished == 0
+    with caplog.at_level("INFO", logger="resobj_d2"):
+        interrupted(trainer)
+    assert evaluations.count == 0
+    assert [r.getMessage()[:7] for r in caplog.records].count("Stopped") == 1
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_what_fails_in_the_last_iteration_is_not_evaluated(make_trainer, monkeypatch):
+    class Fails(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 3:
+                raise ZeroDivisionError
+
+    evaluations = Evaluations(interrupted=None)
+    monkeypatch.setattr(Trainer, "test", staticmethod(evaluations))
+    trainer = evaluations.trainer = make_trainer("run")
+    trainer.register_hooks([Fails()])
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert evaluations.count == 0
 
 
 def test_best_checkpoint_is_that_of_the_best_evaluation(make_trainer, tmp_path, monkeypatch):

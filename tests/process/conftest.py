@@ -11,6 +11,7 @@ def clean_logging():
     loggers = [logging.getLogger(name) for name in _LOGGED]
     before = [(list(x.handlers), x.level, x.propagate) for x in loggers]
     yield
+    logging.captureWarnings(False)
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         for handler in set(logger.handlers) - set(handlers):
             handler.close()

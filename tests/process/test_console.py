@@ -1,6 +1,7 @@
 import io
 import logging
 import re
+import warnings
 
 import pytest
 
@@ -55,6 +56,22 @@ def test_file_has_what_was_logged_before_there_was_a_folder(tmp_path, capsys):
     assert capsys.readouterr().out == "warning: first\nthird\n"
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split(": ")[-1] for line in lines] == ["first", "second", "third"]
+
+
+def test_warnings_of_any_package_reach_the_file(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        start_log()
+        warnings.warn("early words", stacklevel=1)
+        log_to_folder(str(tmp_path))
+        warnings.warn("late\nwords", FutureWarning, stacklevel=1)
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: ") for line in lines)
+    assert "UserWarning: early words (more in log.txt)" in lines[0]
+    text = (tmp_path / "log.txt").read_text()
+    assert "py.warnings WARNING: " in text and "FutureWarning: late\nwords\n" in text
 
 
 def test_further_processes_write_to_files_of_their_own(tmp_path, capsys):
