@@ -86,10 +86,27 @@ class Declared:
 
 @functools.cache
 def _annotated_arguments(owner: Any) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
-    """(name, type, default, marker) of the annotated arguments of a class or function."""
-    function = owner.__init__ if inspect.isclass(owner) else owner
-    if function is object.__init__:
-        return ()
+    """(name, type, default, marker) of the annotated arguments of a class or function.
+
+    A class whose constructor passes ``**kwargs`` on has those of the class above it, too.
+    """
+    if not inspect.isclass(owner):
+        return _annotated_arguments_of(owner, owner)
+    found: dict[str, tuple] = {}
+    for above in owner.__mro__:
+        if "__init__" not in vars(above) or above is object:
+            continue
+        own = _annotated_arguments_of(above.__init__, above)
+        found = {argument[0]: argument for argument in own} | found
+        parameters = inspect.signature(above.__init__).parameters.values()
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return tuple(found.values())
+
+
+def _annotated_arguments_of(
+    function: Callable, owner: Any
+) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
     hints = get_type_hints(owner if is_dataclass(owner) else function, include_extras=True)
     found = []
     for name, parameter in inspect.signature(function).parameters.items():

@@ -43,10 +43,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data(repository) -> Path:
-    """Real data beside the repository; tests that need it are skipped without."""
-    path = repository.parent / "shared" / "data"
+    """A folder of real data; tests that need it are skipped without.
+
+    ``RESOBJ_TEST_DATA`` names it, otherwise it is ``../shared/data`` beside the repository.
+    """
+    path = Path(os.environ.get("RESOBJ_TEST_DATA") or repository.parent / "shared" / "data")
     if not path.is_dir():
-        pytest.skip(f"needs the data folder {path}")
+        pytest.skip(f"needs the data folder {path} (RESOBJ_TEST_DATA)")
     return path
 
 

@@ -110,6 +110,18 @@ def test_an_editable_copy_elsewhere_is_found(monkeypatch, tmp_path):
     assert package in other_copies(Path("/elsewhere/resobj_d2"))
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"x"', '{"dir_info": []}', '{"dir_info": {"editable": 1}}']
+)
+def test_a_broken_record_of_an_installation_stops_nothing(monkeypatch, tmp_path, text):
+    info = tmp_path / "resobj_d2-0.2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: resobj_d2\nVersion: 0.2.0\n")
+    (info / "direct_url.json").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert tmp_path not in [copy.parent for copy in other_copies(Path("/elsewhere/resobj_d2"))]
+
+
 @pytest.mark.parametrize("version, old", [("59.6.0", True), ("80.10.2", False), (None, False)])
 def test_an_old_setuptools_is_named(monkeypatch, version, old):
     found = doctor._version

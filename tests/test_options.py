@@ -56,6 +56,34 @@ def test_an_owner_is_built_from_its_node_and_its_context():
     assert arguments_from(Inner, node(LOSS="ce")) == {"kind": "ce"}  # which does not read GAMMA
 
 
+class Derived(Owner):
+    def __init__(
+        self,
+        *,
+        width: Annotated[int, Option("its own width")] = 9,
+        depth: Annotated[int, Option("layers")] = 1,
+        **others,
+    ) -> None:
+        super().__init__(width=width, **others)
+        self.depth = depth
+
+
+class Closed(Owner):
+    def __init__(self, *, depth: Annotated[int, Option("layers")] = 1) -> None:
+        super().__init__(size=1, inner=Inner())
+        self.depth = depth
+
+
+def test_a_class_that_passes_arguments_on_has_the_options_of_the_class_above():
+    declared = {o.key: (o.meaning, o.default) for o in options_of(Derived)}
+    assert list(declared) == ["LOSS", "GAMMA", "WEIGHTS", "WIDTH", "BELOW.FACTOR", "DEPTH"]
+    assert declared["WIDTH"] == ("its own width", 9) and declared["DEPTH"] == ("layers", 1)
+    owner = build(Derived, node(DEPTH=2, WIDTH=3), size=7)
+    assert owner.arguments == (7, Inner(kind="gf", gamma=3.0), [4.0], 3, 5.0)
+    assert owner.depth == 2
+    assert [o.key for o in options_of(Closed)] == ["DEPTH"]
+
+
 class Contract:
     pass
 

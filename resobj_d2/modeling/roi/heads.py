@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from resobj_d2.matching import Sampler, build_two_stage_sampler
 from resobj_d2.modeling.suppression import Suppression
+from resobj_d2.options import build
 from resobj_d2.structures import IGNORE, Targets
 
 from .box_predictor import ResObjBoxPredictor
@@ -176,13 +177,13 @@ def _with_ground_truth(
 
 
 def _suppression_of(cfg) -> Suppression | None:
-    """The suppression named by ``MODEL.RESOBJ_ROI.NMS``, or None for Detectron2's NMS."""
-    node = cfg.MODEL.RESOBJ_ROI
+    """What ``MODEL.RESOBJ_ROI.NMS`` names, or None for Detectron2's NMS."""
+    node = cfg.MODEL.RESOBJ_ROI.clone()
     if node.NMS == "greedy":
         return None
-    threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
-    sigma = {} if node.NMS == "soft_linear" else {"sigma": node.NMS_SIGMA}
-    return Suppression(method=node.NMS, threshold=threshold, **sigma)
+    node.defrost()
+    node.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+    return build(Suppression, node)
 
 
 def _sampler_of(cfg) -> Sampler | None:
