@@ -1,4 +1,4 @@
 """Side-by-side benchmarks of the operators against torchvision, Detectron2 and fvcore.
 
-``python -m benchmarks --help`` says how to run them, ``benchmarks/case.py`` what a case is.
+``python -m benchmarks --help`` shows how to run them; ``benchmarks/case.py`` defines a case.
 """

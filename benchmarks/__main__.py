@@ -19,7 +19,7 @@ from .case import Case, all_cases, select_cases
 from .comparison import failures
 from .worker import Job, Row
 
-# Nothing may run for longer: a case that hangs must not stop the others.
+# Time limit of a process, so that a case that hangs does not stop the others.
 TIMEOUT = 900
 
 
@@ -29,19 +29,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2", help="CPU threads, default 1,2")
     parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')
     parser.add_argument("--budget", type=float, help="seconds per case and thread count, default 5")
-    parser.add_argument("--malloc", choices=tuple(memory.MALLOC), help="default: as each case says")
-    parser.add_argument("--json", type=Path, help="a file, or a folder: named after the processor")
-    parser.add_argument("--check", action="store_true", help="fail where a target is missed")
+    parser.add_argument("--malloc", choices=tuple(memory.MALLOC), help="default: set by each case")
+    parser.add_argument("--json", type=Path, help="a file, or a folder for <processor>.json")
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     parser.add_argument("--quick", action="store_true", help="1 thread, half a second per case")
-    parser.add_argument("--list", action="store_true", help="name the cases and stop")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs and the random order")
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    parser.add_argument("--seed", type=int, default=0, help="for the inputs and the random order")
     options = parser.parse_args(argv)
     if options.budget is None:
         options.budget = 0.5 if options.quick else 5.0
     try:
         threads = [int(t) for t in ("1" if options.quick else options.threads).split(",")]
     except ValueError:
-        parser.error(f"--threads takes numbers separated by commas, got {options.threads!r}")
+        parser.error(f"--threads takes comma-separated numbers, got {options.threads!r}")
     if min(threads) < 1:
         parser.error(f"--threads must be positive, got {options.threads!r}")
     options.threads = [1] if options.device == "cuda" else machine.usable_threads(threads)
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     missed = list(dict.fromkeys(line for row in results["rows"] for line in failures(row)))
     for line in missed:
         print(f"missed: {line}")
-    # A wrong result is never acceptable, a slow one only without --check.
+    # A wrong result always fails, a slow one only with --check.
     return 1 if any(row["error"] for row in results["rows"]) or (options.check and missed) else 0
 
 
@@ -91,7 +91,7 @@ def why_not(device: str) -> str:
 
 
 def run(cases: list[Case], options: argparse.Namespace) -> dict:
-    """Run every group of cases in a process of its own and gather the results."""
+    """Run every group of cases in its own process and collect the results."""
     start = time.time()
     job = Job([], options.device, options.threads, "warm", options.budget, options.seed, {})
     job.rates, problem = ask_worker(job)
@@ -100,7 +100,7 @@ def run(cases: list[Case], options: argparse.Namespace) -> dict:
     rows: list[dict] = []
     for malloc, group in groups(cases, options.malloc):
         job.keys, job.malloc = [case.key for case in group], malloc
-        # With the default allocator a call waits for the system, whatever the number of threads.
+        # With the default allocator calls wait for the system, whatever the number of threads.
         job.threads = options.threads[:1] if malloc == "default" else options.threads
         measured, problem = ask_worker(job)
         if problem:
@@ -132,7 +132,7 @@ def groups(cases: list[Case], malloc: str | None) -> list[tuple[str, list[Case]]
 
 
 def ask_worker(job: Job) -> tuple[list | dict, str]:
-    """What the worker found, and what went wrong ("" if nothing did)."""
+    """The worker's result, and what went wrong ("" if nothing did)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     environment |= memory.MALLOC[job.malloc]
     environment["RESOBJ_REQUIRE_NATIVE"] = "cpu" if job.device == "cpu" else "cpu,cuda"

@@ -1,4 +1,4 @@
-"""What is measured: an operator of ours at one size, and what it is compared with."""
+"""What is measured: one of our operators at one size, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 MIB = 2**20
 
 Call = Callable[[], Any]
-# Given a case's inputs, returns the call to time; conversions that a user's code would have behind
-# it already belong in front of that call. An ImportError means that the peer is not installed.
+# Given a case's inputs, returns the call to time. Conversions that a user's code would already have
+# done happen before that call. An ImportError means that the peer is not installed.
 Bind = Callable[..., Call]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The smallest acceptable ratio of the peer's time to ours; None is no promise.
+    """The smallest acceptable ratio of the peer's time to ours; None for no target.
 
-    ``cpu`` is for one thread. Two threads reach three quarters of it, as long as that is more
-    than 1: the peers' eager code gains more from threads than a call of a millisecond does.
+    ``cpu`` is for one thread. With two threads three quarters of it suffice, as long as that is
+    more than 1: the peers' eager code gains more from threads than a millisecond call does.
     """
 
     cpu: float | None = None
@@ -39,23 +39,23 @@ class Case:
     """One operator at one size.
 
     Attributes:
-        id: row of the table of targets, for example ``"M1"``.
-        size: what distinguishes the cases of one id, without a comma.
+        id: row in the table of targets, for example ``"M1"``.
+        size: distinguishes the cases of one id; without a comma.
         make: ``(device, seed)`` to the tuple of inputs, the same on every run.
         ours: binds the inputs to our call.
-        peers: binds them to each peer's call, by the peer's name.
-        verify: called with our result and a peer's; raises AssertionError where they differ.
+        peers: the same for each peer's call, by the peer's name.
+        verify: called with our result and a peer's; raises AssertionError if they differ.
         targets: by the peer's name.
-        peak_mb: most MiB that our call may add to the memory in use, its result included.
-        reads, writes: bytes that have to move between memory and processor at the least.
-        devices: where the case makes sense.
+        peak_mb: maximum MiB that our call may add to the memory in use, including its result.
+        reads, writes: minimum number of bytes moved between memory and processor.
+        devices: devices on which the case makes sense.
         malloc: allocator settings to measure under, see ``benchmarks.memory``.
-        max_threads: measure at this many threads at most.
-        min_rounds: fewer where one round takes long.
-        slow: left out of ``--quick``.
-        process: cases of the same name run in one process; empty: one of its own.
+        max_threads: maximum number of threads to measure.
+        min_rounds: lower it if one round takes long.
+        slow: skipped by ``--quick``.
+        process: cases with the same name run in one process; empty for its own process.
         metrics: ``(our result, {peer: its result})`` to named numbers to report.
-        limits: most that a metric may be.
+        limits: maximum of a metric, by name.
     """
 
     id: str
@@ -79,7 +79,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if "," in self.key:
-            raise ValueError(f"{self.key}: a comma in a name cannot be asked for by --only")
+            raise ValueError(f"{self.key}: --only cannot select a name with a comma")
         unknown = set(self.targets) - set(self.peers)
         if unknown:
             raise ValueError(f"{self.key}: targets for peers that it does not have: {unknown}")
@@ -103,7 +103,7 @@ def all_cases() -> list[Case]:
 
 
 def select_cases(cases: list[Case], *, only: list[str], device: str, quick: bool) -> list[Case]:
-    """Those of the ids or keys ``only`` (all if empty) that make sense on ``device``.
+    """Those listed in ``only`` by id or key (all if empty) that make sense on ``device``.
 
     Raises:
         ValueError: an entry of ``only`` selects nothing.

@@ -1,4 +1,4 @@
-"""From interleaved timings to a ratio and how far it can be trusted."""
+"""From interleaved timings to a ratio and its reliability."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Above these a measurement was disturbed, most likely by other programs.
+# Above these limits a measurement was disturbed, most likely by other programs.
 MAX_WALL_PER_CPU = 1.1
 MAX_SPREAD = 1.3
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds per call: on the clock, and on the processor (0 where that is not known)."""
+    """Seconds per call: wall time, and processor time (0 if unknown)."""
 
     wall: float
     cpu: float
@@ -24,9 +24,9 @@ class Sample:
 class Comparison:
     """How many times longer the peer takes than we do.
 
-    ``ratio``, ``p10`` and ``p90`` are quantiles of the ratios within each round, in which both ran
-    one after the other; ``min_ratio`` is that of the shortest times of all rounds, ``cpu_ratio``
-    the median of processor time (0 where it is not known).
+    ``ratio``, ``p10`` and ``p90`` are quantiles of the ratios within each round, in which both run
+    right after each other; ``min_ratio`` is the ratio of the shortest times of all rounds, and
+    ``cpu_ratio`` the median ratio of processor times (0 if unknown).
     """
 
     ours_ms: float
@@ -41,14 +41,14 @@ class Comparison:
 
 
 def compare(ours: Sequence[Sample], peer: Sequence[Sample], *, threads: int) -> Comparison:
-    """Compare two equally long, non-empty series in which samples i belong to round i."""
+    """Compare two equally long, non-empty series whose samples i belong to the same round."""
     ratios = [p.wall / o.wall for o, p in zip(ours, peer, strict=True)]
     p10, ratio, p90 = np.percentile(ratios, (10, 50, 90)).tolist()
     cpu_ratio = 0.0
     if all(s.cpu > 0 for s in (*ours, *peer)):
         pairs = zip(ours, peer, strict=True)
         cpu_ratio = float(np.median([p.cpu / o.cpu for o, p in pairs]))
-    # Several threads compute for longer than the clock runs, never for less.
+    # With several threads processor time exceeds wall time, never the other way round.
     waited = threads > 0 and max(wall_per_cpu(ours), wall_per_cpu(peer)) > MAX_WALL_PER_CPU
     return Comparison(
         ours_ms=1e3 * float(np.median([s.wall for s in ours])),
@@ -64,7 +64,7 @@ def compare(ours: Sequence[Sample], peer: Sequence[Sample], *, threads: int) -> 
 
 
 def wall_per_cpu(samples: Sequence[Sample]) -> float:
-    """How much longer the calls took than they computed; 0 where that is not known."""
+    """Ratio of wall time to processor time of the calls; 0 if unknown."""
     cpu = sum(s.cpu for s in samples)
     return sum(s.wall for s in samples) / cpu if cpu > 0 else 0.0
 
@@ -72,8 +72,8 @@ def wall_per_cpu(samples: Sequence[Sample]) -> float:
 def verdict(*, ratio: float, p90: float, noisy: bool, target: float | None) -> str:
     """One of "", "pass", "close", "fail" and "noisy".
 
-    A miss that is within the spread of the rounds is "close"; a clear miss in a disturbed
-    measurement is "noisy" and proves nothing.
+    A miss within the spread of the rounds is "close"; a clear miss in a disturbed measurement is
+    "noisy" and proves nothing.
     """
     if target is None:
         return ""
@@ -85,7 +85,7 @@ def verdict(*, ratio: float, p90: float, noisy: bool, target: float | None) -> s
 
 
 def failures(row: dict) -> list[str]:
-    """Why a row of the results breaks a promise; no time is held against a noisy one."""
+    """Why a row of the results misses its targets; a noisy time never counts as a miss."""
     case = f"{row['id']} {row['size']}"
     against = f" against {row['peer']}" if row["peer"] else ""
     threads = f", {row['threads']} threads" if row["threads"] > 1 else ""

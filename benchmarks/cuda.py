@@ -1,4 +1,4 @@
-"""What is different on a GPU: events, a cold cache, CUDA graphs, launches and waits.
+"""GPU specifics: events, a cold cache, CUDA graphs, launches and waits.
 
 Functions take ``cuda``, which is ``torch.cuda`` except in tests on machines without a GPU.
 """
@@ -13,14 +13,14 @@ import torch
 
 from .comparison import Sample
 
-FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU so far
+FLUSH_BYTES = 256 * 2**20  # several times the largest L2 cache of current GPUs
 SYNC_WARNING = "called a synchronizing"
 
 
 class CudaClock:
     """Time between two events around the calls on the current stream.
 
-    That is the GPU's time, or the host's where the host cannot launch fast enough.
+    That is the GPU's time, or the host's if the host cannot launch fast enough.
     """
 
     def __init__(self, cuda=torch.cuda) -> None:
@@ -37,7 +37,7 @@ class CudaClock:
 
 
 class FlushedClock(CudaClock):
-    """The same with the L2 cache overwritten before each call, outside the timing."""
+    """The same, with the L2 cache overwritten before each call, outside the timing."""
 
     def __init__(self, cuda=torch.cuda, device: str = "cuda") -> None:
         super().__init__(cuda)
@@ -52,18 +52,18 @@ class FlushedClock(CudaClock):
 
 
 def capture(call: Callable[[], Any], cuda=torch.cuda) -> tuple[Callable[[], Any] | None, str]:
-    """The call as a CUDA graph, without the host's share.
+    """Captures the call as a CUDA graph, which removes the host's share of the time.
 
     Returns:
-        What replays it and "", or None and why it cannot be captured, for example because it
-        waits for the GPU.
+        A function that replays it and "", or None and why it cannot be captured, for example
+        because it waits for the GPU.
     """
     stream = cuda.Stream()
     stream.wait_stream(cuda.current_stream())
     graph = cuda.CUDAGraph()
     try:
         with cuda.stream(stream):
-            for _ in range(3):  # libraries set themselves up in the first calls
+            for _ in range(3):  # libraries initialise in the first calls
                 call()
         cuda.current_stream().wait_stream(stream)
         with cuda.graph(graph):
@@ -94,7 +94,7 @@ def count_waits(call: Callable[[], Any], cuda=torch.cuda) -> int:
 
 
 def count_launches(call: Callable[[], Any], cuda=torch.cuda, profile=torch.profiler.profile) -> int:
-    """Kernels, copies and fills that a call starts on the GPU."""
+    """Number of kernels, copies and fills that a call launches on the GPU."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     cuda.synchronize()
     with profile(activities=activities) as profiler:

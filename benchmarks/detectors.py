@@ -1,6 +1,6 @@
-"""Detectron2's RetinaNet and ours with the same weights, and where a training step's time goes.
+"""Detectron2's RetinaNet and ours with the same weights, and how a training step spends its time.
 
-Imports Detectron2, which takes seconds, so cases import this module where they need it.
+Imports Detectron2, which takes seconds, so cases import this module only when needed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NUM_CLASSES = 80
 
 
 def retinanets(device: torch.device, seed: int, depth: int = 50) -> tuple[nn.Module, nn.Module]:
-    """Detectron2's and ours with its weights, random but with outputs as a trained one has."""
+    """Detectron2's and ours with the same random weights, scaled to outputs like trained ones."""
     cfg = get_cfg()
     add_resobj_config(cfg)
     cfg.merge_from_file(str(CONFIG))
     cfg.merge_from_list(["MODEL.DEVICE", str(device), "MODEL.RESNETS.DEPTH", depth])
     if depth < 50:
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    # RetinaNet's three octaves, which ours has as the default of its own keys.
+    # RetinaNet's three octave scales, which ours has by default.
     sizes = [[x * 2 ** (i / 3) for i in range(3)] for x in (32, 64, 128, 256, 512)]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes
     torch.manual_seed(seed)
@@ -56,9 +56,9 @@ def retinanets(device: torch.device, seed: int, depth: int = 50) -> tuple[nn.Mod
 
 @torch.no_grad()
 def calibrate(model: nn.Module, seed: int) -> None:
-    """Scale the last convolutions: most scores at .01, some in 100,000 above .05; small deltas.
+    """Scale the last convolutions: most scores near .01, a few in 100,000 above .05; small deltas.
 
-    The features of an untrained network grow from block to block; its scores would all be 0 or 1.
+    The features of an untrained network grow from block to block; all scores would be 0 or 1.
     """
     images = model.preprocess_image(make_batch((320, 320), [0], seed))
     features = model.backbone(images.tensor)
@@ -73,7 +73,7 @@ def calibrate(model: nn.Module, seed: int) -> None:
 
 
 def make_batch(image: tuple[int, int], counts: list[int], seed: int) -> list[dict]:
-    """Detectron2's training input: one image of noise for each number of boxes in ``counts``."""
+    """Detectron2's training input: per entry of ``counts`` one noise image with that many boxes."""
     g = inputs.generator(seed)
     batch = []
     for i, count in enumerate(counts):
@@ -88,9 +88,9 @@ def make_batch(image: tuple[int, int], counts: list[int], seed: int) -> list[dic
 
 
 class Training:
-    """Training steps of one model on one batch, with the learning rate 0.
+    """Training steps of one model on one batch, with learning rate 0.
 
-    ``border`` is the module that gives the raw predictions: what comes after it in the forward pass
+    ``border`` is the module that returns the raw predictions: what follows it in the forward pass
     is label assignment and losses.
     """
 
@@ -100,7 +100,7 @@ class Training:
         self.optimizer = torch.optim.SGD(learned, lr=0.0, momentum=0.9, weight_decay=1e-4)
 
     def step(self) -> dict[str, Tensor]:
-        """One step; the losses."""
+        """Runs one step and returns its losses."""
         with EventStorage():
             losses = self.model(self.batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -109,10 +109,10 @@ class Training:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def share(self, steps: int = 3) -> float:
-        """The share of label assignment and losses in a step's time, in percent (median).
+        """Percentage of a step's time spent on label assignment and losses (median).
 
-        Forward it is the time from the border's end to the model's end, backward the time until
-        the gradients have arrived at the raw predictions.
+        In the forward pass that is the time from the end of the border to the end of the model, in
+        the backward pass the time until the gradients of the raw predictions are computed.
         """
         return statistics.median(100 * self._one_share() for _ in range(steps))
 
@@ -147,14 +147,14 @@ class Training:
 
 @dataclass
 class Step:
-    """What a timed training step returns: its losses, and how to find out where time goes."""
+    """The result of a timed training step: its losses, and a way to find out where time goes."""
 
     losses: dict[str, Tensor]
     share: Callable[[], float]
 
 
 class Border(torch.autograd.Function):
-    """The identity of several tensors; says when all their gradients have arrived.
+    """The identity of several tensors; reports when all their gradients have arrived.
 
     A hook on each would not do: it runs when the gradient is used, after other levels' layers.
     """
@@ -171,7 +171,7 @@ class Border(torch.autograd.Function):
 
 
 def mark_gradients(output: Any, arrived: Callable[[], None]) -> None:
-    """Put a :class:`Border` behind every list of tensors in ``output`` that carry gradients."""
+    """Put a :class:`Border` after every list of tensors in ``output`` that carry gradients."""
     lists = list(tensor_lists(output))
     passed = iter(Border.apply(arrived, *(x for tensors in lists for x in tensors)))
     for tensors in lists:
@@ -199,7 +199,7 @@ def verify_losses(a: Step, b: Step) -> None:
 
 
 def verify_detections(a: list[dict], b: list[dict]) -> None:
-    """The same scores; classes and boxes may swap places between two nearly equal ones."""
+    """The same scores; classes and boxes may be swapped between two nearly equal ones."""
     for x, y in zip(a, b, strict=True):
         x, y = x["instances"], y["instances"]
         assert len(x) == len(y) > 0, f"{len(x)} and {len(y)} detections"
@@ -219,7 +219,7 @@ def post_processing(
     nms_thresh: float,
     max_detections: int,
 ) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    """Detectron2's RetinaNet from the head's output on: boxes, scores and classes of one image."""
+    """Detectron2's RetinaNet after the head: boxes, scores and classes of one image."""
     boxes = [Boxes(x) for x in anchors]
     model = RetinaNet(
         backbone=NoBackbone(),
@@ -257,7 +257,7 @@ def post_processing(
 
 
 class NoBackbone(nn.Module):
-    """Stands where a detector wants to know the feature maps it will never be given."""
+    """A placeholder for a backbone, for detectors that ask for feature maps they never get."""
 
     def output_shape(self) -> dict:
         return {}

@@ -1,4 +1,4 @@
-"""Eager torch code as Detectron2 users write it, where no installed package has the function."""
+"""Eager torch code as Detectron2 users write it, for functions that no installed package has."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def match(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Row of the best box and label of each anchor, RetinaNet's rule, without indexing.
+    """Row of the best box and label of each anchor by RetinaNet's rule, without indexing.
 
-    So it compiles to one graph.
+    It therefore compiles to a single graph.
     """
     ious = pairwise_iou(gt_boxes, anchors)
     best, index = ious.max(dim=0)
@@ -43,7 +43,7 @@ def match(anchors: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def residual_losses_masked(logits: Tensor, residuals: Tensor, labels: Tensor) -> Tensor:
-    """Residual Objectness, Algorithm 1: (T + 1,) sums; everything multiplied by a mask."""
+    """Residual Objectness, Algorithm 1: (T + 1,) sums, with everything multiplied by a mask."""
     valid, positive = labels >= 0, labels == 1
     target = positive.to(logits.dtype)
 
@@ -61,7 +61,7 @@ def residual_losses_masked(logits: Tensor, residuals: Tensor, labels: Tensor) ->
 
 
 def residual_losses_indexed(logits: Tensor, residuals: Tensor, labels: Tensor) -> Tensor:
-    """The same; the anchors that count are taken out by a boolean index."""
+    """The same, with the anchors that count selected by a boolean index."""
     valid, positive = labels >= 0, labels == 1
     target = positive.to(logits.dtype)
 

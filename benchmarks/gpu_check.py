@@ -2,9 +2,9 @@
 
 Builds with CUDA required, runs the CUDA tests, compute-sanitizer on the operators' tests and the
 benchmarks, and writes ``benchmarks/results/<gpu>.json`` and the tables of ``docs/benchmarks.md``.
-It stops at the first stage that fails, shows its output and exits with 1; only after a missed
-target the tables are still written. Without a GPU it exits with 2 before doing anything.
-``make gpu-check`` makes the environment first.
+It stops at the first failing stage, shows its output and exits with 1; only after a missed target
+are the tables still written. Without a GPU it exits with 2 before doing anything. ``make
+gpu-check`` sets up the environment first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .machine import REPOSITORY
 
 SHOWN_LINES = 60
 SANITIZER_FAILED = "9"  # its exit status for errors it found, unlike those of pytest
-# Torch's own kernels are not ours to check, and there are many.
+# Torch's own kernels are not ours to check, and there are many of them.
 ONLY_OURS = ["--kernel-name", "kernel_substring=resobj"]
 
 
@@ -29,8 +29,8 @@ ONLY_OURS = ["--kernel-name", "kernel_substring=resobj"]
 class Stage:
     """A command that must succeed.
 
-    ``skip`` says why it is left out, empty if it is not. When it fails the next stages run all the
-    same if ``go_on``.
+    ``skip`` says why the stage is skipped; "" if it is not. If it fails, later stages still run if
+    ``go_on``.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Stage:
 
 
 def find_gpu() -> tuple[str, str]:
-    """Compute capability of the first GPU, for example "9.0", and why there is none ("")."""
+    """Compute capability of the first GPU, for example "9.0", or "" and why there is none."""
     import torch
 
     if torch.version.cuda is None:
-        return "", f"torch {torch.__version__} is built without CUDA; install one with it"
+        return "", f"torch {torch.__version__} is built without CUDA; install a CUDA build"
     if not torch.cuda.is_available():
         return "", "torch sees no NVIDIA GPU on this machine (try nvidia-smi)"
     return "{}.{}".format(*torch.cuda.get_device_capability(0)), ""
@@ -61,18 +61,18 @@ def find_sanitizer() -> str:
 
 
 def stages(capability: str, sanitizer: str, *, quick: bool) -> list[Stage]:
-    """What is run, in this order."""
+    """The stages to run, in order."""
     python = sys.executable
     native = {"RESOBJ_REQUIRE_NATIVE": "cpu,cuda"}
     build = {"FORCE_CUDA": "1"}
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         build["TORCH_CUDA_ARCH_LIST"] = capability
     every_mark = ["-m", "slow or not slow"]
-    # Without torch's cache every tensor is an allocation of its own, whose ends memcheck knows.
+    # Without torch's cache every tensor is a separate allocation, whose bounds memcheck knows.
     uncached = {**native, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitize = [sanitizer, "--error-exitcode", SANITIZER_FAILED, *ONLY_OURS]
     ops_tests = [python, "-m", "pytest", "-q", "-x", "tests/ops", "-k", "native-cuda"]
-    # Torch makes calls that fail by design, for example to ask what a pointer is.
+    # Some of torch's calls fail by design, for example to find out what a pointer is.
     memcheck = [*sanitize, "--tool", "memcheck", "--report-api-errors", "no", *ops_tests]
     racecheck = [*sanitize, "--tool", "racecheck", *ops_tests]
     no_sanitizer = "" if sanitizer else "compute-sanitizer was not found"
@@ -94,7 +94,7 @@ def stages(capability: str, sanitizer: str, *, quick: bool) -> list[Stage]:
 
 
 def run(plan: list[Stage]) -> int:
-    """Run the stages one after the other; 0 if all succeed, else 1."""
+    """Run the stages in order; returns 0 if all succeed, else 1."""
     failed = []
     for stage in plan:
         if stage.skip:
@@ -108,7 +108,7 @@ def run(plan: list[Stage]) -> int:
 
 
 def succeeds(stage: Stage) -> bool:
-    """Run a stage and say how it went; its output only where it failed."""
+    """Run a stage and report the outcome, with its output only if it failed."""
     print(f"now: {stage.name}: {' '.join(stage.command)}", flush=True)
     start = time.monotonic()
     done = subprocess.run(
@@ -132,7 +132,7 @@ def succeeds(stage: Stage) -> bool:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short benchmarks, targets unchecked")
-    parser.add_argument("--skip", default="", help="stages to leave out, for example build,doctor")
+    parser.add_argument("--skip", default="", help="stages to skip, for example build,doctor")
     options = parser.parse_args(argv)
     capability, problem = find_gpu()
     if problem:
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> int:
     unknown = set(unwanted) - {stage.name for stage in plan}
     if unknown:
         known = ", ".join(stage.name for stage in plan)
-        print(f"error: --skip: no stage is called {sorted(unknown)}; there are {known}")
+        print(f"error: --skip: no stage is called {sorted(unknown)}; known are {known}")
         return 2
     for stage in plan:
         if stage.name in unwanted:

@@ -1,4 +1,4 @@
-"""Inputs that are the same on every run: real anchors, ground truth and scores by seed."""
+"""Reproducible inputs: real anchors, with ground truth and scores from a seed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from resobj_d2.matching import DeltaCoder, OctaveAnchors
 
 STRIDES = (8, 16, 32, 64, 128)
-# (height, width) of a padded COCO image at RetinaNet's default size, and the resulting anchors.
+# (height, width) of a padded COCO image at RetinaNet's default size, and its number of anchors.
 IMAGE = (800, 1344)
 NUM_ANCHORS = 201_600
-# An image that gives about 1.2 million.
+# An image with about 1.2 million anchors.
 LARGE_IMAGE = (2000, 3200)
 
 
@@ -27,7 +27,7 @@ def map_sizes(image: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def anchors(image: tuple[int, int] = IMAGE) -> Tensor:
-    """(R, 4): nine per cell on P3 to P7, as Detectron2's generator makes them."""
+    """(R, 4): nine per cell on P3 to P7, as from Detectron2's generator."""
     return OctaveAnchors(strides=STRIDES)(map_sizes(image)).boxes
 
 
@@ -41,12 +41,12 @@ def gt_boxes(count: int, seed: int, image: tuple[int, int] = IMAGE) -> Tensor:
 
 
 def deltas(count: int, seed: int) -> Tensor:
-    """(count, 4) of the size that a half-trained box head predicts."""
+    """(count, 4), as large as the predictions of a half-trained box head."""
     return 0.1 * torch.randn(count, 4, generator=generator(seed))
 
 
 def refined(base: Tensor, seed: int) -> Tensor:
-    """Anchors moved a little, as the second stage of a cascade sees them."""
+    """Anchors moved slightly, as the second stage of a cascade sees them."""
     return DeltaCoder().decode(base, deltas(len(base), seed))
 
 

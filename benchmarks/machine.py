@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 PACKAGES = ("torchvision", "fvcore", "detectron2", "detectron2-cdo", "torch-fast-box-ops", "numpy")
 REPOSITORY = Path(__file__).resolve().parents[1]
-# As csrc/cpu/instruction_sets.h chooses: the first whose flags the processor has.
+# As in csrc/cpu/instruction_sets.h: the first one whose flags the processor has.
 INSTRUCTION_SETS = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx2": {"avx2"},
@@ -22,7 +22,7 @@ INSTRUCTION_SETS = {
 
 
 def describe(device: str) -> dict:
-    """Processor, GPU, versions, kernels and the state of the repository, all for the JSON."""
+    """Processor, GPU, versions, kernels and the state of the repository, for the JSON."""
     from resobj_d2 import ops
 
     cpu, flags = processor()
@@ -48,13 +48,13 @@ def describe(device: str) -> dict:
 
 
 def slug(machine: dict) -> str:
-    """A file name for the results of this processor or GPU."""
+    """File name for the results of this processor or GPU."""
     name = machine["gpu"] if machine["device"] == "cuda" else machine["cpu"]
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def processor() -> tuple[str, set[str]]:
-    """Its name and feature flags."""
+    """Name and feature flags of the processor."""
     name, flags = platform.machine(), set()
     path = Path("/proc/cpuinfo")
     if path.is_file():
@@ -86,7 +86,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str:
-    """The commit, with "-dirty" where tracked files differ from it; "unknown" without git."""
+    """The commit, with "-dirty" if tracked files differ from it; "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -96,9 +96,9 @@ def git_revision() -> str:
 
 
 def usable_threads(wanted: list[int]) -> list[int]:
-    """Those that the machine has cores for; says which it leaves out."""
+    """Those for which the machine has enough cores; prints which are skipped."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for threads in wanted:
         if threads > cores:
-            print(f"left out: {threads} threads, there are {cores} cores", file=sys.stderr)
+            print(f"skipped: {threads} threads, but there are only {cores} cores", file=sys.stderr)
     return [threads for threads in wanted if threads <= cores]

@@ -1,4 +1,4 @@
-"""Allocator settings, and the most memory that a call has in use."""
+"""Allocator settings, and the peak memory of a call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-# glibc gives large blocks back to the system when they are freed, and the next tensor then pays a
-# page fault for every 4 KiB. Eager code, which makes many tensors, suffers most. "warm" keeps the
-# pages, which favours the peers; "default" is what users have who set nothing.
+# glibc returns large freed blocks to the system, so the next tensor pays a page fault for every
+# 4 KiB. Eager code, which makes many tensors, suffers most. "warm" keeps the pages, which favours
+# the peers; "default" is what users have without any settings.
 MALLOC: dict[str, dict[str, str]] = {
     "warm": {
         "MALLOC_MMAP_THRESHOLD_": str(8 * 2**30),
@@ -21,22 +21,22 @@ MALLOC: dict[str, dict[str, str]] = {
     "default": {},
 }
 
-M_MMAP_THRESHOLD = -3  # of mallopt in glibc
+M_MMAP_THRESHOLD = -3  # for mallopt in glibc
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """The most memory in use during one more call, beyond what was in use before it.
+    """Peak memory during one more call, beyond what was in use before it.
 
     Returns:
-        Bytes, the call's result included; None where the system does not tell.
+        Bytes, including the call's result; None if the system does not report it.
     """
     if device.type == "cuda":
         return peak_bytes_cuda(call, torch.cuda)
     if not (_CLEAR_REFS.exists() and give_freed_pages_back()):
         return None
-    _CLEAR_REFS.write_text("5")  # sets VmHWM, the high-water mark, to what is resident now
+    _CLEAR_REFS.write_text("5")  # resets VmHWM, the high-water mark, to the resident size
     before = _status_bytes("VmRSS")
     result = call()
     peak = _status_bytes("VmHWM")
@@ -45,7 +45,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def peak_bytes_cuda(call: Callable[[], Any], cuda) -> int:
-    """The same on a GPU; ``cuda`` is ``torch.cuda`` or what a test puts in its place."""
+    """The same on a GPU; ``cuda`` is ``torch.cuda`` or a test's replacement."""
     cuda.synchronize()
     before = cuda.memory_allocated()
     cuda.reset_peak_memory_stats()
@@ -57,7 +57,7 @@ def peak_bytes_cuda(call: Callable[[], Any], cuda) -> int:
 
 
 def give_freed_pages_back() -> bool:
-    """Make every page that the call will use count, by leaving none behind that is free."""
+    """Return all free pages to the system, so that every page that the call uses counts."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 128 * 1024)
@@ -71,4 +71,4 @@ def _status_bytes(name: str) -> int:
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{_STATUS} does not name {name}")
+    raise RuntimeError(f"{_STATUS} has no entry {name}")

@@ -1,4 +1,4 @@
-"""How fast this machine moves memory: what no operator can beat on large inputs."""
+"""Memory bandwidth of this machine, the bound of any operator on large inputs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 import torch
 
-SIZE = 256 * 2**20  # bytes; more than any cache
+SIZE = 256 * 2**20  # bytes; larger than any cache
 ROUNDS = 5
 
 
 def bandwidth(device: torch.device) -> dict[str, float]:
-    """Bytes per second of reading, filling and copying; the copy counts both directions.
+    """Bytes per second when reading, filling and copying; a copy counts both directions.
 
-    ``fresh_fill`` (CPU only) writes to memory just got from the system, page faults included.
+    ``fresh_fill`` (CPU only) writes to memory just obtained from the system, with page faults.
     """
     source = torch.ones(SIZE // 4, device=device)
     target = torch.ones(SIZE // 4, device=device)
@@ -29,9 +29,9 @@ def bandwidth(device: torch.device) -> dict[str, float]:
 
 
 def share(reads: int, writes: int, seconds: float, rates: dict[str, float]) -> float | None:
-    """Time that the traffic alone needs, as a share of ``seconds``.
+    """Time that the memory traffic alone needs, as a fraction of ``seconds``.
 
-    Above 1 where the inputs stay in a cache between calls. None without traffic.
+    Above 1 if the inputs stay in a cache between calls. None without traffic.
     """
     floor = reads / rates["read"] + writes / rates["fill"]
     return floor / seconds if floor > 0 else None
@@ -45,7 +45,7 @@ def _fill_fresh() -> None:
 
 
 def _seconds(call, device: torch.device) -> float:
-    """The shortest of some calls."""
+    """The shortest of several calls."""
     times = []
     for _ in range(ROUNDS):
         if device.type == "cuda":

@@ -1,7 +1,7 @@
 """``python -m benchmarks.table [results.json ...]``: the results as Markdown.
 
-Without files it takes all of ``benchmarks/results``. ``--write PAGE`` puts the tables between the
-two marks in a Markdown page instead of printing them. ``--excerpt`` is the README's short table.
+Without files it takes all in ``benchmarks/results``. ``--write PAGE`` puts the tables between the
+two marks of a Markdown page instead of printing them. ``--excerpt`` is the README's short table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FULL, SHORT = "python -m benchmarks.table", "python -m benchmarks.table --excerp
 NOT_MEASURED = "not measured"
 NO_RESULTS = "No results yet: `make bench` puts them here."
 
-# Case and peer of the rows of the excerpt.
+# Case and peer of each row of the excerpt.
 EXCERPT = [
     ("M1 201600 x 50", "Detectron2"),
     ("M4 201600 x 1000", "Detectron2"),
@@ -118,7 +118,7 @@ def gpu_section(result: dict) -> str:
 
 
 def by_comparison(rows: list[dict]) -> dict[tuple, dict[int, dict]]:
-    """The rows of each comparison by number of threads."""
+    """The rows of each comparison, by number of threads."""
     by_case: dict[tuple, dict[int, dict]] = {}
     for row in rows:
         key = (row["id"], row["size"], row["peer"], row["malloc"])
@@ -127,7 +127,7 @@ def by_comparison(rows: list[dict]) -> dict[tuple, dict[int, dict]]:
 
 
 def facts(result: dict) -> str:
-    """One line on what was measured where."""
+    """One line that says what was measured where."""
     about = result["machine"]
     names = ("torch", "torchvision", "detectron2", "detectron2-cdo", "fvcore")
     versions = [f"{name} {about[name]}" for name in names if name in about]
@@ -211,7 +211,7 @@ def gpu_cell(rows: dict[int, dict] | None) -> str:
 
 
 def one_line(row: dict) -> str:
-    """A row as it is printed while the benchmark runs."""
+    """A row as printed while the benchmark runs."""
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     words = [f"{row['id']} {size(row)}", row["peer"] or "alone", threads]
     if row["error"]:
@@ -222,10 +222,10 @@ def one_line(row: dict) -> str:
 
 
 def replace_between_marks(page: str, tables: str, command: str) -> str:
-    """The page with ``tables`` between the marks that name the command.
+    """The page with ``tables`` put between the marks that name the command.
 
     Raises:
-        ValueError: the page does not have each mark once, in order.
+        ValueError: the page does not contain each mark exactly once, in order.
     """
     begin, end = f"<!-- begin: {command} -->", f"<!-- end: {command} -->"
     before, found_begin, rest = page.partition(begin)

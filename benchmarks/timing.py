@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 from .comparison import Sample
 
-MIN_SECONDS = 2e-3  # shorter calls are repeated within a round, up to this
+MIN_SECONDS = 2e-3  # shorter calls are repeated within a round to last this long
 MAX_ROUNDS = 60
 MAX_REPEATS = 2000
 
 
 class Clock(Protocol):
     def time(self, call: Callable[[], Any], repeats: int) -> Sample:
-        """Mean time of ``repeats`` calls in a row."""
+        """Mean time of ``repeats`` consecutive calls."""
 
 
 class CpuClock:
@@ -40,12 +40,12 @@ def interleave(
     min_rounds: int,
     seed: int,
 ) -> dict[str, list[Sample]]:
-    """Time ``calls`` until ``budget`` seconds have passed, but ``min_rounds`` at the least.
+    """Time ``calls`` until ``budget`` seconds have passed, for at least ``min_rounds`` rounds.
 
-    Each runs once before the first round, to find how often it has to be repeated.
+    Each runs once before the first round, to find out how often it must be repeated.
 
     Returns:
-        One sample per round for each, in the same order of rounds.
+        One sample per round for each call, in the same order of rounds.
     """
     repeats = {name: _repeats(call, clock) for name, call in calls.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in calls}

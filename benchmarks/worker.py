@@ -1,6 +1,6 @@
-"""Measures cases in a process of their own: ``python -m benchmarks.worker job.json result.json``.
+"""Measures cases in a separate process: ``python -m benchmarks.worker job.json result.json``.
 
-A fresh process has an allocator without a past, and its environment says how it allocates.
+A fresh process has a fresh allocator, which is configured by its environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Row:
 
     id: str
     size: str
-    peer: str  # empty: there is nothing to compare with
+    peer: str  # empty if there is nothing to compare with
     threads: int
     malloc: str
     ours_ms: float | None = None
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass
 class Job:
-    """What a worker is asked to do."""
+    """A worker's task."""
 
     keys: list[str]
     device: str
@@ -66,7 +66,7 @@ class Job:
 
 
 class CountOperators(TorchDispatchMode):
-    """Counts the operators that reach a backend; on a GPU each launches one kernel or more."""
+    """Counts the operators that reach a backend; on a GPU each launches at least one kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class CountOperators(TorchDispatchMode):
 
 
 def count_operators(call: Callable[[], Any]) -> int | None:
-    """Operators in a call; None for code of torch.compile, which cannot be watched so."""
+    """Number of operators in a call; None for torch.compile's code, which cannot be observed."""
     try:
         with CountOperators() as mode:
             call()
@@ -105,7 +105,7 @@ def run_case(case: Case, job: Job) -> list[Row]:
     for count in threads:
         torch.set_num_threads(count)
         rows += measure(case, job, calls, facts, count)
-    if not case.process:  # the last thing: it changes how this process allocates
+    if not case.process:  # last, as it changes how this process allocates
         torch.set_num_threads(threads[0])
         add_peaks(rows, calls, device)
     for peer, reason in missing.items():
@@ -114,7 +114,7 @@ def run_case(case: Case, job: Job) -> list[Row]:
 
 
 def bind(case: Case, inputs: tuple) -> tuple[dict[str, Callable], dict[str, str]]:
-    """The calls of ours and of each peer that is installed, and why others are not there."""
+    """Our call and those of installed peers, and why the others are missing."""
     calls = {OURS: case.ours(*inputs)}
     missing = {}
     for name, peer in case.peers.items():
@@ -140,7 +140,7 @@ def check_results(case: Case, calls: dict[str, Callable]) -> dict[str, str]:
 
 
 def measure_once(calls: dict[str, Callable], device: torch.device) -> dict[str, dict]:
-    """What does not need repetition: how many operators, and on a GPU launches and waits."""
+    """What need not be repeated: number of operators and, on a GPU, of launches and waits."""
     facts = {}
     for name, call in calls.items():
         fact: dict[str, Any] = {"operators": count_operators(call)}
@@ -200,7 +200,7 @@ def add_comparison(row: Row, comparison: Comparison, case: Case, device: str) ->
 def measure_ratios(
     case: Case, job: Job, calls: dict[str, Callable], threads: int
 ) -> tuple[dict[str, Comparison], float]:
-    """Each peer's comparison and our median time; a disturbed measurement is made once more."""
+    """Each peer's comparison and our median time; a disturbed measurement is repeated once."""
     clock = cuda.CudaClock() if job.device == "cuda" else CpuClock()
     best: dict[str, Comparison] = {}
     ours_ms = float("inf")
@@ -227,14 +227,14 @@ def disturbance(comparison: Comparison) -> tuple[bool, float]:
 def measure_on_gpu(
     case: Case, job: Job, calls: dict[str, Callable], facts: dict[str, dict]
 ) -> dict[str, dict]:
-    """Milliseconds with a cold L2 cache, and as a CUDA graph where that is possible."""
+    """Milliseconds with a cold L2 cache, and as a CUDA graph if possible."""
     options = {"budget": job.budget / 2, "min_rounds": case.min_rounds, "seed": job.seed}
     timings: dict[str, dict] = {name: {} for name in calls}
     for name, samples in interleave(calls, cuda.FlushedClock(), **options).items():
         timings[name]["cold_ms"] = compare(samples, samples, threads=0).ours_ms
     graphs = {}
     for name, call in calls.items():
-        # A capture that fails half-way can upset what comes after it, so none is tried in vain.
+        # A failed capture can upset what comes after it, so none is tried in vain.
         waits = facts[name]["cuda"]["waits"]
         replay, reason = (None, f"waits {waits} times") if waits else cuda.capture(call)
         if replay is None:
@@ -248,7 +248,7 @@ def measure_on_gpu(
 
 
 def failed(case: Case, malloc: str, error: Exception) -> Row:
-    """The row of a case that raised; the whole traceback goes to stderr."""
+    """The row of a case that raised; the full traceback goes to stderr."""
     traceback.print_exception(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     message = str(error).partition("\n")[0]
@@ -258,7 +258,7 @@ def failed(case: Case, malloc: str, error: Exception) -> Row:
 
 def main(job_file: str, result_file: str) -> None:
     job = Job(**json.loads(Path(job_file).read_text()))
-    if not job.keys:  # how fast memory is
+    if not job.keys:  # measure memory bandwidth
         rates = {}
         for count in job.threads:
             torch.set_num_threads(count)
@@ -271,7 +271,7 @@ def main(job_file: str, result_file: str) -> None:
         case = cases[key]
         try:
             rows += run_case(case, job)
-        except Exception as error:  # the other cases of this process are still worth measuring
+        except Exception as error:  # the other cases of this process can still be measured
             rows.append(failed(case, job.malloc, error))
     Path(result_file).write_text(json.dumps([asdict(row) for row in rows]))
 

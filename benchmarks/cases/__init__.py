@@ -1,1 +1,1 @@
-"""The cases, one module for each group of operators; each has a list ``CASES``."""
+"""The cases, one module per group of operators; each has a list ``CASES``."""

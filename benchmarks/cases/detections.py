@@ -1,4 +1,4 @@
-"""F1, F2: from the raw maps of a dense head to the best 100 boxes of one image."""
+"""F1, F2: raw maps of a dense head to the best 100 boxes of one image."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ RULE = {"score_thresh": 0.05, "topk": 1000, "nms_thresh": 0.5, "max_detections":
 
 
 def make(image: tuple[int, int], mean: float, std: float, objectness: bool):
-    """Per level the logits, deltas, anchors and objectness logits.
+    """Logits, deltas, anchors and objectness logits per level.
 
-    The class logits are normal. Of the anchors 2 % have an object; one in some thousands of
+    The class logits are normal. Of the anchors 2 % have an object; one in several thousand
     combinations of anchor and class scores above the threshold.
     """
 
@@ -78,7 +78,7 @@ def eager_fused(logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor
 
 
 def verify(ours: Any, theirs: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Ours are padded; all that count must be there in the same order."""
+    """Ours are padded; the valid rows must be the same in the same order."""
     boxes, scores, classes = theirs
     count = int(ours.counts[0])
     assert count == len(boxes) > 0, f"{count} and {len(boxes)} detections"
@@ -89,7 +89,7 @@ def verify(ours: Any, theirs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def traffic(objectness: bool) -> int:
-    """Bytes of the maps that have to be read: the logits; deltas of candidates alone."""
+    """Bytes of the maps that must be read: all logits, but only the candidates' deltas."""
     return 4 * inputs.NUM_ANCHORS * (CLASSES + objectness)
 
 

@@ -28,7 +28,7 @@ def verify(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(a[1], b[1], rtol=1e-3, atol=1e-7)
 
 
-# Focal loss, from class numbers with ignored anchors as Detectron2's RetinaNet has them.
+# Focal loss from class labels with ignored anchors, as in Detectron2's RetinaNet.
 
 
 def make_focal(count: int):
@@ -45,7 +45,7 @@ def ours_focal(logits: Tensor, labels: Tensor) -> Call:
 
 
 def one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What the peers' loss takes: the anchors that are not ignored, and their targets."""
+    """The input of the peers' loss: the anchors that are not ignored, and their one-hot targets."""
     valid = labels >= 0
     target = F.one_hot(labels[valid], num_classes=CLASSES + 1)[:, :-1]
     return logits[valid], target.to(logits.dtype)
@@ -70,7 +70,7 @@ def torchvision_focal(logits: Tensor, labels: Tensor) -> Call:
 def compiled_focal(logits: Tensor, labels: Tensor) -> Call:
     from torchvision.ops import sigmoid_focal_loss
 
-    def masked(logits: Tensor, labels: Tensor) -> Tensor:  # an index would break the graph
+    def masked(logits: Tensor, labels: Tensor) -> Tensor:  # indexing would break the graph
         target = F.one_hot(labels.clamp(min=0), num_classes=CLASSES + 1)[:, :-1].to(logits.dtype)
         losses = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0, reduction="none")
         return (losses * (labels >= 0)[:, None]).sum()
@@ -112,7 +112,7 @@ def fast_box_ops_giou(pred: Tensor, target: Tensor) -> Call:
     return with_gradient(lambda: generalized_box_iou_loss(pred, target, reduction="sum"), pred)
 
 
-# Balanced L1, of deltas
+# Balanced L1 on deltas
 
 
 def make_deltas(count: int):

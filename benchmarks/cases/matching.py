@@ -43,7 +43,7 @@ def compiled(anchors: Tensor, gt_boxes: Tensor) -> Call:
 
 
 def verify(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
-    """Not one anchor may differ. Without ground truth Detectron2 says row 0, we say -1."""
+    """No anchor may differ. Without ground truth Detectron2's match is row 0, ours is -1."""
     (index_a, kind_a), (index_b, kind_b) = a, b
     assert torch.equal(kind_a, kind_b), f"{int((kind_a != kind_b).sum())} labels differ"
     different = int((index_a.clamp(min=0) != index_b).sum())
@@ -79,7 +79,7 @@ CASES = [
         peers={"torch.compile": compiled},
         verify=verify,
         targets={"torch.compile": Target(cpu=8, cuda=2)},
-        max_threads=1,  # its code is compiled for one number of threads
+        max_threads=1,  # code is compiled for a fixed number of threads
         slow=True,
     ),
     Case(
@@ -98,7 +98,7 @@ CASES = [
         min_rounds=3,
         slow=True,
     ),
-    # The matrix alone would be 9.6 GB; detectron2 issue 3750.
+    # The matrix alone would take 9.6 GB; see detectron2 issue 3750.
     Case(
         id="M4",
         size="1199700 x 2000",

@@ -1,4 +1,4 @@
-"""M3: decode the boxes that a stage predicts and match them, as every later stage does."""
+"""M3: decode the boxes predicted by a stage and match them, as every later stage does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resobj_d2 import ops
 
 from . import matching
 
-# Of the second stage of ConRetinaNet, without low-quality matches.
+# As in the second stage of ConRetinaNet, without low-quality matches.
 RULE = {"thresholds": [0.5, 0.6], "labels": [0, -1, 1]}
 
 
@@ -53,7 +53,7 @@ def refine_case(count: int, target: Target) -> Case:
         peers={"Detectron2": detectron2},
         verify=matching.verify,
         targets={"Detectron2": target},
-        # 5 beyond the refined boxes and the targets, which Detectron2 makes later.
+        # 5 beyond the refined boxes and the targets, which Detectron2 computes later.
         peak_mb=5 + 2 * 16 * inputs.NUM_ANCHORS / 2**20,
         reads=32 * inputs.NUM_ANCHORS,
         writes=13 * inputs.NUM_ANCHORS,

@@ -1,4 +1,4 @@
-"""G: inputs so small that only the overhead of a call shows. Never slower than the peer."""
+"""G: inputs so small that only call overhead matters. Must never be slower than the peer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small(
 
 
 def few_pairs(count: int) -> Callable:
-    """Anchors, and ground truth that overlaps them: elsewhere our rule is not Detectron2's."""
+    """Anchors and overlapping ground truth; without overlap our rule differs from Detectron2's."""
 
     def tensors(device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
         anchors = inputs.anchors()[:ANCHORS].contiguous()
@@ -76,7 +76,7 @@ def loss_cases() -> list[Case]:
         giou = {"fvcore": losses.fvcore_giou, "torchvision": losses.torchvision_giou}
         balanced, aligned = {"eager": losses.eager_balanced}, {"eager": eager_aligned}
         objectness = {"eager, masked": residual.masked, "eager, indexed": residual.indexed}
-        if count == 0:  # amin over no anchor is an error there
+        if count == 0:  # amin over no anchors is an error there
             del objectness["eager, masked"]
         verify = losses.verify
         make = losses.make_focal(count)

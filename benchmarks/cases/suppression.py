@@ -1,4 +1,4 @@
-"""N1, N2: greedy non-maximum suppression by class, and of an RPN's proposals by level."""
+"""N1, N2: greedy non-maximum suppression per class, and per level for an RPN's proposals."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from resobj_d2 import ops
 
 CLASSES = 80
 LEVELS = 5
-PER_OBJECT = 20  # overlapping candidates of one object, as a dense head gives them
+PER_OBJECT = 20  # overlapping candidates per object, as from a dense head
 
 
 def make_clustered(count: int):
-    """Boxes around objects, each mostly of its object's class; no two scores are equal."""
+    """Boxes around objects, most of them of the object's class; no two scores are equal."""
 
     def tensors(device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         g = inputs.generator(seed)
@@ -31,7 +31,7 @@ def make_clustered(count: int):
 
 
 def make_spread(count: int):
-    """Boxes all over the image, of which nearly all are kept, on five levels."""
+    """Boxes all over the image, nearly all of which are kept, on five levels."""
 
     def tensors(device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         levels = torch.randint(LEVELS, (count,), generator=inputs.generator(seed))
@@ -84,7 +84,7 @@ CASES = [
     clustered_case(5000, Target(cpu=15, cuda=2)),
     clustered_case(10_000, Target(cpu=12)),
     clustered_case(20_000, Target(cpu=8)),
-    # Above 25,000 boxes torchvision no longer moves classes apart on a GPU, but loops over them.
+    # Above 25,000 boxes on a GPU torchvision loops over classes instead of shifting them apart.
     clustered_case(30_000, Target(cuda=15), devices=("cuda",)),
     Case(
         id="N2",

@@ -125,7 +125,7 @@ def inference_case(
     )
 
 
-# Numbers of boxes as images of COCO have them.
+# Numbers of boxes typical of COCO images.
 COCO_COUNTS = [1, 2, 4, 5, 7, 9, 12, 19]
 
 CASES = [

@@ -12,7 +12,7 @@ from resobj_d2.modeling.necks import NonLocalRefine
 
 
 class TwoConvs(nn.Module):
-    """The attributes of a Detectron2 RetinaNet that the count goes through."""
+    """The attributes of Detectron2's RetinaNet that the count uses."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ def test_each_residual_step_costs_two_convolutions(tiny_resobj):
     per_cell = 16 * 16 * 9 + 16 * 9 * 9
     assert costs[1].parameters - costs[0].parameters == per_cell + 16 + 9
     cells = 64 + 16 + 4 + 1 + 1
-    # fvcore charges nothing for a bias or a ReLU.
+    # fvcore does not count biases and ReLUs.
     assert costs[1].flops - costs[0].flops == per_cell * cells
 
 

@@ -23,7 +23,7 @@ def backend(request):
 
 
 def index(backend, images):
-    """COCO's index; ``images`` has the (category, XYWH box) pairs of each."""
+    """COCO's index; ``images`` has the (category, XYWH box) pairs of each image."""
     annotations = [
         {"image_id": i, "category_id": category, "bbox": box}
         for i, objects in enumerate(images)
@@ -48,13 +48,13 @@ def test_by_hand(backend):
     )
     proposals = [
         entry(0, [0, 0, 20, 20], -1.0),  # the first object, at every threshold
-        entry(0, [0, 0, 20, 18], 5.0),  # the same one again: IoU .9, ranked in front
-        entry(0, [100, 100, 50, 31], -9.0),  # IoU .62: thresholds .5, .55 and .6; third
+        entry(0, [0, 0, 20, 18], 5.0),  # the same object: IoU .9, ranked higher
+        entry(0, [100, 100, 50, 31], -9.0),  # IoU .62: at .5, .55 and .6; ranked third
         entry(1, [0, 0, 200, 76], 0.0),  # IoU .76: six thresholds
         entry(2, [5, 5, 9, 9], 9.0),
     ]
     found = average_recall(backend, truth, proposals, [2, 1, 3])
-    # The best proposal finds it up to .9: nine of ten thresholds; the second at .95 too.
+    # The top proposal finds it up to .9: nine of ten thresholds; the second one also at .95.
     assert found["AR@1"] == pytest.approx(100 * (0.9 + 0 + 0.6) / 3)
     assert found["AR@2"] == pytest.approx(100 * (1.0 + 0 + 0.6) / 3)
     assert found["AR@3"] == pytest.approx(100 * (1.0 + 0.3 + 0.6) / 3)
@@ -65,7 +65,7 @@ def test_by_hand(backend):
 
 
 def test_equals_detectron2s(backend):
-    """Detectron2 matches best pairs first, COCO best ranks first: apart from that they agree."""
+    """Detectron2 matches the best pairs first, COCO the best ranks; otherwise they agree."""
     g = torch.Generator().manual_seed(0)
     images, predictions, proposals = [], [], []
     for i in range(12):
@@ -134,7 +134,7 @@ def test_command_reports_every_step(options, tmp_path, capsys):
     assert main([*arguments, "TEST.COCO_BACKEND", "pycocotools"]) == 0
     printed = capsys.readouterr().out
     assert "| dataset | step | AR@10 | AR@100 | ARs@100 | ARm@100 | ARl@100 |" in printed
-    assert "DONE" not in printed  # what COCO's code says meanwhile
+    assert "DONE" not in printed  # printed by COCO's code
     rows = json.loads(output.read_text())
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(f"| proposals_val | {t} | " in printed for t in range(3))
@@ -142,8 +142,8 @@ def test_command_reports_every_step(options, tmp_path, capsys):
     assert len(set(recalls)) > 1 and all(0 < x < 100 for x in recalls)
 
 
-def test_recall_of_the_command_is_that_of_the_models_proposals(options, tmp_path):
-    """Against Detectron2's evaluator on what the model proposes itself, rescaled by hand."""
+def test_command_reports_the_recall_of_the_models_proposals(options, tmp_path):
+    """Against Detectron2's evaluator on the model's own proposals, rescaled by hand."""
     cfg = load_config(options, training=False)
     rows = evaluate_proposals(cfg, limits=[20])
     model = build_model(cfg).eval()
@@ -189,10 +189,10 @@ def test_any_rpn_has_one_step(options):
         ),
     ],
 )
-def test_what_has_no_answer_is_refused(options, overrides, limits, message):
+def test_impossible_requests_are_refused(options, overrides, limits, message):
     cfg = load_config(options, training=False)
     cfg.defrost()
-    cfg.merge_from_list(overrides)  # past the checks of load_config
+    cfg.merge_from_list(overrides)  # bypasses the checks of load_config
     with pytest.raises(ValueError, match=message):
         evaluate_proposals(cfg, limits=limits)
 

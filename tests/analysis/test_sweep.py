@@ -1,4 +1,4 @@
-"""A sweep gives what separate evaluations give, from one forward pass."""
+"""A sweep equals separate evaluations, but takes one forward pass."""
 
 import json
 

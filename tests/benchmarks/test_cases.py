@@ -1,4 +1,4 @@
-"""What the cases accept as the same result."""
+"""Which differences the cases tolerate."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from benchmarks.cases import losses
 
 
-def test_a_focal_gradient_that_is_wrong_where_it_is_small_is_found():
+def test_a_wrong_small_focal_gradient_is_detected():
     logits, labels = losses.make_focal(500)(torch.device("cpu"), 0)
     ours, peer = (bind(logits, labels)() for bind in (losses.ours_focal, losses.torchvision_focal))
     losses.verify(ours, peer)

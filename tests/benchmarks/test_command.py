@@ -1,4 +1,4 @@
-"""The command line: what it refuses, its exit status, and one case from end to end."""
+"""The command line: rejected arguments, exit status, and one case from end to end."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from benchmarks.case import all_cases, select_cases
 
 @pytest.fixture
 def one_row(monkeypatch, toy_case):
-    """Pretend that one case was measured; a function sets its row's fields."""
+    """Pretends that one case was measured; returns a function that sets its row's fields."""
     fields = {}
 
     def ask_worker(job):
@@ -75,7 +75,7 @@ def test_exit_status(one_row, fields, without_check, with_check):
     assert command.main(["--threads", "1", "--check"]) == with_check
 
 
-def test_results_are_written_into_a_folder_by_the_processors_name(one_row, tmp_path):
+def test_results_in_a_folder_are_named_after_the_processor(one_row, tmp_path):
     one_row({"verdict": "pass"})
     folder = tmp_path / "results"
     assert command.main(["--threads", "1", "--json", str(folder)]) == 0
@@ -87,7 +87,7 @@ def test_results_are_written_into_a_folder_by_the_processors_name(one_row, tmp_p
     assert {"cpu", "torch", "git", "instructions", "kernels"} <= set(results["machine"])
 
 
-def test_cases_of_one_process_go_together(toy_case):
+def test_cases_of_one_process_are_grouped(toy_case):
     a, b, c = toy_case(), toy_case(size="b", process="p"), toy_case(size="c", process="p")
     both = toy_case(size="d", malloc=("warm", "default"))
     found = command.groups([a, b, c, both], None)
@@ -105,8 +105,8 @@ def test_selection(toy_case):
     assert select_cases(everything, only=["C"], device="cuda", quick=False) == [c]
 
 
-def test_the_promised_targets_are_checked():
-    """Those of the table of targets, at one thread."""
+def test_the_targets_are_those_promised():
+    """The table of targets, for one thread."""
     found = {
         (case.key, peer): target.cpu
         for case in all_cases()

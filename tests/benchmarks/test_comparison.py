@@ -1,4 +1,4 @@
-"""Ratios, noise, verdicts and what --check holds against a row, by hand."""
+"""Ratios, noise, verdicts and what --check counts as a failure, by hand."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_spread_makes_a_measurement_noisy():
 
 
 @pytest.mark.parametrize("who", ["ours", "peer"])
-def test_waiting_for_the_processor_makes_it_noisy(who):
+def test_waiting_for_the_processor_makes_a_measurement_noisy(who):
     waited, not_waited = samples(1.2, 1.2, cpu=1.0), samples(1.2, 1.2, cpu=1.15)
     pair = {"ours": (waited, not_waited), "peer": (not_waited, waited)}[who]
     assert compare(*pair, threads=1).noisy
@@ -38,7 +38,7 @@ def test_waiting_for_the_processor_makes_it_noisy(who):
     assert not compare(not_waited, not_waited, threads=2).noisy
 
 
-def test_without_processor_time_nothing_is_said_about_it():
+def test_unknown_processor_time_is_not_judged():
     found = compare(samples(1, 1, cpu=0), samples(3, 3, cpu=0), threads=1)
     assert found.cpu_ratio == 0
     assert not found.noisy
@@ -60,7 +60,7 @@ def test_verdict(ratio, p90, noisy, target, expected):
     assert verdict(ratio=ratio, p90=p90, noisy=noisy, target=target) == expected
 
 
-def test_two_threads_reach_three_quarters_but_never_less_than_equal():
+def test_target_of_two_threads_is_three_quarters_but_at_least_1():
     target = Target(cpu=12, cuda=7)
     assert target.at("cpu", 1) == 12
     assert target.at("cpu", 2) == 9

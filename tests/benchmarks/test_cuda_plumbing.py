@@ -1,4 +1,4 @@
-"""The GPU's side with a pretended GPU: what is called, in which order, and what is counted."""
+"""The GPU code with a fake GPU: what is called, in which order, and what is counted."""
 
 import warnings
 from functools import partial
@@ -15,7 +15,7 @@ WARNING = "called a synchronizing CUDA operation"
 
 
 class FakeCuda:
-    """Time passes when a call says so; nothing else happens."""
+    """Time only passes when a call says so; nothing else happens."""
 
     def __init__(self):
         self.clock_ms = 0.0
@@ -76,7 +76,7 @@ class FakeCuda:
         self.clock_ms += milliseconds
 
     def wait(self):
-        """What an .item() would do."""
+        """Waits, like an .item()."""
         if self.capturing:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         if self.mode == "warn":
@@ -120,7 +120,7 @@ def test_a_call_that_waits_cannot_be_captured(fake):
     assert fake.synchronized
 
 
-def test_waits_are_counted_and_the_mode_is_put_back(fake):
+def test_waits_are_counted_and_the_mode_is_restored(fake):
     def call():
         fake.wait()
         warnings.warn("something else", stacklevel=1)
@@ -149,15 +149,15 @@ def test_launches_are_the_events_on_the_gpu(fake):
     assert cuda.count_launches(lambda: None, fake, Profile) == 2
 
 
-def test_peak_memory_is_what_the_call_adds(fake):
+def test_peak_memory_is_relative_to_the_start(fake):
     def call():
         fake.peak = 170
 
     assert memory.peak_bytes_cuda(call, fake) == 70
 
 
-def test_a_row_of_the_gpu(fake, monkeypatch, toy_case, toy_job):
-    """The worker's GPU branch from end to end; ours waits for nothing, the peer does."""
+def test_a_gpu_row(fake, monkeypatch, toy_case, toy_job):
+    """The worker's GPU branch from end to end; our call never waits, the peer's does."""
     monkeypatch.setattr(cuda, "FLUSH_BYTES", 64)
     monkeypatch.setattr(worker.cuda, "CudaClock", partial(cuda.CudaClock, fake))
     monkeypatch.setattr(worker.cuda, "FlushedClock", partial(cuda.FlushedClock, fake, "cpu"))

@@ -1,4 +1,4 @@
-"""Timing the border between raw predictions and losses, and the whole-detector cases when small."""
+"""Timing of the border between raw predictions and losses, and small whole-detector cases."""
 
 import time
 
@@ -12,7 +12,7 @@ from benchmarks.worker import run_case
 
 
 def test_gradients_have_arrived_when_the_border_says_so():
-    """With one hook per tensor the last would run after the layers behind the others."""
+    """With one hook per tensor the last would only run after the layers below the others."""
     events = []
     first = torch.ones(3, requires_grad=True)
     second = torch.ones(3, requires_grad=True)
@@ -28,7 +28,7 @@ def test_gradients_have_arrived_when_the_border_says_so():
 
 
 class SlowLoss(nn.Module):
-    """A model of which the part behind the border takes nearly all the time."""
+    """A model whose part after the border takes nearly all the time."""
 
     def __init__(self, pause):
         super().__init__()
@@ -50,7 +50,7 @@ class Predictor(nn.Module):
         return [x * self.weight]
 
 
-def test_share_is_what_comes_after_the_border():
+def test_share_is_the_time_after_the_border():
     model = SlowLoss(0.2)
     share = detectors.Training(model, model.border, []).share(steps=1)
     assert 80 < share <= 100

@@ -38,7 +38,7 @@ def test_stages_run_in_order_and_are_reported(capfd):
     assert out.endswith("gpu-check passed\n")
 
 
-def test_the_first_failure_stops_with_its_output(capfd, tmp_path):
+def test_the_first_failure_stops_and_shows_its_output(capfd, tmp_path):
     file = tmp_path / "ran"
     plan = [
         Stage("bad", python("import sys; print('why it failed'); sys.exit(5)")),
@@ -65,9 +65,9 @@ def test_after_a_missed_target_the_tables_are_still_written(capfd):
 
 @pytest.fixture
 def started(monkeypatch):
-    """A function: runs the plan with processes that only note what they were started with.
+    """A function: runs the plan with processes that only record how they were started.
 
-    Stages whose command has one of ``failing`` fail. Returns (command, environment) of each.
+    Stages whose command contains one of ``failing`` fail. Returns (command, environment) of each.
     """
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
 
@@ -88,26 +88,26 @@ def started(monkeypatch):
     return run_plan
 
 
-def test_kernels_are_built_for_the_gpu_and_nothing_falls_back(started, monkeypatch):
+def test_kernels_are_built_for_the_gpu_without_fallback(started, monkeypatch):
     (build, environment), *later = started()
     assert build[1:] == ["setup.py", "build_ext", "--inplace"]
     assert environment["FORCE_CUDA"] == "1" and environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     running = [(c, env) for c, env in later if "benchmarks.table" not in c]
     assert len(running) == 5
-    # Without a kernel, torch's own operations would be tested, checked and measured instead.
+    # Otherwise torch's own operations would be tested, checked and measured.
     assert all(env["RESOBJ_REQUIRE_NATIVE"] == "cpu,cuda" for _, env in running)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     assert started()[0][1]["TORCH_CUDA_ARCH_LIST"] == "8.0"
 
 
-def test_sanitizers_stop_at_what_is_ours(started, capfd):
+def test_sanitizers_only_check_our_kernels(started, capfd):
     memcheck, racecheck = (x for x in started() if x[0][0] == "/bin/cs")
     for (command, environment), tool in ((memcheck, "memcheck"), (racecheck, "racecheck")):
         assert command[command.index("--tool") + 1] == tool
         # pytest's own exit statuses are 0 to 5.
         assert int(command[command.index("--error-exitcode") + 1]) > 5
         assert command[command.index("-m") + 1] == "pytest" and command[-1] == "native-cuda"
-        # In torch's cache tensors are neighbours: memcheck would not see one end in the next.
+        # In torch's cache tensors are adjacent, so memcheck would not notice an overrun.
         assert ("PYTORCH_NO_CUDA_MEMORY_CACHING" in environment) == (tool == "memcheck")
     capfd.readouterr()
     assert not any("--tool" in command for command, _ in started(sanitizer=""))
@@ -123,7 +123,7 @@ def modules_run(calls):
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_commands_are_there_and_take_these_options(started, repository, quick):
+def test_commands_exist_and_accept_these_options(started, repository, quick):
     calls = started(quick=quick)
     assert all(importlib.util.find_spec(name) for name in modules_run(calls))
     ((benchmarks, _),) = (x for x in calls if "benchmarks" in x[0])
@@ -132,16 +132,16 @@ def test_commands_are_there_and_take_these_options(started, repository, quick):
     ((tables, _),) = (x for x in calls if "benchmarks.table" in x[0])
     page = (repository / tables[-1]).read_text()
     assert table.replace_between_marks(page, "new", table.FULL) != page
-    assert options.json.samefile(table.RESULTS)  # where the tables come from
+    assert options.json.samefile(table.RESULTS)  # which the tables are made from
 
 
-def test_tables_follow_missed_targets_but_no_failed_build(started):
+def test_tables_are_written_after_missed_targets_but_not_a_failed_build(started):
     missed = modules_run(started(failing=["benchmarks"]))
     assert missed[-2:] == ["benchmarks", "benchmarks.table"]
     assert len(started(failing=["setup.py"])) == 1
 
 
-def test_a_stage_can_be_left_out(capsys, monkeypatch):
+def test_stages_can_be_skipped(capsys, monkeypatch):
     monkeypatch.setattr(gpu_check, "find_gpu", lambda: ("9.0", ""))
     seen = []
     monkeypatch.setattr(gpu_check, "run", lambda plan: seen.append(plan) or 0)

@@ -1,4 +1,4 @@
-"""Inputs are the same on every run and what they are said to be."""
+"""Inputs are reproducible and as documented."""
 
 import torch
 
@@ -20,7 +20,7 @@ def test_anchors_are_those_of_detectron2():
     torch.testing.assert_close(inputs.anchors(), expected, rtol=0, atol=1e-3)
 
 
-def test_ground_truth_lies_in_the_image_with_the_stated_sizes():
+def test_ground_truth_is_inside_the_image_with_the_stated_sizes():
     boxes = inputs.gt_boxes(1000, seed=5)
     assert torch.equal(boxes, inputs.gt_boxes(1000, seed=5))
     assert not torch.equal(boxes, inputs.gt_boxes(1000, seed=6))
@@ -32,7 +32,7 @@ def test_ground_truth_lies_in_the_image_with_the_stated_sizes():
     assert 0.45 < (size < (8 * 400) ** 0.5).float().mean() < 0.55
 
 
-def test_labels_have_the_stated_shares():
+def test_labels_have_the_stated_proportions():
     labels = inputs.class_labels(100_000, 80, seed=0)
     assert set(labels.unique().tolist()) <= set(range(-1, 81))
     share = (labels < 80).float().mean().item()
@@ -43,7 +43,7 @@ def test_labels_have_the_stated_shares():
     assert 0.0015 < (kinds == -1).float().mean() < 0.0025
 
 
-def test_eager_code_computes_the_same_as_the_references():
+def test_eager_code_agrees_with_the_references():
     from resobj_d2.ops import reference
 
     first, second = inputs.gt_boxes(7, 0), inputs.gt_boxes(30, 1)

@@ -1,4 +1,4 @@
-"""The Markdown tables, and that the page in docs shows the results that are in the repository."""
+"""The Markdown tables, and that the docs page shows the committed results."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_row_with_both_thread_counts():
     ]  # fmt: skip
 
 
-def test_gpu_results_fill_the_column_and_have_a_table_of_their_own():
+def test_gpu_results_fill_a_column_and_have_their_own_table():
     on_gpu = row(
         comparison={**FOUND, "ratio": 15.0}, ours_ms=0.01, peer_ms=0.15,
         cuda={"cold_ms": 0.02, "peer_cold_ms": 0.2, "graph_ms": 0.005, "launches": 3,
@@ -81,7 +81,7 @@ def test_ratio(changes, words):
     assert table.ratio(row(**changes)) == words
 
 
-def test_default_malloc_is_a_row_of_its_own():
+def test_default_malloc_has_its_own_row():
     text = table.render([results(row(), row(malloc="default"))])
     assert cells(text, "M1 match anchors | 100 x 5, default malloc")[2] == "Detectron2"
 
@@ -93,7 +93,7 @@ def test_metrics_are_listed_below():
     )
 
 
-def test_tables_go_between_the_marks_of_their_command():
+def test_tables_are_put_between_the_marks_of_their_command():
     begin, end = "<!-- begin: make it -->", "<!-- end: make it -->"
     page = f"before\n{begin}\nold\n{end}\nafter\n"
     new = table.replace_between_marks(page, "new", "make it")
@@ -104,7 +104,7 @@ def test_tables_go_between_the_marks_of_their_command():
             table.replace_between_marks(broken, "new", "make it")
 
 
-def test_excerpt_has_chosen_rows_of_one_thread():
+def test_excerpt_has_selected_rows_for_one_thread():
     chosen = row(size="201600 x 50")
     rows = [row(), chosen, row(size="201600 x 50", malloc="default"), row(threads=2)]
     text = table.excerpt([results(*rows)])

@@ -1,4 +1,4 @@
-"""What happens to one case: verification, missing peers, measuring, peak memory."""
+"""How one case is run: verification, missing peers, measurement, peak memory."""
 
 import json
 from dataclasses import asdict
@@ -35,7 +35,7 @@ def test_a_wrong_result_fails_the_case_and_is_not_timed(toy_case, toy_job, monke
     assert len(failures(vars(row))) == 1
 
 
-def test_a_peer_that_is_not_installed_is_a_row_of_its_own(toy_case, toy_job):
+def test_a_peer_that_is_not_installed_has_its_own_row(toy_case, toy_job):
     def absent(x):
         import a_package_that_nobody_has  # noqa: F401
 
@@ -63,7 +63,7 @@ def test_metrics_get_both_results(toy_case, toy_job):
     assert failures(vars(row)) == ["X 8: sum is 208, the limit is 100"]
 
 
-def test_an_exception_fails_its_case_alone(toy_case, toy_job, tmp_path, monkeypatch):
+def test_an_exception_only_fails_its_own_case(toy_case, toy_job, tmp_path, monkeypatch):
     def broken(x):
         raise IndexError("too far\nand more")
 
@@ -79,7 +79,7 @@ def test_an_exception_fails_its_case_alone(toy_case, toy_job, tmp_path, monkeypa
     assert good["error"] == "" and good["size"] == "9"
 
 
-def test_compiled_code_has_no_count_of_operators():
+def test_operators_of_compiled_code_are_not_counted():
     def refuses():
         if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
             raise RuntimeError("dispatch mode present")
@@ -110,7 +110,7 @@ def test_threads_are_set_and_capped(toy_case, toy_job):
         torch.set_num_threads(before)
 
 
-def test_a_noisy_measurement_is_made_once_more(toy_case, toy_job, monkeypatch):
+def test_a_noisy_measurement_is_repeated_once(toy_case, toy_job, monkeypatch):
     rounds = iter([(10.0, 20.0), (30.0, 33.0)])  # the first spreads by a factor of nearly 2
 
     def fake(calls, clock, **options):
@@ -124,7 +124,7 @@ def test_a_noisy_measurement_is_made_once_more(toy_case, toy_job, monkeypatch):
 
 
 class CountingClock:
-    """Each call takes the seconds its name stands for."""
+    """Each call takes the number of seconds that it is mapped to."""
 
     def __init__(self, seconds):
         self.seconds, self.timed = seconds, []
@@ -140,7 +140,7 @@ def test_every_round_times_each_call_once_and_repeats_short_ones():
     calls = {name: (lambda name=name: name) for name in clock.seconds}
     samples = timing.interleave(calls, clock, budget=1e9, min_rounds=1, seed=0)
     assert {len(s) for s in samples.values()} == {timing.MAX_ROUNDS}
-    rounds = clock.timed[2:]  # after one each to find the number of repeats
+    rounds = clock.timed[2:]  # after one call each to find the number of repeats
     assert {repeats for name, repeats in rounds if name == "short"} == {4}  # 2 ms
     assert {repeats for name, repeats in rounds if name == "long"} == {1}
     pairs = [{rounds[i][0], rounds[i + 1][0]} for i in range(0, len(rounds), 2)]
@@ -148,22 +148,22 @@ def test_every_round_times_each_call_once_and_repeats_short_ones():
     assert len({rounds[i][0] for i in range(0, len(rounds), 2)}) == 2  # not always the same first
 
 
-def test_stops_when_the_budget_is_spent_but_not_before_the_least_rounds():
+def test_stops_when_the_budget_is_spent_but_not_before_min_rounds():
     clock = CountingClock({"a": 1.0})
     samples = timing.interleave({"a": lambda: "a"}, clock, budget=0.0, min_rounds=7, seed=0)
     assert len(samples["a"]) == 7
 
 
-def test_peak_memory_counts_what_is_freed_again():
+def test_peak_memory_includes_freed_memory():
     cpu = torch.device("cpu")
 
     def call():
-        torch.ones(16 * 2**20).mul_(2)  # 64 MiB that are gone at the end
+        torch.ones(16 * 2**20).mul_(2)  # 64 MiB that are freed again
         return torch.ones(2**20)
 
     peak = memory.peak_bytes(call, cpu)
     if peak is None:
-        pytest.skip("this system does not tell a process its peak memory")
+        pytest.skip("this system does not report peak memory")
     assert 63 * 2**20 < peak < 72 * 2**20
     assert memory.peak_bytes(lambda: None, cpu) < 2**20
 

@@ -1,4 +1,4 @@
-"""Box losses by hand; the operators behind them have tests of their own."""
+"""Box losses by hand; the operators behind them are tested separately."""
 
 import copy
 import math
@@ -39,17 +39,17 @@ def test_overlap_losses_by_hand(loss, expected, apart):
 
 
 def test_gradient_of_log_iou_by_hand():
-    """The intersection is 4 (x2 - 2) and the union 16 + 4 (x2 - x1) less that."""
+    """The intersection is 4 (x2 - 2), the union 16 + 4 (x2 - x1) minus that."""
     pred = PRED.clone().requires_grad_()
     NegativeLogIoULoss()(pred, TARGET, YES).backward()
     # dI = 4, dU = 4 - 4 = 0 at I = 8
     assert pred.grad[0, 2].item() == pytest.approx(-4 / 8)
-    # x1: I does not change; U shrinks by 4 per pixel, at U = 24
+    # x1: I is constant; U shrinks by 4 per pixel, at U = 24
     assert pred.grad[0, 0].item() == pytest.approx(-4 / 24)
 
 
 @pytest.mark.parametrize("loss", [IoULoss(), NegativeLogIoULoss(), GIoULoss()])
-def test_crossed_corners_are_put_in_order(loss):
+def test_swapped_corners_are_sorted(loss):
     crossed = PRED[:, [2, 3, 0, 1]].clone().requires_grad_()
     value = loss(crossed, TARGET, YES)
     torch.testing.assert_close(value, loss(PRED, TARGET, YES))
@@ -57,7 +57,7 @@ def test_crossed_corners_are_put_in_order(loss):
     assert torch.isfinite(crossed.grad).all()
 
 
-def test_giou_is_fvcores():
+def test_giou_agrees_with_fvcore():
     torch.manual_seed(0)
     corner, size = torch.rand(2, 40, 2) * 50, torch.rand(2, 40, 2) * 30 + 1
     boxes = torch.cat((corner, corner + size), dim=-1)
@@ -83,15 +83,15 @@ def test_balanced_l1_by_hand():
     assert stretched.item() == pytest.approx(0.1 * (inside + outside), rel=1e-5)
 
 
-def test_public_balanced_l1_by_hand():
-    """mmdetection's formula with beta .11: not the clean one, and its slope jumps at 0."""
+def test_mmdet_form_of_balanced_l1_by_hand():
+    """mmdetection's formula with beta .11, which differs from ours: its slope jumps at 0."""
     b, beta = math.e**3 - 1, 0.11
     inside = 0.5 / b * (b * 0.05 + 1) * math.log(b * 0.05 / beta + 1) - 0.5 * 0.05
     outside = 1.5 * 0.2 + 1.5 / b - 0.5 * beta
     loss = BalancedL1Loss(beta=beta, mmdet_form=True)
     pred = torch.tensor([[0.05, -0.2, 1e-6, 0.0]], requires_grad=True)
     value = loss(pred, torch.zeros(1, 4), YES)
-    # The third element's slope is its whole loss: alpha (1 - beta) / beta.
+    # The third element's loss equals its slope: alpha (1 - beta) / beta.
     jump = 0.5 * (1 - beta) / beta
     assert value.item() == pytest.approx(inside + outside + 1e-6 * jump, rel=1e-5)
     value.backward()
@@ -126,26 +126,26 @@ def test_a_box_without_area_has_a_loss_and_a_finite_gradient(loss, expected, apa
 
 
 @pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
-def test_pairs_outside_the_mask_do_not_count_even_if_not_finite(name):
+def test_pairs_outside_the_mask_contribute_nothing_even_if_not_finite(name):
     loss = BOX_LOSS_REGISTRY.get(name)()
     pred = torch.cat((PRED, torch.full((1, 4), torch.nan), torch.full((1, 4), torch.inf)))
     pred = pred.repeat(2, 1, 1).requires_grad_()
     target = torch.cat((TARGET, torch.full((1, 4), torch.nan), PRED)).repeat(2, 1, 1)
     mask = torch.tensor([[True, False, False], [False, False, False]])
-    same_state = copy.deepcopy(loss)  # GHM's losses count what they see
+    same_state = copy.deepcopy(loss)  # GHM's losses are stateful
     value = loss(pred, target, mask)
     torch.testing.assert_close(value, same_state(PRED, TARGET, YES))
     value.backward()
     assert pred.grad[0, 0].abs().sum() > 0
     assert pred.grad[0, 1:].count_nonzero() == 0 and pred.grad[1].count_nonzero() == 0
-    # Nothing to learn from: a zero that still has a graph, as DistributedDataParallel needs.
+    # Nothing to train on: a zero that still has a graph, as DistributedDataParallel needs.
     nothing = loss(pred, target, torch.zeros_like(mask))
     assert nothing.item() == 0 and nothing.requires_grad
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
-def test_a_pair_that_counts_and_is_not_finite_shows(name, value):
+def test_a_non_finite_pair_inside_the_mask_shows_in_the_loss(name, value):
     loss = BOX_LOSS_REGISTRY.get(name)()
     pred = torch.cat((PRED, PRED))
     pred[1, 2] = value
@@ -154,6 +154,6 @@ def test_a_pair_that_counts_and_is_not_finite_shows(name, value):
 
 
 @pytest.mark.parametrize("key", ["alpha", "gamma", "beta"])
-def test_balanced_l1_refuses_what_is_not_positive(key):
+def test_balanced_l1_refuses_non_positive_options(key):
     with pytest.raises(ValueError, match=f"BALANCED_{key.upper()}"):
         BalancedL1Loss(**{key: 0.0})

@@ -55,7 +55,7 @@ def test_ce_baseline_is_half_of_binary_cross_entropy():
     torch.testing.assert_close(2 * half, SigmoidCE()(logits, labels, mask))
 
 
-def test_masked_anchors_give_nothing_even_when_not_finite():
+def test_anchors_outside_the_mask_contribute_nothing_even_if_not_finite():
     logits = torch.tensor([[0.3, -0.2], [float("nan"), float("inf")]], requires_grad=True)
     loss = sigmoid_focal_loss(logits, torch.tensor([1, 0]), torch.tensor([True, False]))
     loss.backward()

@@ -1,4 +1,4 @@
-"""GHM against loops written after the paper, and its state."""
+"""GHM against loops that follow the paper, and its state."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ def loop(norms, losses, counts, momentum):
     ) / max(total, 1)
 
 
-def test_class_loss_is_the_loop_over_three_calls():
+def test_class_loss_agrees_with_the_loop_over_three_calls():
     torch.manual_seed(0)
     loss, counts = GHMCLoss(bins=5, momentum=0.75), [0.0] * 5
     for _ in range(3):
@@ -40,7 +40,7 @@ def test_class_loss_is_the_loop_over_three_calls():
     torch.testing.assert_close(loss.counts, torch.tensor(counts))
 
 
-def test_box_loss_is_the_loop():
+def test_box_loss_agrees_with_the_loop():
     torch.manual_seed(1)
     loss, counts = GHMRLoss(bins=4, momentum=0.7, mu=0.02), [0.0] * 4
     for _ in range(2):
@@ -54,7 +54,7 @@ def test_box_loss_is_the_loop():
 
 
 def test_two_bins_by_hand():
-    """Three easy elements share a bin, one hard one has its own: each bin has half the weight."""
+    """Three easy elements share a bin, one hard one has its own: each bin gets half the weight."""
     loss = GHMCLoss(bins=2, momentum=0.0)
     logits = torch.tensor([[[-2.0], [-2.0], [-2.0], [2.0]]])
     labels = torch.ones(1, 4, dtype=torch.int64)  # K = 1: all background
@@ -87,7 +87,7 @@ def test_state_is_saved(loss):
     assert torch.equal(loss(pred, target, mask), other(pred, target, mask))
 
 
-def test_nothing_to_learn_from_gives_zero_and_leaves_the_state():
+def test_an_empty_mask_gives_zero_and_keeps_the_state():
     loss = GHMCLoss()
     logits = torch.full((1, 3, 2), torch.nan, requires_grad=True)
     value = loss(logits, torch.full((1, 3), -1), torch.ones(1, 3, dtype=torch.bool))
@@ -98,7 +98,7 @@ def test_nothing_to_learn_from_gives_zero_and_leaves_the_state():
 
 
 def test_more_elements_than_float32_can_count():
-    """A batch at 800 pixels has 30 million; 2^24 ones are as many as float32 can add up."""
+    """A batch at 800 pixels has 30 million elements, but float32 stops counting at 2^24."""
     loss = GHMCLoss(bins=2, momentum=0.0)
     number = 2**24 + 2**20
     loss.weights(torch.zeros(number), torch.ones(number, dtype=torch.bool))
@@ -106,7 +106,7 @@ def test_more_elements_than_float32_can_count():
 
 
 def test_gradient_of_the_box_loss_by_hand():
-    """One element of norm .6 and three of 0 in a bin each: slope .6 / (1 * 2)."""
+    """One element of norm .6 and three of norm 0, in two bins: slope .6 / (1 * 2)."""
     loss = GHMRLoss(bins=2, momentum=0.0, mu=0.04)
     pred = torch.tensor([[0.03, 0.0, 0.0, 0.0]], requires_grad=True)
     value = loss(pred, torch.zeros(1, 4), torch.tensor([True]))

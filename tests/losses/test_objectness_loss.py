@@ -20,7 +20,7 @@ def test_algorithm_1_by_hand():
         logits, residuals, labels, anchors_per_level=[4], normalizer=torch.tensor(10.0)
     )
     base = bce(2, 1) + bce(0, 1) + bce(1, 0) + bce(-3, 0)
-    # The minimum positive score is 0: the anchor at -3 is not selected, whatever its residual.
+    # The minimum positive score is 0, so the anchor at -3 is not selected, whatever its residual.
     first = bce(2.5, 1) + bce(1.0, 1) + bce(-1.0, 0)
     assert losses["loss_objectness"].item() == pytest.approx(2 * base / 10, rel=1e-6)
     assert losses["loss_residual_1"].item() == pytest.approx(3 * first / 10, rel=1e-6)

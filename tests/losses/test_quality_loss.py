@@ -1,4 +1,4 @@
-"""Losses between a predicted quality and the IoU it should be, worked out by hand."""
+"""Losses between a predicted quality and its target IoU, by hand."""
 
 import math
 
@@ -36,7 +36,7 @@ def run(**options):
         ),
         ({"kind": "l1"}, 0.2 + 0.4),
         ({"kind": "l2"}, 0.04 + 0.16),
-        # distances .2 and .4, the bend at .3: a parabola, then a line
+        # |d| = .2 and .4 with the transition at .3: quadratic, then linear
         ({"kind": "smooth_l1", "beta": 0.3}, 0.5 * 0.04 / 0.3 + (0.4 - 0.15)),
         ({"kind": "gfocal"}, 0.04 * bce(0.8, 0.6) + 0.16 * bce(0.5, 0.9)),
         ({"kind": "gfocal", "gamma": 1.0}, 0.2 * bce(0.8, 0.6) + 0.4 * bce(0.5, 0.9)),
@@ -62,7 +62,7 @@ def test_gradient_of_the_logits_by_hand(options, expected):
 
 
 def test_gradient_of_the_target_is_minus_the_logit():
-    """What moves the boxes when the target is not detached (RetinaNet-Conf, Eq. 8)."""
+    """This gradient moves the boxes if the target is not detached (RetinaNet-Conf, Eq. 8)."""
     assert run()[2].tolist() == pytest.approx([-math.log(4.0), 0.0, 0.0, 0.0])
 
 
@@ -73,7 +73,7 @@ def test_background_gradient_of_ce_w():
 
 @pytest.mark.parametrize("kind", ["ce", "ce_w", "l1", "smooth_l1", "l2", "gfocal"])
 def test_extreme_and_excluded_values(kind):
-    """Saturated logits and perfect predictions are finite; NaN outside the masks does nothing."""
+    """Saturated logits and perfect predictions are finite; NaN outside the masks has no effect."""
     logits = torch.tensor([80.0, -80.0, 0.0, math.nan], requires_grad=True)
     targets = torch.tensor([1.0, 1.0, 0.5, math.nan])
     foreground = torch.tensor([True, True, True, False])

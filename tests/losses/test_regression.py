@@ -8,7 +8,7 @@ from resobj_d2.losses import SmoothL1Loss, smooth_l1_loss
 def test_by_hand():
     pred = torch.tensor([[0.05, 0.0, 0.0, 2.0], [9.0, 9.0, 9.0, 9.0]])
     loss = smooth_l1_loss(pred, torch.zeros(2, 4), torch.tensor([True, False]), beta=0.1)
-    # 0.05 lies below the bend, 2 above: 0.5 * 0.05^2 / 0.1 + (2 - 0.05)
+    # 0.05 is below beta, 2 above: 0.5 * 0.05^2 / 0.1 + (2 - 0.05)
     assert loss.item() == pytest.approx(0.0125 + 1.95)
 
 

@@ -1,4 +1,4 @@
-"""Softmax cross entropy with the background as the last class."""
+"""Softmax cross entropy with background as the last class."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_equals_torchs_cross_entropy():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_masked_anchors_give_nothing_even_when_not_finite():
+def test_anchors_outside_the_mask_contribute_nothing_even_if_not_finite():
     logits = torch.tensor([[0.3, -0.2], [float("nan"), float("inf")]], requires_grad=True)
     loss = SoftmaxCE()(logits, torch.tensor([1, 0]), torch.tensor([True, False]))
     loss.backward()
@@ -47,12 +47,12 @@ def test_masked_anchors_give_nothing_even_when_not_finite():
     assert (logits.grad[0] != 0).all()
 
 
-def test_nan_inside_the_mask_shows():
+def test_nan_inside_the_mask_shows_in_the_loss():
     logits = torch.full((1, 3), float("nan"))
     assert SoftmaxCE()(logits, torch.tensor([0]), torch.tensor([True])).isnan()
 
 
-def test_no_anchor_is_a_differentiable_zero():
+def test_without_anchors_the_loss_is_a_differentiable_zero():
     logits = torch.zeros(1, 4, 3, requires_grad=True)
     loss = SoftmaxCE()(logits, torch.full((1, 4), -1), torch.ones(1, 4, dtype=torch.bool))
     loss.backward()
@@ -71,7 +71,7 @@ def test_sigmoid_of_class_logits_is_the_softmax():
 
 
 def test_class_logits_are_finite_at_saturated_scores():
-    # One anchor each of two images.
+    # One anchor in each of two images.
     logits = torch.tensor([[200.0, -200.0, 0.0], [-3e4, -3e4, 3e4]]).view(2, 3, 1, 1)
     (found,) = SoftmaxCE.sigmoid_logits(LevelMaps([logits], 3)).levels
     assert torch.isfinite(found).all()

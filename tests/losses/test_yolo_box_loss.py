@@ -1,4 +1,4 @@
-"""YOLOv3's box loss: the gradients that Darknet writes down."""
+"""YOLOv3's box loss: the gradients specified by Darknet."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_gradient_is_darknets():
 
 
 def test_value_by_hand():
-    # Sigmoids of 3/4 against a target of 1/2: -(ln 3/4 + ln 1/4) / 2. Sizes differ by 2 and 0.
+    # Sigmoids of 3/4 for a target of 1/2: -(ln 3/4 + ln 1/4) / 2. Sizes differ by 2 and 0.
     pred = torch.tensor([[math.log(3), 0.0, 2.0, 1.0]])
     target = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     value = YOLOBoxLoss()(pred, target, torch.tensor([True]), torch.tensor([1.5]))
@@ -32,7 +32,7 @@ def test_value_by_hand():
     assert plain.item() == pytest.approx(expected / 1.5)
 
 
-def test_rows_outside_the_mask_do_not_exist():
+def test_rows_outside_the_mask_have_no_effect():
     pred = torch.tensor([[float("nan")] * 4, [0.0] * 4], requires_grad=True)
     target = torch.tensor([[float("inf")] * 4, [0.0] * 4])
     mask = torch.tensor([False, True])

@@ -92,7 +92,7 @@ def test_bad_weights_are_refused():
         DeltaCoder(weights=(1.0, 1.0, 0.0, 1.0))
 
 
-def test_what_priors_know_of_their_levels():
+def test_properties_of_priors():
     grid = AnchorGrid(shapes=[[(4, 4), (8, 4)], [(16, 16)]], strides=[8, 16])
     priors = grid([(2, 3), (1, 2)])
     assert priors.num_anchors == [2, 1] and priors.input_size == (16, 24)

@@ -1,4 +1,4 @@
-"""SSD's matching: thresholds and one best anchor for every ground truth."""
+"""SSD's matching: thresholds, and one best anchor for every ground truth."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def test_threshold_and_background():
     assert torch.equal(targets.matched_gt_boxes[0, 2:], anchors[2:])
 
 
-def test_of_equally_good_anchors_only_the_first_is_taken():
-    # Both overlap the box by a quarter of the union, below the threshold.
+def test_only_the_first_of_equally_good_anchors_is_taken():
+    # Both have an IoU of 1/4 with the box, below the threshold.
     anchors = boxes([30, 0, 40, 10], [0, 0, 10, 10], [10, 0, 20, 10])
     targets = assign(anchors, (boxes([6, 0, 14, 10]), [1]))
     assert targets.labels.tolist() == [[K, 1, K]]
 
 
-def test_best_anchor_goes_to_its_box_though_it_overlaps_another_more():
+def test_best_anchor_goes_to_its_box_even_if_it_overlaps_another_more():
     # The anchor equals box 0, but box 1 has no better one.
     anchors = boxes([0, 0, 10, 10], [0, 0, 10, 9])
     image = (boxes([0, 0, 10, 10], [0, 9.5, 10, 20]), [3, 4])
@@ -53,14 +53,14 @@ def test_best_anchor_goes_to_its_box_though_it_overlaps_another_more():
     assert torch.equal(targets.matched_gt_boxes[0], boxes([0, 9.5, 10, 20], [0, 0, 10, 10]))
 
 
-def test_of_two_boxes_with_the_same_best_anchor_the_later_one_has_it():
+def test_the_later_of_two_boxes_with_the_same_best_anchor_wins():
     anchors = boxes([0, 0, 10, 10], [30, 0, 40, 10])
     targets = assign(anchors, (boxes([0, 0, 10, 4], [0, 0, 10, 3], [90, 90, 95, 95]), [1, 2, 3]))
     assert targets.labels.tolist() == [[2, K]]
     assert targets.gt_index[0, 0] == 1
 
 
-def test_box_that_overlaps_nothing_or_has_no_area_gets_no_anchor():
+def test_box_without_overlap_or_area_gets_no_anchor():
     anchors = boxes([0, 0, 10, 10], [20, 0, 30, 10])
     targets = assign(anchors, (boxes([100, 100, 110, 110], [3, 3, 3, 8]), [0, 1]))
     assert targets.labels.tolist() == [[K, K]]
@@ -76,7 +76,7 @@ def test_images_without_boxes():
 
 
 def by_rule(anchors, gt, classes):
-    """The rule on the whole matrix of IoUs, box by box."""
+    """The rule, box by box, on the full IoU matrix."""
     ious = box_iou(gt, anchors)
     best, index = ious.max(dim=0)
     index = torch.where(best >= 0.5, index, -1)
@@ -87,13 +87,13 @@ def by_rule(anchors, gt, classes):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_the_rule_on_the_whole_matrix(seed):
+def test_equals_the_rule_on_the_full_matrix(seed):
     g = torch.Generator().manual_seed(seed)
     grid = AnchorGrid(shapes=[[(16, 16), (24, 12)], [(40, 40)]], strides=[8, 16], offset=0.5)
     anchors = grid([(16, 16), (8, 8)]).boxes
     images = []
     for count in (12, 0, 5):
-        # Whole numbers make ties common.
+        # Integer coordinates make ties common.
         corner = torch.randint(0, 100, (count, 2), generator=g).float()
         gt = torch.cat((corner, corner + torch.randint(4, 60, (count, 2), generator=g)), 1)
         images.append((gt, torch.randint(K, (count,), generator=g)))

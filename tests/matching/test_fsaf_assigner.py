@@ -1,4 +1,4 @@
-"""FSAF's regions and level selection on pyramids small enough to work out by hand."""
+"""FSAF's regions and level selection, on pyramids small enough to work out by hand."""
 
 import math
 
@@ -24,7 +24,7 @@ def point(level, x, y):
 
 
 def level_maps(values):
-    """(N, R, channels) as the maps that a predictor would have given."""
+    """(N, R, channels) as the maps that a predictor would have returned."""
     parts = values.split([h * w for h, w in GRIDS], dim=1)
     maps = [x.transpose(1, 2).unflatten(2, grid) for x, grid in zip(parts, GRIDS, strict=True)]
     return LevelMaps(levels=maps, channels=values.shape[-1])
@@ -65,12 +65,12 @@ def rows(mask):
 
 
 RING0 = sorted(point(0, x, y) for x in (16, 24, 32) for y in (16, 24, 32) if (x, y) != (24, 24))
-# No point of level 1 is within 3.2 of the centre; the nearest, first of four, stands in.
+# No point of level 1 is within 3.2 of the centre; the nearest one (ties: the first) is used.
 RING1 = sorted(point(1, x, y) for x, y in [(32, 16), (16, 32), (32, 32)])
 
 
 def test_online_selection_takes_the_level_with_the_smaller_loss():
-    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])  # the others: IoU .5
+    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])  # elsewhere IoU .5
     targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits)
     labels = targets.labels[0]
     assert rows(labels == 1) == [point(1, 16, 16)]
@@ -80,14 +80,14 @@ def test_online_selection_takes_the_level_with_the_smaller_loss():
     # The square around (16, 16) is [-16, -16, 48, 48]: 32^2 / 64^2.
     assert targets.matched_ious[0, point(1, 16, 16)].item() == 0.25
     assert targets.matched_ious[0].count_nonzero() == 1
-    # On the levels that lost, the box's points learn that they are none of the other classes.
+    # On the levels not chosen, the box's points are negatives for all other classes.
     assert rows(targets.excluded_class[0] == 1) == [
         point(0, 24, 24), point(2, 32, 32), point(3, 0, 0)
     ]  # fmt: skip
     assert (targets.excluded_class[0] == -1).sum() == 85 - 3
 
 
-def test_class_loss_takes_part_in_the_selection():
+def test_class_loss_affects_the_selection():
     logits = torch.zeros(1, 85, K)
     logits[0, point(0, 24, 24)] = torch.tensor([-6.0, 6.0, -6.0])
     boxes = torch.tensor([8.0, 8.0, 24.0, 40.0]).expand(1, 85, 4)
@@ -97,9 +97,9 @@ def test_class_loss_takes_part_in_the_selection():
 
 @pytest.mark.parametrize("logit, chosen", [(8.0, 1), (12.0, 0)])
 def test_a_box_without_overlap_counts_as_an_iou_of_a_millionth(logit, chosen):
-    """``-ln IoU`` stops at 13.8: 2.3 more than at an IoU of 1e-5, which class losses outweigh.
+    """``-ln IoU`` is clamped to 13.8: 2.3 more than at an IoU of 1e-5; class losses outweigh that.
 
-    A point that is ``logit`` away from its class has a focal loss of a quarter of that.
+    A logit that is ``logit`` off has a focal loss of a quarter of that.
     """
     apart, touching = [100.0, 100.0, 110.0, 110.0], [8.0, 8.0, 8.1024, 8.1]
     boxes = boxes_fitting_on(point(1, 16, 16), touching, apart)
@@ -143,10 +143,10 @@ def test_choices_for_unselected_levels(unselected, label, excluded):
         assert targets.excluded_class[0, row] == excluded
 
 
-def test_smaller_box_has_the_points_of_both():
+def test_shared_points_belong_to_the_smaller_box():
     small = [16.0, 16.0, 32.0, 32.0]  # the same centre
     targets = assign([[(BOX, 1), (small, 2)]], FSAFAssigner(num_classes=K, selection="heuristic"))
-    # Both sizes belong on the finest level, where both own point (24, 24): the small one has it.
+    # By size both belong on the finest level, where both contain (24, 24): the small one wins.
     assert rows(targets.foreground[0]) == [point(0, 24, 24)]
     assert targets.labels[0, point(0, 24, 24)] == 2
     assert targets.gt_index[0, point(0, 24, 24)] == 1
@@ -166,7 +166,7 @@ def test_heuristic_level_by_size(side, level):
     assert sum(row >= s for s in START) - 1 == level
 
 
-def test_images_do_not_see_each_others_boxes():
+def test_images_are_independent():
     a = assign([[(BOX, 1)], []], FSAFAssigner(num_classes=K))
     b = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K))
     assert torch.equal(a.labels[0], b.labels[0])
@@ -183,8 +183,8 @@ def test_box_without_area_and_bad_predictions_stay_finite():
     assert torch.isfinite(targets.matched_ious).all()
 
 
-def test_box_owning_no_point_is_learned_nowhere():
-    """Four small boxes at one place own what the big one could have, on every level."""
+def test_box_owning_no_point_is_not_trained():
+    """Four small boxes in one place own all points of the big one, on every level."""
     small = [20.0, 20.0, 28.0, 28.0]
     targets = assign(
         [[(BOX, 1), (small, 2)]],
@@ -214,7 +214,7 @@ def test_ltrb_coder_by_hand():
     deltas = torch.tensor([[8 / 32, 4 / 32, 32 / 32, 0.0]])
     torch.testing.assert_close(LTRBCoder().encode(anchors, boxes), deltas)
     torch.testing.assert_close(LTRBCoder().decode(anchors, deltas), boxes)
-    # A negative output is cut by the ReLU: that side passes through the point.
+    # A negative output is clamped by the ReLU: that side passes through the point.
     negative = torch.tensor([[-1.0, 4 / 32, 1.0, 0.0]])
     torch.testing.assert_close(
         LTRBCoder().decode(anchors, negative), torch.tensor([[24.0, 20.0, 56.0, 24.0]])

@@ -31,8 +31,8 @@ def test_by_hand():
     assert torch.equal(targets.matched_gt_boxes[0], torch.stack((gt[0], *anchors[1:])))
 
 
-def test_low_quality_match_keeps_every_tie():
-    # Both anchors overlap the box by 0.25 of the union: below .4, yet the best it has.
+def test_low_quality_matches_include_ties():
+    # Both anchors have an IoU of 1/4 with the box, below .4, yet they are its best.
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [30, 0, 40, 10]])
     image = (torch.tensor([[6.0, 0, 14, 10]]), torch.tensor([1]))
     kept = assign(MaxIoUAssigner(num_classes=K), anchors, image)
@@ -41,7 +41,7 @@ def test_low_quality_match_keeps_every_tie():
     assert plain.labels.tolist() == [[K, K, K]]
 
 
-def test_ground_truth_outside_every_anchor_floods_nothing():
+def test_ground_truth_outside_every_anchor_gets_no_anchor():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     outside = (torch.tensor([[100.0, 100, 110, 110]]), torch.tensor([0]))
     targets = assign(MaxIoUAssigner(num_classes=K), anchors, outside)
@@ -76,10 +76,10 @@ def test_equals_detectron2_matcher(seed, low_quality):
         strides=strides, scale=4.0, scales_per_octave=2, aspect_ratios=[0.5, 1.0, 2.0]
     )
     anchors = AnchorGrid(shapes=shapes, strides=strides)([(16, 20), (8, 10), (4, 5)]).boxes
-    # Whole numbers make ties between anchors and between boxes common.
+    # Integer coordinates make ties between anchors and between boxes common.
     corner = torch.randint(0, 100, (12, 2), generator=g).float()
     gt = torch.cat((corner, corner + torch.randint(8, 60, (12, 2), generator=g)), 1)
-    gt = torch.cat((gt, gt[:2]))  # doubled boxes
+    gt = torch.cat((gt, gt[:2]))  # duplicate boxes
     classes = torch.randint(K, (14,), generator=g)
 
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=low_quality)
@@ -106,7 +106,7 @@ def test_refined_anchors_differ_per_image():
     assert targets.labels.tolist() == [[1], [K]]
 
 
-def test_batch_of_refined_anchors_is_its_images_one_by_one():
+def test_batch_of_refined_anchors_equals_its_images_one_by_one():
     g = torch.Generator().manual_seed(0)
     corner = torch.rand(3, 40, 2, generator=g) * 50
     anchors = torch.cat((corner, corner + 5 + torch.rand(3, 40, 2, generator=g) * 30), dim=-1)

@@ -30,7 +30,7 @@ def make_targets(labels, ious=None):
 
 
 def boxes_apart(count):
-    """(R, 4) boxes of which none overlaps another."""
+    """(R, 4) boxes without any overlap."""
     x = 10.0 * torch.arange(count)
     return torch.stack((x, torch.zeros(count), x + 5, torch.full((count,), 5.0)), dim=1)
 
@@ -46,7 +46,7 @@ def random_labels(images=3, anchors=400, foreground=0.1, seed=0):
     return torch.where(draw > 0.9, -1, labels)
 
 
-def test_keep_all_keeps_what_is_labelled():
+def test_keep_all_keeps_every_labelled_anchor():
     targets = make_targets([[0, -1, K, 1]])
     assert rows(KeepAll()(targets, anchors=boxes_apart(4))) == [[0, 2, 3]]
 
@@ -54,7 +54,7 @@ def test_keep_all_keeps_what_is_labelled():
 def test_random_sampler_counts():
     labels = random_labels()
     labels[1] = torch.where(labels[1] == 1, K, labels[1])  # an image without foreground
-    labels[2, 3:] = torch.where(labels[2, 3:] == K, -1, labels[2, 3:])  # hardly any background
+    labels[2, 3:] = torch.where(labels[2, 3:] == K, -1, labels[2, 3:])  # very little background
     targets = make_targets(labels)
     sampler = RandomSampler(size=40, positive_fraction=0.25)
     mask = sampler(targets, anchors=boxes_apart(400))
@@ -72,7 +72,7 @@ def test_random_sampler_is_uniform_and_follows_the_seed():
     torch.manual_seed(3)
     assert torch.equal(sampler(targets, anchors=boxes_apart(20)), first)
     hits = sum(sampler(targets, anchors=boxes_apart(20)).float() for _ in range(800))
-    # 200 hits expected of each; 5 standard deviations are 61.
+    # 200 hits are expected of each; 5 standard deviations are 61.
     assert (hits - 200).abs().max() < 61
 
 
@@ -88,7 +88,7 @@ def test_iou_balanced_sampler_by_hand():
         assert mask[83] and middle == 3 and low >= 8 and high >= 8 and low + middle + high == 24
 
 
-def test_iou_balanced_sampler_takes_all_where_there_are_few():
+def test_iou_balanced_sampler_takes_all_if_there_are_few():
     targets = make_targets([[K, K, -1, K, 0]], [[0.0, 0.39, 0.1, 0.2, 0.8]])
     mask = IoUBalancedSampler(size=64)(targets, anchors=boxes_apart(5))
     assert rows(mask) == [[0, 1, 3, 4]]
@@ -116,7 +116,7 @@ def test_ohem_ranks_by_loss_after_nms():
 
 
 @pytest.mark.parametrize("size, thresh", [(16, 0.5), (16, 0.7), (1000, 0.5)])
-def test_ohem_is_a_loop_over_torchvisions_nms(size, thresh):
+def test_ohem_equals_a_loop_over_torchvisions_nms(size, thresh):
     torch.manual_seed(1)
     corner = 100 * torch.rand(300, 2)
     anchors = torch.cat((corner, corner + 10 + 40 * torch.rand(300, 2)), dim=1)
@@ -131,8 +131,8 @@ def test_ohem_is_a_loop_over_torchvisions_nms(size, thresh):
 
 
 @pytest.mark.parametrize("positives, negatives", [(0, 0), (1, 3), (2, 6), (3, 9), (4, 9)])
-def test_ohem_one_to_three_follows_the_positives_that_are_left(positives, negatives):
-    """Size 12 has room for 3 and 9: with fewer positives it is their number that decides."""
+def test_ohem_one_to_three_follows_the_number_of_positives(positives, negatives):
+    """Size 12 has room for 3 and 9; with fewer positives, their number decides."""
     labels = [[1] * positives + [K] * 20]
     difficulty = torch.arange(positives + 20.0)[None]
     anchors = boxes_apart(positives + 20)
@@ -145,13 +145,13 @@ def test_ohem_one_to_three_follows_the_positives_that_are_left(positives, negati
 
 def test_ohem_one_to_three_counts_positives_after_nms():
     labels, anchors = [[1, 1] + [K] * 9], boxes_apart(11)
-    anchors[1] = anchors[0] + 0.1  # the same object twice: one of them is left
+    anchors[1] = anchors[0] + 0.1  # the same object twice: one of them remains
     sampler = OHEMSampler(size=12, nms_thresh=0.5, positive_fraction=0.25)
     mask = sampler(make_targets(labels), anchors=anchors, difficulty=torch.arange(11.0)[None])
     assert rows(mask) == [[1, 8, 9, 10]]
 
 
-def test_ohem_with_refined_anchors_uses_each_images_own():
+def test_ohem_uses_each_images_refined_anchors():
     shared = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10]]).float()
     anchors = torch.stack((shared, boxes_apart(2)))
     targets = make_targets([[K, K], [K, K]])
@@ -170,7 +170,7 @@ def test_ohem_with_refined_anchors_uses_each_images_own():
         RandomSampler(instance_balanced=True),
     ],
 )
-def test_nothing_labelled_gives_nothing(sampler):
+def test_without_labels_nothing_is_sampled(sampler):
     targets = make_targets([[-1] * 6])
     mask = sampler(targets, anchors=boxes_apart(6), difficulty=torch.ones(1, 6))
     assert mask.dtype == torch.bool and mask.shape == (1, 6) and not mask.any()
@@ -209,13 +209,13 @@ def test_instance_balanced_foreground_by_hand(kind):
         torch.manual_seed(seed)
         mask = sampler(with_objects(labels, objects), anchors=boxes_apart(80))[0]
         counts = mask[7:57].sum().item(), mask[57:60].sum().item(), mask[:7].sum().item()
-        # 5 + 3 + 5 are within their objects' share; one of them is too many.
+        # 5 + 3 + 5 are within their objects' share, which is one too many.
         assert sum(counts) == 12 and mask[60:].sum() == 12
         assert counts[0] in (4, 5) and counts[1] in (2, 3) and counts[2] in (4, 5)
 
 
-def test_instance_balanced_foreground_fills_up_and_follows_the_seed():
-    """30 anchors on object 0, 1 on object 1: 6 are object 0's share, 3 more fill the ten up."""
+def test_instance_balanced_foreground_fills_the_quota_and_follows_the_seed():
+    """30 anchors on object 0, 1 on object 1: object 0's share is 6, and 3 more fill the quota."""
     targets = with_objects([[0] * 31], [[0] * 30 + [1]])
     sampler = RandomSampler(size=10, positive_fraction=1.0, instance_balanced=True)
     torch.manual_seed(3)

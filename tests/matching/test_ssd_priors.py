@@ -1,4 +1,4 @@
-"""SSD's default boxes against numbers worked out by hand."""
+"""SSD's default boxes against values computed by hand."""
 
 import math
 
@@ -60,6 +60,6 @@ def test_bad_lists_are_refused(options, message):
         ssd_anchors(**{"min_sizes": [16, 32, 64], "aspect_ratios": [[2], [2]], **options})
 
 
-def test_other_number_of_levels_is_refused():
+def test_wrong_number_of_levels_is_refused():
     with pytest.raises(ValueError, match="for 7 levels, but there are 5"):
         anchors_of(STRIDES[:5])

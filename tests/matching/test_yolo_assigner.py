@@ -1,4 +1,4 @@
-"""YOLOv3's responsible anchors, on two levels small enough to do by hand."""
+"""YOLOv3's responsible anchors, on two levels small enough to work out by hand."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def priors():
 
 
 def assign(priors, boxes, classes, predicted=None, **options):
-    """Of one list of boxes and classes per image."""
+    """Targets for one list of boxes and one of classes per image."""
     truth = GroundTruth.from_lists(
         [torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for b in boxes],
         [torch.tensor(c) for c in classes],
@@ -31,10 +31,10 @@ def assign(priors, boxes, classes, predicted=None, **options):
 
 
 def test_best_shape_in_the_cell_of_the_centre(priors):
-    # 14 x 8 is most like 16 x 8 (IoU 7/8; with 8 x 8 it is 8/14). Its centre (39, 20) lies in
+    # 14 x 8 is most similar to 16 x 8 (IoU 7/8; with 8 x 8 8/14). Its centre (39, 20) lies in
     # column 2, row 1 of the fine level: anchor (1 * 4 + 2) * 2 + 1 = 13.
-    # 30 x 20 is most like 32 x 32 (600/1024; with 16 x 8 128/600). Centre (35, 10): column 1 of
-    # the coarse level, whose anchors start at 16.
+    # 30 x 20 is most similar to 32 x 32 (600/1024; with 16 x 8 128/600). Centre (35, 10): column 1
+    # of the coarse level, whose anchors start at 16.
     boxes = [[32.0, 16.0, 46.0, 24.0], [20.0, 0.0, 50.0, 20.0]]
     found = assign(priors, [boxes], [[2, 1]])
     expected = torch.full((1, 18), K)
@@ -58,12 +58,12 @@ def test_weight_of_a_box_larger_than_the_input_stays_positive(priors):
     assert found.box_weights[0, 16] == 1
 
 
-def test_boxes_need_not_be_weighed(priors):
+def test_weights_can_be_disabled(priors):
     found = assign(priors, [[[32.0, 16.0, 46.0, 24.0]]], [[2]], weighs_boxes=False)
     assert found.labels[0, 13] == 2 and found.box_weights is None
 
 
-def test_of_equally_good_shapes_the_first(priors):
+def test_the_first_of_equally_good_shapes_is_taken(priors):
     twins = YOLOAnchors(sizes=[[(8, 16), (16, 8)], [(32, 32)]], strides=[16, 32], offset=0.5)
     found = assign(twins([(2, 4), (1, 2)]), [[[0.0, 0.0, 16.0, 16.0]]], [[0]])
     # 16 x 16 has IoU 1/2 with both; its centre (8, 8) is in the first cell.
@@ -81,10 +81,10 @@ def test_prediction_that_overlaps_enough_is_ignored_unless_responsible(priors):
     assert found.labels[0, [0, 5, 6, 16]].tolist() == [1, -1, K, -1]
     assert found.matched_ious[0, [0, 5, 6, 7]].tolist() == pytest.approx([1.0, 0.75, 0.625, 0.0])
     at_bound = assign(priors, [[box]], [[1]], predicted, ignore_iou=0.75)
-    assert at_bound.labels[0, [5, 16]].tolist() == [K, -1]  # more than, not as much as
+    assert at_bound.labels[0, [5, 16]].tolist() == [K, -1]  # above, not equal to, the bound
 
 
-def test_later_of_two_boxes_with_one_anchor_has_it(priors):
+def test_the_later_of_two_boxes_with_the_same_anchor_wins(priors):
     boxes = [[0.0, 0.0, 8.0, 8.0], [1.0, 1.0, 9.0, 9.0], [33.0, 1.0, 41.0, 9.0]]
     found = assign(priors, [boxes], [[0, 1, 2]])
     assert found.foreground.sum() == 2

@@ -1,4 +1,4 @@
-"""YOLOv3's priors and box parametrisation, against numbers worked out by hand."""
+"""YOLOv3's priors and box parametrisation, against values computed by hand."""
 
 import math
 
@@ -14,7 +14,7 @@ def anchors_of(sizes):
     return YOLOAnchors(sizes=sizes, strides=[8, 16], offset=0.5)
 
 
-def test_priors_stand_in_the_middle_of_their_cells():
+def test_priors_are_centred_in_their_cells():
     priors = anchors_of(SIZES)([(2, 4), (1, 2)])
     assert priors.num_anchors == [2, 1]
     assert priors.anchors_per_level == [16, 2]
@@ -33,13 +33,13 @@ def test_priors_stand_in_the_middle_of_their_cells():
         [[["10", 13]], [[1, 2]]], [[[10, -13]], [[1, 2]]], [[[math.inf, 13]], [[1, 2]]],
     ],
 )  # fmt: skip
-def test_sizes_that_are_no_pairs_per_level_are_refused(sizes):
+def test_sizes_must_be_pairs_per_level(sizes):
     with pytest.raises(ValueError, match="PRIORS.SIZES.*2 levels"):
         anchors_of(sizes)
 
 
 def test_decode_by_hand():
-    # A prior of 20 x 30 in the middle (24, 40) of a cell of 16 pixels, i.e. of [16, 32] x [32, 48].
+    # A prior of 20 x 30 centred at (24, 40) in a cell of 16 pixels, i.e. [16, 32] x [32, 48].
     anchor = torch.tensor([[14.0, 25.0, 34.0, 55.0]])
     deltas = torch.tensor([[math.log(3), -math.log(3), math.log(2), math.log(0.5)]])
     box = YOLOCoder().decode(anchor, deltas, torch.tensor([[16.0]]))
@@ -66,7 +66,7 @@ def test_encoding_a_prior_itself_or_a_centre_on_the_border_is_finite():
     side = torch.tensor([[16.0]])
     coder = YOLOCoder()
     assert coder.encode(anchor, anchor, side).tolist() == [[0, 0, 0, 0]]
-    outside = torch.tensor([[100.0, 8.0, 116.0, 24.0]])  # its centre (108, 16) lies below, right
+    outside = torch.tensor([[100.0, 8.0, 116.0, 24.0]])  # its centre (108, 16) lies beyond
     deltas = coder.encode(anchor, outside, side)
     assert torch.isfinite(deltas).all()
     box = coder.decode(anchor, deltas, side)

@@ -1,4 +1,4 @@
-"""Fixtures that several tests of detectors share."""
+"""Fixtures shared by tests of detectors."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ import torch
 from resobj_d2.structures import GroundTruth, StreamOutput, Targets
 
 TOY_TRUNK = {"BOTTOM_UP": "build_toy_backbone", "IN_FEATURES": "['res3', 'res4', 'res5']"}
-# What makes a shipped method small, by its backbone; every other choice stays the yaml's.
+# Overrides that make a shipped method small, by its backbone; all other choices are the yaml's.
 THIN = {
     "build_toy_pyramid": {},
     "build_balanced_fpn_backbone": {"BFP.PYRAMID": "build_toy_pyramid"},
@@ -59,14 +59,14 @@ def yolo_cfg(method_cfg):
 
 @dataclass
 class Observed:
-    """What a detector did with a batch.
+    """What happened when a detector processed a batch.
 
     Attributes:
-        result: what it returned: losses or detections.
-        outputs: by stream, everything that the stream predicted.
-        targets: by stream, for each stage what its assigner decided, before the sampler.
-        difficulty: by stream, for each stage what its sampler ranked by, or None.
-        kept: by stream, for each stage the anchors that its sampler kept.
+        result: the returned losses or detections.
+        outputs: by stream, everything that it predicted.
+        targets: by stream, per stage the assigner's targets, before sampling.
+        difficulty: by stream, per stage the difficulty that its sampler ranked by, or None.
+        kept: by stream, per stage the anchors that its sampler kept.
     """
 
     result: dict | list
@@ -77,7 +77,7 @@ class Observed:
 
 
 class _Noting:
-    """A sampler that notes what it is called with."""
+    """A sampler that records its arguments."""
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -96,9 +96,9 @@ class _Noting:
 
 @pytest.fixture(scope="session")
 def observe():
-    """A function: calls a dense detector with a batch and returns what went on in it.
+    """A function: calls a dense detector with a batch and returns what happened.
 
-    ``method`` is what to call in place of the model itself, a bound method of it.
+    ``method`` is a bound method of the model to call instead of the model.
     """
 
     def call(model, batch, method=None):
@@ -129,7 +129,7 @@ def observe():
 
 @pytest.fixture(scope="session")
 def predict(observe):
-    """A function: what one stream, by default that of the anchors, predicts for a batch."""
+    """A function: the predictions of one stream for a batch, by default the anchor-based one."""
 
     def call(model, batch, stream="anchors"):
         return observe(model, batch).outputs[stream]

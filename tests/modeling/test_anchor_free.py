@@ -1,4 +1,4 @@
-"""The anchor-free stream of FSAF beside, and instead of, the anchors' one."""
+"""FSAF's anchor-free stream, in addition to the anchor-based one and instead of it."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_losses_carry_the_streams_name_and_train_everything(tiny_cfg, make_batch
     assert losses["loss_box_reg_anchor_free"] > 0
 
 
-def test_anchors_do_not_change_beside_it(tiny_cfg, make_batch):
+def test_it_does_not_change_the_anchor_based_stream(tiny_cfg, make_batch):
     alone, joined = build(tiny_cfg), build(tiny_cfg, *FSAF)
     joined.load_state_dict(alone.state_dict(), strict=False)
     batch = make_batch([(96, 96, 3)])
@@ -39,7 +39,7 @@ def test_anchors_do_not_change_beside_it(tiny_cfg, make_batch):
         assert torch.equal(loss, b[name])
 
 
-def test_detections_of_both_streams_meet_in_nms(tiny_cfg, make_batch, observe):
+def test_both_streams_share_one_nms(tiny_cfg, make_batch, observe):
     model = build(tiny_cfg, *FSAF, "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0").eval()
     with torch.no_grad():
         outputs = observe(model, make_batch([(96, 96, 2)])).outputs
@@ -48,7 +48,7 @@ def test_detections_of_both_streams_meet_in_nms(tiny_cfg, make_batch, observe):
             s.candidates(outputs[name], score_thresh=0.0, topk=1000)[0]
             for name, s in model.streams.items()
         ]
-    # One point per cell against nine anchors, on the same maps.
+    # One point per cell versus nine anchors, on the same maps.
     sizes = {name: sum(out.priors.anchors_per_level) for name, out in outputs.items()}
     assert sizes["anchors"] == 9 * sizes["anchor_free"]
     boxes = {tuple(box) for part in parts for box in part.boxes.tolist()}
@@ -71,8 +71,8 @@ def test_missing_factors_are_one():
 
 
 @pytest.mark.slow
-def test_alone_it_learns_a_box(tiny_cfg, make_batch):
-    """A few steps on one picture: both losses fall and the box comes out where it belongs."""
+def test_alone_it_learns_to_detect_a_box(tiny_cfg, make_batch):
+    """A few steps on one picture: both losses fall, and the box is found in the right place."""
     model = build(tiny_cfg, *ALONE)
     assert list(model.streams) == ["anchor_free"]
     batch = make_batch([(96, 96, 1)])
@@ -92,14 +92,14 @@ def test_alone_it_learns_a_box(tiny_cfg, make_batch):
     assert pairwise_iou(found.pred_boxes[0], target.gt_boxes).item() > 0.5
 
 
-def test_box_predictor_starts_where_the_relu_passes(tiny_cfg):
+def test_box_predictor_starts_with_a_positive_relu_input(tiny_cfg):
     model = build(tiny_cfg, *FSAF)
     assert (model.streams["anchor_free"].stages[0].box.bias == 0.1).all()
     assert (model.streams["anchors"].stages[0].box.bias == 0.0).all()
 
 
 def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch, predict):
-    """To LTRBCoder a delta of 0 or of .1 would be a box of no, or a fifth of, the size."""
+    """For LTRBCoder deltas of 0 or .1 would be a box of no, or a fifth of, the size."""
     model = build(tiny_cfg, *ALONE, "MODEL.DENSE.ANCHOR_FREE.STAGES", "[{}]")
     stream = model.streams["anchor_free"]
     batch = make_batch([(96, 96, 1)])
@@ -112,7 +112,7 @@ def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch, pre
 
 
 def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
-    """Effective points on levels not chosen learn nothing about their box's class."""
+    """Effective points on levels not chosen are not trained for their box's class."""
     model = build(tiny_cfg, *FSAF)
     seen = observe(model, make_batch([(96, 96, 1)]))
     (prediction,) = seen.outputs["anchor_free"].stages
@@ -130,7 +130,7 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
 def test_objectness_does_not_learn_that_the_excluded_class_is_background(
     tiny_cfg, make_batch, observe
 ):
-    """Points without a negative of their box's class have no label for the objectness either."""
+    """Points excluded for their box's class are unlabelled for the objectness too."""
     objectness = ["MODEL.DENSE.ANCHOR_FREE.OBJECTNESS.ENABLED", "True"]
     model = build(tiny_cfg, *FSAF, *objectness)
     seen = observe(model, make_batch([(96, 96, 1)]))
@@ -145,7 +145,7 @@ def test_objectness_does_not_learn_that_the_excluded_class_is_background(
     assert (logits.grad[targets.background] != 0).all()
 
 
-def test_excluded_class_does_not_make_a_point_hard(tiny_cfg, make_batch, observe):
+def test_excluded_class_does_not_count_in_the_difficulty(tiny_cfg, make_batch, observe):
     options = ["SAMPLER.NAME", "HardNegativeRatio", "CLS_LOSS.NAME", "SigmoidCE"]
     options = [x if i % 2 else f"MODEL.DENSE.ANCHOR_FREE.{x}" for i, x in enumerate(options)]
     model = build(tiny_cfg, *FSAF, *options)

@@ -1,4 +1,4 @@
-"""The Balanced Feature Pyramid against numbers worked out by hand and a plain loop."""
+"""The Balanced Feature Pyramid against values computed by hand and a plain loop."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from resobj_d2.modeling.necks import BalancedFeaturePyramid, NonLocalRefine
 
 
 class FixedPyramid(Backbone):
-    """Three levels with given contents, listed in another order than their strides'."""
+    """Three levels with given contents, not listed in the order of their strides."""
 
     size_divisibility = 8
 
@@ -158,6 +158,6 @@ def test_bad_configuration_is_refused(tiny_cfg, key, value, message):
         build_model(tiny_cfg(*BFP, f"MODEL.BFP.{key}", value))
 
 
-def test_plain_refinement_can_be_chosen(tiny_cfg):
+def test_refinement_can_be_disabled(tiny_cfg):
     model = build_model(tiny_cfg(*BFP, "MODEL.BFP.REFINE", "none"))
     assert isinstance(model.backbone.refine, nn.Identity)

@@ -13,7 +13,7 @@ from resobj_d2.modeling.necks import BiFPN, WeightedFusion
 
 
 class Constant(Backbone):
-    """Maps of strides 8, 16, 32 filled with one number each."""
+    """Maps of strides 8, 16, 32, each filled with one number."""
 
     size_divisibility = 32
 
@@ -61,7 +61,7 @@ def test_fusion_by_hand(method, expected):
 
 
 def test_wiring_of_a_layer_by_hand():
-    """With nodes that add, every path of Figure 2d shows in one decimal digit of the outputs."""
+    """With nodes that just add, every path of Figure 2d shows as one decimal digit."""
     neck = BiFPN(
         bottom_up=Constant((1, 1, 1)), in_features=["c3", "c4", "c5"], channels=1, num_layers=1
     )
@@ -87,7 +87,7 @@ def test_every_edge_from_the_backbone_has_its_own_convolution():
     assert [m[0].in_channels for m in first.up_laterals] == [3, 4, 5]
     assert len(second.down_laterals) == len(second.up_laterals) == 0
     assert neck.coarse[0].in_channels == 5
-    # 8 nodes a layer, each with a separable convolution and normalisation.
+    # 8 nodes per layer, each with a separable convolution and normalisation.
     node = 8 * 9 + (8 * 8 + 8) + 2 * 8
     weights = 3 * 2 + 2 + 3 * 3 + 2
     laterals = sum(c * 8 + 8 + 16 for c in (3, 4, 4, 5, 5))

@@ -1,4 +1,4 @@
-"""Parts of the dense detector together: a set of combinations with every pair of values."""
+"""Combinations of the dense detector's parts, chosen to cover every pair of values."""
 
 import re
 from itertools import combinations, product
@@ -19,7 +19,7 @@ def name(row):
 
 
 def build(cfg):
-    """The detector on a toy pyramid in place of the ResNet's."""
+    """The detector on a toy pyramid instead of ResNet's."""
     if cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone":
         cfg.MODEL.BACKBONE.NAME = "build_toy_pyramid"
     cfg.MODEL.BFP.PYRAMID = "build_toy_pyramid"
@@ -35,7 +35,7 @@ def test_combination_trains_and_evaluates(row, tiny_cfg, make_batch):
     for key, loss in losses.items():
         assert torch.isfinite(loss), key
         assert loss.requires_grad, key
-        # At first no box may be near enough an object for the last stage and what learns from it.
+        # Initially no box may be close enough to an object to train the last stage.
         assert loss > 0 or "_stage1" in key or "quality" in key, key
     sum(losses.values()).backward()
     for key, parameter in model.named_parameters():
@@ -52,7 +52,7 @@ def test_combination_trains_and_evaluates(row, tiny_cfg, make_batch):
 
 
 def matching(refusal):
-    """Whole rows with the refused combination, for two choices of the other axes."""
+    """Complete rows with the refused combination, for two choices of the other axes."""
     for choose in (min, max):
         yield {axis: choose(values) for axis, values in VALUES.items()} | refusal.values
 
@@ -66,7 +66,7 @@ def test_listed_combination_is_refused_for_the_listed_reason(refusal, tiny_cfg):
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda r: name(r.values))
 def test_refusal_needs_each_of_its_values(refusal, tiny_cfg):
-    """With another value on any of its axes it builds: no more is listed than is refused."""
+    """With another value on any of its axes it builds: the list is no longer than necessary."""
     row = next(matching(refusal))
     for axis in refusal.values:
         others = [{**row, axis: value} for value in VALUES[axis]]
@@ -76,7 +76,7 @@ def test_refusal_needs_each_of_its_values(refusal, tiny_cfg):
             build(tiny_cfg(*overrides(other)))
 
 
-def test_every_pair_that_is_not_refused_occurs():
+def test_every_allowed_pair_occurs():
     every = {
         frozenset(((a, x), (b, y)))
         for a, b in combinations(VALUES, 2)
@@ -84,13 +84,13 @@ def test_every_pair_that_is_not_refused_occurs():
     }
     mentioned = {pair for refusal in REFUSALS for pair in pairs(refusal.values)}
     assert mentioned <= every
-    # A pair that is refused with a third value only occurs with another one.
+    # A pair that is refused only together with a third value occurs with another one.
     refused = {frozenset(r.values.items()) for r in REFUSALS if len(r.values) == 2}
     assert set().union(*(pairs(row) for row in ROWS)) == every - refused
 
 
 def test_cover_by_hand():
-    # 2 x 3 values of the largest axes need six rows; the third axis fits into them.
+    # The 2 x 3 values of the two largest axes need six rows; the third axis fits into them.
     rows = cover({"a": ["0", "1"], "b": ["x", "y", "z"], "c": ["u", "v"]})
     assert len(rows) == 6
     assert {(r["a"], r["b"]) for r in rows} == set(product("01", "xyz"))
@@ -107,7 +107,7 @@ def test_cover_has_every_pair(sizes):
     assert all(list(r) == list(values) for r in rows)
 
 
-def test_cover_leaves_out_what_is_forbidden():
+def test_cover_omits_forbidden_combinations():
     values = {"a": "01", "b": "01", "c": "01"}
     # (a 0, b 0) is forbidden with either c, so no row has it; (a 1, b 1) must come with c 1.
     forbidden = [
@@ -124,7 +124,7 @@ def test_cover_leaves_out_what_is_forbidden():
 
 @pytest.fixture
 def registered_loss():
-    """A class loss of the user's own, for the time of a test."""
+    """A user's own class loss, registered during a test."""
 
     class UsersLoss(SigmoidCE):
         pass
@@ -134,14 +134,14 @@ def registered_loss():
     del CLS_LOSS_REGISTRY._obj_map[UsersLoss.__name__]
 
 
-def test_what_is_registered_takes_part(registered_loss):
+def test_registered_entries_are_included(registered_loss):
     assert registered_loss not in VALUES["CLS_LOSS"]
     assert registered_loss in axes()["CLS_LOSS"]
     assert f"| CLS_LOSS | {registered_loss} |" in page()
 
 
 def test_committed_page_is_current(repository):
-    """Otherwise: python -m docs.generators.compatibility --write docs/compatibility.md"""
+    """To update it: python -m docs.generators.compatibility --write docs/compatibility.md"""
     assert (repository / "docs/compatibility.md").read_text() == page()
 
 

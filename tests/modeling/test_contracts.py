@@ -1,4 +1,4 @@
-"""What every configuration of the detector must hold."""
+"""What must hold for every configuration of the detector."""
 
 import copy
 from dataclasses import fields, replace
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction, StreamOutput
 
-# Names of configs/methods, and what no shipped file says.
+# Names in configs/methods, plus options that no shipped file uses.
 METHODS = {
     "fl": ([], {}),
     "ce": (["retinanet_ce"], {}),
@@ -56,7 +56,7 @@ METHODS = {
 
 @pytest.fixture
 def make_model(method_cfg):
-    """A function: the name of a method to its detector, with the normaliser that has a state."""
+    """A function: the name of a method to its detector, with the stateful normaliser."""
 
     def build(name):
         files, options = METHODS[name]
@@ -75,7 +75,7 @@ def model(request, make_model):
 
 @pytest.fixture
 def plain(make_model):
-    """For what happens before a method has a say."""
+    """A plain detector, for behaviour that does not depend on the method."""
     return make_model("fl")
 
 
@@ -131,7 +131,7 @@ def test_normaliser_moves_once_per_training_forward_and_is_saved(model, make_bat
 
 
 class NoHostSynchronisation(TorchDispatchMode):
-    """Refuses what would make a GPU's host wait."""
+    """Raises on operations that make the host wait for a GPU."""
 
     forbidden = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 
@@ -153,11 +153,11 @@ def test_loss_path_never_waits_for_the_device(model, make_batch, predict, truth_
         heads = [p for n, p in model.named_parameters() if n.startswith("streams")]
         torch.autograd.grad(total, heads, allow_unused=True)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSynchronisation():
-        total.item()  # the guard works
+        total.item()  # the check works
 
 
 class NoHostCopy(TorchDispatchMode):
-    """Refuses copies from the host to the device, which CPU tensors cannot show."""
+    """Raises on copies from the host to the device, which CPU tensors cannot show."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -170,7 +170,7 @@ class NoHostCopy(TorchDispatchMode):
 
 
 def test_loss_path_copies_nothing_from_the_host(model, make_batch, predict, truth_of):
-    """On fake CUDA tensors, which need no GPU: the same code, devices and all (no backward)."""
+    """On fake CUDA tensors, which need no GPU: the same code with CUDA devices (no backward)."""
     batch = make_batch([(96, 96, 3), (96, 96, 0)])
     raw, truth = predict(model, batch), truth_of(batch)
     stream = copy.deepcopy(model.streams["anchors"])
@@ -189,10 +189,10 @@ def test_loss_path_copies_nothing_from_the_host(model, make_batch, predict, trut
             losses, _ = stream.losses(output, truth)
             assert all(v.device.type == "cuda" for v in losses.values())
             with pytest.raises(AssertionError, match="copies from the host"):
-                torch.ones(3).to("cuda")  # the guard works
+                torch.ones(3).to("cuda")  # the check works
 
 
-def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
+def test_dropped_anchors_have_no_loss(model, make_batch):
     class Nothing:
         needs_loss = False
 
@@ -206,7 +206,7 @@ def test_sampler_that_drops_anchors_silences_every_loss(model, make_batch):
 
 
 @pytest.mark.parametrize("number, named", [(3, r"2\.\.3"), (-1, r"-1\.\.2")])
-def test_class_number_that_the_model_lacks_is_refused(plain, make_batch, number, named):
+def test_class_number_out_of_range_is_refused(plain, make_batch, number, named):
     batch = make_batch([(96, 96, 2)], num_classes=3)
     batch[0]["instances"].gt_classes = torch.tensor([2, number])
     batch[0]["file_name"] = "cell.png"
@@ -216,14 +216,14 @@ def test_class_number_that_the_model_lacks_is_refused(plain, make_batch, number,
 
 def test_losses_are_float32_under_autocast(model, make_batch, observe, truth_of):
     batch = make_batch([(96, 96, 3)])
-    fresh = copy.deepcopy(model)  # normalisers and GHM's counts go on with every loss
-    torch.manual_seed(1)  # what a sampler draws
+    fresh = copy.deepcopy(model)  # every loss updates normalisers and GHM's counts
+    torch.manual_seed(1)  # for the samplers
     with torch.autocast("cpu", dtype=torch.bfloat16):
         seen = observe(model, batch)
     output, losses = seen.outputs["anchors"], seen.result
     assert all(stage.cls_logits.dtype == torch.bfloat16 for stage in output.stages)
     assert all(v.dtype == torch.float32 for v in losses.values())
-    # The same predictions in float32 outside autocast: the arithmetic must not be coarser.
+    # The same predictions in float32 outside autocast: the loss must be as accurate.
     floats = mapped(output, torch.Tensor.float)
     torch.manual_seed(1)
     exact, _ = fresh.streams["anchors"].losses(floats, truth_of(batch))
@@ -233,7 +233,7 @@ def test_losses_are_float32_under_autocast(model, make_batch, observe, truth_of)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_box_outside_every_anchor_changes_nothing(model, make_batch):
+def test_box_without_anchor_overlap_changes_nothing(model, make_batch):
     from detectron2.structures import Boxes
 
     batch = make_batch([(96, 96, 1)])

@@ -27,7 +27,7 @@ def test_darknet_53_has_the_published_layers():
     for channels, blocks in [(64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)]:
         expected += [channels] + [channels // 2, channels] * blocks
     assert widths == expected
-    # Bytes of the published darknet53.conv.74: a header of 20 and these numbers as float32.
+    # Size of the published darknet53.conv.74: a header of 20 bytes and these numbers in float32.
     numbers = sum(conv.weight.numel() + 4 * conv.out_channels for conv in convolutions)
     assert 20 + 4 * numbers == 162482580
 
@@ -58,7 +58,7 @@ def test_freezing_stops_gradients_and_statistics():
 
 
 def numpy_conv(x, kernel, stride):
-    """Correlation of (C, H, W) with (O, C, k, k), padded by k // 2, as plain as it gets."""
+    """Correlation of (C, H, W) with (O, C, k, k), padded by k // 2, in the simplest form."""
     out, _, k, _ = kernel.shape
     pad = k // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
@@ -73,7 +73,7 @@ def numpy_conv(x, kernel, stride):
 
 
 class NumpyDarknet:
-    """Reads a weight file front to back while it runs, as Darknet's parser does."""
+    """Reads a weight file sequentially while it runs, like Darknet's parser."""
 
     def __init__(self, path):
         data = path.read_bytes()
@@ -158,7 +158,7 @@ def test_truncated_file_names_the_layer_and_changes_nothing(tmp_path):
     save_darknet_weights(path, net.convolutions())
     path.write_bytes(path.read_bytes()[:100])
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    # The stem: beta, gamma, mean, variance of 2 numbers and a kernel of 54, so 20 + 4 * 8 = 52.
+    # The stem: beta, gamma, mean, variance (2 numbers each) and a kernel of 54; 20 + 4 * 8 = 52.
     with pytest.raises(DarknetWeightsError, match=r"inside stem kernel .*bytes 52 to 268"):
         load_darknet_weights(path, net.convolutions())
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())

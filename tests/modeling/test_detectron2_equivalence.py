@@ -1,4 +1,4 @@
-"""With every plug-in off the detector is Detectron2's RetinaNet."""
+"""With every extension off the detector is Detectron2's RetinaNet."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SHAPES = [(128, 160, 6), (160, 128, 0), (140, 150, 3)]
 
 @pytest.fixture(params=["", "GN"])
 def pair(request, resnet_cfg, tmp_path):
-    """Detectron2's RetinaNet and ours with its weights, read from a file in its layout."""
+    """Detectron2's RetinaNet, and ours with its weights, loaded from a file in its layout."""
     cfg = resnet_cfg("MODEL.DENSE.TOWER.NORM", repr(request.param))
     cfg.MODEL.DENSE.TOWER.NUM_CONVS = 2
     cfg.MODEL.RETINANET.NUM_CONVS = 2
@@ -26,7 +26,7 @@ def pair(request, resnet_cfg, tmp_path):
     torch.manual_seed(0)
     theirs = build_model(cfg)
     with torch.no_grad():
-        # Enough spread for detections, little enough that no two scores saturate into a tie.
+        # Spread out enough for detections, but not so far that scores saturate into ties.
         for conv in (theirs.head.cls_score, theirs.head.bbox_pred):
             conv.weight.normal_(std=0.3)
         theirs.head.cls_score.bias.fill_(-2.0)
@@ -39,7 +39,7 @@ def pair(request, resnet_cfg, tmp_path):
 def test_losses_are_equal_over_iterations(pair, make_batch):
     ours, theirs = pair
     with EventStorage():
-        for seed in range(3):  # the normaliser moves
+        for seed in range(3):  # the normaliser changes
             batch = make_batch(SHAPES, seed=seed)
             a, b = ours(batch), theirs(batch)
             assert set(a) == set(b) == {"loss_cls", "loss_box_reg"}
@@ -69,7 +69,7 @@ def detections_of_both(ours, theirs, batch):
 def test_detections_are_equal(pair, make_batch):
     ours, theirs = (m.eval() for m in pair)
     batch = make_batch(SHAPES)
-    batch[0]["height"] *= 2  # rescaled to the output size
+    batch[0]["height"] *= 2  # to test rescaling to the output size
     for x, y in detections_of_both(ours, theirs, batch):
         assert len(y) > 20
         assert x.image_size == y.image_size
@@ -78,11 +78,11 @@ def test_detections_are_equal(pair, make_batch):
         assert torch.equal(x.pred_classes, y.pred_classes)
 
 
-def test_as_many_candidates_of_a_level_reach_suppression(pair, make_batch):
-    """Without NMS and limit all of them are left: RetinaNet's best 1000 of a level, by default."""
+def test_the_same_candidates_reach_suppression(pair, make_batch):
+    """Without NMS and limit all are returned: by default RetinaNet's best 1000 per level."""
     ours, theirs = (m.eval() for m in pair)
     stage = ours.streams["anchors"].stages[0]
-    with torch.no_grad():  # scores far above the threshold, boxes that stay in the picture
+    with torch.no_grad():  # scores far above the threshold, boxes inside the picture
         for cls, box in ((theirs.head.cls_score, theirs.head.bbox_pred), (stage.cls, stage.box)):
             cls.bias.zero_()
             box.weight.mul_(0.01)
@@ -90,6 +90,6 @@ def test_as_many_candidates_of_a_level_reach_suppression(pair, make_batch):
     ours.postprocess.max_detections = 10**5
     theirs.test_nms_thresh, theirs.max_detections_per_image = 1.0, 10**5
     for x, y in detections_of_both(ours, theirs, make_batch(SHAPES)):
-        assert len(y) > 2000  # the limit counts on the two finest levels
+        assert len(y) > 2000  # the limit applies on the two finest levels
         assert len(x) == len(y)
         torch.testing.assert_close(x.scores, y.scores)

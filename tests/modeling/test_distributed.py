@@ -1,4 +1,4 @@
-"""Two processes, one of which sees no object: same normaliser, averaged gradients, no hang."""
+"""Two processes, one without objects: same normaliser, averaged gradients, no deadlock."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ METHODS = {
         "MODEL.DENSE.BOX_LOSS.NAME", "GHMRLoss",
     ],
 }  # fmt: skip
-RPN = "resobj_rpn"  # of a Faster R-CNN
+RPN = "resobj_rpn"  # with Faster R-CNN
 CORNERS = torch.tensor([[4.0, 4.0, 40.0, 36.0], [30.0, 20.0, 60.0, 60.0]])
 
 
@@ -50,7 +50,7 @@ def image_of(rank):
 
 
 def step(model, batch, name):
-    """Losses' gradients by parameter; those of the RPN's losses alone in a Faster R-CNN."""
+    """Gradients of the losses by parameter; for Faster R-CNN only those of the RPN's losses."""
     with EventStorage():
         losses = model(batch)
     chosen = {key: loss for key, loss in losses.items() if name != RPN or "rpn" in key}
@@ -59,7 +59,7 @@ def step(model, batch, name):
 
 
 def work(rank, folder):
-    """One of the two processes: a step of every method, saved for the tests."""
+    """Run in each of the two processes: one step of every method, saved for the tests."""
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
@@ -81,7 +81,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_cfg, tiny_rcnn):
-    """The configurations of all methods, for the processes to read."""
+    """The configurations of all methods, for the processes to load."""
     path = tmp_path_factory.mktemp("two")
     for name, options in METHODS.items():
         (path / f"{name}.yaml").write_text(tiny_cfg(*options).dump())
@@ -95,7 +95,7 @@ def folder(tmp_path_factory, tiny_cfg, tiny_rcnn):
 
 @pytest.fixture(scope="module")
 def both(folder, repository):
-    """What each of the two processes found, by method."""
+    """The results of both processes, by method."""
     code = "import sys; from tests.modeling.test_distributed import work; "
     code += "work(int(sys.argv[1]), sys.argv[2])"
     processes = [
@@ -107,10 +107,10 @@ def both(folder, repository):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_empty_process_keeps_step(both, method):
+def test_empty_process_stays_in_sync(both, method):
     first, second = (found[method] for found in both)
     assert (first["foreground"] > 0).all() and (second["foreground"] == 0).all()
-    mean_count = (first["foreground"] + 1) / 2  # an empty process counts as one
+    mean_count = (first["foreground"] + 1) / 2  # an empty process counts as 1
     torch.testing.assert_close(first["means"], 90 + 0.1 * mean_count)
     assert torch.equal(first["means"], second["means"])
     for name, gradient in first["gradients"].items():

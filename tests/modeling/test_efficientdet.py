@@ -1,4 +1,4 @@
-"""EfficientDet as a choice of slots: its losses by hand, other methods switched on in it."""
+"""EfficientDet as a choice of slots: losses by hand, and other methods enabled in it."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_anchors_are_the_published_ones_within_their_rounding(published):
     pairs = [(1.4, 0.7), (1.0, 1.0), (0.7, 1.4)]
     expected = [(side * w, side * h) for side in sides for w, h in pairs]
     for found, wanted in zip(shapes, expected, strict=True):
-        # The published pairs are sqrt 2 and sqrt .5 cut to one digit.
+        # The published pairs are sqrt 2 and sqrt .5, truncated to one digit.
         assert found == pytest.approx(wanted, rel=0.011)
     assert node.OFFSET == 0.5
 
@@ -94,7 +94,7 @@ def test_anchors_are_the_published_ones_within_their_rounding(published):
     ],
     ids=["plain", "resobj", "conf", "consistent", "all"],
 )
-def test_other_methods_switch_on_by_config(small_cfg, make_batch, opts, names):
+def test_other_methods_can_be_enabled_by_config(small_cfg, make_batch, opts, names):
     torch.manual_seed(0)
     model = build_model(small_cfg(*opts))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -118,7 +118,7 @@ def test_other_methods_switch_on_by_config(small_cfg, make_batch, opts, names):
     assert all(torch.isfinite(x["instances"].pred_boxes.tensor).all() for x in results)
 
 
-def test_no_normalisation_is_frozen_and_all_of_it_moves(small_cfg, make_batch):
+def test_all_normalisation_layers_are_trained(small_cfg, make_batch):
     pytest.importorskip("timm", reason="EfficientNet comes from the optional package timm")
     cfg = small_cfg(
         "MODEL.BIFPN.BOTTOM_UP", "build_timm_backbone",

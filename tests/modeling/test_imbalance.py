@@ -49,7 +49,7 @@ def test_training_step(tiny_cfg, make_batch, sampler):
 def test_ranking_by_loss_does_not_hide_a_nan(
     tiny_cfg, make_batch, predict, truth_of, sampler, fraction, objectness
 ):
-    """One NaN among the background is the hardest anchor, so the loss shows it."""
+    """One NaN in the background is the hardest anchor, so it shows in the loss."""
     options = opts(
         SAMPLER__NAME=sampler, SAMPLER__SIZE=16, SAMPLER__POSITIVE_FRACTION=fraction,
         CLS_LOSS__NAME="SigmoidCE", OBJECTNESS__ENABLED=objectness, OBJECTNESS__STEPS=0,
@@ -67,7 +67,7 @@ def test_ranking_by_loss_does_not_hide_a_nan(
     assert losses["loss_objectness" if objectness else "loss_cls"].isnan()
 
 
-def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch, observe):
+def test_ohem_averages_cross_entropy_over_the_kept_anchors(tiny_cfg, make_batch, observe):
     options = opts(
         SAMPLER__NAME="OHEMSampler", SAMPLER__SIZE=8, SAMPLER__POSITIVE_FRACTION=0.0,
         CLS_LOSS__NAME="SigmoidCE", NORMALIZER__NAME="TrainedCount",
@@ -84,7 +84,7 @@ def test_ohem_averages_cross_entropy_over_what_it_keeps(tiny_cfg, make_batch, ob
     torch.testing.assert_close(seen.result["loss_cls"], expected / 8)
 
 
-def test_objectness_is_what_ranks_where_it_owns_the_background(tiny_resobj, make_batch, observe):
+def test_objectness_ranks_anchors_if_it_owns_the_background(tiny_resobj, make_batch, observe):
     model = build(tiny_resobj(*opts(SAMPLER__NAME="HardNegativeRatio")))
     seen = observe(model, make_batch([(96, 96, 2)]))
     branch = model.streams["anchors"].branches["objectness"]
@@ -114,8 +114,8 @@ def test_ghm_is_not_divided_and_its_state_is_in_checkpoints(tiny_cfg, make_batch
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_ghm_counts_each_stage_by_itself(tiny_cfg, make_batch):
-    """The same batch again and again: the running counts become those of the batch, per stage."""
+def test_ghm_counts_are_per_stage(tiny_cfg, make_batch):
+    """With one batch repeated, the running counts converge to those of the batch, per stage."""
     options = opts(
         CLS_LOSS__NAME="GHMCLoss", BOX_LOSS__NAME="GHMRLoss", STAGES=[{}, {"CLS": "none"}]
     )
@@ -133,9 +133,9 @@ def test_ghm_counts_each_stage_by_itself(tiny_cfg, make_batch):
     assert stages[2].cls_loss is None
 
 
-def test_ranking_by_a_loss_that_has_none_per_anchor_is_refused(tiny_cfg, tiny_resobj):
+def test_ranking_by_a_loss_without_per_anchor_values_is_refused(tiny_cfg, tiny_resobj):
     options = opts(CLS_LOSS__NAME="GHMCLoss", SAMPLER__NAME="OHEMSampler")
     with pytest.raises(ValueError, match="OHEMSampler ranks anchors .* GHMCLoss"):
         build(tiny_cfg(*options))
-    # With objectness the objectness ranks them.
+    # With objectness, anchors are ranked by the objectness instead.
     build(tiny_resobj(*options))

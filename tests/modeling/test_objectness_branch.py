@@ -1,4 +1,4 @@
-"""Residual Objectness in the network: where it reads, what it trains, how it scores."""
+"""Residual Objectness in the network: what it reads, what it trains, how it scores."""
 
 import math
 
@@ -93,8 +93,8 @@ def test_what_the_second_step_trains(source, detach, expected):
     assert gradients(module, x, losses_of(module, tower)["loss_residual_2"]) == expected
 
 
-def test_base_gradient_is_that_of_the_base_loss_alone():
-    """Detached residual losses leave the objectness subnet exactly as without them (Table 2c)."""
+def test_base_gradient_comes_from_the_base_loss_only():
+    """Detached residual losses do not affect the objectness subnet at all (Table 2c)."""
     module = branch()
     x, tower = features()
     losses = losses_of(module, tower)
@@ -136,7 +136,7 @@ def test_probability_sums_logits_up_to_the_step():
 
 
 def test_no_steps_is_retinanet_obj(tiny_resobj, make_batch):
-    """T = 0, and T = 2 whose residual predictors are zero, score alike; so do their base losses."""
+    """T = 0, and T = 2 with zero residual predictors, have equal scores and base losses."""
     plain = build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.STEPS", 0))
     refined = build_model(tiny_resobj("MODEL.DENSE.OBJECTNESS.STEPS", 2))
     missing = refined.load_state_dict(plain.state_dict(), strict=False).missing_keys
@@ -221,7 +221,7 @@ def test_impossible_options_are_refused_at_build_time(tiny_resobj, opts, message
 
 @pytest.mark.parametrize("source", ["objectness", "class", "chain"])
 @pytest.mark.parametrize("steps, num_convs", [(0, 1), (2, 1), (3, 2), (2, 0)])
-def test_last_step_by_one_convolution(source, steps, num_convs):
+def test_last_step_is_fused_into_one_convolution(source, steps, num_convs):
     module = branch(source=source, steps=steps, sizes=(5, num_convs))
     _, tower = features()
     merged = module.predict(tower, every_step=False)
@@ -257,8 +257,8 @@ def test_depth_of_the_subnets_by_config(tiny_resobj):
     assert all(len(net.hidden) == 6 for net in (objectness.base, *objectness.residuals))
 
 
-def test_levels_of_their_own_width_and_number_of_anchors():
-    """YOLOv3's: the base reads the tower, each residual subnet has a hidden layer per level."""
+def test_levels_with_different_widths_and_numbers_of_anchors():
+    """As in YOLOv3: the base reads the tower, each residual subnet has a hidden layer per level."""
     torch.manual_seed(0)
     parts = HeadParts(
         in_channels=[4, 6],

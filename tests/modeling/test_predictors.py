@@ -26,7 +26,7 @@ def test_a_convolution_for_each_level():
     maps = [torch.randn(2, 4, 5, 3), torch.randn(2, 6, 1, 2)]
     found = predictor.maps(maps)
     assert [x.shape[1] for x in found.levels] == [6, 15]
-    # Anchor 4 of the second level's second cell; 2 * 15 anchors stand before that level's.
+    # Anchor 4 of the second level's second cell; 2 * 15 anchors come before that level.
     assert torch.equal(predictor(maps)[1, 30 + 5 + 4], found.levels[1][1, 12:15, 0, 1])
     assert all((layer.bias == 1).all() for layer in predictor.levels)
     bound = (6 / (9 * (6 + 15))) ** 0.5  # Glorot and Bengio, Eq. 16
@@ -37,7 +37,7 @@ def test_a_convolution_for_each_level():
 def test_initial_weights_have_the_papers_deviation():
     """N(0, 0.01) in towers and predictors (RetinaNet, section 4.1).
 
-    The mean of n such weights deviates by .01 / sqrt(n), their deviation by .01 / sqrt(2 n).
+    Of n such weights the mean deviates by .01 / sqrt(n), the deviation by .01 / sqrt(2 n).
     """
     torch.manual_seed(0)
     predictor = SharedConv(in_channels=[32], num_anchors=[9], channels=10)

@@ -1,4 +1,4 @@
-"""The predicted IoU: its target, whom its loss trains, and how it enters the score."""
+"""The predicted IoU: its target, what its loss trains, and its part in the score."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def build(tiny_cfg, *opts):
 
 @pytest.fixture
 def run(observe, truth_of):
-    """A function: losses, raw output and ground truth of one forward."""
+    """A function: losses, raw output and ground truth of one forward pass."""
 
     def call(model, batch):
         seen = observe(model, batch)
@@ -30,7 +30,7 @@ def run(observe, truth_of):
 @pytest.mark.parametrize("stages", [[], CONSISTENT], ids=["plain", "consistent"])
 @pytest.mark.parametrize("reads", ["cls", "box"])
 def test_loss_by_hand(tiny_cfg, make_batch, stages, reads, run):
-    """Eq. 9: the target is the IoU of the last stage's box with the object matched there.
+    """Eq. 9: the target is the IoU of the last stage's box with its matched object.
 
     The mean of these targets is logged.
     """
@@ -47,7 +47,7 @@ def test_loss_by_hand(tiny_cfg, make_batch, stages, reads, run):
         anchors = last.anchors if last.anchors.dim() == 2 else last.anchors[i]
         ious, index = ops.pairwise_box_iou(gt, anchors).max(dim=0)
         foreground = ious >= high
-        if not stages:  # the first stage gives each object its best anchors too
+        if not stages:  # the first stage also gives each object its best anchors
             best = ops.pairwise_box_iou(gt, anchors)
             foreground |= (best == best.amax(dim=1, keepdim=True)).any(dim=0)
         target = ops.pairwise_box_iou(gt, boxes[i])[index, torch.arange(len(anchors))]
@@ -66,7 +66,7 @@ def test_loss_by_hand(tiny_cfg, make_batch, stages, reads, run):
 
 
 def trained(model, loss):
-    """Names of the parameters a loss moves."""
+    """Names of the parameters that a loss trains."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     moved = zip(names, gradients, strict=True)
@@ -74,14 +74,14 @@ def trained(model, loss):
 
 
 @pytest.mark.parametrize("reads, tower", [("cls", "tower.cls.0"), ("box", "tower.box.0")])
-def test_detached_target_leaves_the_boxes_alone(tiny_cfg, make_batch, reads, tower, run):
+def test_detached_target_does_not_train_the_boxes(tiny_cfg, make_batch, reads, tower, run):
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.READS", reads)
     losses, _, _ = run(model, make_batch([(96, 96, 3)]))
     heads = {n for n in trained(model, losses["loss_quality"]) if not n.startswith("backbone")}
     assert heads == {tower, "streams.anchors.branches.quality.predictor"}
 
 
-def test_attached_target_moves_the_last_boxes_only(tiny_cfg, make_batch, run):
+def test_attached_target_trains_only_the_last_boxes(tiny_cfg, make_batch, run):
     model = build(tiny_cfg, *CONSISTENT, "MODEL.DENSE.QUALITY.DETACH_TARGET", False)
     torch.nn.init.normal_(model.streams["anchors"].branches["quality"].predictor.weight)
     losses, _, _ = run(model, make_batch([(96, 96, 3)]))
@@ -91,7 +91,7 @@ def test_attached_target_moves_the_last_boxes_only(tiny_cfg, make_batch, run):
 
 
 def test_attached_gradient_by_hand(tiny_cfg, make_batch, run):
-    """d loss / d IoU is -h / N: the deltas' gradient is that times the IoU's."""
+    """d loss / d IoU is -h / N: the gradient of the deltas is that times the IoU's."""
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.DETACH_TARGET", False)
     torch.nn.init.normal_(model.streams["anchors"].branches["quality"].predictor.weight)
     losses, output, truth = run(model, make_batch([(96, 96, 3)]))
@@ -120,7 +120,7 @@ def test_quality_of_a_cascade_reads_the_last_tower(tiny_cfg, make_batch, run):
 
 
 @pytest.mark.parametrize("kind", ["ce", "ce_w", "l1", "smooth_l1", "l2", "gfocal"])
-def test_every_loss_trains_without_and_with_objects(tiny_cfg, make_batch, kind, run):
+def test_every_loss_trains_with_and_without_objects(tiny_cfg, make_batch, kind, run):
     model = build(tiny_cfg, "MODEL.DENSE.QUALITY.LOSS", kind)
     for counts in ((0, 0), (3, 0)):
         losses, _, _ = run(model, make_batch([(64, 64, n) for n in counts]))
@@ -155,7 +155,7 @@ def test_score_modes(tiny_cfg, mode):
     torch.testing.assert_close(got, expected(cls, quality[:, None]))
 
 
-def test_objectness_and_class_share_the_rest_of_the_exponent(tiny_cfg):
+def test_objectness_and_class_get_one_minus_the_exponent(tiny_cfg):
     model = build(tiny_cfg, "MODEL.DENSE.OBJECTNESS.ENABLED", True)
     exponents = model.streams["anchors"].fusion.exponents
     assert exponents == pytest.approx({"cls": 0.6, "objectness": 0.6, "quality": 0.4})

@@ -1,4 +1,4 @@
-"""RetinaNet-Obj and ResObj recomputed from raw outputs, without the losses of this package."""
+"""RetinaNet-Obj and ResObj recomputed from raw outputs, without this package's losses."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def case(tiny_resobj, make_batch, observe):
     torch.manual_seed(1)
     model = build_model(tiny_resobj())
     stream = model.streams["anchors"]
-    with torch.no_grad():  # away from the initial scores, which are all alike
+    with torch.no_grad():  # away from the initial scores, which are all equal
         for conv in (stream.stages[0].cls, stream.branches["objectness"].base.predictor):
             conv.weight.normal_(std=0.3)
         for subnet in stream.branches["objectness"].residuals:
@@ -26,7 +26,7 @@ def case(tiny_resobj, make_batch, observe):
 
 
 def labels_of(batch, anchors):
-    """Labels and matched boxes of every image by Detectron2's matcher."""
+    """Labels and matched boxes of every image from Detectron2's matcher."""
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
     all_labels, all_boxes = [], []
     for inputs in batch:
@@ -50,7 +50,7 @@ def test_every_loss(case):
     normalizer = 0.9 * 100 + 0.1 * foreground.sum()
     stage, objectness = output.stages[0], output.branches["objectness"]
 
-    # Eq. 3: every class of every foreground anchor, and of no other.
+    # Eq. 3: every class of every foreground anchor, and no others.
     one_hot = F.one_hot(labels[foreground], K).float()
     cls = F.binary_cross_entropy_with_logits(stage.cls_logits[foreground], one_hot, reduction="sum")
     assert losses["loss_cls"].item() == pytest.approx((cls / normalizer).item(), rel=1e-4)

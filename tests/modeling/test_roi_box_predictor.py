@@ -1,4 +1,4 @@
-"""The box losses and the IoU output of the RoIs' predictor against numbers worked out by hand."""
+"""The RoI predictor's box losses and IoU output against values computed by hand."""
 
 import math
 
@@ -30,10 +30,10 @@ def predictor(num_classes=2, channels=4, weights=(10.0, 10.0, 5.0, 5.0), **optio
     )
 
 
-# Two RoIs of class 0 and 1 and two of background; all are (0, 0, 10, 10).
+# Two RoIs of classes 0 and 1 and two of background; all are (0, 0, 10, 10).
 ROIS = torch.tensor([[0.0, 0, 10, 10]] * 4)
 CLASSES = torch.tensor([0, 1, 2, 2])
-# Object 0 is the upper half; object 1 touches nothing; of background nothing matters.
+# Object 0 is the upper half; object 1 does not overlap; background boxes are irrelevant.
 OBJECTS = torch.tensor([[0.0, 0, 10, 5], [20, 0, 30, 10], [0, 0, 0, 0], [5, 5, 9, 9]])
 BALANCED_AT_1 = 1.5 * (math.exp(3) / (math.exp(3) - 1)) - 0.5
 
@@ -54,7 +54,7 @@ BALANCED_AT_1 = 1.5 * (math.exp(3) / (math.exp(3) - 1)) - 0.5
 def test_box_loss_by_hand(loss, expected, agnostic):
     model = predictor(box_loss=loss, cls_agnostic_bbox_reg=agnostic)
     deltas = torch.zeros(4, 4)
-    if not agnostic:  # those of other classes do not count, whatever they are
+    if not agnostic:  # deltas of other classes must have no effect
         deltas = torch.full((4, 2, 4), torch.nan)
         deltas[0, 0] = deltas[1, 1] = 0.0
         deltas = deltas.view(4, 8)
@@ -105,7 +105,7 @@ def test_self_normalized_loss_is_not_divided():
 
 
 def images(boxes):
-    """Proposals of images of 40 px with these boxes."""
+    """Proposals with these boxes in images of 40 px."""
     found = [Instances((40, 40)) for _ in boxes]
     for x, y in zip(found, boxes, strict=True):
         x.proposal_boxes = Boxes(y)
@@ -113,7 +113,7 @@ def images(boxes):
 
 
 def quality_inputs():
-    """Logits ln 3 of four RoIs, whose deltas are zero."""
+    """Logits ln 3 for four RoIs, whose deltas are zero."""
     x = Instances((40, 40))
     x.proposal_boxes, x.gt_classes, x.gt_boxes = Boxes(ROIS), CLASSES, Boxes(OBJECTS)
     deltas = torch.zeros(4, 8, requires_grad=True)
@@ -124,7 +124,7 @@ def quality_inputs():
 @pytest.mark.parametrize(
     "loss, expected",
     [
-        # sigmoid is 3/4, the IoUs are 1/2 and 0: BCE ln 4 - y ln 3.
+        # The sigmoid is 3/4, the IoUs are 1/2 and 0: BCE ln 4 - y ln 3.
         (QualityLoss(kind="ce"), 2 * math.log(4) - 0.5 * math.log(3)),
         (QualityLoss(kind="l1"), 0.25 + 0.75),
         (
@@ -151,7 +151,7 @@ def test_quality_loss_may_move_the_boxes():
     with EventStorage():
         model.losses(predictions, proposals)["loss_quality"].backward()
     grad = predictions[1].grad.view(4, 2, 4)
-    # A larger IoU of the first box, which is twice as high as its object, lowers the loss.
+    # The first box is twice as high as its object, and a larger IoU lowers the loss.
     assert grad[0, 0, 3] > 0 and not grad[0, 1].any() and not grad[2:].any()
 
 
@@ -168,7 +168,7 @@ def test_scores_are_fused_by_hand():
 
 
 def test_fused_scores_rank_and_suppress():
-    """Two boxes that overlap: the one with the lower class score fits better and stays."""
+    """Of two overlapping boxes, the one with the lower class score fits better and is kept."""
     model = predictor(1, quality_loss=QualityLoss(), quality_alpha=0.5, test_nms_thresh=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
     proposals = images([boxes])

@@ -45,7 +45,7 @@ def rcnn_batch(make_batch):
 
 
 def spread(model):
-    """Predictions far enough apart that detections are many and scores do not tie."""
+    """Predictions spread out enough for many detections without ties in score."""
     predictors = model.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
         torch.nn.init.normal_(predictor.cls_score.weight, std=0.3)
@@ -91,7 +91,7 @@ def test_off_is_detectron2(make_cfg, rcnn_batch, kind):
             assert torch.equal(other, value), name
 
 
-def test_off_is_detectron2_where_masks_train_on_predicted_boxes(make_cfg, rcnn_batch):
+def test_off_is_detectron2_with_masks_trained_on_predicted_boxes(make_cfg, rcnn_batch):
     key = ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"]
     theirs = build_model(make_cfg("mask", *key, heads=THEIRS))
     ours = build_model(make_cfg("mask", *key))
@@ -108,7 +108,7 @@ def test_off_is_detectron2_where_masks_train_on_predicted_boxes(make_cfg, rcnn_b
 
 
 def regions(boxes, seed=0):
-    """Proposals of images of 64 px with these boxes, and features for the heads."""
+    """Proposals with these boxes in images of 64 px, and features for the heads."""
     torch.manual_seed(seed)
     proposals = []
     for x in boxes:
@@ -168,7 +168,7 @@ def test_ohem_takes_the_hardest_by_class_loss(make_cfg, make_batch, kind):
     assert storage.latest()["roi_head/num_bg_samples"][0] == (9 + 12) / 2
 
 
-def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_cfg):
+def test_iou_balanced_sampling_draws_from_three_background_bins(make_cfg):
     opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "IoUBalancedSampler",
             "MODEL.RESOBJ_ROI.SAMPLER.INSTANCE_BALANCED", "True",
             "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False",
@@ -179,11 +179,11 @@ def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_c
     gt.gt_boxes = Boxes(torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60]]))
     gt.gt_classes = torch.tensor([1, 0])
 
-    def share(count, part):  # boxes of 20 x 20 with a strip of this part of the first object
+    def share(count, part):  # boxes of 20 x 20 that contain this fraction of the first object
         height = 20 * part
         return torch.tensor([[0.0, 0, 20, height]]).repeat(count, 1)
 
-    # 100 of IoU 0, 5 of .25, 9 of .4; 30 foreground boxes of object 0 and 2 of object 1.
+    # 100 of IoU 0, 5 of .25, 9 of .4; 30 foreground boxes on object 0 and 2 on object 1.
     none = torch.tensor([[30.0, 0, 36, 6]]).repeat(100, 1)
     boxes = torch.cat(
         [none, share(5, 0.25), share(9, 0.4), share(30, 0.9), gt.gt_boxes.tensor[1:].repeat(2, 1)]
@@ -194,7 +194,7 @@ def test_iou_balanced_sampling_draws_from_three_bins_below_the_foreground(make_c
             (chosen,) = heads.sample_proposals(maps, proposals, [gt])
         ious = pairwise_iou(chosen.proposal_boxes, gt.gt_boxes).max(dim=1).values
         background = ious[chosen.gt_classes == 3]
-        # 18 negatives: six from each bin, the five of the middle one; one more from the rest.
+        # 18 negatives: six per bin, but five from the middle one; one more from the others.
         counts = [((background - x).abs() < 1e-4).sum().item() for x in (0.0, 0.25, 0.4)]
         assert counts in ([7, 5, 6], [6, 5, 7])
         assert (chosen.gt_classes == 1).sum() == 4 and (chosen.gt_classes == 0).sum() == 2
@@ -217,7 +217,7 @@ def test_boxes_between_thresholds_are_never_sampled(make_cfg, make_batch):
     assert torch.equal(chosen.gt_classes == 3, ious < 0.3)
 
 
-def test_ohem_does_not_hide_that_training_has_failed(make_cfg, make_batch):
+def test_ohem_does_not_hide_a_nan(make_cfg, make_batch):
     model = build_model(make_cfg("faster", "MODEL.RESOBJ_ROI.SAMPLER.NAME", "HardExampleSampler"))
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias, torch.nan)
     assert losses_of(model, make_batch(SHAPES))["loss_cls"].isnan()
@@ -341,7 +341,7 @@ def test_sigmoid_losses_have_no_order_for_ohem(make_cfg):
 
 @pytest.mark.slow
 def test_everything_learns(make_cfg, make_batch):
-    """Bright rectangles are found, with scores that say how well."""
+    """Bright rectangles are found, with scores that reflect how well."""
     torch.manual_seed(0)
     model = build_model(
         make_cfg("faster", *EVERYTHING, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT", 10.0)

@@ -1,4 +1,4 @@
-"""The region proposal network: Detectron2's with everything off; its steps by hand."""
+"""The region proposal network: Detectron2's if everything is off; its steps by hand."""
 
 import copy
 
@@ -23,7 +23,7 @@ RESOBJ = [
 
 
 class Detectron2Draws:
-    """The random sample that Detectron2 would draw, in the contract of our samplers."""
+    """The random sample that Detectron2 would draw, as one of our samplers."""
 
     needs_loss = needs_ious = False
 
@@ -36,7 +36,7 @@ class Detectron2Draws:
 
 
 def spread(model):
-    """Scores and deltas far enough apart that the order of proposals is that of the scores."""
+    """Scores and deltas spread out enough that proposals are ordered by score."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "rpn_head" in name and name.endswith("weight"):
@@ -45,7 +45,7 @@ def spread(model):
 
 
 def loss_and_proposals(model, batch, seed=3):
-    """Losses of a training forward, and the proposals of this and of an evaluation."""
+    """Losses of a training forward, and the proposals of it and of an evaluation."""
     torch.manual_seed(seed)
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)
@@ -88,8 +88,8 @@ def test_with_everything_off_it_is_detectron2s(tiny_rcnn, make_batch, path, boun
         assert torch.equal(x.objectness_logits, y.objectness_logits)
 
 
-def test_faster_rcnn_checkpoint_is_the_first_step(tiny_rcnn, make_batch, tmp_path):
-    """Detectron2's weights, T = 0 and any T: the same proposals at step 0, nothing left random."""
+def test_faster_rcnn_checkpoint_gives_the_first_step(tiny_rcnn, make_batch, tmp_path):
+    """With Detectron2's weights, T = 0 and any T propose the same at step 0; nothing is random."""
     cfg = tiny_rcnn()
     cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME = "RPN", "StandardRPNHead"
     theirs = spread(build_model(cfg)).eval()
@@ -120,7 +120,7 @@ def test_faster_rcnn_checkpoint_is_the_first_step(tiny_rcnn, make_batch, tmp_pat
 
 
 def test_residual_objectness_by_hand(tiny_rcnn, make_batch):
-    """Algorithm 1 on the RPN's logits, written out with loops, and the stated normalisers."""
+    """Algorithm 1 on the RPN's logits, written as loops, with the documented normalisers."""
     model = spread(build_model(tiny_rcnn(*RESOBJ, "MODEL.RPN.LOSS_WEIGHT", 2.0)))
     rpn = model.proposal_generator
     batch = make_batch(SHAPES)
@@ -196,7 +196,7 @@ def test_proposals_are_ranked_by_the_last_step(tiny_rcnn, make_batch):
         prediction, _ = rpn.rpn_head.predict([features[name] for name in rpn.in_features])
     assert len(steps) == 3
     for i, proposals in enumerate(found):
-        # One convolution of both steps rounds differently from two.
+        # One convolution for both steps rounds differently from two.
         torch.testing.assert_close(
             proposals.objectness_logits, steps[-1][i].objectness_logits, rtol=1e-4, atol=1e-4
         )
@@ -208,8 +208,8 @@ def test_proposals_are_ranked_by_the_last_step(tiny_rcnn, make_batch):
     assert not torch.allclose(steps[0][0].objectness_logits, steps[1][0].objectness_logits)
 
 
-def test_head_speaks_detectron2s_contract(tiny_rcnn, make_batch):
-    """Called as Detectron2's RPN would: the last step's maps, in its order of anchors."""
+def test_head_can_be_called_like_detectron2s(tiny_rcnn, make_batch):
+    """Called as by Detectron2's RPN: the last step's maps, in its anchor order."""
     model = spread(build_model(tiny_rcnn(*RESOBJ))).eval()
     rpn = model.proposal_generator
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_head_speaks_detectron2s_contract(tiny_rcnn, make_batch):
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (3, 0)])
-def test_every_parameter_has_a_gradient_without_objects_too(tiny_rcnn, make_batch, counts):
+def test_every_parameter_has_a_gradient_even_without_objects(tiny_rcnn, make_batch, counts):
     model = build_model(tiny_rcnn(*RESOBJ))
     with EventStorage():
         losses = model(make_batch([(96, 96, n) for n in counts]))
@@ -233,7 +233,7 @@ def test_every_parameter_has_a_gradient_without_objects_too(tiny_rcnn, make_batc
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-def test_residual_losses_train_their_own_subnet_alone(tiny_rcnn, make_batch):
+def test_residual_losses_train_only_their_own_subnet(tiny_rcnn, make_batch):
     model = spread(build_model(tiny_rcnn(*RESOBJ)))
     with EventStorage():
         losses = model(make_batch([(96, 96, 3)]))
@@ -265,7 +265,7 @@ def test_bfloat16_autocast(tiny_rcnn, make_batch):
         torch.manual_seed(0)
         full = model(batch)
     assert all(torch.isfinite(v) for v in low.values())
-    for name in ("loss_rpn_objectness", "loss_rpn_loc"):  # the others' selection may differ
+    for name in ("loss_rpn_objectness", "loss_rpn_loc"):  # others may select differently
         assert low[name].item() == pytest.approx(full[name].item(), rel=0.05), name
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         model.eval()
@@ -277,7 +277,7 @@ def test_bfloat16_autocast(tiny_rcnn, make_batch):
 
 @pytest.mark.slow
 def test_learns_to_propose(tiny_rcnn, make_batch):
-    """Objects that look like objects are found by the first proposals after a few steps."""
+    """After a few steps the first proposals find conspicuous objects."""
     torch.manual_seed(0)
     model = build_model(tiny_rcnn(*RESOBJ))
     batch = make_batch([(96, 96, 2), (96, 96, 1)])

@@ -1,4 +1,4 @@
-"""What can be chosen for the region proposal network, and the detectors it serves."""
+"""Options of the region proposal network, and the detectors that it works in."""
 
 import copy
 
@@ -65,7 +65,7 @@ def test_every_sampler_trains(tiny_rcnn, make_batch, sampler, objectness):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused(tiny_rcnn, options, error, message):
+def test_invalid_configurations_are_refused(tiny_rcnn, options, error, message):
     with pytest.raises(error, match=message):
         build_model(tiny_rcnn(*options))
 
@@ -104,12 +104,12 @@ def test_key_reaches_its_object(tiny_rcnn, key, value, path, expected):
             part = getattr(part, name, None)
         found.append(part)
     assert found[1] == expected
-    assert found[0] != expected  # the default is another one
+    assert found[0] != expected  # the default differs
 
 
 @pytest.mark.parametrize("objectness", [[], RESOBJ], ids=["off", "resobj"])
-def test_accelerate_helps_where_it_can(tiny_rcnn, make_batch, objectness):
-    """Off, labels and losses are Detectron2's; otherwise labels are ours already."""
+def test_accelerate_applies_only_to_detectron2s_parts(tiny_rcnn, make_batch, objectness):
+    """Off, labels and losses are Detectron2's; otherwise labels are already ours."""
     batch = make_batch([(128, 160, 6), (160, 128, 0), (140, 150, 3)])
     cfg = tiny_rcnn(*objectness)
     plain = build_model(cfg)
@@ -141,7 +141,7 @@ ARCHITECTURES = {
         "MODEL.ROI_HEADS.NUM_CLASSES", "1",
         "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)",
     ],
-    "one_map": [  # Faster R-CNN without a pyramid, C4
+    "one_map": [  # Faster R-CNN C4, without a pyramid
         "MODEL.BACKBONE.NAME", "build_toy_backbone",
         "MODEL.RPN.IN_FEATURES", "['res4']",
         "MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128]]",
@@ -151,7 +151,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_serves_every_detector_of_detectron2(tiny_rcnn, make_batch, name):
+def test_works_in_every_detector_of_detectron2(tiny_rcnn, make_batch, name):
     model = build_model(tiny_rcnn(*RESOBJ, *ARCHITECTURES[name]))
     batch = make_batch([(96, 96, 3), (96, 96, 1)], num_classes=1 if name == "keypoint" else 3)
     for x in batch:

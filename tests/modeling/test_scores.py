@@ -1,4 +1,4 @@
-"""Score fusion and the way from candidates to detections."""
+"""Score fusion, and the path from candidates to detections."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_suppress_is_per_class_and_keeps_factors():
 
 @pytest.fixture
 def scored(tiny_resobj, make_batch, observe):
-    """A stream with objectness, quality and two stages, and what it predicts for two images."""
+    """A stream with objectness, quality and two stages, and its predictions for two images."""
     torch.manual_seed(0)
     model = build_model(
         tiny_resobj(
@@ -68,13 +68,13 @@ def scored(tiny_resobj, make_batch, observe):
             if parameter.dim() == 4:
                 parameter.normal_(std=0.5)
         batch = make_batch([(96, 128, 0), (128, 100, 0)])
-        # In training mode, since only there every step is predicted by itself.
+        # In training mode, since only then every step is predicted separately.
         return stream, observe(model, batch).outputs["anchors"]
 
 
 @pytest.mark.parametrize("step", [None, 0, 1])
 def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
-    """Against the same in plain torch: ScoreFusion and the coder on predictions per anchor."""
+    """Against plain torch: ScoreFusion and the coder on predictions per anchor."""
     stream, output = scored
     first, second = output.stages
     found = stream.candidates(output, step, score_thresh=0.01, topk=7)
@@ -106,7 +106,7 @@ def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
 
 @pytest.mark.parametrize("ranked_by", [None, 0])
 def test_candidates_have_the_objectness_after_every_step(scored, ranked_by):
-    """The anchors are found again by the boxes."""
+    """Anchors are identified by their boxes."""
     stream, output = scored
     branch, objectness = stream.branches["objectness"], output.branches["objectness"]
     last = output.stages[-1]
@@ -121,7 +121,7 @@ def test_candidates_have_the_objectness_after_every_step(scored, ranked_by):
         assert (values[0] - values[1]).abs().max() > 0.1 < (values[1] - values[2]).abs().max()
 
 
-def test_detections_alone_have_no_steps(tiny_resobj, make_batch):
+def test_plain_detections_have_no_steps(tiny_resobj, make_batch):
     model = build_model(tiny_resobj("MODEL.DENSE.POSTPROCESS.SCORE_THRESH", 0.0)).eval()
     batch = make_batch([(64, 64, 0)])
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_detections_alone_have_no_steps(tiny_resobj, make_batch):
     assert not torch.equal(steps[0], steps[2])
 
 
-def test_streams_meet_in_suppression(scored):
+def test_streams_share_one_suppression(scored):
     stream, output = scored
     process = postprocess(score_thresh=0.05, topk=50, max_detections=20)
     alone = process([(stream, output)])
@@ -146,7 +146,7 @@ def test_streams_meet_in_suppression(scored):
         assert torch.equal(a.factors["quality"], b.factors["quality"])
 
 
-def test_coder_that_the_operator_does_not_know_gives_boxes(scored, monkeypatch):
+def test_coder_unknown_to_the_operator_decodes_the_boxes(scored, monkeypatch):
     stream, output = scored
     expected = stream.candidates(output, score_thresh=0.05, topk=20)
     monkeypatch.setattr(type(stream.coder), "delta_options", None)
@@ -171,6 +171,6 @@ def test_detections_per_step_end_with_the_detections(tiny_resobj, make_batch):
     with torch.no_grad():
         last = model(batch)
     for a, b in zip(steps[-1], last, strict=True):
-        # One convolution for the sum of the steps rounds in another order than one for each.
+        # One convolution for the sum of the steps rounds differently from one per step.
         torch.testing.assert_close(a["instances"].scores, b["instances"].scores)
     assert not torch.equal(steps[0][0]["instances"].scores, steps[-1][0]["instances"].scores)

@@ -39,7 +39,7 @@ def test_separable_convolution_keeps_the_variance():
     assert y.var().item() == pytest.approx(1.0, rel=0.2)
 
 
-def test_levels_share_convolutions_and_have_their_own_statistics():
+def test_levels_share_convolutions_but_not_statistics():
     module = stack(levels=3, num_convs=2).train()
     assert len(module.convs) == 2 and [len(n) for n in module.norms] == [3, 3]
     convolved = []
@@ -77,7 +77,7 @@ def test_stack_equals_a_separate_network_per_level():
 
 
 def test_gradient_of_shared_weights_is_the_sum_over_levels():
-    module = stack(levels=2).eval()  # so that levels meet in no statistics
+    module = stack(levels=2).eval()  # so that no statistics depend on other levels
     features = [torch.randn(1, 4, 6, 6), torch.randn(1, 4, 3, 3)]
     weight = module.convs[0][1].weight
     parts = [torch.autograd.grad(module(features)[level].sum(), weight)[0] for level in range(2)]
@@ -95,7 +95,7 @@ def test_map_of_one_value_is_normalised_by_running_statistics():
     torch.testing.assert_close(y.flatten(), torch.tensor([2.0, 2.0]))
     assert norm.running_mean.tolist() == [1.0, 2.0]
     assert norm.num_batches_tracked.item() == 0
-    two = torch.tensor([[4.0, 8.0], [6.0, 8.0]]).view(2, 2, 1, 1)  # two images: a mean again
+    two = torch.tensor([[4.0, 8.0], [6.0, 8.0]]).view(2, 2, 1, 1)  # two images: batch statistics
     torch.testing.assert_close(
         norm(two)[:, 0].flatten(), torch.tensor([-1.0, 1.0]), rtol=1e-3, atol=0
     )
@@ -126,7 +126,7 @@ def test_tower_has_a_stack_per_task():
     assert [name for name, _ in box_only.named_children()] == ["box"]
 
 
-def test_no_convolutions_pass_the_maps_on():
+def test_without_convolutions_the_stack_is_the_identity():
     module = stack(num_convs=0)
     features = [torch.randn(1, 4, 2, 2), torch.randn(1, 4, 1, 1)]
     assert module(features) is features and module.out_channels == [4, 4]

@@ -59,7 +59,7 @@ def loss_of_image(anchors, logits, deltas, gt, classes, low, high, best_anchors)
     return cross_entropy[positive].sum() + negatives.sum(), box, count
 
 
-def test_losses_are_those_of_the_papers(model, make_batch, observe):
+def test_losses_follow_the_papers(model, make_batch, observe):
     batch = make_batch([(128, 128, 3), (128, 128, 2)])
     seen = observe(model, batch)
     losses, output = seen.result, seen.outputs["anchors"]
@@ -125,8 +125,8 @@ def test_bfloat16_step_and_evaluation(model, make_batch, counts):
     assert all(r["instances"].scores.dtype == torch.float32 for r in results)
 
 
-def test_objectness_with_an_ssd(method_cfg, make_batch):
-    """Every method of the family goes with it: here Residual Objectness and confidence."""
+def test_other_methods_combine_with_ssd(method_cfg, make_batch):
+    """Here Residual Objectness and confidence."""
     opts = ["MODEL.DENSE.OBJECTNESS.ENABLED", True, "MODEL.DENSE.QUALITY.ENABLED", True]
     model = build_model(method_cfg(*SSD, opts=opts))
     batch = make_batch([(128, 128, 3), (128, 128, 0)])
@@ -141,7 +141,7 @@ def test_objectness_with_an_ssd(method_cfg, make_batch):
 
 @pytest.fixture
 def ssd512(repository):
-    """A function: the shipped config of an SSD512 on this backbone."""
+    """A function: the shipped SSD512 config for this backbone."""
     import tests.toy_backbone  # noqa: F401 (registers it)
 
     def read(name):
@@ -151,7 +151,7 @@ def ssd512(repository):
         cfg.merge_from_file(str(path))
         cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
-        cfg.MODEL.RESNETS.NORM = "BN"  # frozen ones have no gradient
+        cfg.MODEL.RESNETS.NORM = "BN"  # frozen BN has no gradient
         return cfg
 
     return read
@@ -163,8 +163,8 @@ def published_levels(output):
 
 
 @pytest.mark.parametrize("name", ["vgg16", "R_50"])
-def test_ssd512_at_its_size(name, ssd512):
-    """Widths, levels and gradients of the whole network, without memory or arithmetic."""
+def test_ssd512_at_full_size(name, ssd512):
+    """Widths, levels and gradients of the full network, without memory or arithmetic."""
     cfg = ssd512(name)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
@@ -182,7 +182,7 @@ def test_ssd512_at_its_size(name, ssd512):
 
 @pytest.mark.parametrize("name", ["vgg16", "R_50"])
 def test_ssd512_trains_and_detects_on_all_levels(name, ssd512, make_batch, observe):
-    """The numbers, on a backbone of a few channels."""
+    """With real numbers, on a backbone with few channels."""
     cfg = ssd512(name)
     cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_toy_backbone"
     extras = len(cfg.MODEL.SSD_EXTRAS.CHANNELS)

@@ -29,7 +29,7 @@ class Coarse(Backbone):
 
 @pytest.fixture(scope="module")
 def network():
-    """VGG16 without memory for its weights: shapes and names are all that matters."""
+    """VGG16 without memory for its weights: only shapes and names matter."""
     with torch.device("meta"):
         return SSDVGG16(freeze_at=2)
 
@@ -68,7 +68,7 @@ def test_torchvision_checkpoint_loads(tmp_path):
 
 @pytest.fixture(scope="module")
 def torchvision_vgg16():
-    """torchvision's VGG16 with random convolutions; its classifier has no memory."""
+    """torchvision's VGG16 with random convolutions and a classifier without memory."""
     torch.manual_seed(0)
     with torch.device("meta"):
         model = vgg16(weights=None)
@@ -81,7 +81,7 @@ def torchvision_vgg16():
 
 
 def as_checkpoint(model):
-    """Its weights; those of the classifier tell by their values where they stood."""
+    """Its weights; the values of the classifier encode their positions."""
     weights = model.state_dict()
     outputs = torch.arange(4096.0)
     place = torch.arange(49.0).repeat(512)  # fc6 reads 512 channels of 7x7
@@ -124,7 +124,7 @@ def test_fc6_keeps_every_fourth_output():
     assert torch.equal(found["net.fc.2.weight"][:, 1023, 0, 0], expected)
 
 
-def test_another_vgg_is_refused():
+def test_other_vggs_are_refused():
     with pytest.raises(ValueError, match="features.28.weight has the shape .512,."):
         convert_vgg16({"features.28.weight": torch.zeros(512)})
 

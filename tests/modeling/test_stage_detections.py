@@ -1,4 +1,4 @@
-"""What a detector with stages detects, and which of its weights come from where."""
+"""What a detector with stages detects, and which weights come from a checkpoint."""
 
 import pytest
 import torch
@@ -118,7 +118,7 @@ def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch, obser
     torch.testing.assert_close(steps[-1][0]["instances"].scores, last.scores)
 
 
-def test_a_box_that_the_first_stage_breaks_starts_at_its_anchor(tiny_cfg, make_batch, detect):
+def test_an_invalid_box_of_the_first_stage_is_replaced_by_its_anchor(tiny_cfg, make_batch, detect):
     model = build(tiny_cfg, [{}])
     with torch.no_grad():
         model.streams["anchors"].stages[0].box.bias.fill_(float("nan"))
@@ -142,7 +142,7 @@ def test_objects_beyond_the_picture_and_one_class(tiny_cfg, make_batch):
 
 
 def test_a_single_stage_checkpoint_starts_a_detector_with_stages(tiny_cfg, make_batch, tmp_path):
-    """The first stage keeps its names, so only what a method adds is new."""
+    """The first stage keeps its parameter names, so only the parts a method adds are new."""
     plain = build(tiny_cfg, [])
     ResObjCheckpointer(plain, str(tmp_path)).save("plain")
     gated = [{"CLS": "own", "TOWER": "gated"}]

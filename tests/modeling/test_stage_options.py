@@ -1,4 +1,4 @@
-"""Entries of STAGES: their defaults, and what is refused."""
+"""Entries of STAGES: defaults, and invalid values."""
 
 import pytest
 from detectron2.modeling import build_model
@@ -38,12 +38,12 @@ def test_entry_defaults_are_the_papers():
         ({"IOU_LABELS": [0, 1]}, "IOU_LABELS must be 3 values"),
     ],
 )
-def test_bad_entry_is_refused_with_its_place(tiny_cfg, entry, message):
+def test_bad_entry_is_refused_with_its_position(tiny_cfg, entry, message):
     with pytest.raises(ValueError, match=rf"STAGES\[1\].*{message}"):
         build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}, entry]))
 
 
-def test_senseless_combinations_are_refused(tiny_cfg):
+def test_invalid_score_settings_are_refused(tiny_cfg):
     with pytest.raises(ValueError, match="STAGE_SCORES mean needs a stage .* CLS own"):
         build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}], "MODEL.DENSE.STAGE_SCORES", "mean"))
     with pytest.raises(ValueError, match="STAGE_SCORES must be last or mean, got 'first'"):

@@ -1,4 +1,4 @@
-"""Stages on a hand-made example: targets, losses, gradients, and what is refused."""
+"""Stages on a small example by hand: targets, losses, gradients, and invalid settings."""
 
 import math
 
@@ -12,7 +12,7 @@ from resobj_d2.modeling import ConvTower, DenseStream, ScoreBranch, ScoreFusion,
 from resobj_d2.structures import GroundTruth, LevelMaps, Priors, StagePrediction, TowerFeatures
 
 K = 2
-# Ground truth of class 0, and of class 1 a little to the right.
+# Ground truth of class 0, and of class 1 slightly to the right.
 GT = GroundTruth.from_lists(
     [torch.tensor([[0.0, 0, 10, 8], [6, 0, 16, 10]])], [torch.tensor([0, 1])]
 )
@@ -21,9 +21,9 @@ ANCHORS = torch.tensor([[0.0, 0, 10, 10]] * 3 + [[20, 20, 30, 30]] + [[0, 0, 10,
 DELTAS = torch.tensor(
     [
         [0.5, 0, 0, 0],  # to (5, 0, 15, 10): IoU 40/140 and 90/110
-        [0.0, 0, 0, 0],  # stays: .8 and .25
+        [0.0, 0, 0, 0],  # unchanged: .8 and .25
         [0.3, 0, 0, 0],  # to (3, 0, 13, 10): 56/124 and 70/130, both below .6
-        [0.0, 0, 0, 0],  # overlaps nothing
+        [0.0, 0, 0, 0],  # no overlap
         [math.nan, 0, 0, 0],  # no box: the anchor stays
         [0.0, 0, -200, 0],  # a box without area: the anchor stays
     ]
@@ -36,7 +36,7 @@ REFINED_LABELS = [1, 0, -1, K, 0, 0]
 
 
 class Fixed(nn.Module):
-    """A predictor of given numbers (R, channels)."""
+    """A predictor that returns given numbers (R, channels)."""
 
     def __init__(self, values):
         super().__init__()
@@ -102,7 +102,7 @@ def features():
 
 
 def boxes_of(stream, output):
-    """(R, 4) what the stream would detect at each anchor, in their order by scores that fall."""
+    """(R, 4) box that the stream would detect at each anchor, in order thanks to falling scores."""
     falling = torch.arange(len(ANCHORS), 0, -1.0).repeat_interleave(K)
     for stage in output.stages:
         stage.cls.levels[0] = falling.view(1, -1, 1, 1)
@@ -115,7 +115,7 @@ def finite_deltas():
 
 
 def focal(logits, labels):
-    """alpha .25, gamma 2, one anchor and class at a time."""
+    """Focal loss with alpha .25 and gamma 2, one anchor and class at a time."""
     total = torch.zeros(())
     for row, label in zip(logits, labels, strict=True):
         for k, x in enumerate(row):
@@ -133,7 +133,7 @@ def smooth_l1(pred, target):
 
 
 def test_refined_anchors_and_their_labels():
-    """Anchor 0 belongs to the first box, and once refined to the second."""
+    """Anchor 0 belongs to the first box, but to the second once refined."""
     stream = stream_of(first_stage(), second_stage(box=Fixed(torch.zeros(6, 4))))
     output = stream(features())
     torch.testing.assert_close(output.stages[1].anchors, REFINED[None])
@@ -148,7 +148,7 @@ def test_refined_anchors_and_their_labels():
 
 
 def test_losses_by_hand():
-    """Kong et al., Eq. 1 and 2: one normaliser for both class terms, one for each box term."""
+    """Kong et al., Eq. 1 and 2: a shared normaliser for both class terms, one for each box term."""
     first = first_stage(finite_deltas())
     second = second_stage(box=Fixed(torch.randn(6, 4)))
     stream = stream_of(first, second)
@@ -161,12 +161,12 @@ def test_losses_by_hand():
     again = focal(logits, REFINED_LABELS).item() / 5
     assert losses["loss_cls_stage1"].item() == pytest.approx(again, rel=1e-5)
 
-    # (0, 0, 10, 10) to (0, 0, 10, 8): centre one up, height times .8.
+    # (0, 0, 10, 10) to (0, 0, 10, 8): centre up by one, height times .8.
     up = torch.tensor([0.0, -0.1, 0.0, math.log(0.8)])
     own = torch.tensor([True, True, True, False, True, True])
     expected = smooth_l1(first.box.values.detach()[own], up.expand(5, 4)) / 5
     assert losses["loss_box_reg"].item() == pytest.approx(expected.item(), rel=1e-5)
-    # (5, 0, 15, 10) to (6, 0, 16, 10): centre one to the right.
+    # (5, 0, 15, 10) to (6, 0, 16, 10): centre right by one.
     targets = torch.stack([torch.tensor([0.1, 0.0, 0.0, 0.0]), up, up, up])
     predicted = second.box.values.detach()[[0, 1, 4, 5]]
     expected = smooth_l1(predicted, targets) / 4
@@ -186,7 +186,7 @@ def test_weight_and_own_normaliser():
 
 
 class CountingBranch(ScoreBranch):
-    """A branch whose loss is the number of foreground anchors of the stage it learns from."""
+    """A branch whose loss is the number of foreground anchors of the stage it trains on."""
 
     owns_background = False
 
@@ -204,7 +204,7 @@ class CountingBranch(ScoreBranch):
 
 
 def test_branch_losses_carry_the_weight_of_their_stage():
-    """5 anchors are foreground in the first stage and 4 in the second, which counts a quarter."""
+    """5 anchors are foreground in the first stage and 4 in the second, which has weight 1/4."""
     stream = stream_of(
         first_stage(),
         second_stage(box=Fixed(torch.zeros(6, 4)), weight=0.25),
@@ -212,9 +212,9 @@ def test_branch_losses_carry_the_weight_of_their_stage():
     )
     losses, statistics = stream.losses(stream(features()), GT)
     assert losses["loss_every"].item() == pytest.approx(5 / 5)
-    # Divided as the class loss is, by the first stage's count.
+    # Divided like the class loss, by the first stage's count.
     assert losses["loss_every_stage1"].item() == pytest.approx(0.25 * 4 / 5)
-    # What belongs to the last stage alone has a weight of its own, and that stage's divisor.
+    # A last-stage branch keeps its own weight and uses that stage's divisor.
     assert losses["loss_last"].item() == pytest.approx(4 / 4)
     assert "loss_last_stage1" not in losses
     assert {k: v.item() for k, v in statistics.items() if "/" in k} == {
@@ -231,7 +231,7 @@ def test_each_stage_has_its_own_running_normaliser():
     assert means == pytest.approx([90 + 0.1 * 5, 90 + 0.1 * 4])
 
 
-def test_shared_logits_learn_from_both_stages_and_no_gradient_passes_the_anchors():
+def test_shared_logits_train_on_both_stages_and_anchors_carry_no_gradient():
     first = first_stage(finite_deltas())
     stream = stream_of(first, second_stage(box=Fixed(torch.randn(6, 4))))
     losses, _ = stream.losses(stream(features()), GT)
@@ -250,7 +250,7 @@ def test_shared_logits_learn_from_both_stages_and_no_gradient_passes_the_anchors
     assert torch.equal(gradient(losses, deltas), gradient(["loss_box_reg"], deltas))
 
 
-def test_own_logits_learn_from_their_stage_alone():
+def test_own_logits_train_only_on_their_stage():
     first, own = first_stage(), Fixed(torch.randn(6, K))
     stream = stream_of(first, second_stage(cls=own, box=Fixed(torch.zeros(6, 4))))
     losses, _ = stream.losses(stream(features()), GT)
@@ -287,7 +287,7 @@ def test_shared_box_applies_the_same_deltas_again():
     first = first_stage()
     stream = stream_of(first, second_stage(), second_stage(repeats_box=True))
     output = stream(features())
-    # The stage between moves nothing, so the third starts where the second did.
+    # The stage in between moves nothing, so the third starts where the second did.
     torch.testing.assert_close(output.stages[2].anchors, REFINED[None])
     assert output.stages[2].deltas is output.stages[0].deltas
     torch.testing.assert_close(
@@ -298,7 +298,7 @@ def test_shared_box_applies_the_same_deltas_again():
 
 @pytest.mark.parametrize("size, num_foreground", [(1e4, 0), (1e30, 5)])
 def test_huge_deltas_stay_finite(size, num_foreground):
-    """A box far beyond the picture is background; one so far that its size is lost has no area."""
+    """A box far outside the picture is background; even further out rounding leaves no area."""
     deltas = torch.full((6, 4), size)
     stream = stream_of(first_stage(deltas), second_stage(box=Fixed(deltas)))
     losses, statistics = stream.losses(stream(features()), GT)
@@ -311,7 +311,7 @@ def test_huge_deltas_stay_finite(size, num_foreground):
 def test_stages_without_any_or_reachable_ground_truth():
     empty = GroundTruth.from_lists([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)])
     far = GroundTruth.from_lists([torch.tensor([[900.0, 900, 901, 901]])], [torch.tensor([1])])
-    for low_quality in (False, True):  # a box that overlaps nothing gets no anchor either way
+    for low_quality in (False, True):  # a box without overlap gets no anchor either way
         second = second_stage(box=Fixed(torch.zeros(6, 4)))
         second.assigner.allow_low_quality = low_quality
         stream = stream_of(first_stage(), second)
@@ -335,7 +335,7 @@ def test_stage_whose_anchors_are_all_ignored():
 
 
 def test_gate_by_hand():
-    """P + sigmoid(conv1x1(h)) h goes through the stage's own tower, each task with its own h."""
+    """P + sigmoid(conv1x1(h)) h enters the stage's own tower, each task with its own h."""
     torch.manual_seed(0)
     tower = ConvTower(in_channels=[3, 3], channels=3, num_convs=1)
     gates = {task: nn.Conv2d(3, 3, 1) for task in ("cls", "box")}
@@ -368,7 +368,7 @@ def test_gate_by_hand():
     assert before.cls[0].grad.abs().sum() > 0  # not detached
 
 
-def test_own_tower_leaves_the_other_task_alone():
+def test_own_tower_does_not_affect_the_other_task():
     torch.manual_seed(0)
     tower = ConvTower(in_channels=[3], channels=3, num_convs=1, tasks=["box"])
     stage = Stage(

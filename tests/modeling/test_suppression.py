@@ -1,4 +1,4 @@
-"""The choice of the suppression: by hand, in the dense detector and in RoI heads."""
+"""The choice of suppression: by hand, in the dense detector and in RoI heads."""
 
 import math
 
@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from resobj_d2.modeling import ResObjBoxPredictor
 from resobj_d2.modeling.suppression import METHODS, Suppression
 
-# Of class 0: two boxes with an IoU of .9 and one apart; of class 1 one on the first.
+# Class 0: two boxes with an IoU of .9 and one apart; class 1: one equal to the first.
 BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 10]])
 SCORES = torch.tensor([0.8, 0.6, 0.3, 0.5])
 CLASSES = torch.tensor([0, 0, 0, 1])
@@ -33,7 +33,7 @@ def test_greedy_drops_the_second_box():
 
 
 @pytest.mark.parametrize("method", DECAYED)
-def test_the_others_lower_its_score(method):
+def test_the_other_methods_lower_its_score(method):
     keep, scores = suppress(method)
     assert keep == [0, 3, 2, 1]
     assert scores == pytest.approx([0.8, 0.5, 0.3, DECAYED[method]], rel=1e-5)
@@ -50,14 +50,14 @@ def test_sigma_and_threshold():
 
 
 @pytest.mark.parametrize("options", [{"method": "hard"}, {"sigma": 0.0}, {"sigma": math.nan}])
-def test_what_makes_no_sense_is_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(ValueError, match="NMS"):
         Suppression(**options)
 
 
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_dense_detections_are_the_suppressed_candidates(tiny_cfg, make_batch, method, free):
+def test_dense_detections_are_the_candidates_after_suppression(tiny_cfg, make_batch, method, free):
     torch.manual_seed(0)
     cfg = tiny_cfg(
         "MODEL.DENSE.POSTPROCESS.NMS", method,
@@ -100,7 +100,7 @@ def test_roi_heads_decay_scores_by_class(tiny_rcnn):
     assert isinstance(predictor, ResObjBoxPredictor)
     proposals = Instances((55, 100))
     proposals.proposal_boxes = Boxes(BOXES[:3])
-    # Three RoIs; the third sticks out of an image of 55 x 100 and has both classes.
+    # Three RoIs; the third extends beyond an image of 55 x 100 and has both classes.
     probabilities = torch.tensor([[0.8, 0.01, 0.19], [0.6, 0.01, 0.39], [0.3, 0.4, 0.3]])
     predictions = (probabilities.log(), torch.zeros(3, 8))
     (found,), (rows,) = predictor.inference(predictions, [proposals])

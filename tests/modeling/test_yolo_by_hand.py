@@ -17,7 +17,7 @@ def sigmoid(x):
 
 
 def iou(a, b):
-    """Of two boxes (x, y, w, h) given by their centres."""
+    """IoU of two boxes (x, y, w, h) given by their centres."""
     sides = [
         min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2)
         - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
@@ -37,7 +37,7 @@ def predicted(values, prior, stride, row, column):
 
 
 def darknet_deltas(levels, truths, width, height, ignore):
-    """What Darknet's yolo layers hand back for one image: minus the gradients of their input.
+    """What Darknet's yolo layers return for one image: the negative gradients of their input.
 
     Args:
         levels: per level (A, 5 + K, H, W) raw outputs: x, y, w, h, objectness, classes.
@@ -76,7 +76,7 @@ def model(yolo_cfg):
     torch.manual_seed(3)
     cfg = yolo_cfg(
         "MODEL.DENSE.PRIORS.SIZES", SIZES,
-        "MODEL.DENSE.ASSIGNER.IGNORE_IOU", 0.3,  # .7 would ignore nothing at first
+        "MODEL.DENSE.ASSIGNER.IGNORE_IOU", 0.3,  # .7 would initially ignore nothing
     )  # fmt: skip
     return build_model(cfg)
 
@@ -91,7 +91,7 @@ def test_gradients_are_minus_darknets_deltas(model, make_batch, observe):
     gradients = torch.autograd.grad(total, maps)
 
     def per_level(values):
-        """(N, A, 5 + K, H, W) of each level: what Darknet's one predictor would put out."""
+        """(N, A, 5 + K, H, W) per level, the output of Darknet's single predictor."""
         flat = stage.box.view_per_anchor(values[6])
         return [
             torch.cat(

@@ -1,4 +1,4 @@
-"""YOLOv3's pyramid and tower: shapes, wiring against the same network written out, widths."""
+"""YOLOv3's pyramid and tower: shapes, wiring against a spelled-out network, widths."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_published_network_has_the_published_size():
 
 
 def test_wiring_is_darknets():
-    """The same layers, called as the routes of Darknet's yolov3.cfg say."""
+    """The same layers, connected by the routes of Darknet's yolov3.cfg."""
     torch.manual_seed(0)
     pyramid = YOLOPyramid(
         bottom_up=Maps(), in_features=["m0", "m1", "m2"], channels=[2, 4, 6]
@@ -126,8 +126,8 @@ def test_tower_is_shared_by_the_tasks_and_hidden_layers_are_per_level():
     assert all(a is b for a, b in zip(nothing(features.cls), features.cls, strict=True))
 
 
-def test_residual_subnets_leave_the_plain_detector_as_it_is(yolo_cfg, make_batch):
-    """With equal weights o_0, classes, boxes and their losses are those of T = 0, bit for bit."""
+def test_residual_subnets_do_not_change_the_plain_detector(yolo_cfg, make_batch):
+    """With equal weights, o_0, classes, boxes and their losses are bit-identical to T = 0."""
     torch.manual_seed(0)
     steps = ["MODEL.DENSE.OBJECTNESS.STEPS", 2]
     plain, residual = build_model(yolo_cfg()), build_model(yolo_cfg(*steps))
@@ -169,7 +169,7 @@ def test_losses_are_sums_over_anchors_divided_by_the_images(yolo_cfg, make_batch
     losses = model(make_batch([(64, 96, 2), (64, 96, 0)]))
     anchors = 3 * (8 * 12 + 4 * 6 + 2 * 3)
     found = losses["loss_objectness"].item() / torch.log(torch.tensor(2.0)).item()
-    # Each prediction that overlaps an object by more than .7 is left out; there is none here.
+    # Predictions that overlap an object by more than .7 are ignored; there are none here.
     assert found == pytest.approx(anchors, rel=1e-5)
 
 
@@ -182,14 +182,14 @@ def test_losses_are_sums_over_anchors_divided_by_the_images(yolo_cfg, make_batch
         (["BOX_LOSS.NAME", "GIoULoss"], "YOLOAssigner weighs the boxes, but BOX_LOSS GIoULoss"),
     ],
 )
-def test_slots_that_do_not_go_together_are_refused(yolo_cfg, opts, message):
-    """They would train, boxes half a cell beside their place or by a loss that means nothing."""
+def test_incompatible_slots_are_refused(yolo_cfg, opts, message):
+    """They would train, with boxes off by half a cell or a meaningless loss."""
     opts = [f"MODEL.DENSE.{x}" if i % 2 == 0 else x for i, x in enumerate(opts)]
     with pytest.raises(ValueError, match=message):
         build_model(yolo_cfg(*opts))
 
 
-def test_overlap_loss_suits_the_decoded_boxes_where_nothing_weighs_them(yolo_cfg, make_batch):
+def test_overlap_loss_works_without_box_weights(yolo_cfg, make_batch):
     opts = ["MODEL.DENSE.BOX_LOSS.NAME", "GIoULoss", "MODEL.DENSE.ASSIGNER.NAME", "MaxIoUAssigner"]
     losses = build_model(yolo_cfg(*opts))(make_batch([(64, 64, 2)]))
     assert torch.isfinite(losses["loss_box_reg"]) and losses["loss_box_reg"] > 0

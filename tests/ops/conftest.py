@@ -1,4 +1,4 @@
-"""The implementations every operator test runs on."""
+"""The implementations that every operator test runs on."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _skip_unless_usable(backend: str) -> None:
         pytest.skip("no CUDA device")
 
 
-# Every operator's reference, called as the operator's wrapper is.
+# Every operator's reference, with the signature of the operator's wrapper.
 REFERENCES = {
     "balanced_l1_loss": reference.balanced_l1_loss,
     "batched_nms": reference.batched_nms,
@@ -95,7 +95,7 @@ REFERENCES = {
 
 @pytest.fixture(params=["reference", "native-cpu", "native-cuda"])
 def impl(request) -> SimpleNamespace:
-    """One implementation: ``name``, ``device``, and each operator with the signature of ``ops``."""
+    """One implementation: ``name``, ``device``, and each operator with the signature in ``ops``."""
     if request.param == "reference":
         return SimpleNamespace(name="reference", device="cpu", **REFERENCES)
     backend = request.param.removeprefix("native-")
@@ -106,7 +106,7 @@ def impl(request) -> SimpleNamespace:
 
 @pytest.fixture(params=["cpu", "cuda"])
 def native_backend(request) -> str:
-    """A backend whose library was built; it may have no device here."""
+    """A backend whose library was built, even if it has no device here."""
     _skip_unless_built(request.param)
     return request.param
 

@@ -1,4 +1,4 @@
-"""Boxes that the tests of soft_nms and matrix_nms share."""
+"""Boxes shared by the tests of soft_nms and matrix_nms."""
 
 import math
 
@@ -6,11 +6,11 @@ import torch
 
 NAN, INF = math.nan, math.inf
 
-# IoU 1/3 between 0 and 1, 3/5 between 0 and 2 and between 1 and 2; 3 is apart.
+# IoU 1/3 between 0 and 1, 3/5 between 0 and 2 and between 1 and 2; 3 does not overlap.
 BOXES = [[0.0, 0, 4, 4], [2, 0, 6, 4], [1, 0, 5, 4], [9, 9, 10, 10]]
 SCORES = [0.9, 0.8, 0.7, 0.05]
 
-# Accepted by both; the tests of the checks spoil one argument.
+# Accepted by both; the error tests replace one argument.
 GOOD = torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64)
 
 

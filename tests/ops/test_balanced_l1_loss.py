@@ -1,4 +1,4 @@
-"""balanced_l1_loss: by hand, against the paper's slope, kernels against the reference."""
+"""balanced_l1_loss by hand, against the paper's slope, and kernels against the reference."""
 
 import math
 
@@ -11,7 +11,7 @@ from resobj_d2.ops import reference
 NAN, INF = math.nan, math.inf
 OPTIONS = [(0.5, 1.5, 1.0), (0.5, 1.5, 0.11), (0.2, 1.0, 2.0), (1.0, 0.5, 1.0)]
 NAMES = ("alpha", "gamma", "beta")
-B = math.exp(3) - 1  # of alpha 0.5, gamma 1.5
+B = math.exp(3) - 1  # for alpha 0.5, gamma 1.5
 
 
 def random_inputs(shape=(900, 4), dtype=torch.float32, device="cpu", seed=0):
@@ -38,12 +38,12 @@ def gradient(loss, pred):
         # At beta both branches give gamma + gamma / b - alpha.
         (1.0, 0.0, 1.0, 1 + 1.5 / B, 1.5),
         (-5.0, -2.0, 1.0, 3 * 1.5 + 1.5 / B - 0.5, -1.5),
-        # beta 0.1 is a tenth of the loss of ten times the difference.
+        # Stretching: the loss at beta 0.1 is a tenth of the loss of ten times the difference.
         (0.3, 0.0, 0.1, 0.1 * (3 * 1.5 + 1.5 / B - 0.5), 1.5),
         (0.0, 0.1 / B, 0.1, 0.1 * 0.5 / B * (2 * math.log(2) - 1), -0.5 * math.log(2)),
     ],
 )
-def test_one_difference_by_hand(impl, pred, target, beta, expected, slope):
+def test_single_difference_by_hand(impl, pred, target, beta, expected, slope):
     pred = torch.tensor([pred], dtype=torch.float64, device=impl.device, requires_grad=True)
     target = torch.tensor([target], dtype=torch.float64, device=impl.device)
     loss = impl.balanced_l1_loss(pred, target, beta=beta)
@@ -87,7 +87,7 @@ def test_accuracy_in_float32_from_tiny_to_huge_differences(native_device):
         exact = pred.detach().double()
         slope = min(0.5 * math.log1p(B * exact.item()), 1.5)
         assert gradient(loss, pred).item() == pytest.approx(slope, rel=1e-6), value
-        if value > 1e-6:  # below, float64 cancels in the reference
+        if value > 1e-6:  # below, the reference cancels even in float64
             expected = reference.balanced_l1_loss(exact, zero.double()).item()
         else:
             expected = 0.5 * B * exact.item() ** 2 / 2
@@ -111,7 +111,7 @@ def test_gradcheck(impl, alpha, gamma, beta):
     )
 
 
-def test_what_is_not_finite_surfaces(native_device):
+def test_non_finite_inputs_show_in_the_loss(native_device):
     pred = torch.tensor([NAN, INF, 1.0, -INF], device=native_device, requires_grad=True)
     target = torch.zeros(4, device=native_device)
     assert ops.balanced_l1_loss(pred, target).isnan()
@@ -166,7 +166,7 @@ def test_errors_name_the_argument(arguments, error, message):
         (GOOD, GOOD, 0.0, "alpha, gamma and beta must be positive"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, pred, target, alpha, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, pred, target, alpha, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.balanced_l1_loss(
             pred.to(native_device), target.to(native_device), alpha

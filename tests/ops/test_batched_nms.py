@@ -64,28 +64,28 @@ BOXES = [[0.0, 0, 4, 4], [2, 0, 6, 4], [1, 0, 5, 4], [9, 9, 10, 10]]
         ([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0], 0.3, [0, 3]),
         ([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0], 0.0, [0, 3]),
         ([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0], 1.0, [0, 1, 2, 3]),
-        # Suppressed boxes suppress nothing: 2 is gone before it meets 1.
+        # Suppressed boxes suppress nothing: 2 is suppressed before it meets 1.
         ([0.9, 0.1, 0.7, 0.6], [0, 0, 0, 0], 0.5, [0, 3, 1]),
         ([0.7, 0.1, 0.9, 0.6], [0, 0, 0, 0], 0.5, [2, 3]),
-        # Each class by itself, the result by score over all of them.
+        # Per class, with the result ordered by score over all classes.
         ([0.6, 0.7, 0.8, 0.9], [5, 5, -3, 5], 0.3, [3, 2, 1]),
         ([0.6, 0.7, 0.8, 0.9], [2**62, -(2**62), 0, 0], 0.0, [3, 2, 1, 0]),
     ],
 )
-def test_worked_out_by_hand(impl, scores, ids, threshold, expected):
+def test_by_hand(impl, scores, ids, threshold, expected):
     assert keep(impl, BOXES, scores, ids, threshold) == expected
 
 
-def test_only_a_greater_iou_suppresses(impl):
+def test_iou_equal_to_the_threshold_does_not_suppress(impl):
     halves = [[0.0, 0, 4, 4], [0, 0, 4, 2]]  # IoU 1/2, which float32 has exactly
     assert keep(impl, halves, [0.9, 0.8], [0, 0], 0.5) == [0, 1]
     assert keep(impl, halves, [0.9, 0.8], [0, 0], math.nextafter(0.5, 0)) == [0]
 
 
-def test_of_equal_scores_the_first_comes_first(impl):
+def test_equal_scores_are_ordered_by_index(impl):
     assert keep(impl, BOXES, [0.5, 0.5, 0.5, 0.5], [0, 0, 0, 0], 0.3) == [0, 3]
     assert keep(impl, BOXES, [0.0, 0.5, -0.0, 0.5], [0, 1, 2, 3], 0.3) == [1, 3, 0, 2]
-    count = 700  # two different ways to sort on the CPU
+    count = 700  # covers both sorting algorithms of the CPU kernel
     boxes = torch.arange(count)[:, None] * torch.tensor([9.0, 0, 9, 0]) + torch.tensor([0, 0, 1, 1])
     scores = (torch.arange(count) % 3).float()
     expected = scores.sort(descending=True, stable=True)[1]
@@ -93,7 +93,7 @@ def test_of_equal_scores_the_first_comes_first(impl):
     assert torch.equal(impl.batched_nms(*arguments, 0.5).cpu(), expected)
 
 
-def test_any_score_but_nan_has_its_place(impl):
+def test_only_nan_scores_are_dropped(impl):
     apart = [[9.0 * i, 0, 9 * i + 1, 1] for i in range(6)]
     assert keep(impl, apart, [-2.0, NAN, INF, -INF, 0.0, 3.0], [0] * 6, 0.5) == [2, 5, 4, 0, 3]
     same = [[0.0, 0, 4, 4]] * 3
@@ -122,7 +122,7 @@ def test_agrees_with_plain_python(impl, count, classes, threshold):
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.6, 0.7, 0.9])
 def test_agrees_with_torchvision(impl, threshold):
     peer = pytest.importorskip("torchvision.ops.boxes")._batched_nms_vanilla
-    # On the grid many IoUs are 3/5 and the like, which float32 rounds up or down.
+    # On the grid many IoUs are fractions like 3/5, which float32 rounds up or down.
     for count, classes, grid in ((50, 1, None), (600, 5, 8.0), (1500, 80, None), (300, 1, 16.0)):
         boxes, scores, ids = candidates(count, classes, 3, grid=grid)
         boxes[::50, 2] = boxes[::50, 0] - 1
@@ -163,7 +163,7 @@ def test_empty(impl, dtype):
 
 
 def test_many_kept_boxes_of_one_class(impl):
-    # Cells of a grid, each twice; more than any block of kept boxes holds.
+    # The cells of a grid, each twice: more than fits into one block of kept boxes.
     x, y = torch.meshgrid(torch.arange(30.0), torch.arange(30.0), indexing="ij")
     cells = torch.stack((x, y, x + 1, y + 1), dim=-1).reshape(-1, 4)
     boxes = torch.cat((cells, cells))
@@ -230,7 +230,7 @@ def test_compiles_without_a_graph_break():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_padded_is_captured_in_a_cuda_graph(native_device):
     if native_device != "cuda":
-        pytest.skip("graphs are of CUDA")
+        pytest.skip("graphs are a CUDA feature")
     inputs = tuple(tensor.cuda() for tensor in candidates(3000, 20, 11))
     expected, _ = ops.batched_nms_padded(*inputs, 0.5, 100)  # also warms up
     graph = torch.cuda.CUDAGraph()
@@ -278,7 +278,7 @@ def test_errors_name_the_argument(op, position, value, error, message):
         (4, -2, "max_output must be -1 or more"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, position, value, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, position, value, message):
     arguments = [*GOOD, -1]
     arguments[position] = value
     moved = [a.to(native_device) if isinstance(a, torch.Tensor) else a for a in arguments]

@@ -1,4 +1,4 @@
-"""box_iou_aligned: values and gradients by hand, on odd boxes and against references."""
+"""box_iou_aligned: values and gradients by hand, on odd boxes, and against references."""
 
 import math
 
@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 
 
 def random_pairs(count, seed=0, dtype=torch.float32, grid=None):
-    """Pairs of which about half overlap; on a coarse grid many coordinates coincide."""
+    """Pairs of which about half overlap; on a coarse grid many coordinates are equal."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(2, count, 2, generator=generator, dtype=dtype) * 30
     size = torch.exp(torch.rand(2, count, 2, generator=generator, dtype=dtype) * 4 - 1)
@@ -23,7 +23,7 @@ def random_pairs(count, seed=0, dtype=torch.float32, grid=None):
 
 
 def odd_pairs():
-    """NaN, infinite, huge, tiny, empty and crossed boxes, all with all."""
+    """All pairs of NaN, infinite, huge, tiny, empty and swapped-corner boxes."""
     odd = torch.tensor([NAN, INF, -INF, 0.0, 1.0, 1e30, -1e30, -3e38, 3e38, 5.0, 1e-30, 2.0])
     boxes = torch.cartesian_prod(odd, odd, odd, odd)[::37]
     return boxes.repeat_interleave(20, 0), boxes.roll(101, 0).repeat(20, 1)[: 20 * len(boxes)]
@@ -34,7 +34,7 @@ def gradients(pred, target, kind, upstream):
     return torch.autograd.grad(ops.box_iou_aligned(pred, target, kind), (pred, target), upstream)
 
 
-# pred, target, IoU, gradient of the IoU to pred, GIoU, gradient of the GIoU to pred.
+# pred, target, IoU, gradient of the IoU w.r.t. pred, GIoU, gradient of the GIoU w.r.t. pred.
 # IoU = I/U; dI and dU are products of sides. For the first: I 1, U 7, hull 9.
 BY_HAND = [
     (
@@ -51,9 +51,9 @@ BY_HAND = [
     # Apart: no IoU; the GIoU is U/C - 1 = 2/3 - 1. x1: dU -1, dC -1; y1 ties: dC -3/2, dU -1.
     ((0, 0, 1, 1), (2, 0, 3, 1), 0, (0, 0, 0, 0),
      -1 / 3, (-1 / 3 + 2 / 9, -1 / 3 + 1 / 3, 1 / 3, 1 / 3 - 1 / 3)),
-    # Identical: the best there is.
+    # Identical: the maximum.
     ((5, 5, 9, 9), (5, 5, 9, 9), 1, (0, 0, 0, 0), 1, (0, 0, 0, 0)),
-    # A point in a point, and a point in a box: the IoU stays 0 however the point moves.
+    # A point on a point, and a point in a box: the IoU stays 0 however the point moves.
     ((1, 1, 1, 1), (1, 1, 1, 1), 0, (0, 0, 0, 0), 0, (0, 0, 0, 0)),
     ((1, 1, 1, 1), (0, 0, 2, 2), 0, (0, 0, 0, 0), 0, (0, 0, 0, 0)),
     ((NAN, 0, 2, 2), (1, 1, 3, 3), 0, (0, 0, 0, 0), -1, (0, 0, 0, 0)),
@@ -93,7 +93,7 @@ def test_values_are_the_diagonal_of_the_matrix(impl, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradcheck(impl, kind):
     pred, target = random_pairs(40, dtype=torch.float64).to(impl.device)
-    pred[:5], target[:5] = pred[:5].flip(-1), target[5:10]  # crossed corners
+    pred[:5], target[:5] = pred[:5].flip(-1), target[5:10]  # swapped corners
     torch.autograd.gradcheck(
         lambda a, b: impl.box_iou_aligned(a, b, kind),
         (pred.requires_grad_(), target.requires_grad_()),
@@ -102,7 +102,7 @@ def test_gradcheck(impl, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_formula_is_the_gradient_of_the_reference(kind):
-    # On a grid, so that coordinates tie. Touching boxes are a kink that autograd may see otherwise.
+    # On a grid, so that coordinates tie; at the kink of touching boxes autograd may differ.
     pred, target = random_pairs(2000, 2, torch.float64, grid=2.0)
     touching = torch.minimum(pred[:, 2:], target[:, 2:]) == torch.maximum(
         pred[:, :2], target[:, :2]
@@ -120,7 +120,7 @@ def test_backward_formula_is_the_gradient_of_the_reference(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-def test_kernel_gradient_is_that_of_the_formula(native_device, dtype, tolerance, kind):
+def test_kernel_gradient_agrees_with_the_formula(native_device, dtype, tolerance, kind):
     for seed, grid in ((0, None), (1, 2.0)):
         pred, target = random_pairs(5000, seed, dtype, grid).to(native_device)
         upstream = torch.linspace(-1, 2, 5000, dtype=dtype, device=native_device)
@@ -191,6 +191,6 @@ def test_errors_name_the_argument(arguments, error, message):
         (GOOD, GOOD, "iof", "unknown kind iof"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, pred, target, kind, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, pred, target, kind, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.box_iou_aligned(pred.to(native_device), target.to(native_device), kind)

@@ -1,7 +1,7 @@
-"""The CUDA kernels, run on the processor by ``tests/cuda_emulation``.
+"""The CUDA kernels, run on the CPU by ``tests/cuda_emulation``.
 
-Not a GPU: nothing is shown of its memory model, streams, graphs, or its own ``exp`` and ``log``.
-Indexing, barriers, warp operations and results are.
+This covers indexing, barriers, warp operations and results, but not a GPU's memory model, streams,
+graphs, or ``exp`` and ``log``.
 """
 
 import os
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
 ]
 
-# Each thread takes the number of the one opposite it; FIRST and SECOND stand for statements.
+# Each thread reads the number of the opposite one; FIRST and SECOND stand for statements.
 PROGRAM = """
 #include <cuda_runtime.h>
 #include <cstdio>
@@ -64,26 +64,26 @@ def outcome(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
-def test_a_barrier_orders_what_threads_share(outcome, order):
+def test_a_barrier_orders_shared_memory_accesses(outcome, order):
     assert outcome("__syncthreads();", order=order) == "64 right, last 0"
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
-def test_a_missing_barrier_shows(outcome, order):
+def test_a_missing_barrier_gives_wrong_results(outcome, order):
     match = re.match(r"(\d+) right", outcome(order=order))
     assert int(match[1]) < 64
 
 
-def test_a_barrier_that_some_threads_miss_is_refused(outcome):
+def test_a_barrier_missed_by_some_threads_is_an_error(outcome):
     assert "not all threads came to" in outcome("if (thread == 3) return; __syncthreads();")
 
 
-def test_threads_at_different_barriers_are_refused(outcome):
+def test_threads_at_different_barriers_are_an_error(outcome):
     barriers = "if (thread < 9) {\n __syncthreads();\n } else {\n __syncthreads();\n }"
     assert "different places" in outcome(barriers)
 
 
-def test_part_of_a_warp_is_refused(outcome):
+def test_a_warp_operation_by_part_of_a_warp_is_an_error(outcome):
     vote = "if (thread < 9) opposite_is = __any_sync(0xffffffffu, thread == 1);"
     assert "not all threads came to" in outcome("bool opposite_is; " + vote)
 
@@ -91,7 +91,7 @@ def test_part_of_a_warp_is_refused(outcome):
 @pytest.mark.parametrize(
     "value, expected",
     [
-        # In the second warp 63 - thread is 0 for the last lane, which has none below it.
+        # In the second warp 63 - thread is 0 for the last lane, which has no lane after it.
         ("__shfl_down_sync(0xffffffffu, opposite, 1)", 0),
         ("__shfl_xor_sync(0xffffffffu, opposite, 3)", 3),
         ("static_cast<int>(__ballot_sync(0xffffffffu, opposite < 3))", -(1 << 29)),
@@ -105,7 +105,7 @@ def test_warp_operations(outcome, value, expected):
     assert outcome("__syncthreads();", second).endswith(f"last {expected}")
 
 
-def test_a_launch_becomes_a_call():
+def test_a_kernel_launch_is_rewritten_to_a_call():
     source = "  add<float, Map<int, 2>>\n  <<<blocks(n), 32, 0, stream>>>(n, x);"
     assert translate(source) == (
         "  emulation::Launch(blocks(n), 32, 0, stream)"

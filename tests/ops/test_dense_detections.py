@@ -15,7 +15,7 @@ OPTIONS = {"score_thresh": 0.1, "topk": 100, "nms_thresh": 0.5, "max_detections"
 
 
 def grid(height, width, num_anchors, stride, generator):
-    """Anchors of a level, cell after cell."""
+    """Anchors of a level, cell by cell."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centre = (torch.stack((x, y), dim=-1).double() * stride).reshape(-1, 1, 2)
     size = torch.rand(num_anchors, 2, generator=generator, dtype=torch.float64)
@@ -27,7 +27,7 @@ LEVELS = [(9, 13, 8), (5, 7, 16), (3, 1, 32)]
 
 
 def random_head(seed, *, images=2, per_cell=3, classes=4, spread=2.0, dtype=torch.float32):
-    """Class, delta and two factor maps, and anchors, of three levels."""
+    """Class, delta and two factor maps plus anchors, on three levels."""
     g = torch.Generator().manual_seed(seed)
 
     def maps(channels, scale, shift=0.0):
@@ -55,7 +55,7 @@ def on_device(head, device):
 
 
 def eager(head, *, exponents, floors, score_thresh, topk, nms_thresh, max_detections):
-    """Per image (boxes, scores, classes, rows): the usual code, on flattened predictions."""
+    """Per image (boxes, scores, classes, rows), by the usual code on flattened predictions."""
 
     def flat(maps, channels):
         x = maps.unflatten(0, (-1, channels)).permute(2, 3, 0, 1)
@@ -109,7 +109,7 @@ RULES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponents, floors, score_thresh", RULES)
 @pytest.mark.parametrize("topk", [7, 1000])
-def test_equal_to_eager_code(impl, exponents, floors, score_thresh, topk, dtype):
+def test_equals_eager_code(impl, exponents, floors, score_thresh, topk, dtype):
     head = random_head(seed=3, dtype=dtype)
     options = {
         "exponents": exponents, "floors": floors, "score_thresh": score_thresh, "topk": topk,
@@ -127,7 +127,7 @@ def test_equal_to_eager_code(impl, exponents, floors, score_thresh, topk, dtype)
 
 
 def flattened(maps, channels):
-    """The same maps as views of predictions flattened to (N, R, channels), as many heads keep."""
+    """The same maps as views of predictions flattened to (N, R, channels), as many heads have."""
     flat = torch.cat(
         [x.unflatten(1, (-1, channels)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps], dim=1
     )
@@ -141,7 +141,7 @@ def flattened(maps, channels):
     return views
 
 
-def test_any_layout_gives_the_same(impl):
+def test_memory_layout_does_not_matter(impl):
     head = on_device(random_head(seed=4), impl.device)
     options = OPTIONS | {"max_detections": 40, "exponents": [0.5, 0.8, 0.3]}
     expected = impl.dense_detections(**head, **options)
@@ -159,7 +159,7 @@ def test_any_layout_gives_the_same(impl):
         assert_same(impl.dense_detections(**head | changed, **options), expected)
 
 
-def test_anchors_of_each_image_and_decoded_boxes(impl):
+def test_anchors_per_image_and_decoded_boxes(impl):
     head = on_device(random_head(seed=5), impl.device)
     options = OPTIONS | {"max_detections": 30}
     shared = impl.dense_detections(**head, **options)
@@ -199,7 +199,7 @@ def test_empty(impl):
     assert_same(impl.dense_detections(**head | extra, **OPTIONS), expected)
 
 
-def test_more_candidates_than_a_task_keeps(impl):
+def test_more_candidates_than_topk(impl):
     """Everything passes; later candidates must displace earlier ones, ties by row."""
     g = torch.Generator().manual_seed(7)
     cls = (torch.rand(1, 6, 90, 100, generator=g) * 200).round() / 100  # many equal scores
@@ -214,7 +214,7 @@ def test_more_candidates_than_a_task_keeps(impl):
     assert detections.classes[0].tolist() == (order % 3).tolist()
 
 
-def test_equal_to_detectron2s_retinanet():
+def test_equals_detectron2s_retinanet():
     pytest.importorskip("detectron2")
     from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.meta_arch import retinanet
@@ -237,7 +237,7 @@ def test_equal_to_detectron2s_retinanet():
         from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
     logits = [permute_to_N_HWA_K(x, 5) for x in head["cls_logits"]]
     deltas = [permute_to_N_HWA_K(x, 4) for x in head["deltas"]]
-    if hasattr(retinanet.RetinaNet, "forward_inference"):  # after 0.5 it wants probabilities
+    if hasattr(retinanet.RetinaNet, "forward_inference"):  # after 0.5 it takes probabilities
         logits = [x.sigmoid() for x in logits]
     anchors = [Boxes(x) for x in head["anchors"]]
     head["factor_logits"] = []
@@ -277,7 +277,7 @@ def test_carries_no_gradient():
     assert not detections.scores.requires_grad and not detections.boxes.requires_grad
 
 
-def test_no_memory_of_the_size_of_the_maps():
+def test_allocates_less_than_the_size_of_the_maps():
     if ops.native_status()["cpu"] != "native":
         pytest.skip("cpu kernels are not built; the reference makes copies per anchor")
     cls = torch.full((1, 720, 100, 168), -5.0)
@@ -388,7 +388,7 @@ def test_errors_name_the_argument(change, error, message):
         (13, [1, 2, 3], "image_sizes must be height and width"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, position, value, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, position, value, message):
     arguments = [
         GOOD["cls_logits"], GOOD["deltas"], GOOD["anchors"], GOOD["factor_logits"][0], 3,
         [1.0, 1.0], [0.0, 0.0], 0.1, 100, 0.5, 5, [1.0] * 4, 4.0, [],

@@ -30,7 +30,7 @@ def two_cells(device, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_by_hand(impl, dtype):
     head = two_cells(impl.device, dtype)
-    head["deltas"][0][0, 4, 0, 0] = 0.5  # dx of row 1: half of its width
+    head["deltas"][0][0, 4, 0, 0] = 0.5  # dx of row 1: half its width
     head["deltas"][0][0, 2, 0, 1] = math.log(2)  # dw of row 2: twice as wide
     detections = impl.dense_detections(**head, **OPTIONS | {"max_detections": 6})
     assert detections.counts.tolist() == [5]
@@ -49,7 +49,7 @@ def test_by_hand(impl, dtype):
 
 def test_factors_exponents_and_floors_by_hand(impl):
     head = two_cells(impl.device)
-    # Rows 0..3 have these; maps are anchor after anchor, the cells of an anchor neighbours.
+    # In the order of rows 0..3; in the maps the cells of an anchor are adjacent.
     objectness = logit(0.8, 0.4, 0.5, 0.26).view(1, 2, 1, 2).transpose(1, 3).to(impl.device)
     head["factor_logits"] = [[objectness]]
     product = impl.dense_detections(**head, **OPTIONS)
@@ -68,8 +68,8 @@ def test_factors_exponents_and_floors_by_hand(impl):
 
 
 @pytest.mark.parametrize("exponents", [[0.0, 1.0], [1.0, 0.0], [0.01, 0.01], [3.0, 8.0]])
-def test_nothing_above_the_threshold_is_missed(impl, exponents):
-    # Class and factor sweep all of (0, 1), far denser around the threshold than float32 rounds.
+def test_no_candidate_above_the_threshold_is_missed(impl, exponents):
+    # Class and factor sweep all of (0, 1), far denser around the threshold than float32 rounding.
     g = torch.Generator().manual_seed(1)
     p = torch.rand(2, 64, 64, generator=g, dtype=torch.float64)
     score = p[0] ** exponents[0] * p[1] ** exponents[1]
@@ -86,8 +86,8 @@ def test_nothing_above_the_threshold_is_missed(impl, exponents):
     assert len(sure) > 1500 and sure <= rows and not rows & never
 
 
-def test_equal_scores_keep_levels_rows_and_classes_in_order(impl):
-    # 64-fold saturation: every score is exactly 1, so only the order decides what top-k takes.
+def test_equal_scores_are_ordered_by_level_row_and_class(impl):
+    # Saturated logits: every score is exactly 1, so only the order decides what top-k selects.
     cls = [torch.full((1, 6, 2, 2), 100.0), torch.full((1, 6, 1, 1), 100.0)]
     head = {
         "cls_logits": [x.to(impl.device) for x in cls],
@@ -114,7 +114,7 @@ def test_suppression_is_per_class_and_strict(impl):
     head = {
         "cls_logits": [cls.view(1, 2, 1, 3).to(impl.device)],  # rows: (.9, .1), (.8, .1), (.7, .6)
         "deltas": None,
-        # IoU of the second with the first exactly 1/2; the third is the first.
+        # The IoU of the first two is exactly 1/2; the third equals the first.
         "anchors": [torch.tensor([[0.0, 0, 8, 8], [0, 0, 4, 8], [0, 0, 8, 8]], device=impl.device)],
         "num_classes": 2,
     }
@@ -127,7 +127,7 @@ def test_suppression_is_per_class_and_strict(impl):
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_what_is_not_finite(impl, bad):
+def test_non_finite_inputs(impl, bad):
     head = two_cells(impl.device)
     head["factor_logits"] = [[torch.zeros(1, 2, 1, 2, device=impl.device)]]
     options = OPTIONS | {"exponents": [1.0, 0.0]}
@@ -143,7 +143,7 @@ def test_what_is_not_finite(impl, bad):
     head["deltas"][0][0, 5, 0, 0] = bad  # dy of row 1
     assert pairs(impl.dense_detections(**head, **options)) == everything[:1] + everything[2:]
     head["deltas"][0].zero_()
-    head["cls_logits"][0][0, 0, 0, 0] = bad  # row 0, class 0: a score of 1, 0 or nothing
+    head["cls_logits"][0][0, 0, 0, 0] = bad  # row 0, class 0: a score of 1, 0 or none
     first = everything if bad == INF else everything[1:]
     assert pairs(impl.dense_detections(**head, **options)) == first
     head["factor_logits"][0][0][0, 0, 0, 1] = bad  # row 2; its exponent is 0

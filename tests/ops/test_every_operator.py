@@ -1,4 +1,4 @@
-"""What every operator promises, whatever it computes: a new one that is not listed here fails."""
+"""What every operator must do, whatever it computes; a new one that is not listed here fails."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Case:
     """Arguments of one operator.
 
     Attributes:
-        make: arguments by name for inputs of about a given size; of size 0 they are empty.
-        gradients: the arguments that get a gradient.
-        many: a size that keeps several threads busy.
+        make: arguments by name, for inputs of about a given size; empty for size 0.
+        gradients: arguments that get a gradient.
+        many: a size large enough for several threads.
     """
 
     make: Callable[[int], dict]
@@ -123,7 +123,7 @@ CASES = {
     "soft_nms": Case(candidate_arguments, many=4500),
     "soft_nms_padded": Case(candidate_arguments, many=4500),
 }
-# The shape of their results is not known before; all others leave the host alone.
+# Their results have no shape known beforehand; all others never make the host wait.
 WAIT_FOR_THE_DEVICE = {"batched_nms", "soft_nms"}
 DIFFERENTIABLE = [name for name, case in CASES.items() if case.gradients]
 
@@ -162,7 +162,7 @@ def is_tensor(value):
 
 
 def results_of(name, arguments):
-    """What the operator returns, and the gradients of a weighted sum of it."""
+    """The operator's results, and the gradients of a weighted sum of them."""
     arguments = change_all(arguments, lambda tensor: tensor.detach())
     inputs = [arguments[key].requires_grad_() for key in CASES[name].gradients]
     output = getattr(ops, name)(**arguments)
@@ -187,7 +187,7 @@ def test_every_operator_is_listed():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_reach_the_listed_arguments_alone(name, device):
+def test_only_the_listed_arguments_get_gradients(name, device):
     arguments = arguments_of(name, 12, device)
     for key, value in arguments.items():
         if is_tensor(value) and key in (CASES[name].gradients or arguments):
@@ -212,7 +212,7 @@ def test_gradcheck(name, device):
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_a_second_derivative_is_refused(name, device):
+def test_a_second_derivative_is_an_error(name, device):
     arguments = arguments_of(name, 6, device)
     inputs = [arguments[key].requires_grad_() for key in CASES[name].gradients]
     output = getattr(ops, name)(**arguments)
@@ -260,7 +260,7 @@ def test_half_precision_is_computed_in_float32(name, dtype, device):
 
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_any_number_of_threads_gives_the_same_bits(name, threads):
+def test_results_do_not_depend_on_the_number_of_threads(name, threads):
     if ops.native_status()["cpu"] != "native":
         pytest.skip("torch's own sums depend on the number of threads")
     arguments = arguments_of(name, CASES[name].many)
@@ -274,7 +274,7 @@ def test_any_number_of_threads_gives_the_same_bits(name, threads):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", CASES)
-def test_the_host_waits_for_cuda_only_where_it_must(name):
+def test_the_host_waits_for_cuda_only_if_it_must(name):
     arguments = arguments_of(name, 40, "cuda")
     results_of(name, arguments)
     torch.cuda.set_sync_debug_mode("warn")
@@ -289,7 +289,7 @@ def test_the_host_waits_for_cuda_only_where_it_must(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_errors_name_the_argument_of_a_wrong_device_or_dtype(name):
+def test_errors_name_the_argument_with_a_wrong_device_or_dtype(name):
     arguments = arguments_of(name, 12)
     call = getattr(ops, name)
     for key in [key for key, value in arguments.items() if is_tensor(value)]:

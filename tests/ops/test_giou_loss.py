@@ -1,4 +1,4 @@
-"""giou_loss: by hand, on odd boxes, against its peers, kernels against the reference."""
+"""giou_loss by hand, on odd boxes, against its peers, and kernels against the reference."""
 
 import math
 
@@ -12,7 +12,7 @@ NAN, INF = math.nan, math.inf
 
 
 def random_pairs(count, seed=0, dtype=torch.float32, grid=None, crossed=0.0):
-    """Pairs of which about half overlap; ``crossed`` is how often a side of pred is turned over."""
+    """Pairs of which about half overlap; ``crossed`` is the fraction of pred's sides swapped."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(2, count, 2, generator=generator, dtype=dtype) * 30
     size = torch.exp(torch.rand(2, count, 2, generator=generator, dtype=dtype) * 4 - 1)
@@ -26,7 +26,7 @@ def random_pairs(count, seed=0, dtype=torch.float32, grid=None, crossed=0.0):
 
 
 def odd_boxes():
-    """Huge, tiny, empty and crossed boxes, all finite."""
+    """Huge, tiny, empty and swapped-corner boxes, all finite."""
     odd = torch.tensor([-3e38, -1e30, -1e18, 0.0, 1e-30, 1.0, 1.5, 5.0, 1e15, 2e18, 1e30, 3e38])
     return torch.cartesian_prod(odd, odd, odd, odd)
 
@@ -35,22 +35,22 @@ def gradient(loss, pred):
     return torch.autograd.grad(loss, pred)[0]
 
 
-# pred, target, loss, gradient to pred
+# pred, target, loss, gradient w.r.t. pred
 BY_HAND = [
     # I 1, U 7, hull 9; see test_box_iou_aligned.
     ((0, 0, 2, 2), (1, 1, 3, 3), 2 - 1 / 7 - 7 / 9,
      (-2 / 49 + 2 / 9 - 21 / 81,) * 2 + (-6 / 49 - 1 / 9,) * 2),
-    # The same box with crossed corners: each coordinate gets the gradient of where it goes.
+    # The same box with swapped corners: each coordinate gets the gradient of its sorted position.
     ((2, 2, 0, 0), (1, 1, 3, 3), 2 - 1 / 7 - 7 / 9,
      (-6 / 49 - 1 / 9,) * 2 + (-2 / 49 + 2 / 9 - 21 / 81,) * 2),
     ((2, 0, 0, 2), (1, 1, 3, 3), 2 - 1 / 7 - 7 / 9,
      (-6 / 49 - 1 / 9, -2 / 49 + 2 / 9 - 21 / 81, -2 / 49 + 2 / 9 - 21 / 81, -6 / 49 - 1 / 9)),
     ((0, 0, 1, 1), (2, 0, 3, 1), 4 / 3, (1 / 9, 0, -1 / 3, 0)),
     ((5, 5, 9, 9), (5, 5, 9, 9), 0, (0, 0, 0, 0)),
-    # No area at all, in one point and apart.
+    # No area at all, in the same point and apart.
     ((1, 1, 1, 1), (1, 1, 1, 1), 1, (0, 0, 0, 0)),
     ((0, 0, 0, 0), (3, 4, 3, 4), 2, (0, 0, 0, 0)),
-    # Huge: areas beyond float32. The gradients are of the order of 1 / side.
+    # Huge: areas beyond float32. Gradients are of the order of 1 / side.
     ((1e30, 1e30, 3e30, 3e30), (0, 0, 2e30, 2e30), 2 - 1 / 7 - 7 / 9, (0, 0, 0, 0)),
     ((0, 0, 2e30, 2e30), (0, 0, 2e30, 2e30), 0, (0, 0, 0, 0)),
     ((-3e38, -3e38, 3e38, 3e38), (-3e38, -3e38, 3e38, 0), 0.5, (0, 0, 0, 0)),
@@ -68,18 +68,18 @@ def test_by_hand(impl, pred, target, expected, grad, dtype):
     assert gradient(loss, pred)[0].tolist() == pytest.approx(grad, abs=1e-6)
 
 
-def test_a_box_without_a_side_can_grow_one(impl):
+def test_an_empty_box_can_grow(impl):
     pred = torch.tensor([[4.0, 2.0, 4.0, 8.0]], device=impl.device, requires_grad=True)
     target = torch.tensor([[0.0, 0.0, 10.0, 10.0]], device=impl.device)
     x1, y1, x2, y2 = gradient(impl.giou_loss(pred, target), pred)[0].tolist()
-    # Descent moves x1 to the left and x2 to the right; the height matters once there is a width.
+    # Descent moves x1 left and x2 right; the height only matters once there is a width.
     assert x1 > 0 > x2 and y1 == y2 == 0
 
 
 def test_agrees_with_torchvision_and_fvcore_on_ordered_boxes(impl):
     peers = [pytest.importorskip("torchvision.ops").generalized_box_iou_loss]
     peers.append(pytest.importorskip("fvcore.nn").giou_loss)
-    # On the grid many coordinates are shared, and some boxes have no area.
+    # On the grid many coordinates are equal, and some boxes have no area.
     for seed, grid in ((0, None), (1, 2.0)):
         pred, target = random_pairs(400, seed, torch.float64, grid)
         pred, target = pred.to(impl.device).requires_grad_(), target.to(impl.device)
@@ -88,7 +88,7 @@ def test_agrees_with_torchvision_and_fvcore_on_ordered_boxes(impl):
         for peer in peers:
             expected = peer(pred, target, reduction="sum")
             torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-            # At a kink each may take another side: where borders meet, or a side is 0.
+            # At a kink (touching borders, a side of 0) the peers may take another subgradient.
             theirs = gradient(expected, pred)
             smooth = (pred[:, :2] < pred[:, 2:]).all(dim=1)
             for first, last in ((pred, target), (target, pred)):
@@ -97,7 +97,7 @@ def test_agrees_with_torchvision_and_fvcore_on_ordered_boxes(impl):
             torch.testing.assert_close(grad[smooth], theirs[smooth], rtol=1e-11, atol=1e-13)
 
 
-def test_crossed_corners_are_the_same_box(impl):
+def test_swapped_corners_give_the_same_box(impl):
     pred, target = random_pairs(300, 5, torch.float64)
     crossed = random_pairs(300, 5, torch.float64, crossed=0.5)[0]
     assert (pred != crossed).any()
@@ -152,7 +152,7 @@ def test_always_finite_and_within_bounds(native_device):
     assert reference.giou_loss_backward(one, boxes, other, None).isfinite().all()
 
 
-def test_what_does_not_count_gives_nothing_even_when_not_finite(impl):
+def test_pairs_outside_the_mask_contribute_nothing_even_if_not_finite(impl):
     pred, target = (boxes.to(impl.device) for boxes in random_pairs(300, 9))
     mask = torch.arange(300, device=impl.device) % 5 > 1
     clean = pred.clone().requires_grad_()
@@ -169,7 +169,7 @@ def test_what_does_not_count_gives_nothing_even_when_not_finite(impl):
 
 
 @pytest.mark.parametrize("coordinate", range(4))
-def test_nan_that_counts_surfaces(native_device, coordinate):
+def test_nan_inside_the_mask_shows_in_the_loss(native_device, coordinate):
     for which in (0, 1):
         pair = [torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]]) for _ in range(2)]
         pair[which][0, coordinate] = NAN
@@ -230,7 +230,7 @@ def test_errors_name_the_argument(arguments, error, message):
         (GOOD, GOOD, MASK[:1], "mask must have the shape of pred without"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, pred, target, mask, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, pred, target, mask, message):
     mask = None if mask is None else mask.to(native_device)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.giou_loss(pred.to(native_device), target.to(native_device), mask)

@@ -14,7 +14,7 @@ RULE = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1]}
 
 
 def grid_anchors(height, width, stride=8, sizes=(20, 32, 50), dtype=torch.float32):
-    """Anchors of a few sizes and shapes at every cell, as one pyramid level has them."""
+    """Anchors of a few sizes and shapes at every cell, as on one pyramid level."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centre = torch.stack((x, y), dim=-1).reshape(-1, 1, 2).to(dtype) * stride
     half = [torch.tensor([s * r, s / r]) / 2 for s in sizes for r in (0.75, 1.0, 1.5)]
@@ -23,7 +23,7 @@ def grid_anchors(height, width, stride=8, sizes=(20, 32, 50), dtype=torch.float3
 
 
 def random_boxes(count, seed, extent=200.0, whole=False, dtype=torch.float32):
-    """Boxes of very different sizes; whole numbers make ties common."""
+    """Boxes of very different sizes; integer coordinates make ties common."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator, dtype=dtype) * extent
     size = torch.exp(torch.rand(count, 2, generator=generator, dtype=dtype) * 4 + 1)
@@ -35,7 +35,7 @@ def random_boxes(count, seed, extent=200.0, whole=False, dtype=torch.float32):
 def random_batch(seed, sizes=(7, 0, 30, 1, 3), whole=True, dtype=torch.float32):
     boxes = random_boxes(sum(sizes), seed, whole=whole, dtype=dtype)
     if whole and len(boxes) > 20:
-        boxes[20:23] = boxes[10]  # the same box several times in one image
+        boxes[20:23] = boxes[10]  # the same box repeated in one image
     return boxes, list(sizes)
 
 
@@ -66,7 +66,7 @@ def test_by_hand(impl, dtype):
     assert impl.match_anchors(anchors, boxes, [2], **RULE).label.tolist() == [[1, -1, 0, 1]]
 
 
-def test_images_have_their_own_boxes(impl):
+def test_anchors_match_the_boxes_of_their_own_image(impl):
     anchors = torch.tensor(ANCHORS[:2], dtype=torch.float32, device=impl.device)
     boxes = torch.tensor([[0, 0, 4, 4], [4, 0, 14, 10], [0, 0, 10, 10]]).to(anchors)
     result = impl.match_anchors(anchors, boxes, [0, 2, 0, 1], **RULE)
@@ -76,7 +76,7 @@ def test_images_have_their_own_boxes(impl):
 
 
 def test_thresholds_are_half_open_and_in_the_precision_of_the_ious(impl):
-    # IoU exactly 1/2 and 4/10; in float32 both .4 and 4/10 round to the same number.
+    # IoUs of exactly 1/2 and 4/10; in float32 both .4 and 4/10 round to the same number.
     anchors = torch.tensor([[0.0, 0, 1, 2], [0, 0, 4, 1]], device=impl.device)
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 10, 1]], device=impl.device)
     options = {"thresholds": [0.4, 0.5, 0.6], "labels": [0, -1, 1, 0], "allow_low_quality": False}
@@ -85,9 +85,9 @@ def test_thresholds_are_half_open_and_in_the_precision_of_the_ious(impl):
     assert result.label.tolist() == [[1, -1]]
 
 
-def test_low_quality_match_takes_every_tie_and_keeps_the_own_box(impl):
-    # The box between the first two anchors: IoU .25 with both. The second box is the best of
-    # anchor 1, so that is its row, yet it is foreground because of the first box.
+def test_low_quality_matches_include_ties_and_keep_the_best_box(impl):
+    # The first box lies between the first two anchors, with IoU .25 with both. The second box is
+    # the best of anchor 1, so that is its row, yet it is foreground because of the first box.
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [15, 0, 25, 10]], device=impl.device)
     boxes = torch.tensor([[6.0, 0, 14, 10], [13, 0, 23, 10]], device=impl.device)
     result = impl.match_anchors(anchors, boxes, [2], thresholds=[0.9], labels=[0, 1])
@@ -95,12 +95,12 @@ def test_low_quality_match_takes_every_tie_and_keeps_the_own_box(impl):
     assert result.label.tolist() == [[1, 1, 1]]
 
 
-def test_box_that_overlaps_nothing(impl):
+def test_box_without_overlap(impl):
     anchors = torch.tensor(ANCHORS[:3], dtype=torch.float32, device=impl.device)
     boxes = torch.tensor([[0.0, 0, 10, 10], [90, 90, 95, 95]], device=impl.device)
     assert impl.match_anchors(anchors, boxes, [2], **RULE).label.tolist() == [[1, -1, 0]]
     flooded = impl.match_anchors(anchors, boxes, [2], **RULE, d2_compat=True)
-    # Detectron2 floods the anchors whose IoU with that box is 0: all of them.
+    # Detectron2 makes all anchors foreground whose IoU with that box is 0, i.e. every one.
     assert flooded.label.tolist() == [[1, 1, 1]]
     assert flooded.gt_index.tolist() == [[0, 0, 0]]
 
@@ -120,7 +120,7 @@ def test_odd_boxes_overlap_nothing(impl, odd):
 
 
 def test_ignore_regions(impl):
-    # Shares of the anchors inside the region: 1, .6, .5, 0; the first is foreground and stays.
+    # Fractions of the anchors inside the region: 1, .6, .5, 0; the first is foreground and stays.
     anchors = torch.tensor(ANCHORS, dtype=torch.float32, device=impl.device)
     boxes = anchors[:1].repeat(2, 1)
     regions = torch.tensor([[90.0, 0, 99, 9], [-5, -5, 10, 20]], device=impl.device)
@@ -129,7 +129,7 @@ def test_ignore_regions(impl):
     assert result.label.tolist() == [[1, 0, 0, 0], [1, -1, -1, 0]]
     result = impl.match_anchors(anchors, boxes, [1, 1], labels=[0, 1], **options, ignore_iof=0.55)
     assert result.label.tolist() == [[1, 0, 0, 0], [1, -1, 0, 0]]
-    # Also where there is no ground truth and without low-quality matches.
+    # Also without ground truth and without low-quality matches.
     result = impl.match_anchors(
         anchors, boxes[:0], [0, 0], labels=[0, 1], **options, allow_low_quality=False
     )
@@ -148,9 +148,9 @@ def detectron2_matches(anchors, boxes, low_quality):
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("low_quality", [True, False])
 @pytest.mark.parametrize("refined", [True, False])
-def test_has_the_bits_of_detectron2(impl, refined, low_quality, whole):
+def test_is_bit_identical_to_detectron2(impl, refined, low_quality, whole):
     pytest.importorskip("detectron2")
-    # More anchors than one task of the kernel takes, in rows that do not fill its blocks.
+    # More anchors than one task of the kernel handles, in rows that do not fill its blocks.
     anchors = grid_anchors(25, 41)
     boxes, sizes = random_batch(seed=4, sizes=(40, 1, 12, 3, 70), whole=whole)
     boxes[0] = torch.tensor([500.0, 500, 510, 510])  # overlaps nothing
@@ -180,7 +180,7 @@ def test_has_the_bits_of_detectron2(impl, refined, low_quality, whole):
 def test_ties_between_many_equal_anchors(impl, whole):
     pytest.importorskip("detectron2")
     few = random_boxes(40, seed=8, extent=60, whole=whole)
-    anchors = few.repeat(300, 1)  # every IoU occurs 300 times, in every task of the kernel
+    anchors = few.repeat(300, 1)  # every IoU occurs 300 times, in all tasks of the kernel
     boxes = torch.cat((few[:5] + 1, few[:5] + 1))
     expected = detectron2_matches(anchors, boxes, low_quality=True)
     result = to_cpu(
@@ -193,7 +193,7 @@ def test_ties_between_many_equal_anchors(impl, whole):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 5, 127, 129, 4096, 4097, 9000])
-def test_kernel_gives_the_bits_of_the_reference(native_device, count, dtype):
+def test_kernel_is_bit_identical_to_the_reference(native_device, count, dtype):
     generator = torch.Generator().manual_seed(count)
     anchors = grid_anchors(25, 41, dtype=dtype)[:count]
     anchors = anchors + torch.randn(5, *anchors.shape, generator=generator).round()
@@ -227,7 +227,7 @@ def test_empty(impl, shape):
         assert impl.match_anchors(anchors, boxes[:0], [], **RULE).label.shape == (0, shape[0])
 
 
-def test_more_images_than_one_launch_takes(impl):
+def test_more_images_than_fit_into_one_launch(impl):
     anchors = torch.tensor(ANCHORS, dtype=torch.float32, device=impl.device)
     boxes = anchors[[0, 3]].repeat(75, 1)
     ignore = {"ignore_boxes": boxes, "ignore_sizes": [1, 0, 0] * 150, "ignore_iof": 0.7}
@@ -248,7 +248,7 @@ def test_not_contiguous(impl):
 
 
 def peak_memory(function):
-    """Bytes by which the resident memory of this process rose at most during the call."""
+    """Bytes by which the peak resident memory of this process rose during the call."""
 
     def status(key):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -263,7 +263,7 @@ def peak_memory(function):
     return status("VmHWM") - before
 
 
-def test_no_memory_for_the_matrix_of_ious():
+def test_does_not_allocate_the_iou_matrix():
     if ops.native_status()["cpu"] != "native":
         pytest.skip("cpu kernels are not built; the reference needs part of the matrix")
     anchors, boxes = grid_anchors(80, 80), random_boxes(1000, seed=7, extent=640)
@@ -335,7 +335,7 @@ def test_errors_name_the_argument(change, error, message):
         ({"ignore_boxes": GOOD, "ignore_sizes": [3]}, "ignore_sizes must have one size per image"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, change, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, change, message):
     arguments = {"anchors": GOOD, "gt_boxes": GOOD, "gt_sizes": [1, 2], **RULE, **change}
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""matrix_nms against literals and plain Python that follows the paper."""
+"""matrix_nms against literals and a plain Python version of the paper."""
 
 import math
 
@@ -31,31 +31,31 @@ def plain_matrix_nms(boxes, scores, ids, kernel, sigma):
     return result
 
 
-# Highest IoU with a better box: 0; 1/3 (of 1 with 0); 3/5 (of 2 with both); 0.
+# Highest IoU with a better box: 0; 1/3 (1 with 0); 3/5 (2 with both); 0.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "scores, ids, kernel, factors",
     [
-        # 2: the least of (2/5) / 1 from 0 and (2/5) / (2/3) from 1.
+        # 2: the minimum of (2/5) / 1 from 0 and (2/5) / (2/3) from 1.
         (SCORES, [0] * 4, "linear", [1, 2 / 3, 2 / 5, 1]),
-        # The order 2, 0, 1: 0 is covered by 3/5, so it decays 1 by (2/3) / (2/5) > 1.
+        # In the order 2, 0, 1: 0 is covered by 3/5, so it decays 1 by (2/3) / (2/5) > 1.
         ([0.8, 0.7, 0.9, 0.1], [0] * 4, "linear", [2 / 5, 2 / 5, 1, 1]),
         (SCORES, [0, 1, 0, 1], "linear", [1, 1, 2 / 5, 1]),
         # exp(-(1/9) / .5), exp(-.36 / .5)
         (SCORES, [0] * 4, "gaussian", [1, 0.8007374, 0.4867523, 1]),
     ],
 )
-def test_worked_out_by_hand(impl, scores, ids, kernel, factors, dtype):
+def test_by_hand(impl, scores, ids, kernel, factors, dtype):
     result = impl.matrix_nms(*on(impl, tensors(BOXES, scores, ids, dtype)), kernel=kernel)
     expected = [score * factor for score, factor in zip(scores, factors, strict=True)]
     assert result.dtype == dtype and result.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_compensates_by_what_covers_the_better_box(impl):
-    # In a row: 0 covers 1 by 3/5, 1 covers 2 by 3/5, 0 covers 2 by 1/3.
+def test_decay_is_compensated_by_the_overlap_of_the_better_box(impl):
+    # A row of boxes: 0 covers 1 by 3/5, 1 covers 2 by 3/5, 0 covers 2 by 1/3.
     boxes = [[0.0, 0, 4, 4], [1, 0, 5, 4], [2, 0, 6, 4]]
     inputs = on(impl, tensors(boxes, [0.9, 0.8, 0.7], [0] * 3))
-    # 2: the least of (2/3) / 1 from 0 and (2/5) / (2/5) from 1.
+    # 2: the minimum of (2/3) / 1 from 0 and (2/5) / (2/5) from 1.
     result = impl.matrix_nms(*inputs, kernel="linear")
     assert result.tolist() == pytest.approx([0.9, 0.8 * 2 / 5, 0.7 * 2 / 3])
     # exp(-(1/9) / 2) from 0, exp(-(.36 - .36) / 2) from 1.
@@ -73,7 +73,7 @@ def test_agrees_with_plain_python(impl, kernel, count, classes):
 
 
 def test_duplicates_and_ties(impl):
-    # 1 and 2 are covered by 0 fully: gone, so they decay nothing, not even each other.
+    # 0 fully covers 1 and 2, so they are suppressed and decay nothing, not even each other.
     boxes = [[0.0, 0, 4, 4]] * 3 + [[0, 0, 4, 2]]
     inputs = on(impl, tensors(boxes, [0.5] * 4, [0] * 4))
     assert impl.matrix_nms(*inputs, kernel="linear").tolist() == [0.5, 0, 0, 0.25]
@@ -113,7 +113,7 @@ def test_errors_name_the_argument():
         ops.matrix_nms(GOOD[0], GOOD[1], GOOD[1])
 
 
-def test_kernels_refuse_what_the_wrapper_would(native_device):
+def test_kernels_reject_what_the_wrapper_rejects(native_device):
     inputs = tuple(tensor.to(native_device) for tensor in GOOD)
     for arguments, message in (
         (("f", 0.5), "unknown kernel f"),

@@ -1,4 +1,4 @@
-"""Loading of the kernel libraries: what they may depend on, and what happens without them."""
+"""Loading of the kernel libraries: allowed dependencies, and behaviour without them."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def run(program, cwd=None, **environment):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
-def test_status_is_what_the_dispatcher_would_call(backend):
-    """ "native" where every operator has a kernel of that backend, and a reason where none has."""
+def test_status_agrees_with_the_dispatcher(backend):
+    """ "native" if every operator has a kernel of that backend, a reason if none has."""
     schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
     operators = {name for name in schemas if name.startswith("resobj_d2::")}
     assert len(operators) > 10
@@ -61,7 +61,7 @@ def test_status_is_what_the_dispatcher_would_call(backend):
         assert re.fullmatch(r"(not built|not loaded|failed to load .*): .+", status)
 
 
-def test_a_library_that_does_not_load_leaves_the_reference():
+def test_the_reference_is_used_if_a_library_fails_to_load():
     if not library_path("cpu").is_file():
         pytest.skip("the cpu kernels are not built")
     result = run(LOADING_FAILS + GRADIENT_ON_THE_FALLBACK)
@@ -84,14 +84,14 @@ def test_a_library_of_another_interface_is_not_loaded(native_backend, monkeypatc
         pytest.param("gpu", "names 'gpu'; it takes cpu and cuda", marks=pytest.mark.slow),
     ],
 )
-def test_required_kernels_that_are_missing_are_an_import_error(required, message):
+def test_missing_required_kernels_are_an_import_error(required, message):
     result = run(LOADING_FAILS + "\nimport resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=required)
     assert result.returncode == 1
     assert "ImportError: RESOBJ_REQUIRE_NATIVE " in result.stderr and message in result.stderr
 
 
 @pytest.mark.slow
-def test_required_kernels_that_are_there_are_accepted(native_backend):
+def test_available_required_kernels_are_accepted(native_backend):
     result = run("import resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=native_backend)
     assert result.returncode == 0, result.stderr
 
@@ -107,9 +107,9 @@ def test_libraries_use_the_stable_abi_and_no_python(native_backend):
     ).stdout.splitlines()
     symbols = dict(reversed(line.split()) for line in lines)
     assert "torch_library_impl" in symbols
-    # What the system's libraries provide has a version (exp@GLIBC_2.29), a weak symbol ("w") may
-    # be missing, and the rest is torch's: its C interface, which is stable, and nothing else. A
-    # C++ symbol of at::, c10:: or torch:: changes with every release, Python's with every build.
+    # Symbols of the system's libraries have a version (exp@GLIBC_2.29) and weak ones ("w") may be
+    # missing. All others must be torch's stable C interface: C++ symbols of at::, c10:: or torch::
+    # change with every release, and Python's with every build.
     of_torch = [s for s, kind in symbols.items() if "@" not in s and kind != "w"]
     assert [s for s in of_torch if not s.startswith(("aoti_torch_", "torch_"))] == []
     versions = {s.rpartition("@")[2].partition("_")[0] for s in symbols if "@" in s}
@@ -125,7 +125,7 @@ print(json.dumps([ops.native_status(), ops.describe_operators()]))
 
 @pytest.fixture
 def bare_clone(tmp_path):
-    """The sources of the operators without libraries, in a folder of their own."""
+    """The sources of the operators without libraries, in a separate folder."""
     package = tmp_path / "clone" / "resobj_d2"
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(_native._FOLDER, package / "ops", ignore=skip)
@@ -136,7 +136,7 @@ def bare_clone(tmp_path):
 
 @pytest.fixture
 def installed(bare_clone, tmp_path):
-    """A further copy on Python's path that has the libraries."""
+    """Another copy on Python's path that has the libraries."""
     if ops.native_status()["cpu"] != "native":
         pytest.skip("the cpu kernels are not built")
     package = tmp_path / "site" / "resobj_d2"
@@ -173,7 +173,7 @@ def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed):
     )
 
 
-def test_a_build_that_made_nothing_says_why_and_borrows_nothing(bare_clone, installed):
+def test_an_empty_build_says_why_and_borrows_nothing(bare_clone, installed):
     (bare_clone / "_build.json").write_text('{"cpu_not_built": "no C++ compiler found"}')
     status, line = status_of(bare_clone, installed)
     assert status["cpu"] == "not built: no C++ compiler found"
@@ -192,7 +192,7 @@ def test_a_build_that_made_nothing_says_why_and_borrows_nothing(bare_clone, inst
          "slower pure torch, no native kernels: failed to load a: b; x"),
     ],
 )  # fmt: skip
-def test_one_line_says_which_operators_run(cpu, cuda, line, monkeypatch):
+def test_describe_operators_is_one_line(cpu, cuda, line, monkeypatch):
     monkeypatch.setattr(_native, "_status", {"cpu": cpu, "cuda": cuda})
     monkeypatch.setattr(_native, "_loaded", {})
     monkeypatch.setattr(_native, "cpu_capability", lambda: "avx2")
@@ -205,7 +205,7 @@ from resobj_d2 import ops
 from resobj_d2.ops._native import cpu_capability
 print(cpu_capability())
 random = numpy.random.RandomState(0)
-def rand(*shape):  # torch's own depend on the instructions
+def rand(*shape):  # torch's depends on the vector instructions
     return torch.from_numpy(random.rand(*shape)).float()
 def number(low, high, *shape):
     return torch.from_numpy(random.randint(low, high, shape))
@@ -236,7 +236,7 @@ for name, tensors in results.items():
 
 
 @pytest.mark.slow
-def test_all_vector_instructions_give_the_same_bits():
+def test_results_do_not_depend_on_the_vector_instructions():
     if ops.native_status()["cpu"] != "native":
         pytest.skip("the cpu kernels are not built")
     digests_of = {}

@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 
 
 def random_boxes(count, seed, dtype=torch.float32, grid=None):
-    """Boxes of very different sizes; on a coarse grid many coordinates coincide."""
+    """Boxes of very different sizes; on a coarse grid many coordinates are equal."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator, dtype=dtype) * 100
     size = torch.exp(torch.rand(count, 2, generator=generator, dtype=dtype) * 5 - 1)
@@ -22,23 +22,23 @@ def random_boxes(count, seed, dtype=torch.float32, grid=None):
     return torch.cat((corner, corner + size), dim=1)
 
 
-# a, b, IoU, GIoU, IoF = share of b inside a
+# a, b, IoU, GIoU, IoF = fraction of b inside a
 PAIRS = [
     ((0, 0, 2, 2), (1, 1, 3, 3), 1 / 7, 1 / 7 - 2 / 9, 1 / 4),
     ((0, 0, 4, 4), (1, 1, 3, 2), 2 / 16, 2 / 16, 1.0),
     ((1, 1, 3, 2), (0, 0, 4, 4), 2 / 16, 2 / 16, 2 / 16),
     ((0, 0, 1, 1), (2, 0, 3, 1), 0.0, -1 / 3, 0.0),
-    ((0, 0, 1, 1), (1, 0, 2, 1), 0.0, 0.0, 0.0),  # touching: nothing shared, hull full
+    ((0, 0, 1, 1), (1, 0, 2, 1), 0.0, 0.0, 0.0),  # touching: no intersection, hull filled
     ((5, 5, 9, 9), (5, 5, 9, 9), 1.0, 1.0, 1.0),
     ((-3, -3, -1, -1), (-2, -2, 0, 0), 1 / 7, 1 / 7 - 2 / 9, 1 / 4),
-    # Without area: union 0 gives 0, and with a hull of 0 the GIoU is the IoU.
+    # Without area: a union of 0 gives 0, and with a hull of 0 the GIoU is the IoU.
     ((1, 1, 1, 1), (1, 1, 1, 1), 0.0, 0.0, 0.0),
     ((0, 0, 2, 0), (1, 0, 3, 0), 0.0, 0.0, 0.0),
     ((0, 0, 0, 0), (3, 4, 3, 4), 0.0, -1.0, 0.0),  # hull 12, union 0
     ((0, 0, 2, 2), (1, 1, 1, 1), 0.0, 0.0, 0.0),
-    # Corners in the wrong order overlap nothing.
+    # Boxes with swapped corners overlap nothing.
     ((2, 2, 0, 0), (0, 0, 2, 2), 0.0, None, 0.0),
-    # A NaN coordinate, in either box and any place, gives the worst value of each kind.
+    # A NaN coordinate, in either box and any position, gives the worst value of each kind.
     ((NAN, 0, 2, 2), (1, 1, 3, 3), 0.0, -1.0, 0.0),
     ((0, NAN, 2, 2), (1, 1, 3, 3), 0.0, -1.0, 0.0),
     ((0, 0, NAN, 2), (1, 1, 3, 3), 0.0, -1.0, 0.0),
@@ -53,7 +53,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pairs_worked_out_by_hand(impl, kind, dtype):
+def test_pairs_by_hand(impl, kind, dtype):
     first = torch.tensor([pair[0] for pair in PAIRS], dtype=dtype, device=impl.device)
     second = torch.tensor([pair[1] for pair in PAIRS], dtype=dtype, device=impl.device)
     result = impl.pairwise_box_iou(first, second, kind)
@@ -77,7 +77,7 @@ def test_never_nan_and_within_bounds(impl, kind):
 
 @pytest.mark.parametrize("rows, columns", [(7, 3001), (3001, 7), (1, 1), (5, 1024), (40, 1025)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_kernel_gives_the_bits_of_the_reference(native_device, kind, rows, columns):
+def test_kernel_is_bit_identical_to_the_reference(native_device, kind, rows, columns):
     for seed, grid in ((0, None), (1, 4.0)):
         first, second = random_boxes(rows, seed, grid=grid), random_boxes(columns, 9, grid=grid)
         first[0, 1] = NAN
@@ -86,7 +86,7 @@ def test_kernel_gives_the_bits_of_the_reference(native_device, kind, rows, colum
         assert torch.equal(result.cpu(), expected)
 
 
-def test_iou_has_the_bits_of_detectron2(impl):
+def test_iou_is_bit_identical_to_detectron2(impl):
     structures = pytest.importorskip("detectron2.structures")
     for grid in (None, 2.0):
         first, second = random_boxes(60, 3, grid=grid), random_boxes(2500, 4, grid=grid)
@@ -195,7 +195,7 @@ def test_errors_about_out(out, error, message):
         (torch.zeros(2, 2).double(), "out must have the dtype of boxes1"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would_about_out(native_device, out, message):
+def test_kernels_reject_a_bad_out_like_the_wrapper(native_device, out, message):
     boxes = GOOD.to(native_device)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2._pairwise_box_iou_out(boxes, boxes, "iou", out.to(native_device))
@@ -210,7 +210,7 @@ def test_kernels_refuse_what_the_wrapper_would_about_out(native_device, out, mes
         (GOOD, GOOD, "diou", "unknown kind diou"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, first, second, kind, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, first, second, kind, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.pairwise_box_iou(
             first.to(native_device), second.to(native_device), kind

@@ -1,4 +1,4 @@
-"""reassign_anchors against literals, Detectron2's own pieces, and match_anchors on its boxes."""
+"""reassign_anchors against literals, Detectron2's functions, and match_anchors on its boxes."""
 
 import math
 
@@ -48,12 +48,12 @@ def test_weights_and_clamp_of_the_deltas(impl):
     reassigned = impl.reassign_anchors(
         anchors, deltas, gts, [1], **RULE, weights=[10.0, 10, 5, 5], scale_clamp=math.log(4)
     )
-    # The centre moves by .5 * 8; exp(8) is cut to 4.
+    # The centre moves by .5 * 8; the exponent 8 is clamped to log 4.
     expected = torch.tensor([[[8 - 16.0, 0, 8 + 16, 8]]])
     torch.testing.assert_close(reassigned.boxes.cpu(), expected)
 
 
-def test_box_that_is_not_one_stays_at_its_anchor(impl):
+def test_anchors_with_an_invalid_refined_box_stay(impl):
     anchors, deltas, gts = make(
         impl,
         [[0.0, 0, 8, 8]] * 5,
@@ -135,7 +135,7 @@ def test_agrees_with_detectron2(impl, weights):
         boxes = coder.apply_deltas(deltas[i], anchors)
         torch.testing.assert_close(reassigned.boxes[i].cpu(), boxes, rtol=1e-5, atol=1e-4)
         index, label = matcher(pairwise_iou(Boxes(own), Boxes(boxes)))
-        # Two exponentials may differ in the last bit, and a threshold may lie between.
+        # Two exponentials may differ in the last bit, with a threshold in between.
         assert (reassigned.label[i].cpu() != label).float().mean() < 1e-3
         same = (reassigned.label[i].cpu() == 1) & (label == 1)
         targets = coder.get_deltas(reassigned.boxes[i].cpu()[same], own[index[same]])
@@ -167,7 +167,7 @@ def test_no_images_and_no_anchors(impl):
         ({"anchors": torch.zeros(3, 5)}, ValueError, "anchors"),
     ],
 )
-def test_wrong_arguments_are_named(change, error, message):
+def test_errors_name_the_argument(change, error, message):
     arguments = {
         "anchors": torch.zeros(3, 4),
         "deltas": torch.zeros(1, 3, 4),
@@ -180,8 +180,8 @@ def test_wrong_arguments_are_named(change, error, message):
         ops.reassign_anchors(**arguments)
 
 
-def test_kernels_read_no_box_of_an_image_without_boxes(native_device):
-    """Were the first label foreground, an anchor of such an image would encode the row before."""
+def test_kernels_reject_a_foreground_first_label(native_device):
+    """Otherwise a foreground anchor of an image without boxes would read the row before."""
     anchors, deltas, gts = (
         torch.zeros(shape, device=native_device) for shape in ((3, 4), (2, 3, 4), (1, 4))
     )

@@ -1,6 +1,6 @@
 """Every registered operator has a reference, a fake, autograd and autocast, and passes opcheck.
 
-An operator added without samples here fails the first test. What its wrapper promises is tested in
+An operator without samples here fails the first test. The behaviour of its wrapper is tested in
 test_every_operator.py.
 """
 
@@ -324,5 +324,5 @@ def test_losses_compile_without_a_graph_break():
     assert torch.equal(eager, result)
     expected = torch.autograd.grad(eager, inputs)
     for a, b in zip(expected, torch.autograd.grad(result, inputs), strict=True):
-        # The gradients of two losses may be added in another order.
+        # The gradients of two losses may be added in a different order.
         torch.testing.assert_close(a, b)

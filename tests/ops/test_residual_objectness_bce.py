@@ -36,7 +36,7 @@ def anchors_per_level_for(scope, anchors):
 
 
 def gradients(output, logits, residuals):
-    """Of a sum in which every step weighs differently, so that steps cannot be mixed up."""
+    """Gradients of a sum that weighs every step differently, so that steps cannot be mixed up."""
     weights = torch.arange(1, len(output.losses) + 1, device=logits.device, dtype=logits.dtype)
     total = (weights * output.losses).sum()
     return torch.autograd.grad(
@@ -107,7 +107,7 @@ def test_gradcheck(impl, scope, unselected):
     torch.autograd.gradcheck(losses, (logits.requires_grad_(), residuals.requires_grad_()))
 
 
-def test_detached_steps_leave_the_objectness_gradient_exactly_as_it_is(impl):
+def test_detached_steps_do_not_change_the_objectness_gradient(impl):
     logits, residuals, labels = random_inputs(impl.device, torch.float32)
     for detach in ("all", "objectness"):
         total = impl.residual_objectness_bce(logits, residuals, labels, detach=detach).losses.sum()
@@ -140,7 +140,7 @@ def test_accuracy_in_float32_over_the_whole_range(impl, label):
         assert loss.item() == pytest.approx(exact, rel=5e-7, abs=1.5e-38), value
         gradient = torch.autograd.grad(loss, logit)[0].item()
         expected = (torch.sigmoid(logit.detach().double()) - label).item()
-        # Where sigmoid(o) - 1 cancels, the kernel is more exact than float32 can say otherwise.
+        # Where sigmoid(o) - 1 cancels, the kernel is more accurate than a float32 reference.
         assert gradient == pytest.approx(expected, rel=5e-7, abs=1e-7), value
 
 

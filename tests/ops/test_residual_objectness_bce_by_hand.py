@@ -1,4 +1,4 @@
-"""residual_objectness_bce: Algorithm 1 traced by hand, odd values, and wrong arguments."""
+"""residual_objectness_bce: Algorithm 1 traced by hand, odd values, and invalid arguments."""
 
 import math
 
@@ -11,8 +11,8 @@ NAN, INF = math.nan, math.inf
 UNSELECTED = ("update", "keep")
 
 # Two images, six anchors in two levels of three, T = 2. In the first image anchor 3 is below the
-# threshold at step 1 and, with "update", climbs back at step 2; anchor 4 ties with the minimum;
-# anchor 5 is ignored. The second image has no foreground.
+# threshold at step 1 and, with "update", is selected again at step 2; anchor 4 ties with the
+# minimum; anchor 5 is ignored. The second image has no foreground.
 LABELS = [[1, 1, 0, 0, 0, -1], [0, 0, -1, 0, 0, 0]]
 LOGITS = [[2, -1, 0, -2, -1, 5], [3, -1, 0, 1, -4, 0]]
 RESIDUALS = [
@@ -26,7 +26,7 @@ RESIDUALS = [
 # step 1: image 0  anchors 0 1 2 4: .313262 + .974077 + .048587 + .693147      = 2.029073
 # step 2: image 0  "update": anchors 0 1 3 4: .201413 + .474077 + 1.313262 + 2.126928 = 4.115680
 #                  "keep": anchors 0 1 4: .201413 + .474077 + 2.126928         = 2.802418
-# Over the batch the second image is held against the minimum of the first:
+# Over the batch the second image is compared with the minimum of the first:
 # step 1: image 1  anchors 0 1 3 5: 2.126928 + 1.313262 + .126928 + .974077    = 4.541195
 # step 2: image 1  anchors 0 1 5: 2.126928 + .693147 + .693147                 = 3.513222
 # By level, only the first three anchors have foreground:
@@ -103,7 +103,7 @@ def test_gradients_by_hand(impl, unselected):
     assert not residuals.grad[:, 1].any()  # no foreground in that image
 
 
-# One foreground that falls below a background anchor, which re-enters at step 2 either way.
+# One foreground that drops below a background anchor, which is selected again at step 2 either way.
 # Background: sigmoid(-1) = .268941, then sigmoid(12) = .999994 or sigmoid(2) = .880797.
 # Foreground: sigmoid(0) - 1 = -.5, sigmoid(-2) - 1 = -.880797, sigmoid(-1) - 1 = -.731059.
 RE_ENTERING = [
@@ -117,7 +117,7 @@ RE_ENTERING = [
 
 
 @pytest.mark.parametrize("unselected, detach, of_logits, of_first, of_second", RE_ENTERING)
-def test_an_anchor_that_enters_late(impl, unselected, detach, of_logits, of_first, of_second):
+def test_an_anchor_that_is_selected_late(impl, unselected, detach, of_logits, of_first, of_second):
     device = impl.device
     logits = torch.tensor([[0.0, -1.0]], device=device, requires_grad=True)
     residuals = torch.tensor([[[-2.0, 10.0]], [[1.0, 3.0]]], device=device, requires_grad=True)
@@ -139,7 +139,7 @@ def test_only_losses_carry_a_gradient(impl):
     assert [value.requires_grad for value in output] == [True, False, False, False, False]
 
 
-def test_infinite_logits_have_the_limit_as_loss(impl):
+def test_the_loss_of_infinite_logits_is_the_limit(impl):
     logits = torch.tensor([[INF, -INF], [-INF, 0.0], [0.0, INF]], device=impl.device)
     labels = torch.tensor([[1, 0], [1, -1], [-1, 0]], dtype=torch.int8, device=impl.device)
     losses = [
@@ -159,7 +159,7 @@ def test_nan_foreground_selects_its_group_and_shows_in_every_loss(impl):
     assert output.counts.tolist() == [10, 5, 5]
 
 
-def test_nan_residual_shows_in_the_loss_of_the_step_that_meets_it(impl):
+def test_nan_residual_shows_in_the_first_loss_that_includes_it(impl):
     logits, residuals, labels = hand_inputs(impl.device)
     with torch.no_grad():
         residuals[0, 0, 3] = NAN  # unselected at step 1: only o_1 becomes NaN
@@ -169,7 +169,7 @@ def test_nan_residual_shows_in_the_loss_of_the_step_that_meets_it(impl):
     assert kept.losses.isfinite().all()  # it never entered
 
 
-def test_nan_at_an_ignored_anchor_reaches_nothing(impl):
+def test_nan_at_an_ignored_anchor_has_no_effect(impl):
     logits, residuals, labels = hand_inputs(impl.device)
     with torch.no_grad():
         logits[0, 5] = NAN
@@ -188,7 +188,7 @@ def test_nan_without_foreground_shows_in_the_objectness_loss(impl):
     assert output.losses[0].isnan() and output.losses[1:].tolist() == [0, 0]
 
 
-def test_labels_beyond_one_count_by_their_sign(impl):
+def test_other_labels_count_by_their_sign(impl):
     logits, residuals, labels = hand_inputs(impl.device)
     expected = impl.residual_objectness_bce(logits, residuals, labels)
     output = impl.residual_objectness_bce(logits, residuals, labels * 127)
@@ -247,7 +247,7 @@ def test_errors_name_the_argument(arguments, options, error, message):
         ((L, R, Y, "all", "level", "keep", []), "anchors_per_level has 0 levels"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, arguments, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, arguments, message):
     arguments = [a.to(native_device) if torch.is_tensor(a) else a for a in arguments]
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.residual_objectness_bce(*arguments)

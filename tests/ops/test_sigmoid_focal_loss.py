@@ -15,7 +15,7 @@ OPTIONS = [(0.25, 2.0), (-1.0, 0.0), (0.5, 0.0), (0.25, 1.5), (-1.0, 2.0), (1.0,
 
 
 def random_inputs(shape=(2, 700), classes=7, dtype=torch.float32, device="cpu", seed=0):
-    """Background, ignored and masked anchors, labels beyond the background; mask (...) too."""
+    """Background, ignored and masked anchors, and labels beyond the background; mask (...) too."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(*shape, classes, generator=generator, dtype=dtype) * 4
     labels = torch.randint(-2, classes + 3, shape, generator=generator)
@@ -27,7 +27,7 @@ def gradient(loss, logits):
     return torch.autograd.grad(loss, logits)[0]
 
 
-# Logit ln 3 of a class that is there: p = 3/4, wrong 1/4; of one that is not: wrong 3/4.
+# Logit ln 3. Present class: p = 3/4, wrong 1/4. Absent class: wrong 3/4.
 HIT, MISS = math.log(4 / 3), math.log(4)
 
 
@@ -56,7 +56,7 @@ def test_one_logit_by_hand(impl, label, alpha, gamma, expected):
 
 
 def test_gradient_by_hand(impl):
-    # p = 1/2 everywhere. Absent, wrong = x: q^2 (2 (1 - q) ln 2 + q); present: minus that.
+    # p = 1/2 everywhere. Absent, wrong = x: q^2 (2 (1 - q) ln 2 + q); present: the negative of it.
     logits = torch.zeros(2, 3, device=impl.device, requires_grad=True)
     labels = torch.tensor([1, 3], device=impl.device)
     slope = 0.25 * (math.log(2) + 0.5)
@@ -74,7 +74,7 @@ def test_equals_fvcore_and_torchvision_with_one_hot_targets(impl, alpha, gamma):
     counts = mask & (labels >= 0)
     one_hot = F.one_hot(labels[counts].clamp(max=7), 8)[:, :7].double()
     grad = gradient(loss, logits)
-    # fvcore computes in float32 whatever it is given, and both cancel in 1 - p_t.
+    # fvcore always computes in float32, and both suffer from cancellation in 1 - p_t.
     for theirs, tolerance in ((fvcore_focal_loss, 1e-4), (peer, 1e-9)):
         expected = theirs(logits[counts], one_hot, alpha, gamma, "sum").double()
         torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
@@ -131,7 +131,7 @@ def test_accuracy_in_float32_over_the_whole_range(impl, label, gamma):
         assert slope == pytest.approx(expected, rel=rel, abs=1e-37), value
 
 
-def test_what_does_not_count_gives_nothing_even_when_not_finite(impl):
+def test_anchors_outside_the_mask_contribute_nothing_even_if_not_finite(impl):
     logits, labels, mask = random_inputs(device=impl.device)
     counts = mask & (labels >= 0)
     expected = impl.sigmoid_focal_loss(logits, labels, mask=mask)
@@ -146,7 +146,7 @@ def test_what_does_not_count_gives_nothing_even_when_not_finite(impl):
     assert torch.equal(grad[counts], gradient(expected, logits)[counts])
 
 
-def test_nan_that_counts_surfaces(impl):
+def test_nan_inside_the_mask_shows_in_the_loss(impl):
     logits = torch.tensor([[0.0, NAN], [1.0, 2.0]], device=impl.device, requires_grad=True)
     for label in (0, 1, 2):
         loss = impl.sigmoid_focal_loss(logits, torch.tensor([label, 2], device=impl.device))
@@ -161,13 +161,13 @@ def test_empty(impl, shape, classes):
     assert loss.item() == 0 and gradient(loss, logits).shape == logits.shape
 
 
-def test_one_anchor_without_leading_dimensions(impl):
+def test_single_anchor_without_leading_dimensions(impl):
     logits = torch.zeros(2, device=impl.device)
     loss = impl.sigmoid_focal_loss(logits, torch.tensor(1, device=impl.device), alpha=-1, gamma=0)
     assert loss.item() == pytest.approx(2 * math.log(2))
 
 
-def test_nothing_counts(impl):
+def test_an_empty_mask_gives_zero(impl):
     logits, labels, mask = random_inputs(device=impl.device)
     loss = impl.sigmoid_focal_loss(logits, labels, mask=torch.zeros_like(mask))
     assert loss.item() == 0 and not gradient(loss, logits).any()
@@ -176,7 +176,7 @@ def test_nothing_counts(impl):
 def test_not_contiguous(impl):
     logits, labels, mask = random_inputs((4, 60), 6, device=impl.device)
     expected = impl.sigmoid_focal_loss(logits, labels, mask=mask)
-    # As a convolution gives them: classes before positions.
+    # As a convolution returns them: classes before positions.
     channels = logits.detach().transpose(1, 2).contiguous().requires_grad_()
     wide = torch.stack((labels, labels), dim=2)[..., 0]
     flipped = mask.t().contiguous().t()
@@ -220,7 +220,9 @@ def test_errors_name_the_argument(arguments, error, message):
         (LOGITS, LABELS, None, -1.0, "gamma must not be negative"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, logits, labels, mask, gamma, message):
+def test_kernels_reject_what_the_wrapper_rejects(
+    native_device, logits, labels, mask, gamma, message
+):
     mask = None if mask is None else mask.to(native_device)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.sigmoid_focal_loss(

@@ -1,4 +1,4 @@
-"""soft_nms against literals and plain Python that follows the paper."""
+"""soft_nms against literals and a plain Python version of the paper."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.ops.nms_inputs import BOXES, GOOD, INF, NAN, SCORES, candidates, on, 
 
 
 def plain_soft_nms(boxes, scores, ids, method, iou_threshold, sigma, min_score):
-    """Figure 2 of Bodla et al., with a list of what is left."""
+    """Figure 2 of Bodla et al., with a list of the remaining boxes."""
     boxes, scores, ids = boxes.tolist(), scores.tolist(), ids.tolist()
     left, taken = list(range(len(boxes))), []
     while left:
@@ -47,7 +47,7 @@ def check_soft(result, keep, scores):
         ([0] * 4, {"min_score": 0.113}, [0, 1], [0.9, 1.6 / 3]),
         ([0] * 4, {"max_output": 3}, [0, 1, 2], [0.9, 1.6 / 3, 0.112]),
         ([0] * 4, {"max_output": 0}, [], []),
-        # By class: 2 meets only 1.
+        # Per class: 2 meets only 1.
         ([0, -4, -4, 0], {}, [0, 1, 2, 3], [0.9, 0.8, 0.28, 0.05]),
         # exp(-(1/9) / .5) = .8007374; 2: exp(-.36 / .5) = .4867523, twice
         (
@@ -59,7 +59,7 @@ def check_soft(result, keep, scores):
         ([0] * 4, {"method": "gaussian", "sigma": 1e9}, [0, 1, 2, 3], SCORES),
     ],
 )
-def test_worked_out_by_hand(impl, ids, options, keep, scores, dtype):
+def test_by_hand(impl, ids, options, keep, scores, dtype):
     result = impl.soft_nms(*on(impl, tensors(BOXES, SCORES, ids, dtype)), **options)
     assert result[1].dtype == dtype
     check_soft(result, keep, scores)
@@ -72,7 +72,7 @@ def test_decay_changes_the_order(impl):
 
 
 @pytest.mark.parametrize("method", ops.nms.SOFT_METHODS)
-# 300 boxes of a class are more than the threads of a block.
+# 300 boxes of a class are more than a block has threads.
 @pytest.mark.parametrize("count, classes", [(1, 1), (2, 1), (60, 1), (300, 1), (250, 4), (700, 30)])
 def test_agrees_with_plain_python(impl, method, count, classes):
     inputs = candidates(count, classes, 0)
@@ -86,18 +86,18 @@ def test_agrees_with_plain_python(impl, method, count, classes):
         check_soft(cut, keep[:20], scores[:20])
 
 
-def test_of_equal_scores_the_first_is_taken(impl):
+def test_ties_in_score_go_to_the_first_box(impl):
     apart = [[9.0 * i, 0, 9 * i + 1, 1] for i in range(5)]
     result = impl.soft_nms(*on(impl, tensors(apart, [0.5, 0.7, 0.5, 0.7, 0.5], [0, 0, 1, 1, 0])))
     check_soft(result, [1, 3, 0, 2, 4], [0.7, 0.7, 0.5, 0.5, 0.5])
-    # Equal after decay too: 1 and 2 fall alike.
+    # Still equal after decay: 1 and 2 decay alike.
     boxes = [[0.0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 2, 4]]
     result = impl.soft_nms(*on(impl, tensors(boxes, [0.9, 0.6, 0.6], [0] * 3)))
     check_soft(result, [0, 1, 2], [0.9, 0.3, 0.3 * (1 - 1 / 3)])
 
 
 @pytest.mark.parametrize("method", ops.nms.SOFT_METHODS)
-def test_without_a_floor_takes_every_box_once(impl, method):
+def test_without_a_minimum_score_every_box_is_taken_once(impl, method):
     boxes = [[0.0, 0, 4, 4]] * 40
     scores = [1 - 0.01 * i for i in range(40)]
     inputs = on(impl, tensors(boxes, scores, [0] * 40))
@@ -172,7 +172,7 @@ def test_errors_name_the_argument(options, message):
         (("linear", 0.3, 0.5, 0.1, -2), "max_output must be -1 or more"),
     ],
 )
-def test_kernels_refuse_what_the_wrapper_would(native_device, arguments, message):
+def test_kernels_reject_what_the_wrapper_rejects(native_device, arguments, message):
     inputs = tuple(tensor.to(native_device) for tensor in GOOD)
     for op in (torch.ops.resobj_d2.soft_nms, torch.ops.resobj_d2.soft_nms_padded):
         with pytest.raises(RuntimeError, match=message):

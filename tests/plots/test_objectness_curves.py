@@ -1,4 +1,4 @@
-"""Objectness curves: from the lines of metrics.json to a picture."""
+"""Objectness curves: from the lines of metrics.json to a plot."""
 
 import json
 
@@ -23,7 +23,7 @@ def line(iteration, **scalars):
 
 @pytest.fixture
 def metrics(tmp_path):
-    """A function: text to the metrics.json of a run."""
+    """A function: text to a run's metrics.json."""
 
     def write(text, run="run"):
         path = tmp_path / run / "metrics.json"
@@ -51,8 +51,8 @@ def test_scalars_by_kind_and_step(metrics):
     assert read_objectness(path.parent) == read_objectness(path)
 
 
-def test_what_was_written_after_a_resume_wins(metrics):
-    # Killed behind iteration 59, resumed from a checkpoint at 30 with another writing period.
+def test_lines_written_after_a_resume_win(metrics):
+    # Killed after iteration 59, resumed from a checkpoint at 30 with a different writing period.
     path = metrics(
         "".join(line(i, step0_positive=0.1) for i in (19, 39, 59))
         + "".join(line(i, step0_positive=0.2) for i in (35, 45))
@@ -61,11 +61,11 @@ def test_what_was_written_after_a_resume_wins(metrics):
 
 
 @pytest.mark.parametrize("length", range(1, 60, 7))
-def test_truncated_line_is_left_out(metrics, length):
+def test_truncated_line_is_skipped(metrics, length):
     broken = line(59, step0_positive=0.3)[:length]
     text = line(19, step0_positive=0.1) + broken
     assert read_objectness(metrics(text))["positive"][0] == [(19, 0.1)]
-    # The resumed run continues the broken line, since there is no line end.
+    # The resumed run appends to the broken line, since it has no line end.
     resumed = metrics(text + line(39, step0_positive=0.2), run="resumed")
     assert read_objectness(resumed)["positive"][0] == [(19, 0.1), (39, 0.2)]
 
@@ -85,7 +85,7 @@ def test_reads_what_detectron2_writes(tmp_path):
     assert read_objectness(path) == {"negative": {1: expected}}
 
 
-def test_picture_shows_every_step(metrics, tmp_path):
+def test_plot_shows_every_step(metrics, tmp_path):
     path = metrics(
         "".join(
             line(i, step0_positive=0.1, step1_positive=0.5, step0_negative=0.01, step1_negative=0.1)
@@ -99,7 +99,7 @@ def test_picture_shows_every_step(metrics, tmp_path):
     assert count_color(output, (0x00, 0x72, 0xB2)) == 0  # there is no step 2
 
 
-def test_several_runs_stand_below_each_other(metrics, tmp_path):
+def test_runs_are_plotted_below_each_other(metrics, tmp_path):
     one = metrics(line(19, step0_positive=0.1) + line(39, step0_positive=0.1), run="one")
     two = metrics(line(19, step0_positive=0.9) + line(39, step0_positive=0.9), run="two")
     plot_objectness_curves([one], tmp_path / "one.png")
@@ -109,7 +109,7 @@ def test_several_runs_stand_below_each_other(metrics, tmp_path):
 
 
 def test_long_runs_are_thinned_to_means(metrics, tmp_path):
-    # Zigzag around .5: as means of consecutive values it is a thin line.
+    # A zigzag around .5 becomes a thin line as means of consecutive values.
     text = "".join(line(i, step0_positive=0.2 + 0.6 * (i % 2)) for i in range(1200))
     plot_objectness_curves(metrics(text), tmp_path / "long.png")
     short = "".join(line(i, step0_positive=0.5) for i in range(300))
@@ -131,7 +131,7 @@ def test_logarithmic_axes_have_several_labels(low, high):
     assert all(float(axis.yaxis.get_major_formatter()(t, 0)) == pytest.approx(t) for t in shown)
 
 
-def test_nothing_to_draw(metrics, tmp_path):
+def test_nothing_to_plot(metrics, tmp_path):
     path = metrics(line(19))
     output = tmp_path / "curves.png"
     assert plot_objectness_curves(path, output) is False
