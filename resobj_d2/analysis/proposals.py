@@ -32,7 +32,7 @@ from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import CocoBackend, load_backend
-from resobj_d2.evaluation.coco import ground_truth_index
+from resobj_d2.evaluation.ground_truth import ground_truth_index
 
 __all__ = ["average_recall", "evaluate_proposals", "main", "table"]
 

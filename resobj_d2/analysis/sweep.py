@@ -77,18 +77,19 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
             f"{', '.join(SCORING_KEYS)}"
         )
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    scorings = []
+    scorings, configs = [], []
     for point in points:
         varied = cfg.clone()
         varied.defrost()
         varied.merge_from_list([x for pair in point.items() for x in pair])
         scorings.append(scoring_of(varied))
+        configs.append(varied)  # evaluators follow TEST.DETECTIONS_PER_IMAGE too
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
     model = Trainer.build_model(cfg).eval()
     ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
     rows = [{"settings": point, "results": {}} for point in points]
     for dataset in cfg.DATASETS.TEST:
-        evaluators = [build_evaluator(cfg, dataset, None) for _ in points]
+        evaluators = [build_evaluator(varied, dataset, None) for varied in configs]
         for evaluator in evaluators:
             evaluator.reset()
         for inputs in Trainer.build_test_loader(cfg, dataset):

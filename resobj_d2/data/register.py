@@ -7,13 +7,11 @@ required. Relative paths start at the working directory.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,12 +19,16 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
 )
-from detectron2.data.datasets import load_coco_json
 
-from .coco_json import is_degenerate, read_coco_json
+from .coco_json import read_coco_json
+from .dicts import record_dicts
+from .entries import CocoEntry, Entry, ScenesEntry, VocEntry, parse_entry
+from .keypoints import flip_map
+from .record import Category, Record, select_classes
 from .scenes.dataset import SPLITS, default_root, ensure_scenes
 from .scenes.shapes import CLASS_NAMES
-from .voc_xml import VOC_CLASSES, image_path, load_voc, read_split
+from .shapes_for_training import fit_shapes
+from .voc_xml import read_voc, voc_folder
 
 __all__ = [
     "CocoEntry",
@@ -44,48 +46,6 @@ logger = logging.getLogger(__name__)
 _CHECKED_IMAGES = 3  # whose existence is checked when a data set is registered
 
 
-@dataclass(frozen=True)
-class CocoEntry:
-    """A COCO json and the folder its file names are relative to."""
-
-    name: str
-    json: str
-    images: str
-
-
-@dataclass(frozen=True)
-class VocEntry:
-    """A folder in Pascal VOC's layout; ``year`` 2007 selects the 11-point AP of that challenge."""
-
-    name: str
-    root: str
-    split: str
-    classes: tuple[str, ...] = VOC_CLASSES
-    year: int = 2012
-
-
-@dataclass(frozen=True)
-class ScenesEntry:
-    """A split of the generated scenes, generated where missing when they are first needed.
-
-    ``root`` is the folder of data sets (default: ``DETECTRON2_DATASETS``, else ``datasets``),
-    ``folder`` the set's folder in it; the others are those of :func:`.scenes.ensure_scenes`.
-    """
-
-    name: str
-    split: str
-    root: str | None = None
-    folder: str = "scenes"
-    image_size: int = 160
-    num_train: int = 1200
-    num_val: int = 200
-    seed: int = 0
-
-
-Entry = CocoEntry | VocEntry | ScenesEntry
-_FORMATS: dict[str, type[Entry]] = {"coco": CocoEntry, "voc": VocEntry, "scenes": ScenesEntry}
-
-
 def register_datasets(entries: Iterable[Mapping]) -> None:
     """Check and register every entry of ``DATASETS.REGISTER``.
 
@@ -101,7 +61,7 @@ def register_datasets(entries: Iterable[Mapping]) -> None:
     if isinstance(entries, (str, Mapping)) or not isinstance(entries, Iterable):
         raise ValueError(f"DATASETS.REGISTER must be a list of dicts, got {entries!r}")
     for position, raw in enumerate(entries):
-        entry = _parse_entry(raw, f"DATASETS.REGISTER[{position}]")
+        entry = parse_entry(raw, f"DATASETS.REGISTER[{position}]")
         if not _is_registered(entry):
             _REGISTER_FUNCTIONS[type(entry)](entry)
             MetadataCatalog.get(entry.name).registered_from = entry
@@ -171,6 +131,7 @@ def training_records(cfg) -> list[dict]:
         min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
     )
+    fit_shapes(cfg, records, names)
     boxes = (a for record in records for a in record.get("annotations", []))
     if not any(box.get("iscrowd", 0) == 0 for box in boxes):
         raise ValueError(
@@ -222,52 +183,6 @@ def _class_names(dataset_name: str) -> list[str] | None:
     return None if classes is None else list(classes)
 
 
-def _parse_entry(raw: object, where: str) -> Entry:
-    """An entry as its dataclass, or a ValueError that says which key is wrong."""
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"{where} must be a dict, got {raw!r}")
-    where = f"{where} ('{raw['name']}')" if "name" in raw else where
-    name_of_format = raw.get("format", "coco")
-    if name_of_format not in _FORMATS:
-        raise ValueError(
-            f"{where}: unknown format {name_of_format!r}; known are {', '.join(_FORMATS)}"
-        )
-    kind = _FORMATS[name_of_format]
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    given = {key: value for key, value in raw.items() if key != "format"}
-    for key in given:
-        if key not in fields:
-            similar = difflib.get_close_matches(str(key), fields, n=1)
-            raise ValueError(
-                f"{where}: unknown key {key!r}; the keys of format '{name_of_format}' are "
-                f"{', '.join(fields)}" + (f". Did you mean '{similar[0]}'?" if similar else "")
-            )
-    for key, field in fields.items():
-        if key not in given and field.default is dataclasses.MISSING:
-            raise ValueError(f"{where}: format '{name_of_format}' needs the key '{key}'")
-    _check_types(given, where)
-    if "classes" in given:
-        given["classes"] = tuple(given["classes"])
-    return kind(**given)
-
-
-def _check_types(given: dict, where: str) -> None:
-    for key in ("name", "json", "images", "root", "split", "folder"):
-        value = given.get(key, "unset")
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}: '{key}' must be a non-empty string, got {value!r}")
-    classes = given.get("classes", ["unset"])
-    if (
-        not isinstance(classes, (list, tuple))
-        or not classes
-        or not all(isinstance(name, str) for name in classes)
-        or len(set(classes)) < len(classes)
-    ):
-        raise ValueError(f"{where}: 'classes' must be a list of distinct strings, got {classes!r}")
-    if given.get("year", 2012) not in (2007, 2012):
-        raise ValueError(f"{where}: 'year' must be 2007 or 2012, got {given['year']!r}")
-
-
 def _is_registered(entry: Entry) -> bool:
     """Whether an equal entry is registered already; a ValueError if the name means another one."""
     if entry.name not in DatasetCatalog:
@@ -287,7 +202,17 @@ def _path(text: str) -> Path:
 
 
 def _register_coco(entry: CocoEntry) -> None:
-    _register_json(entry.name, _path(entry.json), _path(entry.images))
+    json_file, image_root = _path(entry.json), _path(entry.images)
+    record = read_coco_json(json_file, entry.name, image_root, box_format=entry.box_format)
+    if entry.classes is not None:
+        record = select_classes(record, entry.classes)
+    if not image_root.is_dir():
+        raise FileNotFoundError(f"dataset '{entry.name}': there is no image folder {image_root}")
+    _check_images_exist(entry.name, record.images.files[:_CHECKED_IMAGES])
+    _register(entry.name, lambda: record, record.categories)
+    MetadataCatalog.get(entry.name).set(
+        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+    )
 
 
 def _register_scenes(entry: ScenesEntry) -> None:
@@ -307,70 +232,86 @@ def _register_scenes(entry: ScenesEntry) -> None:
         seed=entry.seed,
     )
     paths = ensure(generate=False)[entry.split]
-    json_file, image_root = str(paths.json_file), str(paths.image_root)
 
-    def load() -> list[dict]:
+    @functools.cache
+    def read() -> Record:
         ensure()
-        return _load_json(entry.name, json_file, image_root, True)
+        return read_coco_json(paths.json_file, entry.name, paths.image_root)
 
-    DatasetCatalog.register(entry.name, load)
+    categories = [Category(id=i, name=name) for i, name in enumerate(CLASS_NAMES, start=1)]
+    _register(entry.name, read, categories)
     MetadataCatalog.get(entry.name).set(
-        json_file=json_file,
-        image_root=image_root,
+        json_file=str(paths.json_file),
+        image_root=str(paths.image_root),
         evaluator_type="coco",
-        thing_classes=list(CLASS_NAMES),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASS_NAMES))},
         generate=ensure,
     )
 
 
-def _register_json(name: str, json_file: Path, image_root: Path) -> None:
-    json_file, image_root = json_file.absolute(), image_root.absolute()
-    summary = read_coco_json(json_file, name)
-    if not image_root.is_dir():
-        raise FileNotFoundError(f"dataset '{name}': there is no image folder {image_root}")
-    _check_images_exist(name, [image_root / file for file in summary.file_names[:_CHECKED_IMAGES]])
-    has_categories = bool(summary.category_ids)
-    loader = functools.partial(_load_json, name, str(json_file), str(image_root), has_categories)
-    DatasetCatalog.register(name, loader)
-    metadata = MetadataCatalog.get(name)
-    metadata.set(json_file=str(json_file), image_root=str(image_root), evaluator_type="coco")
-    if has_categories:
-        numbers = {identity: number for number, identity in enumerate(summary.category_ids)}
-        metadata.set(
-            thing_classes=list(summary.category_names), thing_dataset_id_to_contiguous_id=numbers
-        )
-
-
-def _load_json(name: str, json_file: str, image_root: str, has_categories: bool) -> list[dict]:
-    """Load through Detectron2, without degenerate boxes and with the data set's name added."""
-    records = load_coco_json(json_file, image_root, name if has_categories else None)
-    for record in records:
-        record["annotations"] = [a for a in record["annotations"] if not is_degenerate(a["bbox"])]
-        record["dataset_name"] = name
-    return records
-
-
 def _register_voc(entry: VocEntry) -> None:
     root = _path(entry.root)
-    identities = read_split(root, entry.split, entry.name)
-    paths = [image_path(root, identity) for identity in identities[:_CHECKED_IMAGES]]
-    _check_images_exist(entry.name, paths)
-    loader = functools.partial(load_voc, root, entry.split, entry.classes, entry.name)
-    DatasetCatalog.register(entry.name, loader)
+    folder = voc_folder(root, entry.split, entry.name)
+    first = list(folder.xml_files)[:_CHECKED_IMAGES]
+    _check_images_exist(entry.name, [folder.picture_of(identity) for identity in first])
+
+    @functools.cache
+    def read() -> Record:
+        return read_voc(
+            root,
+            entry.split,
+            entry.name,
+            classes=entry.class_names,
+            subset=entry.classes is not None,
+            first_pixel=entry.first_pixel,
+        )
+
+    categories = [Category(id=i, name=name) for i, name in enumerate(entry.class_names)]
+    _register(entry.name, read, categories, corners=True)
     MetadataCatalog.get(entry.name).set(
-        thing_classes=list(entry.classes),
-        dirname=str(root),
-        split=entry.split,
-        year=entry.year,
-        evaluator_type="pascal_voc",
+        dirname=str(root), split=entry.split, year=entry.year, evaluator_type="pascal_voc"
     )
 
 
-def _check_images_exist(name: str, paths: list[Path]) -> None:
+def _register(
+    name: str, read: Callable[[], Record], categories: Sequence[Category], *, corners: bool = False
+) -> None:
+    """Put a data set into Detectron2's catalogs.
+
+    Args:
+        read: gives the record, the same at each call.
+        categories: by class number.
+        corners: see :func:`.dicts.record_dicts`.
+    """
+    DatasetCatalog.register(name, lambda: record_dicts(read(), corners=corners))
+    metadata = MetadataCatalog.get(name)
+    metadata.set(record=read)
+    if not categories:
+        return
+    metadata.set(thing_classes=[category.name for category in categories])
+    if not corners:  # VOC has no ids
+        numbers = {category.id: number for number, category in enumerate(categories)}
+        metadata.set(thing_dataset_id_to_contiguous_id=numbers)
+    with_keypoints = [category for category in categories if category.keypoints]
+    if with_keypoints:
+        metadata.set(**_keypoint_metadata(with_keypoints[0]))
+
+
+def _keypoint_metadata(category: Category) -> dict:
+    """What Detectron2's keypoint heads and visualizer look up."""
+    names = list(category.keypoints)
+    return {
+        "keypoint_names": names,
+        "keypoint_flip_map": flip_map(names),
+        "keypoint_connection_rules": [
+            (names[a], names[b], (102, 204, 255)) for a, b in category.skeleton
+        ],
+    }
+
+
+def _check_images_exist(name: str, paths: Sequence[str | Path]) -> None:
     """Catch a wrong image folder at once; single missing images show when they are read."""
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"dataset '{name}': image {path} does not exist. Is the image folder "
                 "the one that the file names of the annotations are relative to?"

@@ -1,155 +1,274 @@
-"""Reading a folder of Pascal VOC annotations.
-
-The layout is VOC's: ``Annotations/<id>.xml``, ``JPEGImages/<id>.jpg`` (also .jpeg and .png) and
-``ImageSets/Main/<split>.txt`` with one image id per line.
-"""
+"""Reading folders of Pascal VOC annotations, and what labelImg and others write in their form."""
 
 from __future__ import annotations
 
-import logging
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.structures import BoxMode
+from .assemble import Rows, assemble, image_table
+from .notes import Notes
+from .picture_files import PictureFolder, picture_size
+from .record import Category, Record
+from .text_files import read_text
+from .values import FLAGS, number_of, whole_number_of
 
-logger = logging.getLogger(__name__)
+__all__ = ["VOC_CLASSES", "VocFolder", "read_voc", "voc_folder"]
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MARK = re.compile(r"\s+(-1|0|1)$")  # of a per-class list: the image has the class or not
 
 
-def read_split(root: Path, split: str, dataset_name: str) -> list[str]:
-    """The image ids of a split.
+@dataclass(frozen=True)
+class VocFolder:
+    """Where the annotations and pictures of a split are.
+
+    Attributes:
+        xml_files: by image id, in the order of the list.
+        pictures: finds the picture of an image id.
+        repeated: image ids that the list has more than once.
+    """
+
+    xml_files: dict[str, Path]
+    pictures: PictureFolder
+    repeated: list[str]
+
+    def picture_of(self, identity: str) -> Path:
+        """The picture of an image id, or where it should be."""
+        picture = self.pictures.find(identity)
+        if picture.is_file() or not self.xml_files[identity].is_file():
+            return picture
+        tree = parse_xml(self.xml_files[identity], str(self.xml_files[identity]))
+        return self.pictures.find(identity, _named_picture(tree))
+
+
+def _named_picture(tree: ElementTree.Element) -> str:
+    return (tree.findtext("filename") or "").strip()
+
+
+def voc_folder(root: Path, split: str, dataset_name: str) -> VocFolder:
+    """Find the files of a split.
+
+    VOC's layout is ``Annotations/<id>.xml``, ``JPEGImages/<id>.<ending>`` and the list
+    ``ImageSets/Main/<split>.txt``. Without ``ImageSets`` every xml counts; a folder named as the
+    split is then looked into. Xml files and pictures may lie in one folder, as labelImg saves them.
 
     Raises:
-        FileNotFoundError: the folder, one of its three parts or the split's list is missing.
+        FileNotFoundError: a folder or the split's list is missing, or there is no xml file.
         ValueError: the list is empty.
     """
     where = f"dataset '{dataset_name}'"
-    list_file = root / "ImageSets" / "Main" / f"{split}.txt"
-    for folder in (root, root / "Annotations", root / "JPEGImages"):
+    if not root.is_dir():
+        raise FileNotFoundError(f"{where}: there is no folder {root.absolute()}")
+    lists = root / "ImageSets" / "Main"
+    if lists.is_dir():
+        return _listed(root, lists, split, where)
+    if split and not (root / split).is_dir():
+        raise FileNotFoundError(
+            f"{where}: there is neither a list {(lists / split).absolute()}.txt nor a folder "
+            f"{(root / split).absolute()}; without 'split' all xml files of {root.absolute()} are "
+            "taken"
+        )
+    base = root / split if split else root
+    folder = _first_folder(base, ("Annotations", "annotations", "xmls", "labels")) or base
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml")
+    if not files:
+        raise FileNotFoundError(f"{where}: there is no xml file in {folder.absolute()}")
+    pictures = _first_folder(base, ("JPEGImages", "images", "Images", "imgs")) or base
+    return VocFolder({path.stem: path for path in files}, PictureFolder(pictures), [])
+
+
+def _first_folder(base: Path, names: Iterable[str]) -> Path | None:
+    return next((base / name for name in names if (base / name).is_dir()), None)
+
+
+def _listed(root: Path, lists: Path, split: str, where: str) -> VocFolder:
+    for folder in (root / "Annotations", root / "JPEGImages"):
         if not folder.is_dir():
             raise FileNotFoundError(f"{where}: there is no folder {folder.absolute()}")
-    if not list_file.is_file():
-        raise FileNotFoundError(f"{where}: there is no list of images {list_file.absolute()}")
-    # VOC's per-class lists have a second column.
-    identities = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
-    if not identities:
+    list_file = lists / f"{split}.txt"
+    if not split or not list_file.is_file():
+        known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))[:10])
+        raise FileNotFoundError(
+            f"{where}: there is no list of images {list_file.absolute()}"
+            + (f"; there are {known}" if known else "")
+        )
+    xml_files: dict[str, Path] = {}
+    repeated = []
+    for line in filter(None, map(str.strip, read_text(list_file, where).splitlines())):
+        path = root / "Annotations" / f"{line}.xml"
+        if not path.is_file():
+            line = _MARK.sub("", line)
+            path = root / "Annotations" / f"{line}.xml"
+        if line in xml_files:
+            repeated.append(line)
+        xml_files[line] = path
+    if not xml_files:
         raise ValueError(f"{where}: {list_file.absolute()} lists no image")
-    return identities
+    return VocFolder(xml_files, PictureFolder(root / "JPEGImages"), repeated)
 
 
-def image_path(root: Path, identity: str) -> Path:
-    """Path of an image, whichever of the known endings it has; .jpg when there is none."""
-    candidates = [root / "JPEGImages" / f"{identity}{ending}" for ending in _IMAGE_ENDINGS]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def read_voc(
+    root: Path,
+    split: str,
+    dataset_name: str,
+    *,
+    classes: Sequence[str] = VOC_CLASSES,
+    subset: bool = False,
+    first_pixel: int = 1,
+) -> Record:
+    """Read the annotations of a split.
 
+    Objects marked *difficult* are trained on, as in Detectron2, and the evaluation ignores them.
 
-def load_voc(root: Path, split: str, classes: Sequence[str], dataset_name: str) -> list[dict]:
-    """Records in Detectron2's standard form, XYXY boxes in absolute pixels from 0.
-
-    As in Detectron2, objects marked *difficult* are trained on; they carry ``"difficult": 1`` so
-    that the evaluation can ignore them.
+    Args:
+        root, split: see :func:`voc_folder`.
+        dataset_name: for messages and the record.
+        classes: names; their order gives the class numbers.
+        subset: leave objects of other classes out; otherwise they are an error.
+        first_pixel: 1 where pixels are counted from 1 as in VOC: (1, 1, W, H) is then the whole
+            picture; 0 where coordinates start at 0.
 
     Raises:
         FileNotFoundError: an XML file is missing.
         ValueError: an XML file is broken or has a class that is not in ``classes``.
     """
-    class_numbers = {name: number for number, name in enumerate(classes)}
-    records, dropped = [], []
-    for identity in read_split(root, split, dataset_name):
-        xml_file = root / "Annotations" / f"{identity}.xml"
-        where = f"dataset '{dataset_name}' ({xml_file.absolute()})"
-        tree = _parse(xml_file, where)
-        annotations = []
-        for item in tree.findall("object"):
-            annotation = _read_object(item, class_numbers, where)
-            x0, y0, x1, y1 = annotation["bbox"]
-            if x1 > x0 and y1 > y0:
-                annotations.append(annotation)
-            else:
-                dropped.append(f"{xml_file.name}: {annotation['bbox']}")
-        records.append(
-            {
-                "file_name": str(image_path(root, identity)),
-                "image_id": identity,
-                "height": int(_number(tree, "size/height", where)),
-                "width": int(_number(tree, "size/width", where)),
-                "annotations": annotations,
-                "dataset_name": dataset_name,
-            }
+    folder = voc_folder(root, split, dataset_name)
+    source = str(root)
+    notes = Notes(f"dataset '{dataset_name}' ({root.absolute()})")
+    for identity in folder.repeated:
+        notes.add("listed_twice", identity)
+    reader = _Reader(dataset_name, classes, subset, first_pixel, notes)
+    files, sizes = [], []
+    for row, (identity, xml_file) in enumerate(folder.xml_files.items()):
+        file, size = reader.read(row, identity, xml_file, folder.pictures)
+        files.append(file)
+        sizes.append(size)
+    if subset:
+        for number, name in enumerate(classes):
+            if number not in reader.present:
+                notes.add("absent_class", name)
+    return assemble(
+        name=dataset_name,
+        source=source,
+        categories=[Category(id=number, name=name) for number, name in enumerate(classes)],
+        images=image_table(list(folder.xml_files), files, sizes),
+        rows=reader.rows,
+        notes=notes,
+        box_format="xyxy",
+    )
+
+
+class _Reader:
+    def __init__(
+        self,
+        dataset_name: str,
+        classes: Sequence[str],
+        subset: bool,
+        first_pixel: int,
+        notes: Notes,
+    ) -> None:
+        self.dataset_name = dataset_name
+        self.numbers = {name: number for number, name in enumerate(classes)}
+        self.subset = subset
+        self.first_pixel = first_pixel
+        self.notes = notes
+        self.rows = Rows()
+        self.present: set[int] = set()
+
+    def read(
+        self, row: int, identity: str, xml_file: Path, pictures: PictureFolder
+    ) -> tuple[str, tuple[int, int]]:
+        """Collect the objects of a file; returns the picture and its size."""
+        where = f"dataset '{self.dataset_name}' ({xml_file.absolute()})"
+        tree = parse_xml(xml_file, where)
+        for position, item in enumerate(tree.iter("object"), start=1):
+            self._add(row, f"{xml_file.name} object {position}", item, where)
+        file = pictures.find(identity, _named_picture(tree))
+        return str(file), self._size(tree, xml_file, file, where)
+
+    def _size(
+        self, tree: ElementTree.Element, xml_file: Path, file: Path, where: str
+    ) -> tuple[int, int]:
+        texts = [tree.findtext(f"size/{side}") for side in ("width", "height")]
+        sides = [whole_number_of(text) for text in texts]
+        if all(side is not None and 0 < side < 2**31 for side in sides):
+            return sides[0], sides[1]  # type: ignore[return-value]
+        if not file.is_file():
+            raise ValueError(
+                f"{where}: <size> must have a <width> and a <height>, got {texts[0]!r} and "
+                f"{texts[1]!r}, and there is no picture {file} to ask"
+            )
+        self.notes.add("size_from_picture", xml_file.name)
+        return picture_size(file)
+
+    def _add(self, row: int, label: str, item: ElementTree.Element, where: str) -> None:
+        name = (item.findtext("name") or "").strip()
+        number = self.numbers.get(name)
+        if number is None:
+            if self.subset and name:
+                self.notes.add("other_class", name)
+                return
+            raise ValueError(
+                f"{where}: class '{name}' is not among the classes of this dataset "
+                f"({', '.join(self.numbers)}); list the classes to use in the key 'classes' of its "
+                "DATASETS.REGISTER entry"
+            )
+        if item.find("bndbox") is None:
+            kind = "rotated boxes are not supported" if item.find("robndbox") is not None else ""
+            raise ValueError(f"{where}: an object has no <bndbox>" + (f": {kind}" if kind else ""))
+        box = [_number(item, f"bndbox/{corner}", where) for corner in _CORNERS]
+        if self.first_pixel and (box[0] < 1 or box[1] < 1):
+            self.notes.add("first_pixel", f"{label}: {[float(f'{v:g}') for v in box]}")
+        self.present.add(number)
+        self.rows.add(
+            image=row,
+            category=number,
+            box=[box[0] - self.first_pixel, box[1] - self.first_pixel, *box[2:]],
+            difficult=self._difficult(item, label),
+            identity=label,
         )
-    if dropped:
-        logger.warning(
-            f"dataset '{dataset_name}': {len(dropped)} boxes have no positive size and are left "
-            f"out, for instance {'; '.join(dropped[:3])}"
-        )
-    return records
+
+    def _difficult(self, item: ElementTree.Element, label: str) -> int:
+        text = (item.findtext("difficult") or "0").strip()
+        flag = FLAGS.get(text.lower())
+        if flag is None:
+            number = number_of(text)
+            flag = int(number) if number in (0, 1) else 0
+            self.notes.add("flag", f"{label}: difficult {text!r}")
+        return flag
 
 
-def voc_metric_obstacle(root: Path, split: str, dataset_name: str) -> str | None:
-    """Why Detectron2's VOC evaluator could not read these XML files, or None if it can.
+def _number(element: ElementTree.Element, tag: str, where: str) -> float:
+    text = element.findtext(tag)
+    number = None if text is None else number_of(text.strip())
+    if number is None:
+        raise ValueError(f"{where}: <{tag}> must be a number, got {text!r}")
+    return number
 
-    It wants whole pixels, and the tags pose, truncated and difficult, in every object.
+
+def parse_xml(xml_file: Path, where: str) -> ElementTree.Element:
+    """The root of an XML file in any usual encoding; entities, which may expand, are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no XML.
     """
-    for identity in read_split(root, split, dataset_name):
-        xml_file = root / "Annotations" / f"{identity}.xml"
-        for item in _parse(xml_file, f"dataset '{dataset_name}' ({xml_file})").findall("object"):
-            whole = ["truncated", "difficult", *(f"bndbox/{corner}" for corner in _CORNERS)]
-            texts = {tag: item.findtext(tag) for tag in ["pose", *whole]}
-            for tag, text in texts.items():
-                if text is None or (tag != "pose" and not _is_whole(text)):
-                    return f"<{tag}> of an object in {xml_file.name} is {text!r}"
-    return None
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _parse(xml_file: Path, where: str) -> ElementTree.ElementTree:
     if not xml_file.is_file():
         raise FileNotFoundError(f"{where}: there is no such file")
+    text = read_text(xml_file, where, declared=True)
+    if "<!ENTITY" in text or "<!DOCTYPE" in text:
+        raise ValueError(f"{where}: annotations have no document type and define no entities")
     try:
-        return ElementTree.parse(xml_file)
+        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text, count=1))
     except ElementTree.ParseError as error:
         raise ValueError(f"{where}: not valid XML: {error}") from None
-
-
-def _number(element, tag: str, where: str) -> float:
-    text = element.findtext(tag)
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: <{tag}> must be a number, got {text!r}") from None
-
-
-def _read_object(item: ElementTree.Element, class_numbers: dict[str, int], where: str) -> dict:
-    name = (item.findtext("name") or "").strip()
-    if name not in class_numbers:
-        raise ValueError(
-            f"{where}: class '{name}' is not among the classes of this dataset "
-            f"({', '.join(class_numbers)}); list all classes in the key 'classes' of its "
-            "DATASETS.REGISTER entry"
-        )
-    box = [_number(item, f"bndbox/{corner}", where) for corner in _CORNERS]
-    # VOC counts pixels from 1 and includes both ends: in coordinates from 0, (1, 1, W, H) is the
-    # whole picture (0, 0, W, H).
-    box[0] -= 1.0
-    box[1] -= 1.0
-    return {
-        "bbox": box,
-        "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": class_numbers[name],
-        "difficult": int(float(item.findtext("difficult") or 0)),
-    }
+    except RecursionError:
+        raise ValueError(f"{where}: not valid XML: nested too deeply") from None

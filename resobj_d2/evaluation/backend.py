@@ -13,9 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from .giou import match_by_giou
+from .metrics import CocoFigures
 
 BACKENDS = ("auto", "faster-coco-eval", "pycocotools")
+_MEASURES = {"bbox": "IoU", "segm": "IoU", "keypoints": "OKS"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,16 @@ class CocoBackend:
 
 @dataclass(frozen=True)
 class CocoOutcome:
-    """A finished evaluation: the ``COCOeval`` object and the table it prints."""
+    """A finished evaluation.
+
+    Attributes:
+        evaluation: the ``COCOeval`` object; ``stats`` has COCO's numbers.
+        figures: what it found.
+        summary: COCO's table.
+    """
 
     evaluation: object
+    figures: CocoFigures
     summary: str
 
 
@@ -76,6 +87,8 @@ def evaluate_detections(
     image_ids: Sequence[int] | None = None,
     *,
     giou: bool = False,
+    limits: Sequence[int] | None = None,
+    keypoint_sigmas: Sequence[float] = (),
 ) -> CocoOutcome:
     """Run COCO's evaluation.
 
@@ -83,16 +96,18 @@ def evaluate_detections(
         backend: the implementation that made ``ground_truth``.
         ground_truth: an index from ``backend.index``.
         detections: entries of a COCO results json; none is a result too (AP 0).
-        task: "bbox" or "segm".
+        task: "bbox", "segm" or "keypoints".
         image_ids: restrict the evaluation to these images.
         giou: match boxes by GIoU; see :func:`.giou.match_by_giou`.
+        limits: how many detections of an image and class count, ascending; COCO's by default: 1, 10
+            and 100, for keypoints 20.
+        keypoint_sigmas: COCO's for persons by default.
     """
     # Loading adds keys to the detections. With a box in it, COCO's code would take the area of the
     # box for that of the mask.
-    dropped = {"bbox"} if task == "segm" else set()
+    dropped = {"bbox"} if task != "bbox" else set()
     copies = [{k: v for k, v in item.items() if k not in dropped} for item in detections]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(io.StringIO()):
         if copies:
             loaded = ground_truth.loadRes(copies)
         else:  # pycocotools cannot load an empty list
@@ -102,14 +117,14 @@ def evaluate_detections(
         evaluation = backend.new_evaluation(ground_truth, loaded, task)
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
+        if limits is not None:
+            evaluation.params.maxDets = list(limits)
+        if keypoint_sigmas:
+            evaluation.params.kpt_oks_sigmas = np.asarray(keypoint_sigmas, dtype=np.float64)
         if giou:
             match_by_giou(evaluation)
         evaluation.evaluate()
         evaluation.accumulate()
-        printed.truncate(0)
-        printed.seek(0)
-        evaluation.summarize()
-    summary = printed.getvalue().rstrip()
-    if giou:
-        summary = summary.replace("[ IoU=", "[ GIoU=")
-    return CocoOutcome(evaluation=evaluation, summary=summary)
+    figures = CocoFigures.of(evaluation)
+    evaluation.stats = figures.stats()
+    return CocoOutcome(evaluation, figures, figures.summary("GIoU" if giou else _MEASURES[task]))

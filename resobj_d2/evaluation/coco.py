@@ -1,32 +1,48 @@
-"""COCO evaluation with Detectron2's interface and a choice of implementation.
+"""COCO evaluation of a data set's record, with a choice of implementation.
 
 Differences from Detectron2's ``COCOEvaluator``:
 
-- the implementation is ``TEST.COCO_BACKEND``;
+- the implementation is ``TEST.COCO_BACKEND``, and the ground truth is the record that training and
+  the other commands read (:mod:`resobj_d2.data.record`);
+- as many detections count as the model gives (``TEST.DETECTIONS_PER_IMAGE``), not 100;
 - ``TEST.GIOU_EVAL`` adds "bbox_giou", the same metrics with boxes matched by GIoU;
-- AP at IoU .8 and .9 and AR@100 are reported too;
+- AP at every threshold, AP50 of every class and the average recalls are results too;
 - no detection at all is AP 0, not NaN (NaN remains where there is no ground truth);
-- ground truth that COCO's code would misread is mended first, see :func:`prepare_ground_truth`.
+- detections that the implementations would judge differently, or wrongly, are refused.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import itertools
 import json
+import logging
 import os
-import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
-from detectron2.evaluation import COCOEvaluator
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals, instances_to_coco_json
+from detectron2.utils import comm
+from tabulate import tabulate
 
-from ..data.coco_json import is_degenerate
-from .backend import CocoBackend, evaluate_detections, load_backend
+from resobj_d2.data.catalog import dataset_record
+from resobj_d2.process import replacing
 
-_TASKS = ("bbox", "segm")
+from .backend import CocoOutcome, evaluate_detections, load_backend
+from .check_detections import check_detections
+from .ground_truth import ground_truth, image_numbers
+
+__all__ = ["CocoEvaluator", "build_coco_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+_TASKS = ("bbox", "segm", "keypoints")
+_COCO_LIMIT = 100  # detections that count in COCO's own protocol; 20 for keypoints
+_COCO_KEYPOINT_LIMIT = 20
 
 
 def build_coco_evaluator(cfg, dataset_name: str, output_folder: str | None) -> CocoEvaluator:
@@ -34,71 +50,37 @@ def build_coco_evaluator(cfg, dataset_name: str, output_folder: str | None) -> C
 
     Args:
         cfg: the config.
-        dataset_name: a registered data set; one without a COCO json is converted.
-        output_folder: for ``coco_instances_results.json`` and Detectron2's other files, or None.
+        dataset_name: a registered data set.
+        output_folder: for ``coco_instances_results.json`` and ``instances_predictions.pth``, or
+            None.
     """
+    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    if cfg.MODEL.KEYPOINT_ON:
+        tasks.append("keypoints")
     return CocoEvaluator(
         dataset_name,
         output_dir=output_folder,
         backend_name=cfg.TEST.COCO_BACKEND,
+        tasks=tasks,
         giou=cfg.TEST.GIOU_EVAL,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        keypoint_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )
 
 
-def prepare_ground_truth(content: dict) -> tuple[dict, dict]:
-    """A copy of a COCO data set that both implementations read alike.
-
-    Annotations are numbered anew from 1, since COCO's code takes a match with annotation 0 for no
-    match; image ids become whole numbers where they are not; ``area`` and ``iscrowd`` are filled in
-    where missing (area of the box, 0); boxes without a positive finite size are left out.
+class CocoEvaluator(DatasetEvaluator):
+    """COCO's metrics of boxes, masks and keypoints.
 
     Args:
-        content: of a COCO json; without "annotations" it stays without.
-
-    Returns:
-        The copy, and a dict from original to new image id.
-    """
-    images = content["images"]
-    whole = all(isinstance(image["id"], int) for image in images)
-    image_ids = {image["id"]: image["id"] if whole else i + 1 for i, image in enumerate(images)}
-    prepared = {
-        **content,
-        "images": [{**image, "id": image_ids[image["id"]]} for image in images],
-        "categories": content.get("categories", []),
-    }
-    if "annotations" in content:
-        kept = [item for item in content["annotations"] if not is_degenerate(item["bbox"])]
-        prepared["annotations"] = [
-            {
-                "iscrowd": 0,
-                "area": item["bbox"][2] * item["bbox"][3],
-                **item,
-                "id": number,
-                "image_id": image_ids[item["image_id"]],
-            }
-            for number, item in enumerate(kept, start=1)
-        ]
-    return prepared, image_ids
-
-
-def ground_truth_index(dataset_name: str, backend: CocoBackend) -> tuple[object, dict]:
-    """COCO's index over a registered data set, and its image ids by those of the data set."""
-    _ensure_json(dataset_name, None)
-    with open(MetadataCatalog.get(dataset_name).json_file, encoding="utf-8") as file:
-        prepared, image_ids = prepare_ground_truth(json.load(file))
-    return backend.index(prepared), image_ids
-
-
-class CocoEvaluator(COCOEvaluator):
-    """Detectron2's evaluator with replaceable implementation and further metrics.
-
-    Args:
-        dataset_name: a registered data set with a COCO json, or one that can be converted to it.
+        dataset_name: a registered data set.
         output_dir: folder for results, or None to write none.
         backend_name: one of :data:`.backend.BACKENDS`.
         distributed: whether to gather the predictions of all processes on the main one.
-        tasks: "bbox", "segm" or both; by default what the predictions contain.
+        tasks: of "bbox", "segm" and "keypoints"; by default what the predictions contain.
         giou: whether to evaluate boxes by GIoU too, as "bbox_giou".
+        detections_per_image: how many the model gives at most; so many of each class count. -1 for
+            as many as there are.
+        keypoint_sigmas: of the keypoints' similarity; COCO's for persons by default.
     """
 
     def __init__(
@@ -110,125 +92,255 @@ class CocoEvaluator(COCOEvaluator):
         distributed: bool = True,
         tasks: Sequence[str] | None = None,
         giou: bool = False,
+        detections_per_image: int = _COCO_LIMIT,
+        keypoint_sigmas: Sequence[float] = (),
     ):
-        self._backend = load_backend(backend_name)
-        self._giou = giou
-        _ensure_json(dataset_name, output_dir)
-        super().__init__(
-            dataset_name,
-            tasks=tasks,
-            distributed=distributed,
-            output_dir=output_dir,
-            use_fast_impl=False,
-        )
-        prepared, self._image_ids = prepare_ground_truth(self._coco_api.dataset)
-        self._coco_api = self._backend.index(prepared)
-
-    def _eval_predictions(self, predictions, img_ids=None):
-        """Evaluate the gathered predictions; fills ``self._results`` with one dict per task."""
-        # Copies: a second call of evaluate must find the class numbers unchanged.
-        detections = [dict(item) for entry in predictions for item in entry["instances"]]
-        tasks = sorted(self._tasks or self._tasks_from_predictions(detections))
-        unknown = set(tasks) - set(_TASKS)
+        unknown = set(tasks or ()) - set(_TASKS)
         if unknown:
             raise ValueError(f"the COCO evaluation knows {_TASKS}, not {sorted(unknown)}")
+        self._backend = load_backend(backend_name)
+        self._name = dataset_name
+        self._output_dir = output_dir
+        self._distributed = distributed
+        self._tasks = tasks
+        self._giou = giou
+        self._limit = detections_per_image
+        self._sigmas = list(keypoint_sigmas)
+        self._record = dataset_record(dataset_name)
+        self._images = image_numbers(self._record)
+        self._category_ids = self._read_category_ids()
+        self._indices: dict[str, object] = {}
+        self.reset()
+
+    def _read_category_ids(self) -> dict[int, int]:
+        """Class numbers of the model to category ids; empty without categories."""
+        numbers = MetadataCatalog.get(self._name).get("thing_dataset_id_to_contiguous_id")
+        numbers = self._record.class_numbers if numbers is None else numbers
+        return {number: identity for identity, number in numbers.items()}
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._predictions: list[dict] = []
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """Take the predictions of a batch.
+
+        Args:
+            inputs: with ``image_id``.
+            outputs: Detectron2's, with ``instances`` or ``proposals``.
+        """
+        for entry, output in zip(inputs, outputs, strict=True):
+            prediction = {"image_id": entry["image_id"]}
+            if "instances" in output:
+                instances = output["instances"].to("cpu")
+                prediction["instances"] = instances_to_coco_json(instances, entry["image_id"])
+            if "proposals" in output:
+                prediction["proposals"] = output["proposals"].to("cpu")
+            if len(prediction) > 1:
+                self._predictions.append(prediction)
+
+    def evaluate(self, img_ids: Sequence | None = None) -> dict[str, dict[str, float]]:
+        """The metrics of every task, on the main process; {} on others and without predictions.
+
+        Args:
+            img_ids: restrict the evaluation to these images.
+
+        Raises:
+            ValueError: predictions that cannot be judged; see :mod:`.check_detections`.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = list(itertools.chain(*gathered))
+        if not predictions:
+            logger.warning("the evaluation of '%s' got no predictions", self._name)
+            return {}
+        self._check_images(predictions)
+        if self._output_dir:
+            os.makedirs(self._output_dir, exist_ok=True)
+            path = os.path.join(self._output_dir, "instances_predictions.pth")
+            with replacing(path, binary=True) as file:
+                torch.save(predictions, file)
+        results: dict[str, dict[str, float]] = {}
+        if "proposals" in predictions[0]:
+            results |= self._evaluate_proposals(predictions)
+        if "instances" in predictions[0]:
+            results |= self._evaluate_instances(predictions, img_ids)
+        return copy.deepcopy(results)
+
+    def _check_images(self, predictions: Sequence[dict]) -> None:
+        counts = Counter(prediction["image_id"] for prediction in predictions)
+        unknown = [identity for identity in counts if identity not in self._images]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} images with predictions are not in dataset '{self._name}', for "
+                f"instance {', '.join(map(repr, unknown[:3]))}"
+            )
+        twice = [identity for identity, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} images of dataset '{self._name}' have predictions from two calls, "
+                f"for instance {', '.join(map(repr, twice[:3]))}: call reset() before a new pass"
+            )
+        missing = len(self._images) - len(counts)
+        if missing:
+            logger.warning(
+                "%d of the %d images of '%s' have not been shown to the model: their objects count "
+                "as missed",
+                missing,
+                len(self._images),
+                self._name,
+            )
+
+    def _evaluate_instances(
+        self, predictions: Sequence[dict], img_ids: Sequence | None
+    ) -> dict[str, dict[str, float]]:
+        # Copies: a second call of evaluate must find the class numbers unchanged.
+        detections = [dict(item) for entry in predictions for item in entry["instances"]]
+        tasks = self._tasks or _tasks_of(detections)
+        check_detections(detections, tasks, self._name)
         self._restore_category_ids(detections)
         self._save(detections)
-        if not self._do_evaluation:
-            self._logger.info("The data set has no annotations: predictions are not evaluated.")
-            return
+        if not self._record.annotated:
+            logger.info("'%s' has no annotations: predictions are not evaluated", self._name)
+            return {}
+        self._warn_of_full_images()
         for item in detections:
-            item["image_id"] = self._image_ids[item["image_id"]]
-        if img_ids is not None:
-            img_ids = [self._image_ids[identity] for identity in img_ids]
-        for task in tasks:
-            self._results[task] = self._evaluate(detections, task, img_ids)
+            item["image_id"] = self._images[item["image_id"]]
+        images = None if img_ids is None else [self._images[identity] for identity in img_ids]
+        results = {}
+        for task in sorted(tasks, key=_TASKS.index):
+            results[task] = self._task(detections, task, images)
         if self._giou and "bbox" in tasks:
-            self._results["bbox_giou"] = self._evaluate(detections, "bbox", img_ids, giou=True)
+            results["bbox_giou"] = self._task(detections, "bbox", images, giou=True)
+        return results
 
-    def _evaluate(
-        self, detections: list[dict], task: str, image_ids: Sequence[int] | None, giou: bool = False
-    ) -> dict:
+    def _warn_of_full_images(self) -> None:
+        """More objects than detections: recall cannot reach 1, and it is not the model's fault."""
+        table = self._record.annotations
+        counts = np.bincount(table.images[~table.crowd], minlength=len(self._images))
+        full = np.flatnonzero(counts > self._limit) if self._limit >= 0 else []
+        if len(full):
+            most = int(counts.argmax())
+            logger.warning(
+                "%d images of '%s' have more objects than TEST.DETECTIONS_PER_IMAGE %d, so not all "
+                "can be found; the most, %d, has image %r",
+                len(full),
+                self._name,
+                self._limit,
+                counts[most],
+                self._record.images.ids[most],
+            )
+
+    def _task(
+        self, detections: list[dict], task: str, images: Sequence[int] | None, giou: bool = False
+    ) -> dict[str, float]:
         """The metrics of one task, logged and returned."""
-        rule = " by GIoU" if giou else ""
-        self._logger.info(f"Evaluating {task}{rule} with {self._backend.name} ...")
+        if task == "keypoints":
+            self._check_keypoints(detections)
+        if task not in self._indices:
+            self._indices[task] = self._backend.index(ground_truth(self._record, task))
         outcome = evaluate_detections(
-            self._backend, self._coco_api, detections, task, image_ids=image_ids, giou=giou
+            self._backend,
+            self._indices[task],
+            detections,
+            task,
+            image_ids=images,
+            giou=giou,
+            limits=self._limits(task, detections),
+            keypoint_sigmas=self._sigmas if task == "keypoints" else (),
         )
-        self._logger.info("\n" + outcome.summary)
-        names = self._metadata.get("thing_classes")
-        return self._derive_coco_results(outcome.evaluation, task, names)
+        results = outcome.figures.results(self._names_by_id())
+        self._log(task, " by GIoU" if giou else "", outcome, results)
+        return results
+
+    def _names_by_id(self) -> dict[int, str]:
+        """Of the categories, in the order of the class numbers."""
+        names = MetadataCatalog.get(self._name).get("thing_classes") or self._record.class_names
+        known = {category.id for category in self._record.categories}
+        pairs = sorted(self._category_ids.items())
+        return {i: str(names[number]) for number, i in pairs if i in known and number < len(names)}
+
+    def _limits(self, task: str, detections: Sequence[dict]) -> list[int]:
+        """How many detections of an image and class count."""
+        limit = self._limit
+        if limit < 0:
+            counts = Counter(item["image_id"] for item in detections)
+            limit = max([_COCO_LIMIT, *counts.values()])
+        if task == "keypoints":
+            return [limit if limit > _COCO_LIMIT else _COCO_KEYPOINT_LIMIT]
+        return sorted({1, min(10, limit), min(_COCO_LIMIT, limit), limit})
+
+    def _check_keypoints(self, detections: Sequence[dict]) -> None:
+        truth = {len(p) for p in self._record.annotations.keypoints if p is not None}
+        found = {len(item["keypoints"]) // 3 for item in detections}
+        sigmas = len(self._sigmas) or 17  # COCO's persons
+        if len(truth | found | {sigmas}) > 1:
+            raise ValueError(
+                f"dataset '{self._name}' has {sorted(truth)} keypoints for an object, the model "
+                f"predicts {sorted(found)}, and TEST.KEYPOINT_OKS_SIGMAS is for {sigmas}: these "
+                "have to agree"
+            )
+
+    def _log(
+        self, task: str, rule: str, outcome: CocoOutcome, results: Mapping[str, float]
+    ) -> None:
+        head = f"Results of {task}{rule} on '{self._name}' with {self._backend.name}"
+        limit = outcome.figures.limits[-1]
+        if task != "keypoints" and limit != _COCO_LIMIT:
+            head += f"; {limit} detections of an image and class count, {_COCO_LIMIT} in COCO's own"
+        logger.info("%s:\n%s", head, outcome.summary)
+        overall = {key: value for key, value in results.items() if "-" not in key}
+        logger.info("%s", ", ".join(f"{key} {value:.3f}" for key, value in overall.items()))
+        classes = [key[3:] for key in results if key.startswith("AP-")]
+        if classes:
+            rows = [(name, results[f"AP-{name}"], results[f"AP50-{name}"]) for name in classes]
+            table = tabulate(rows, headers=["class", "AP", "AP50"], floatfmt=".3f")
+            logger.info("%s of each class%s:\n%s", task, rule, table)
 
     def _restore_category_ids(self, detections: list[dict]) -> None:
-        """Replace class numbers 0..K-1 by the ids of the json, in place."""
-        numbers = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if numbers is None:
+        """Replace class numbers 0..K-1 by the ids of the data set, in place."""
+        if not self._category_ids:
             return
-        identities = {number: identity for identity, number in numbers.items()}
         for item in detections:
-            if item["category_id"] not in identities:
+            if item["category_id"] not in self._category_ids:
                 raise ValueError(
-                    f"a prediction has class {item['category_id']}, but dataset "
-                    f"'{self._metadata.name}' has {len(identities)} classes: the model was made "
-                    "for other classes"
+                    f"a prediction has class {item['category_id']}, but dataset '{self._name}' has "
+                    f"{len(self._category_ids)} classes: the model was made for other classes"
                 )
-            item["category_id"] = identities[item["category_id"]]
+            item["category_id"] = self._category_ids[item["category_id"]]
 
     def _save(self, detections: list[dict]) -> None:
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            self._logger.info(f"Saving results to {path}")
-            with open(path, "w") as file:
+            with replacing(path) as file:
                 json.dump(detections, file)
+            logger.info("Results are in %s", path)
 
-    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
-        """Detectron2's metrics and AP80, AP90, AR@100, all in percent, NaN without ground truth."""
-        results = super()._derive_coco_results(coco_eval, iou_type, class_names=class_names)
-        # precision: IoU thresholds, recalls, classes, areas, maximal detections; recall: the same
-        # without recalls. Area 0 is "all", the last maximum is 100. -1 marks classes without boxes.
-        precision, recall = coco_eval.eval["precision"], coco_eval.eval["recall"]
-        thresholds = np.asarray(coco_eval.params.iouThrs)
-        extra = {"AR@100": _percent(recall[:, :, 0, -1])}
-        for threshold in (0.8, 0.9):
-            at_threshold = np.isclose(thresholds, threshold)
-            extra[f"AP{round(100 * threshold)}"] = _percent(precision[at_threshold, :, :, 0, -1])
-        self._logger.info(
-            f"Further results for {iou_type}: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in sorted(extra.items()))
+    def _evaluate_proposals(self, predictions: Sequence[dict]) -> dict[str, dict[str, float]]:
+        """Average recall of proposals, by Detectron2's function."""
+        if not self._record.annotated:
+            return {}
+        index = self._backend.index(ground_truth(self._record, "bbox"))
+        moved = [{**p, "image_id": self._images[p["image_id"]]} for p in predictions]
+        results = {}
+        for limit in (100, 1000):
+            for area, suffix in {"all": "", "small": "s", "medium": "m", "large": "l"}.items():
+                found = _evaluate_box_proposals(moved, index, area=area, limit=limit)
+                results[f"AR{suffix}@{limit}"] = 100 * float(found["ar"])
+        logger.info(
+            "Proposals on '%s': %s",
+            self._name,
+            ", ".join(f"{key} {value:.3f}" for key, value in results.items()),
         )
-        return {**results, **extra}
+        return {"box_proposals": results}
 
 
-def _percent(values: np.ndarray) -> float:
-    """Mean of the valid entries times 100."""
-    valid = values[values > -1]
-    return float(100.0 * valid.mean()) if valid.size else float("nan")
-
-
-def _ensure_json(dataset_name: str, output_dir: str | None) -> None:
-    """Give a data set without a COCO json one, in its metadata, where Detectron2 looks for it.
-
-    Detectron2 would do it too, but reuses a file of the same name whatever is in it. Here the name
-    contains a hash of the content.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("json_file") is not None:
-        return
-    content = convert_to_coco_dict(dataset_name)
-    del content["info"]  # it holds the time, which would change the hash
-    annotations = content.setdefault("annotations", [])
-    records = DatasetCatalog.get(dataset_name)
-    originals = itertools.chain(*(record.get("annotations", []) for record in records))
-    for converted, original in zip(annotations, originals, strict=True):
-        if original.get("difficult"):  # VOC's mark: neither found nor missed counts
-            converted["iscrowd"] = 1
-    text = json.dumps(content)
-    folder = output_dir or tempfile.gettempdir()
-    os.makedirs(folder, exist_ok=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = os.path.join(folder, f"{dataset_name}_{digest}_coco.json")
-    if not os.path.exists(path):
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    metadata.json_file = path
+def _tasks_of(detections: Sequence[dict]) -> list[str]:
+    found = {"bbox": True}
+    found["segm"] = any("segmentation" in item for item in detections)
+    found["keypoints"] = any("keypoints" in item for item in detections)
+    return [task for task, present in found.items() if present]

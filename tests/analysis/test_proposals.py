@@ -12,7 +12,7 @@ from resobj_d2.analysis.proposals import average_recall, evaluate_proposals, mai
 from resobj_d2.config import load_config
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import load_backend
-from resobj_d2.evaluation.coco import ground_truth_index, prepare_ground_truth
+from resobj_d2.evaluation.ground_truth import ground_truth_index, prepare_ground_truth
 
 
 @pytest.fixture(params=["pycocotools", "faster-coco-eval"])

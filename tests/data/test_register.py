@@ -390,4 +390,5 @@ def test_voc_degenerate_box_is_dropped(write_voc, caplog):
     with caplog.at_level(logging.WARNING):
         (record,) = DatasetCatalog.get("v")
     assert len(record["annotations"]) == 1
-    assert "1 boxes have no positive size and are left out, for instance a.xml" in caplog.text
+    assert "for instance annotation a.xml object 1 of image a" in caplog.text
+    assert "1 boxes have no positive finite size and are left out of training" in caplog.text

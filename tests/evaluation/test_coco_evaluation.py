@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from resobj_d2.data.register import register_datasets
 from resobj_d2.evaluation import CocoEvaluator, build_coco_evaluator, build_evaluator
 from resobj_d2.evaluation.backend import evaluate_detections, load_backend
-from resobj_d2.evaluation.coco import prepare_ground_truth
+from resobj_d2.evaluation.ground_truth import prepare_ground_truth
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -108,11 +109,18 @@ def test_example_worked_out_by_hand(tmp_path, backend_name):
         "APs": (low + high) / 2 / 2,  # all boxes are smaller than 32 pixels squared
         "AP-cat": (low + high) / 2,
         "AP-dog": 0.0,
-        "AR@100": 100 * (2 / 3 + 1 / 3) / 2 / 2,
+        "AP50-cat": low,
+        "AP50-dog": 0.0,
+        # The best detection of each image and class: of the second image it is the wrong one.
+        "AR@1": 100 * (1 / 3 + 0) / 2,
+        **dict.fromkeys(("AR@10", "AR@100", "ARs@100"), 100 * (2 / 3 + 1 / 3) / 2 / 2),
+        **{f"AP{t}": low / 2 for t in (55, 60, 65, 70)},
+        **{f"AP{t}": high / 2 for t in (85, 95)},
     }
     assert {key: results[key] for key in expected} == pytest.approx(expected, abs=1e-6)
-    assert all(math.isnan(results[key]) for key in ("APm", "APl", "AP-bird"))
-    assert set(results) == {*expected, "APm", "APl", "AP-bird"}
+    empty = {"APm", "APl", "ARm@100", "ARl@100", "AP-bird", "AP50-bird"}
+    assert all(math.isnan(results[key]) for key in empty)
+    assert set(results) == {*expected, *empty}
 
 
 def test_ap_at_single_thresholds(tmp_path, backend_name):
@@ -261,7 +269,7 @@ def test_equals_the_published_numbers(
     """Real COCO annotations and detections, with the twelve numbers pycocotools gives for them."""
     folder = coco_eval_data / folder
     backend = load_backend(backend_name)
-    prepared, _ = prepare_ground_truth(json.loads((folder / truth).read_text()))
+    prepared, _ = prepare_ground_truth(json.loads((folder / truth).read_text()), task)
     found = json.loads((folder / detections).read_text())
     outcome = evaluate_detections(backend, backend.index(prepared), found, task)
     expected = json.loads((folder / "expected_stats.json").read_text())[task]
@@ -292,7 +300,7 @@ def test_equals_detectron2s_own_evaluator(coco_eval_data, backend_name):
     theirs = _evaluate(COCOEvaluator("val2014_100", use_fast_impl=False), detections)["bbox"]
     assert len(theirs) == 86  # six metrics and eighty classes
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs, abs=1e-6, nan_ok=True)
-    assert set(ours) - set(theirs) == {"AP80", "AP90", "AR@100"}
+    assert {"AP60", "AP80", "AP90", "AR@100", "ARl@100", "AP50-1"} <= set(ours) - set(theirs)
     assert ours["AP"] == pytest.approx(50.458, abs=0.1)
 
 
@@ -390,14 +398,18 @@ def test_voc_2007_uses_eleven_points(tmp_path):
     assert results["voc"]["AP50"] == pytest.approx(100 * (6 / 11 + 1) / 2)
 
 
-def test_xml_without_vocs_tags_still_gets_cocos_metric(tmp_path, caplog):
-    _write_voc(tmp_path / "voc", {"a": [("cat", 0, (1, 1, 10, 10))]})
+def test_xml_without_vocs_tags_and_with_parts_of_pixels_gets_both_metrics(tmp_path):
+    """The mean is over the classes that are there: no dog is neither found nor missed."""
+    _write_voc(tmp_path / "voc", {"a": [("cat", 0, (1.25, 1, 10, 10))]})
     xml_file = tmp_path / "voc" / "Annotations" / "a.xml"
-    xml_file.write_text(xml_file.read_text().replace("<pose>x</pose>", ""))
+    text = xml_file.read_text().replace("<pose>x</pose><truncated>0</truncated>", "")
+    xml_file.write_text(re.sub("(?s)<difficult>.*</difficult>", "", text))
     evaluator = _voc_evaluator(tmp_path / "voc", tmp_path / "out")
-    assert "no VOC metric, since <pose> of an object in a.xml is None" in caplog.text
-    results = _evaluate(evaluator, {"a": [((0, 0, 10, 10), 0, 0.9)]})
+    results = _evaluate(evaluator, {"a": [((0.25, 0, 10, 10), 0, 0.9)]})
     assert results["bbox"]["AP-cat"] == pytest.approx(100.0)
+    assert results["voc"]["AP"] == results["voc"]["AP50"] == pytest.approx(100.0)
+    assert results["voc"]["AP50-cat"] == pytest.approx(100.0)
+    assert math.isnan(results["voc"]["AP50-dog"])
 
 
 def test_unknown_evaluator_type_is_explained():

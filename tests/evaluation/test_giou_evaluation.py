@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from resobj_d2.config import add_resobj_config
 from resobj_d2.evaluation import CocoEvaluator, build_coco_evaluator
 from resobj_d2.evaluation.backend import evaluate_detections, load_backend
-from resobj_d2.evaluation.coco import prepare_ground_truth
+from resobj_d2.evaluation.ground_truth import prepare_ground_truth
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 

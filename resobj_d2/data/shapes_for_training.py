@@ -1,0 +1,109 @@
+"""Masks and keypoints of training data: there where they are trained, left out elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from .catalog import dataset_record
+from .notes import KINDS
+
+__all__ = ["fit_shapes"]
+
+logger = logging.getLogger(__name__)
+
+
+def fit_shapes(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
+    """Change records of Detectron2's standard form, in place, to what the model trains.
+
+    Masks go where no masks are trained. Where they are, an object without a usable one is left out
+    with a warning, as Detectron2's reader does. An object without keypoints gets invisible ones.
+
+    Args:
+        cfg: the config.
+        records: fresh ones; their annotations are changed.
+        names: the data sets that they are from.
+
+    Raises:
+        ValueError: no object has what is trained, or not in the form that the config asks for.
+    """
+    if not cfg.MODEL.MASK_ON:
+        for item in _annotations(records):
+            item.pop("segmentation", None)
+    else:
+        _say("masks", names)
+        _fit_masks(cfg, records, names)
+    if cfg.MODEL.KEYPOINT_ON:
+        _say("keypoints", names)
+        _fit_keypoints(cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, records, names)
+
+
+def _annotations(records: Sequence[dict]) -> Iterator[dict]:
+    return (item for record in records for item in record.get("annotations", ()))
+
+
+def _objects(records: Sequence[dict]) -> Iterator[dict]:
+    return (item for item in _annotations(records) if item.get("iscrowd", 0) == 0)
+
+
+def _say(use: str, names: Sequence[str]) -> None:
+    from detectron2.data import MetadataCatalog
+
+    for name in names:
+        if MetadataCatalog.get(name).get("record") is not None:
+            for note in dataset_record(name).notes:
+                if KINDS[note.kind].needed_for == use:
+                    logger.warning(note.message)
+
+
+def _fit_masks(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
+    shown = ", ".join(names)
+    total = without = encoded = 0
+    for item in _objects(records):
+        total += 1
+        without += "segmentation" not in item
+        encoded += isinstance(item.get("segmentation"), dict)
+    if without and without == total:
+        raise ValueError(
+            f"MODEL.MASK_ON is True, but none of the {total} objects of DATASETS.TRAIN ({shown}) "
+            "has a mask"
+        )
+    if encoded and cfg.INPUT.MASK_FORMAT == "polygon":
+        raise ValueError(
+            f"{encoded} masks of DATASETS.TRAIN ({shown}) are run-length encoded: set "
+            "INPUT.MASK_FORMAT bitmask"
+        )
+    if without:
+        logger.warning(
+            "%d of %d objects of DATASETS.TRAIN (%s) have no usable mask and are left out of the "
+            "training, since MODEL.MASK_ON trains one for each",
+            without,
+            total,
+            shown,
+        )
+        for record in records:
+            if "annotations" in record:
+                record["annotations"] = [
+                    item
+                    for item in record["annotations"]
+                    if "segmentation" in item or item.get("iscrowd", 0)
+                ]
+
+
+def _fit_keypoints(count: int, records: Sequence[dict], names: Sequence[str]) -> None:
+    shown = ", ".join(names)
+    found = False
+    for item in _objects(records):
+        points = item.get("keypoints")
+        if points and len(points) != 3 * count:
+            raise ValueError(
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}, but an object of "
+                f"DATASETS.TRAIN ({shown}) has {len(points) // 3} keypoints: set it to that"
+            )
+        found |= bool(points)
+        if not points:
+            item["keypoints"] = [0.0] * (3 * count)
+    if not found:
+        raise ValueError(
+            f"MODEL.KEYPOINT_ON is True, but no object of DATASETS.TRAIN ({shown}) has keypoints"
+        )

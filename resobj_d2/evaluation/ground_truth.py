@@ -1,0 +1,109 @@
+"""The ground truth of a data set's record as COCO's code reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from resobj_d2.data.catalog import dataset_record
+from resobj_d2.data.coco_json import read_coco_content
+from resobj_d2.data.record import Record
+
+from .backend import CocoBackend
+
+__all__ = ["ground_truth", "ground_truth_index", "image_numbers", "prepare_ground_truth"]
+
+_LARGEST_ID = 2**53
+
+
+def image_numbers(record: Record) -> dict[int | str, int]:
+    """Image ids to whole numbers that COCO's code can hold: themselves where they are such."""
+    ids = record.images.ids
+    whole = all(isinstance(identity, int) and 0 <= identity < _LARGEST_ID for identity in ids)
+    return {identity: identity if whole else row + 1 for row, identity in enumerate(ids)}
+
+
+def ground_truth(record: Record, task: str) -> dict:
+    """The content of a COCO json that both implementations read alike.
+
+    Annotations are numbered from 1, since COCO's code takes a match with annotation 0 for no match.
+    Difficult objects are crowd regions there: neither found nor missed. So are, for masks, objects
+    without a mask, with their box in its place.
+
+    Args:
+        record: of the data set.
+        task: "bbox", "segm" or "keypoints".
+    """
+    images, table = record.images, record.annotations
+    numbers = list(image_numbers(record).values())
+    ids = np.array([category.id for category in record.categories], dtype=object)
+    ignored = table.crowd | table.difficult
+    columns = zip(
+        table.images.tolist(),
+        ids[table.classes].tolist() if len(table) else [],
+        table.boxes.tolist(),
+        table.areas.tolist(),
+        ignored.astype(int).tolist(),
+        strict=True,
+    )
+    annotations = []
+    for row, (image, category, box, area, crowd) in enumerate(columns):
+        annotation = {
+            "id": row + 1,
+            "image_id": numbers[image],
+            "category_id": category,
+            "bbox": box,
+            "area": area,
+            "iscrowd": crowd,
+        }
+        if task == "segm":
+            _add_mask(annotation, table.masks[row])
+        elif task == "keypoints":
+            _add_keypoints(annotation, table.keypoints[row], _count_keypoints(record))
+        annotations.append(annotation)
+    sizes = zip(numbers, images.widths.tolist(), images.heights.tolist(), strict=True)
+    return {
+        "images": [{"id": i, "width": w, "height": h} for i, w, h in sizes],
+        "categories": [{"id": c.id, "name": c.name} for c in record.categories],
+        "annotations": annotations,
+    }
+
+
+def _add_mask(annotation: dict, mask: list[np.ndarray] | dict | None) -> None:
+    if isinstance(mask, dict):
+        annotation["segmentation"] = dict(mask)
+    elif mask is not None:
+        annotation["segmentation"] = [polygon.tolist() for polygon in mask]
+    else:
+        x, y, width, height = annotation["bbox"]
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        annotation.update(segmentation=[corners], iscrowd=1)
+
+
+def _count_keypoints(record: Record) -> int:
+    counts = [len(category.keypoints) for category in record.categories]
+    counts += [len(points) for points in record.annotations.keypoints if points is not None]
+    return max(counts, default=0)
+
+
+def _add_keypoints(annotation: dict, points: np.ndarray | None, count: int) -> None:
+    points = np.zeros((count, 3)) if points is None else points
+    annotation["keypoints"] = points.ravel().tolist()
+    annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
+
+
+def ground_truth_index(dataset_name: str, backend: CocoBackend) -> tuple[object, dict]:
+    """COCO's index over the boxes of a registered data set, and its image ids by the data set's."""
+    record = dataset_record(dataset_name)
+    return backend.index(ground_truth(record, "bbox")), image_numbers(record)
+
+
+def prepare_ground_truth(content: Mapping, task: str = "bbox") -> tuple[dict, dict]:
+    """As :func:`ground_truth`, from the content of a COCO json.
+
+    Returns:
+        The ground truth, and a dict from image ids of ``content`` to its image ids.
+    """
+    record = read_coco_content(content)
+    return ground_truth(record, task), image_numbers(record)
