@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _WIDTH = 100
+_LEFT_OUT = {"AP55", "AP65", "AP85", "AP95", "AR@1", "AR@10"}  # of the table, for its width
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,14 @@ def results_line(results: Mapping) -> str:
 
 
 def results_table(results: Mapping) -> str:
-    """One table of a row for each task, and the AP of each class.
+    """One table of a row for each task, and the AP of each class; the log has the rest.
 
     Args:
         results: Detectron2's: ``{"bbox": {"AP": ...}}``, by data set where there are several.
     """
     tasks = dict(_tasks(results))
     names = list(dict.fromkeys(k for task in tasks.values() for k in task if "-" not in k))
+    names = [name for name in names if name not in _LEFT_OUT]
     rows = [[task, *(_figure(row.get(name)) for name in names)] for task, row in tasks.items()]
     parts = [tabulate(rows, headers=["", *names], tablefmt="simple", disable_numparse=True)]
     for task, row in tasks.items():
