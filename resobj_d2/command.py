@@ -1,7 +1,7 @@
 """Common behaviour of this package's commands: operators line at the start, error messages.
 
 A user's mistake (a wrong key, file or dataset) ends in one line and exit status 2. Everything else
-is a defect and shows its traceback. ``--traceback`` or the environment variable
+is a defect and shows its traceback. ``--debug`` (or ``--traceback``) or the environment variable
 ``RESOBJ_TRACEBACK=1`` show it for mistakes too.
 """
 
@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 __all__ = [
+    "DEBUG",
     "add_import_option",
     "explain",
     "is_users_mistake",
@@ -29,6 +30,7 @@ __all__ = [
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 MISTAKE = 2  # exit status
+DEBUG = ("--debug", "--traceback")
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 # Libraries that validate user input: configs, registries, datasets.
@@ -45,12 +47,12 @@ def run_command(
 
     Args:
         main: takes the arguments; returns the exit status (None means 0).
-        argv: the arguments, by default those of the process; ``--traceback`` is removed.
+        argv: the arguments, by default those of the process; ``--debug`` is removed.
         uses_operators: first print the line that says which operators run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--traceback" in arguments:
-        arguments.remove("--traceback")
+    if set(DEBUG) & set(arguments):
+        arguments = [x for x in arguments if x not in DEBUG]
         os.environ["RESOBJ_TRACEBACK"] = "1"  # worker processes inherit it
     try:
         if uses_operators and not {"-h", "--help"} & set(arguments):

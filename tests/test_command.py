@@ -89,7 +89,7 @@ def test_a_defect_keeps_its_traceback(cause):
     assert not is_users_mistake(caught.value)
 
 
-@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("how", ["--debug", "--traceback", "environment"])
 def test_the_traceback_of_a_mistake_on_request(how, monkeypatch):
     monkeypatch.setenv("RESOBJ_TRACEBACK", "1" if how == "environment" else "0")
     seen = []
@@ -98,7 +98,7 @@ def test_the_traceback_of_a_mistake_on_request(how, monkeypatch):
         seen.extend(argv)
         raise FileNotFoundError("a")
 
-    arguments = ["x", "--traceback", "y"] if how == "option" else ["x", "y"]
+    arguments = ["x", "y"] if how == "environment" else ["x", how, "y"]
     with pytest.raises(FileNotFoundError):
         run_command(command, arguments, uses_operators=False)
     assert seen == ["x", "y"]

@@ -20,7 +20,7 @@ ALLOWED = {
     "registry": {"options"},
     "compat": {"process"},
     "data": {"command", "process"},
-    "plots": {"command"},
+    "plots": {"command", "process"},
     "install_detectron2": set(),
     "acceleration": {"ops", "compat"},
     "doctor": {"copies", "ops", "command", "install_detectron2"},
@@ -29,12 +29,14 @@ ALLOWED = {
     "evaluation": {"data", "ops", "process"},
     "modeling": {"structures", "ops", "losses", "matching", "compat", "options", "registry"},
     "config": {"data", "losses", "matching", "modeling", "options", "registry"},
-    "checkpoint": {"modeling", "process"},
+    "checkpoint": {"data", "modeling", "process"},
     "engine": {
         "checkpoint", "compat", "data", "evaluation", "modeling", "ops", "plots", "process",
     },
-    "inference": {"command", "config", "checkpoint", "data"},
-    "analysis": {"command", "config", "checkpoint", "data", "engine", "evaluation", "modeling"},
+    "inference": {"command", "config", "checkpoint", "data", "process"},
+    "analysis": {
+        "command", "config", "checkpoint", "data", "engine", "evaluation", "modeling", "process",
+    },
     "demo": {"command", "config", "engine", "inference", "ops", "process"},
     # Its table names the modules of all commands; these it imports itself.
     "cli": {"command", "compat", "config", "engine", "process"},

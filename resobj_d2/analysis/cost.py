@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
+from resobj_d2.process import replacing
 
 __all__ = ["Cost", "Network", "count", "main", "table", "time_forward"]
 
@@ -200,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"one image of {args.size[0]}x{args.size[1]}, {torch.get_num_threads()} threads\n")
     print(table(costs))
     if args.json:
-        args.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
+        with replacing(args.json) as file:
+            file.write(json.dumps([asdict(cost) for cost in costs], indent=1))
     return 0
 
 

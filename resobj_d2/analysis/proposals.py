@@ -33,6 +33,7 @@ from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import CocoBackend, load_backend
 from resobj_d2.evaluation.ground_truth import ground_truth_index
+from resobj_d2.process import replacing
 
 __all__ = ["average_recall", "evaluate_proposals", "main", "table"]
 
@@ -99,7 +100,7 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
     model = Trainer.build_model(cfg).eval()
     if getattr(model, "proposal_generator", None) is None:
         raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} makes no proposals")
-    ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     backend = load_backend(cfg.TEST.COCO_BACKEND)
     rows = []
     for dataset in cfg.DATASETS.TEST:
@@ -195,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = evaluate_proposals(cfg, limits=args.limits)
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        with replacing(args.json) as file:
+            file.write(json.dumps(rows, indent=1))
     return 0
 
 

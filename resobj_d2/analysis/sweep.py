@@ -26,11 +26,13 @@ from detectron2.config import CfgNode
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
+from resobj_d2.data.categories import check_stored_classes
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation import build_evaluator
 from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.postprocess import Scoring
+from resobj_d2.process import replacing
 
 __all__ = ["main", "scoring_of", "sweep", "table"]
 
@@ -86,7 +88,8 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
         configs.append(varied)  # evaluators follow TEST.DETECTIONS_PER_IMAGE too
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
     model = Trainer.build_model(cfg).eval()
-    ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
     rows = [{"settings": point, "results": {}} for point in points]
     for dataset in cfg.DATASETS.TEST:
         evaluators = [build_evaluator(varied, dataset, None) for varied in configs]
@@ -139,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = sweep(cfg, axes)
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        with replacing(args.json) as file:
+            file.write(json.dumps(rows, indent=1))
     return 0
 
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
+from resobj_d2.data.categories import category_names
 from resobj_d2.process import replacing
 
+from .about import about, check_about
 from .darknet_file import DarknetWeightsError
+from .reading import (
+    CheckpointError,
+    DamagedCheckpointError,
+    check_archive,
+    read_model_zoo_pickle,
+    read_safetensors,
+    torch_reason,
+    why_unreadable,
+)
 from .vgg16 import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
 from .yolov3 import is_darknet_file, read_darknet_state
 
@@ -28,10 +40,6 @@ _RETINANET_NAMES = (
     (r"^head\.cls_score\.", "streams.anchors.stages.0.cls."),
     (r"^head\.bbox_pred\.", "streams.anchors.stages.0.box."),
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used, and why."""
 
 
 def rename_retinanet_weights(weights: dict) -> dict:
@@ -52,18 +60,22 @@ class ResObjCheckpointer(DetectionCheckpointer):
     - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``, and the RPN of its other
       detectors into one with Residual Objectness;
     - loads torchvision's VGG16 into the backbone of an SSD;
-    - loads Darknet's files into a YOLOv3 or into the DarkNet of any detector;
-    - tells a missing or truncated file from a wrong one;
+    - loads Darknet's files into a YOLOv3 or into the DarkNet of any detector, and ``.safetensors``;
+    - runs nothing of what a file holds: pickles may have arrays and containers alone;
+    - tells a missing, truncated or damaged file from a wrong one;
     - refuses, with ``strict``, a file that lacks parameters of the model or has them in other
       shapes. Detectron2 leaves such layers at their random values, which suits fine-tuning, but
-      an evaluation would report the score of a random classifier;
+      an evaluation would report the score of a random classifier. It also refuses NaN and infinite
+      weights, and a model trained on other pixels; without, these are warnings;
     - writes a checkpoint beside the file of that name and puts it in its place when it is complete,
       so that a run that is killed meanwhile loses nothing;
+    - resumes from the newest checkpoint that can be read where ``last_checkpoint`` is damaged;
     - saves, given ``ema=WeightAverage(model, ...)``, the averages as the model and the weights
       themselves in ``ema``;
     - saves, given ``categories``, the classes 0..K-1 as ``{"id": ..., "name": ...}``, so that a
-      checkpoint knows their names where the training data are not at hand. ``load`` returns them
-      with the other extra data.
+      checkpoint knows their names where the training data are not at hand, and, given ``cfg``, the
+      package's version and how pictures reach the model, as ``about``. ``load`` returns them with
+      the other extra data.
 
     Attributes:
         last_saved: path of the last checkpoint that this object wrote; "" before the first.
@@ -76,18 +88,30 @@ class ResObjCheckpointer(DetectionCheckpointer):
         *,
         strict: bool = False,
         categories: Sequence[dict] = (),
+        cfg: CfgNode | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self.categories = list(categories)
+        self.cfg = cfg
         self.last_saved = ""
+        self._readable: dict[tuple, str] = {}
+        self._said: set[str] = set()
+
+    def description(self) -> dict:
+        """What a checkpoint of this object holds besides states: ``categories`` and ``about``."""
+        content: dict = {}
+        if self.categories:
+            content["categories"] = self.categories
+        if self.cfg is not None:
+            content["about"] = about(self.cfg)
+        return content
 
     def save(self, name: str, **kwargs) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
-        if self.categories:
-            kwargs.setdefault("categories", self.categories)
+        kwargs = {**self.description(), **kwargs}
         path = os.path.join(self.save_dir, f"{name}.pth")
         average = self.checkpointables.get("ema")
         with contextlib.nullcontext() if average is None else average.applied():
@@ -115,29 +139,91 @@ class ResObjCheckpointer(DetectionCheckpointer):
         # Detectron2 main understands "?matching_heuristics=True" behind a name.
         if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
             raise FileNotFoundError(f"checkpoint not found: {os.path.abspath(path)}")
-        return super().load(path, *args, **kwargs)
+        try:
+            extra = super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 main forgets it after an error
+        if self.cfg is not None:
+            check_about(extra.get("about"), self.cfg, strict=self.strict)
+        stored, own = category_names(extra.get("categories")), category_names(self.categories)
+        if stored and own and stored != own:
+            self.logger.warning(
+                "%s was trained for the classes %s; now they are %s",
+                path, ", ".join(stored), ", ".join(own),
+            )  # fmt: skip
+        return extra
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from, be it readable or not."""
+        if "://" in self.save_dir:
+            return super().has_checkpoint()
+        return bool(self._to_resume())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that ``last_checkpoint`` names, else the newest that can be read.
+
+        Returns:
+            Its path; "" where there is none.
+
+        Raises:
+            DamagedCheckpointError: there are some, and none can be read.
+        """
+        if "://" in self.save_dir:
+            return super().get_checkpoint_file()
+        candidates = self._to_resume()
+        problems = []
+        for path in candidates:
+            problem = self._problem(path)
+            if not problem:
+                for text in problems:
+                    self._warn_once(f"{text}; instead {path} is used")
+                return str(path)
+            problems.append(problem)
+        if candidates:
+            raise DamagedCheckpointError(f"nothing to resume from: {'; '.join(problems)}")
+        return ""
+
+    def _to_resume(self) -> list[Path]:
+        """Checkpoints of the folder: first the one that ``last_checkpoint`` names, then by age."""
+        folder = Path(self.save_dir or ".")
+        files = [p for p in folder.glob("model*.pth") if p.name != "model_best.pth" and p.is_file()]
+        files.sort(key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+        tag = folder / "last_checkpoint"
+        if not tag.is_file():
+            return files
+        with tag.open(encoding="utf-8", errors="replace") as stream:
+            name = stream.read(4096).strip()
+        # A name, not a path: what lies elsewhere is not of this run.
+        if name and name == os.path.basename(name) and (folder / name).is_file():
+            return [folder / name, *(p for p in files if p.name != name)]
+        if files:
+            what = f"names {name!r:.80}, which is not in its folder" if name else "is empty"
+            self._warn_once(f"{tag} {what}; the newest checkpoint there is used")
+        return files
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.logger.warning("%s", text)
+
+    def _problem(self, path: Path) -> str:
+        """:func:`why_unreadable`, asked once for each state of a file."""
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size)
+        if key not in self._readable:
+            self._readable[key] = why_unreadable(str(path))
+        return self._readable[key]
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As Detectron2's; where the last checkpoint is damaged, the newest that can be read."""
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> dict:
-        if is_darknet_file(filename):
-            try:
-                return {"model": read_darknet_state(filename, self.model)}
-            except DarknetWeightsError as error:  # names the file and the bytes
-                raise CheckpointError(str(error)) from error
-        try:
-            loaded = super()._load_file(filename)
-        except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = "it is truncated or no checkpoint"
-            if "weights_only" in str(error) and "Unsupported" in str(error):
-                reason = (
-                    "it holds Python objects besides tensors, which torch.load refuses; if you "
-                    "trust the file, load it with weights_only=False and save its tensors"
-                )
-            raise CheckpointError(
-                f"cannot read checkpoint {os.path.abspath(filename)} "
-                f"({os.path.getsize(filename)} bytes): {reason}. The reader said: {error}"
-            ) from error
+        loaded = self._read(filename)
         if not isinstance(loaded["model"], dict):
-            raise CheckpointError(
+            raise DamagedCheckpointError(
                 f"{os.path.abspath(filename)} is not a checkpoint: it holds a "
                 f"{type(loaded['model']).__name__}, not a dict of weights"
             )
@@ -146,6 +232,22 @@ class ResObjCheckpointer(DetectionCheckpointer):
         except ValueError as error:
             raise CheckpointError(f"{os.path.abspath(filename)}: {error}") from None
         return loaded
+
+    def _read(self, filename: str) -> dict:
+        if is_darknet_file(filename):
+            try:
+                return {"model": read_darknet_state(filename, self.model)}
+            except DarknetWeightsError as error:  # names the file and the bytes
+                raise CheckpointError(str(error)) from error
+        if filename.endswith(".pkl"):
+            return read_model_zoo_pickle(filename)
+        if filename.endswith(".safetensors"):
+            return read_safetensors(filename)
+        check_archive(filename)
+        try:
+            return super()._load_file(filename)
+        except Exception as error:  # torch.load raises whatever the bytes lead it to
+            raise DamagedCheckpointError(torch_reason(filename, error)) from error
 
     def _renamed(self, weights: dict) -> dict:
         """Weights of another layout in that of the model."""
@@ -163,10 +265,28 @@ class ResObjCheckpointer(DetectionCheckpointer):
         return weights
 
     def _load_model(self, checkpoint: dict):
+        before = self._not_finite()
         incompatible = super()._load_model(checkpoint)
         if self.strict:
             self._refuse_random_layers(incompatible)
+        broken = [name for name in self._not_finite() if name not in before]
+        if broken:
+            text = (
+                f"the checkpoint has NaN or infinite values in {len(broken)} tensors, the first is "
+                f"{broken[0]}: the training that wrote it had diverged; take an earlier one"
+            )
+            if self.strict:
+                raise CheckpointError(text)
+            self.logger.warning("%s", text)
         return incompatible
+
+    def _not_finite(self) -> list[str]:
+        state = self.model.state_dict()
+        return [
+            name
+            for name, x in state.items()
+            if x.is_floating_point() and not torch.isfinite(x).all()
+        ]
 
     def _refuse_random_layers(self, incompatible) -> None:
         rows = [

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resobj_d2.process import replacing
+
 __all__ = ["DarknetWeightsError", "load_darknet_weights", "save_darknet_weights"]
 
 Convolution = tuple[str, nn.Conv2d, nn.Module | None]
@@ -62,7 +64,7 @@ def save_darknet_weights(
     path: str | os.PathLike, convolutions: Sequence[Convolution], *, seen: int = 0
 ) -> None:
     """Write a file that :func:`load_darknet_weights` and Darknet read (version 0.2)."""
-    with open(path, "wb") as file:
+    with replacing(path, binary=True) as file:
         file.write(np.array([0, 2, 0], dtype="<i4").tobytes())
         file.write(np.array([seen], dtype="<i8").tobytes())
         for entry in convolutions:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resobj_d2 import __version__
-from resobj_d2.command import run_command
+from resobj_d2.command import DEBUG, run_command
 from resobj_d2.process import quiet_imports
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(prog: str, commands: tuple[Command, ...], arguments: list[str]) -> int:
-    # --traceback may also stand in front of the command.
-    leading = arguments[:1] if arguments[:1] == ["--traceback"] else []
+    # --debug may also stand in front of the command.
+    leading = arguments[:1] if set(arguments[:1]) & set(DEBUG) else []
     arguments = arguments[len(leading) :]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help(prog, commands))
@@ -143,10 +143,10 @@ def _help(prog: str, commands: tuple[Command, ...]) -> str:
     rows = [f"  {command.name:<{width}}  {command.summary}" for command in commands]
     return "\n".join(
         [
-            f"usage: {prog} [--version] [--traceback] COMMAND ...",
+            f"usage: {prog} [--version] [--debug] COMMAND ...",
             "",
             *rows,
             "",
-            f"{prog} COMMAND --help explains one. --traceback shows where an error comes from.",
+            f"{prog} COMMAND --help explains one. --debug shows where an error comes from.",
         ]
     )

@@ -17,7 +17,6 @@ import csv
 import difflib
 import functools
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,25 +170,14 @@ def know_zoo(cfg: CfgNode) -> None:
 
 
 def load_yaml_with_base(filename: str, allow_unsafe: bool = False) -> dict:
-    """A yaml merged into those of its ``_BASE_``, where ``resobj_d2://`` is understood."""
-    # Never unsafe, whatever Detectron2 asks for: a yaml must not run code.
-    return _reader().load_yaml_with_base(filename, allow_unsafe=False)
+    """A yaml, or a name as ``resobj_d2://NAME``, merged into those of its ``_BASE_``.
 
+    Never unsafe, whatever Detectron2 asks for: a yaml must not run code (:mod:`.yaml_file`).
+    """
+    from . import yaml_file
 
-@functools.cache
-def _reader() -> type[CfgNode]:
-    from detectron2.config import CfgNode
-
-    class Reader(CfgNode):
-        @classmethod
-        def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-            # fvcore takes each base that is neither absolute nor http for a path relative to the
-            # yaml: "resobj_d2://X" arrives as "folder/resobj_d2://X".
-            name = re.search(r"(?:^|/)resobj_d2:/+(.+)$", filename)
-            path = str(find_config(SCHEME + name[1])) if name else filename
-            return super().load_yaml_with_base(path, allow_unsafe=allow_unsafe)
-
-    return Reader
+    path = find_config(filename) if filename.startswith(SCHEME) else filename
+    return yaml_file.load_yaml_with_base(path)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from detectron2.data import MetadataCatalog
 
-__all__ = ["dataset_categories"]
+__all__ = ["category_names", "check_stored_classes", "dataset_categories"]
 
 
 def dataset_categories(dataset_names: Iterable[str]) -> list[dict]:
@@ -28,3 +28,42 @@ def dataset_categories(dataset_names: Iterable[str]) -> list[dict]:
             ids = {number: identity for identity, number in numbers.items()}
             return [{"id": ids.get(i, i), "name": str(x)} for i, x in enumerate(names)]
     return []
+
+
+def category_names(categories: object) -> list[str]:
+    """The names of a checkpoint's ``categories``; empty where it has none, or something else."""
+    if not isinstance(categories, (list, tuple)):
+        return []
+    names = [x.get("name") if isinstance(x, dict) else None for x in categories]
+    return [str(x) for x in names] if all(isinstance(x, str) for x in names) else []
+
+
+def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> None:
+    """Compare the classes that a checkpoint was trained for with those of data sets.
+
+    Names are the same where they differ in case, blanks, ``_`` and ``-`` alone.
+
+    Args:
+        categories: of the checkpoint; without names everything passes.
+        dataset_names: registered data sets; those without names pass.
+
+    Raises:
+        ValueError: a data set has other classes, or another order of them: its figures would be of
+            exchanged classes.
+    """
+    stored = category_names(categories)
+    for dataset in dataset_names:
+        names = [str(x) for x in MetadataCatalog.get(dataset).get("thing_classes") or []]
+        if not stored or not names or list(map(_plain, names)) == list(map(_plain, stored)):
+            continue
+        same = sorted(map(_plain, names)) == sorted(map(_plain, stored))
+        raise ValueError(
+            f"the checkpoint was trained for the classes {', '.join(stored)}; dataset '{dataset}' "
+            f"has {'them in another order' if same else 'others'}: {', '.join(names)}. Give the "
+            f"data set the checkpoint's classes in its order, e.g. classes: {stored} in its entry "
+            "of DATASETS.REGISTER"
+        )
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ").strip()

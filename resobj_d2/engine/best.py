@@ -98,7 +98,7 @@ class BestCheckpoint:
             file = os.path.join(self.checkpointer.save_dir, FILE)
             state = {
                 "model": self.checkpointer.model.state_dict(),
-                "categories": self.checkpointer.categories,
+                **self.checkpointer.description(),
                 "AP": ap,
                 "iteration": iteration,
             }

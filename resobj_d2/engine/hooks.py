@@ -10,6 +10,8 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from resobj_d2.process import replacing
+
 __all__ = ["EvaluationHook", "NonFiniteLossError", "NonFiniteLossGuard", "StatisticsHook"]
 
 
@@ -57,7 +59,8 @@ class NonFiniteLossGuard(HookBase):
         batch = inputs[0]
         images = [x.get("image_id", x.get("file_name", "?")) for x in batch]
         path = os.path.join(self.output_dir, f"nonfinite_batch_rank{comm.get_rank()}.pth")
-        torch.save({"iteration": self.trainer.iter, "losses": bad, "batch": batch}, path)
+        with replacing(path, binary=True) as file:
+            torch.save({"iteration": self.trainer.iter, "losses": bad, "batch": batch}, file)
         raise NonFiniteLossError(
             f"non-finite loss at iteration {self.trainer.iter}: {bad}; images {images}; "
             f"the batch is saved in {path}. A lower SOLVER.BASE_LR, a longer warm-up or "

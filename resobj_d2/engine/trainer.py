@@ -19,7 +19,7 @@ from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, training_sampler
-from resobj_d2.data.categories import dataset_categories
+from resobj_d2.data.categories import check_stored_classes, dataset_categories
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
 from resobj_d2.data.register import check_available, training_records
 from resobj_d2.data.train_loader import TrainLoader
@@ -96,6 +96,7 @@ class Trainer(DefaultTrainer):
             self._trainer.model,
             self.cfg.OUTPUT_DIR,
             categories=dataset_categories(self.cfg.DATASETS.TRAIN),
+            cfg=self.cfg,
             **saved,
         )
         self.best = BestCheckpoint(self.checkpointer)
@@ -312,13 +313,14 @@ def evaluate(cfg, *, resume: bool = False) -> OrderedDict:
     """
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
     model = Trainer.build_model(cfg)
-    checkpointer = ResObjCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True)
+    checkpointer = ResObjCheckpointer(model, save_dir=cfg.OUTPUT_DIR, strict=True, cfg=cfg)
     weights = cfg.MODEL.WEIGHTS
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if not weights:
         raise ValueError("evaluation needs trained weights: give MODEL.WEIGHTS <checkpoint>")
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    extra = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
     contents = test_contents(cfg) if comm.is_main_process() else {}
     if comm.is_main_process():
         logger.info("%s\n", evaluation_summary(cfg, model, test=contents, weights=weights))

@@ -40,5 +40,5 @@ def build_detector(
         config = load_config(os.fspath(config), options, training=False)
     model = build_model(config)
     if weights is not None:
-        ResObjCheckpointer(model, strict=True).load(weights)
+        ResObjCheckpointer(model, strict=True, cfg=config).load(weights)
     return model

@@ -17,7 +17,17 @@ import numpy as np
 from detectron2.structures import BoxMode, Instances
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["BoxStyle", "draw_annotations", "draw_boxes", "draw_detections", "grid", "step_title"]
+from resobj_d2.process import replacing
+
+__all__ = [
+    "BoxStyle",
+    "draw_annotations",
+    "draw_boxes",
+    "draw_detections",
+    "grid",
+    "save_picture",
+    "step_title",
+]
 
 MIN_SIDE = 640  # the longer side of a picture in pixels; what is smaller is enlarged
 CROWD_COLOR = (160, 160, 160)
@@ -247,3 +257,18 @@ def _place(
 def _text_color(ground: tuple[int, int, int]) -> tuple[int, int, int]:
     red, green, blue = ground
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all, in the format of the path's ending.
+
+    Raises:
+        ValueError: no format has this ending.
+        OSError: it cannot be written.
+    """
+    formats = Image.registered_extensions()
+    ending = path.suffix.lower()
+    if ending not in formats:
+        raise ValueError(f"{path}: no format of pictures ends in {ending!r}; call it .png")
+    with replacing(path, binary=True) as file:
+        picture.save(file, formats[ending])

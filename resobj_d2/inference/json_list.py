@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from resobj_d2.process import put_in_place
+
 __all__ = ["JsonListWriter"]
 
 
@@ -33,7 +35,8 @@ class JsonListWriter:
         self._first = True
 
     def __enter__(self) -> JsonListWriter:
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        # Where the path is a link: beside the file that it means.
+        self._partial = Path(f"{os.path.realpath(self.path)}.partial")
         self._file = open(self._partial, "w", encoding="utf-8")
         self._file.write(self._head)
         return self
@@ -50,4 +53,4 @@ class JsonListWriter:
             self._file.write(self._tail)
             self._file.flush()
             os.fsync(self._file.fileno())
-        os.replace(self._partial, self.path)
+        put_in_place(self._partial, self.path)

@@ -44,7 +44,7 @@ from resobj_d2.command import (
     wants_traceback,
 )
 
-from .drawing import draw_annotations, draw_detections, grid, step_title
+from .drawing import draw_annotations, draw_detections, grid, save_picture, step_title
 from .json_list import JsonListWriter
 from .predictor import ImageError, Predictor, load_prediction_config
 
@@ -218,7 +218,7 @@ def draw_samples(
     titles = ["ground truth", *last] * min(samples_per_row, len(samples))
     path = Path(output_file)
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    grid(rows, titles).save(path)
+    save_picture(grid(rows, titles), path)
     return path
 
 
@@ -228,12 +228,12 @@ def _save_pictures(
     """Write ``<path>.png`` and, with several steps, ``<path>_steps.png``; each when it is there."""
     names = predictor.class_names
     picture = path.with_name(f"{path.name}.png")
-    draw_detections(image, steps[-1], names, **limits).save(picture)
+    save_picture(draw_detections(image, steps[-1], names, **limits), picture)
     yield picture
     if len(steps) > 1:
         picture = path.with_name(f"{path.name}_steps.png")
         titles = [step_title(t) for t in range(len(steps))]
-        grid([_draw_steps(image, steps, names, **limits)], titles).save(picture)
+        save_picture(grid([_draw_steps(image, steps, names, **limits)], titles), picture)
         yield picture
 
 

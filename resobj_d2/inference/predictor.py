@@ -302,7 +302,7 @@ def _load_model(cfg: CfgNode) -> tuple[nn.Module, list[dict]]:
             "give MODEL.WEIGHTS path/to/model_final.pth"
         )
     model = build_model(cfg)
-    extra = ResObjCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model, extra.get("categories", [])
 
 

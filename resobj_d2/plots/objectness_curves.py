@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from resobj_d2.command import run_command
+from resobj_d2.process import replacing
 
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
@@ -112,8 +113,10 @@ def plot_objectness_curves(
             _label_log_axis(axis)
     if title:
         figure.suptitle(title)
-    Path(output_file).absolute().parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output_file, dpi=120)
+    path = Path(output_file).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, binary=True) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=120)
     return True
 
 

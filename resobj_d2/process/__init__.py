@@ -1,7 +1,7 @@
 """What a command needs around everything else: warnings, log, signals, files; without torch."""
 
 from .console import progress_bar, start_log
-from .files import replacing
+from .files import put_in_place, replacing
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet_imports
@@ -12,6 +12,7 @@ __all__ = [
     "forward_to_children",
     "hold_folder",
     "progress_bar",
+    "put_in_place",
     "quiet_imports",
     "release_folder",
     "replacing",

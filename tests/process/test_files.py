@@ -46,3 +46,55 @@ def test_old_file_stays_when_the_process_is_killed(tmp_path):
         file.write("new")
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_permissions_of_the_old_file_stay(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as file:
+        file.write("new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o640
+    umask = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "other") as file:
+            file.write("x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, there):
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "file", tmp_path / "link"
+    if there:
+        target.write_text("old")
+    link.symlink_to("store/file")
+    with replacing(link) as file:
+        file.write("new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "store"]
+    assert os.listdir(target.parent) == ["file"]
+
+
+def test_devices_and_pipes_are_written_as_they_are(tmp_path, capfd):
+    with replacing("/dev/stdout") as file:
+        file.write("to the terminal")
+    assert capfd.readouterr().out == "to the terminal"
+    with replacing("/dev/null", binary=True) as file:
+        file.write(b"x")
+    assert not os.path.isfile("/dev/null")
+    read, write = os.pipe()
+    with replacing(f"/dev/fd/{write}") as file:
+        file.write("to a pipe")
+    assert os.read(read, 100) == b"to a pipe"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError), replacing(tmp_path / "folder") as file:
+        file.write("x")
+    assert os.listdir(tmp_path) == ["folder"]

@@ -1,0 +1,167 @@
+"""Configuration files are data: read without running anything, within limits, merged by ``_BASE_``.
+
+Detectron2's own reader allows tags that run code (``!!python/...``), follows ``_BASE_`` in circles
+and into the network, and lets a few lines of aliases grow until the memory is full.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import yaml
+
+__all__ = ["ConfigFileError", "load_yaml_with_base"]
+
+MAX_BYTES = 2**18
+MAX_NODES = 100_000  # keys, values and lists, when each alias is written out
+MAX_DEPTH = 50
+MAX_FILES = 100  # that one configuration is made of
+BASE = "_BASE_"
+
+
+class ConfigFileError(ValueError):
+    """A configuration file that cannot be used, and why."""
+
+
+def load_yaml_with_base(filename: str | os.PathLike) -> dict:
+    """A yaml merged into those of its ``_BASE_``, as Detectron2 does.
+
+    ``_BASE_`` is a file or a list of files, of which later ones win: paths relative to the file
+    that names them, absolute ones, ``~``, and ``resobj_d2://NAME``.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ConfigFileError: a file is not a configuration, is larger than one can be, or has a tag that
+            would run code; the files form a circle, or are too many.
+    """
+    return _load(os.fspath(filename), (), iter(range(MAX_FILES)))
+
+
+def _load(path: str, chain: tuple[str, ...], budget: Iterator[int]) -> dict:
+    real = os.path.realpath(path)
+    if real in chain:
+        raise ConfigFileError(f"{path}: its {BASE} leads back to itself")
+    if next(budget, None) is None:
+        raise ConfigFileError(f"{chain[0]}: its {BASE} leads to more than {MAX_FILES} files")
+    content = _read(path)
+    bases = content.pop(BASE, [])
+    bases = bases if isinstance(bases, list) else [bases]
+    merged: dict = {}
+    for base in bases:
+        _merge(_load(_find_base(base, path), (*chain, real), budget), merged, path)
+    _merge(content, merged, path)
+    return merged
+
+
+def _find_base(base: object, path: str) -> str:
+    from .zoo import SCHEME, find_config
+
+    if not isinstance(base, str):
+        raise ConfigFileError(f"{path}: {BASE} must name files, got {base!r:.80}")
+    if base.startswith(SCHEME):
+        return str(find_config(base))
+    if "://" in base:
+        raise ConfigFileError(f"{path}: {BASE} {base} is not on this machine: download it first")
+    found = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    if not os.path.isfile(found):
+        raise FileNotFoundError(f"{path}: its {BASE} is not there: {os.path.abspath(found)}")
+    return found
+
+
+def _merge(new: dict, into: dict, path: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and key in into:
+            if not isinstance(into[key], dict):
+                raise ConfigFileError(f"{path}: {prefix}{key} is a value in its {BASE}, not a node")
+            _merge(value, into[key], path, f"{prefix}{key}.")
+        else:
+            into[key] = value
+
+
+def _read(path: str) -> dict:
+    """One file, without its bases."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            size = f"{os.path.getsize(path):,} bytes, more than the {MAX_BYTES:,} of any"
+            raise ConfigFileError(f"{path} is not a configuration: it has {size}")
+        content = _parse(data.decode("utf-8-sig"), path)
+    except UnicodeDecodeError:
+        raise ConfigFileError(f"{path} is not a configuration: it is not UTF-8 text") from None
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigFileError(f"{path}: {_constructor_text(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigFileError(f"{path} is not valid yaml: {_one_line(error)}") from error
+    except RecursionError:
+        raise ConfigFileError(f"{path}: {_TOO_DEEP}") from None
+    if content is None:
+        raise ConfigFileError(f"{path} is empty")
+    if not isinstance(content, dict):
+        raise ConfigFileError(
+            f"{path} is not a configuration: it holds a {type(content).__name__}, not KEY: VALUE"
+        )
+    return content
+
+
+_TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
+
+
+def _parse(text: str, path: str) -> object:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, path, {}, 0)
+        return loader.construct_document(node)
+    # "It has 5000 digits", "month must be in 1..12"
+    except (ValueError, OverflowError, TypeError) as error:
+        if isinstance(error, ConfigFileError):
+            raise
+        raise ConfigFileError(f"{path}: a value cannot be read: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, path: str, known: dict[int, int], depth: int) -> int:
+    """How many nodes there are when each alias is written out; ``known`` has those seen before."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ConfigFileError(f"{path}: an alias stands inside what it means")
+        return known[id(node)]
+    if depth > MAX_DEPTH:
+        raise ConfigFileError(f"{path}: {_TOO_DEEP}")
+    known[id(node)] = 0  # not yet known
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigFileError(f"{path}: a key is not a name{_place(key.start_mark)}")
+    total = 1
+    for child in children:
+        total += _count(child, path, known, depth + 1)
+        if total > MAX_NODES:
+            raise ConfigFileError(f"{path}: its aliases stand for more than {MAX_NODES:,} values")
+    known[id(node)] = total
+    return total
+
+
+def _constructor_text(error: yaml.constructor.ConstructorError) -> str:
+    text = f"{error.problem}{_place(error.problem_mark)}"
+    if "constructor for the tag" not in str(error.problem):
+        return text
+    return f"{text}. Tags that run code are refused: write the value out"
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+    return " ".join(f"{problem}{_place(getattr(error, 'problem_mark', None))}".split())
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return "" if mark is None else f" in line {mark.line + 1}"
