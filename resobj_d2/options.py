@@ -88,17 +88,18 @@ class Declared:
 def _annotated_arguments(owner: Any) -> tuple[tuple[str, Any, Any, Option | Part], ...]:
     """(name, type, default, marker) of the annotated arguments of a class or function.
 
-    A class whose constructor passes ``**kwargs`` on has those of the class above it, too.
+    A class whose constructor passes on ``**kwargs`` also has those of the class above it.
     """
     if not inspect.isclass(owner):
         return _annotated_arguments_of(owner, owner)
     found: dict[str, tuple] = {}
     for above in owner.__mro__:
-        if "__init__" not in vars(above) or above is object:
+        constructor = vars(above).get("__init__")
+        if constructor is None or above is object:
             continue
-        own = _annotated_arguments_of(above.__init__, above)
+        own = _annotated_arguments_of(constructor, above)
         found = {argument[0]: argument for argument in own} | found
-        parameters = inspect.signature(above.__init__).parameters.values()
+        parameters = inspect.signature(constructor).parameters.values()
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
     return tuple(found.values())
