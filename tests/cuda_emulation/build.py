@@ -22,7 +22,9 @@ import torch
 from resobj_d2.ops import _native
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FLAGS = ["-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+# Fortified, _longjmp refuses to go from one stack to another.
+FLAGS = ["-O1", "-U_FORTIFY_SOURCE", "-std=c++17", "-fPIC", "-fvisibility=hidden",
+         "-ffp-contract=off",
          "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # fmt: skip
 RENAMED = {
     "STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CUDA, m)": "STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m)",

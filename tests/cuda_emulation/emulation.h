@@ -10,6 +10,7 @@
 // all 32 lanes of a warp must take part in a warp operation, and in the same one.
 #pragma once
 
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -73,8 +74,9 @@ struct Place {
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
-  ucontext_t context;
+  jmp_buf point;  // where it continues
   char* stack = nullptr;
+  bool waits_for_a_kernel = false;
   State state = State::kDone;
   Place place;        // of the barrier it waits at
   uint64_t value[2];  // given to the warp, in turns, so that one barrier per operation does
@@ -83,7 +85,7 @@ struct Fiber {
 
 struct Block {
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   unsigned current = 0;
   unsigned size = 0;
   const std::function<void()>* kernel = nullptr;
@@ -91,17 +93,42 @@ struct Block {
 
 inline Block block;
 
+// Contexts only begin fibres: swapcontext enters the operating system each time, _longjmp does not.
+[[gnu::noinline]] inline void leave(Fiber& fiber) {
+  if (_setjmp(fiber.point) == 0) _longjmp(block.scheduler, 1);
+}
+
+[[gnu::noinline]] inline void go_on(Fiber& fiber) {
+  if (_setjmp(block.scheduler) == 0) _longjmp(fiber.point, 1);
+}
+
+// A fibre runs one kernel after the other; the first time it only waits for one.
 inline void run_fiber() {
-  (*block.kernel)();
-  block.fibers[block.current].state = State::kDone;
-  swapcontext(&block.fibers[block.current].context, &block.scheduler);
+  const unsigned self = block.current;  // a larger block moves the fibres
+  while (true) {
+    block.fibers[self].state = State::kDone;
+    block.fibers[self].waits_for_a_kernel = true;
+    leave(block.fibers[self]);
+    block.fibers[self].waits_for_a_kernel = false;
+    (*block.kernel)();
+  }
+}
+
+[[gnu::noinline]] inline void begin(Fiber& fiber) {
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = fiber.stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, run_fiber, 0);
+  if (_setjmp(block.scheduler) == 0) setcontext(&context);
 }
 
 inline void wait(State state, const char* file, int line) {
   Fiber& fiber = block.fibers[block.current];
   fiber.state = state;
   fiber.place = {file, line};
-  swapcontext(&fiber.context, &block.scheduler);
+  leave(fiber);
 }
 
 inline void block_barrier(const char* file, int line) { wait(State::kAtBlockBarrier, file, line); }
@@ -186,18 +213,17 @@ inline std::vector<unsigned> turns(unsigned count) {
   return turns;
 }
 
-inline void start(Fiber& fiber) {
+// Fibres of a launch that ended with an error are in the middle of their kernel: they begin anew.
+inline void start(unsigned i) {
+  Fiber& fiber = block.fibers[i];
   if (fiber.stack == nullptr) {
     void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) throw std::bad_alloc();
     fiber.stack = static_cast<char*>(stack);
   }
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, run_fiber, 0);
+  block.current = i;
+  if (!fiber.waits_for_a_kernel) begin(fiber);
   fiber.state = State::kReady;
   fiber.operations = 0;
 }
@@ -210,13 +236,13 @@ inline void run_warp(unsigned begin) {
       if (block.fibers[i].state != State::kReady) continue;
       block.current = i;
       threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
-      swapcontext(&block.scheduler, &block.fibers[i].context);
+      go_on(block.fibers[i]);
     }
   } while (release(begin, begin + kWarp, State::kAtWarpBarrier));
 }
 
 inline void run_block() {
-  for (unsigned i = 0; i < block.size; ++i) start(block.fibers[i]);
+  for (unsigned i = 0; i < block.size; ++i) start(i);
   do {
     for (unsigned warp : turns(block.size / kWarp)) run_warp(warp * kWarp);
   } while (release(0, block.size, State::kAtBlockBarrier));
