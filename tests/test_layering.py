@@ -31,7 +31,8 @@ ALLOWED = {
     "config": {"data", "losses", "matching", "modeling", "options", "registry"},
     "checkpoint": {"data", "modeling", "process"},
     "engine": {
-        "checkpoint", "compat", "data", "evaluation", "modeling", "ops", "plots", "process",
+        "checkpoint", "compat", "data", "evaluation", "losses", "modeling", "ops", "plots",
+        "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "process"},
     "analysis": {

@@ -9,6 +9,7 @@ __all__ = ["run_keys"]
 MULTI_SCALE = Condition(
     test=lambda cfg: len(cfg.INPUT.MULTI_SCALE) > 0, text="lengths in INPUT.MULTI_SCALE"
 )
+EVALUATED = Condition(test=lambda cfg: cfg.TEST.EVAL_PERIOD > 0, text="a TEST.EVAL_PERIOD above 0")
 BOXES = Condition("MODEL.KEYPOINT_ON", (False,))
 
 
@@ -36,6 +37,50 @@ def _program_keys() -> list[Key]:
             "float",
             "evaluate and save an exponential moving average of the weights; 0 disables it",
             source="EfficientDet, section 5.1",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "SOLVER.ACCUMULATION_STEPS",
+            1,
+            "int",
+            "parts of each batch of IMS_PER_BATCH, trained one after another to save memory",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "SOLVER.CHECKPOINT_KEEP",
+            0,
+            "int",
+            "number of the last checkpoints that are kept; 0 keeps all",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "WRITERS",
+            [],
+            "list[str]",
+            "where scalars go besides TensorBoard and metrics.json: csv, wandb",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "TEST.BEST_METRIC",
+            "AP",
+            "str",
+            "result by which model_best.pth is chosen, such as bbox/AP50 or validation/total_loss; "
+            "AP is that of the first task of the first data set",
+            readers=(Reader("Trainer"),),
+        ),
+        Key(
+            "TEST.PATIENCE",
+            0,
+            "int",
+            "evaluations in a row without a better BEST_METRIC after which training ends; 0 "
+            "disables it",
+            readers=(Reader("Trainer", (EVALUATED,)),),
+        ),
+        Key(
+            "TEST.VALIDATION_LOSS",
+            False,
+            "bool",
+            "evaluations in a training measure its losses on DATASETS.TEST as well",
             readers=(Reader("Trainer"),),
         ),
         Key(

@@ -47,11 +47,31 @@ def check_run(cfg: CfgNode) -> None:
     _check_steps(solver)
     if not 0 <= solver.EMA_DECAY < 1:
         raise ValueError(f"SOLVER.EMA_DECAY must be in [0, 1), got {solver.EMA_DECAY}")
+    _check_trainer(cfg)
     if solver.AMP.ENABLED and torch.device(cfg.MODEL.DEVICE).type != "cuda":
         raise ValueError(
             f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set "
             "SOLVER.AMP.ENABLED False"
         )
+
+
+def _check_trainer(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    for key, value in (
+        ("SOLVER.CHECKPOINT_KEEP", solver.CHECKPOINT_KEEP),
+        ("TEST.PATIENCE", cfg.TEST.PATIENCE),
+    ):
+        if value < 0:
+            raise ValueError(f"{key} must not be negative, got {value}")
+    parts = solver.ACCUMULATION_STEPS
+    if parts < 1 or solver.IMS_PER_BATCH % parts:
+        raise ValueError(
+            f"SOLVER.ACCUMULATION_STEPS must be at least 1 and divide SOLVER.IMS_PER_BATCH "
+            f"{solver.IMS_PER_BATCH}, got {parts}"
+        )
+    unknown = sorted(set(cfg.WRITERS) - {"csv", "wandb"})
+    if unknown:
+        raise ValueError(f"WRITERS are csv and wandb, got {', '.join(map(str, unknown))}")
 
 
 def _check_steps(solver: CfgNode) -> None:

@@ -1,11 +1,11 @@
-"""The best checkpoint of a run, by the AP of its evaluations."""
+"""The best checkpoint of a run, by one figure of its evaluations, and the end of its patience."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.process import replacing
 
-__all__ = ["Best", "BestCheckpoint", "primary_ap"]
+__all__ = ["Best", "BestCheckpoint", "metric_value", "primary_ap"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,17 @@ class Best:
     """A checkpoint and what it reached."""
 
     file: str
-    ap: float
+    value: float
     iteration: int
+    metric: str = "AP"
+
+    def __str__(self) -> str:
+        figure = f"{self.value:.4g}" if _lower_is_better(self.metric) else f"{self.value:.1f}"
+        return f"{self.metric} {figure} after iteration {self.iteration + 1}"
 
 
 def primary_ap(results: Mapping) -> float:
-    """The figure that a run is judged by: AP of the first task of the first data set.
+    """AP of the first task of the first data set.
 
     Args:
         results: Detectron2's: ``{"bbox": {"AP": ...}}``, by data set where there are several.
@@ -46,21 +51,61 @@ def primary_ap(results: Mapping) -> float:
     return math.nan
 
 
-class BestCheckpoint:
-    """Keeps the weights with the highest :func:`primary_ap` in ``model_best.pth``.
+def metric_value(results: Mapping, metric: str) -> float:
+    """The figure that a run is judged by.
 
-    The file has what was evaluated as ``model`` (the averages, with ``SOLVER.EMA_DECAY``), ``AP``,
-    ``iteration`` and ``categories``; nothing to resume from. Of equal APs the earlier one stays.
+    Args:
+        results: of an evaluation.
+        metric: "AP" for :func:`primary_ap`; else the path of a result, such as "bbox/AP50",
+            "voc_2007_test/bbox/AP-cat" or "validation/total_loss".
+
+    Returns:
+        NaN where the evaluation gave nothing, or nothing defined.
+
+    Raises:
+        ValueError: there are results, but not this one.
+    """
+    if metric == "AP" or not results:
+        return primary_ap(results)
+    figures = dict(_figures(results))
+    if metric not in figures:
+        raise ValueError(
+            f"TEST.BEST_METRIC is {metric!r}, which this evaluation has no result of: set it to AP "
+            f"or one of {', '.join(figures)}"
+        )
+    return figures[metric]
+
+
+def _figures(results: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            yield from _figures(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", float(value)
+
+
+def _lower_is_better(metric: str) -> bool:
+    return metric.rsplit("/", 1)[-1].endswith("loss") or metric.startswith("validation/")
+
+
+class BestCheckpoint:
+    """Keeps the weights that an evaluation found best in ``model_best.pth``.
+
+    The file has what was evaluated as ``model`` (the averages, with ``SOLVER.EMA_DECAY``),
+    ``metric``, its ``value``, ``iteration`` and ``categories``; nothing to resume from. Of equal
+    values the earlier one stays.
 
     Args:
         checkpointer: of the run; it knows the model, the folder and the classes.
+        metric: as in :func:`metric_value`. The largest is the best; of losses the smallest.
 
     Attributes:
-        best: None before the first evaluation that had an AP.
+        best: None before the first evaluation that had a value.
     """
 
-    def __init__(self, checkpointer: ResObjCheckpointer) -> None:
+    def __init__(self, checkpointer: ResObjCheckpointer, *, metric: str = "AP") -> None:
         self.checkpointer = checkpointer
+        self.metric = metric
         self.best: Best | None = None
 
     def resume(self, start_iteration: int) -> None:
@@ -76,11 +121,12 @@ class BestCheckpoint:
             return
         try:
             saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            best = Best(path, float(saved["AP"]), int(saved["iteration"]))
+            best = Best(path, float(saved["value"]), int(saved["iteration"]), saved["metric"])
         except Exception as error:  # torch.load raises whatever the bytes lead it to
             logger.warning("%s cannot be read, it is written anew: %s", path, error)
             return
-        if best.iteration < start_iteration:  # not of iterations that are trained again
+        # Not of iterations that are trained again, and not by another figure.
+        if best.iteration < start_iteration and best.metric == self.metric:
             self.best = best
 
     def consider(self, results: Mapping, *, iteration: int, file: str | None = None) -> None:
@@ -90,18 +136,41 @@ class BestCheckpoint:
             results: of the evaluation.
             iteration: after which it took place, from 0.
             file: a checkpoint of these weights; by default they are written.
+
+        Raises:
+            ValueError: as :func:`metric_value`.
         """
-        ap = primary_ap(results)
-        if math.isnan(ap) or (self.best is not None and ap <= self.best.ap):
+        value = metric_value(results, self.metric)
+        if math.isnan(value) or not self._is_better(value):
             return
         if file is None:
             file = os.path.join(self.checkpointer.save_dir, FILE)
             state = {
                 "model": self.checkpointer.model.state_dict(),
                 **self.checkpointer.description(),
-                "AP": ap,
+                "metric": self.metric,
+                "value": value,
                 "iteration": iteration,
             }
             with replacing(file, binary=True) as stream:
                 torch.save(state, stream)
-        self.best = Best(file, ap, iteration)
+        self.best = Best(file, value, iteration, self.metric)
+
+    def _is_better(self, value: float) -> bool:
+        if self.best is None:
+            return True
+        if _lower_is_better(self.metric):
+            return value < self.best.value
+        return value > self.best.value
+
+    def patience_ended(self, iteration: int, *, patience: int, period: int) -> bool:
+        """Whether so many evaluations since the best one have not been better.
+
+        Args:
+            iteration: after which the last evaluation took place, from 0.
+            patience: evaluations; 0 has no end.
+            period: iterations between two evaluations.
+        """
+        if not patience or self.best is None:
+            return False
+        return iteration - self.best.iteration >= patience * period

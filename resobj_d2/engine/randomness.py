@@ -29,9 +29,15 @@ def choose_seed(seed: int) -> int:
     return comm.all_gather(int(torch.randint(2**31, ())))[0]
 
 
-def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed Python, NumPy and torch (with its GPUs) for one iteration of this process."""
-    state = np.random.SeedSequence((seed, comm.get_rank(), iteration)).generate_state(4)
+def seed_iteration(seed: int, iteration: int, *, part: int = 0) -> None:
+    """Seed Python, NumPy and torch (with its GPUs) for one iteration of this process.
+
+    Args:
+        seed: of the run.
+        iteration: of the run.
+        part: of the iteration's batch, where that is trained in parts.
+    """
+    state = np.random.SeedSequence((seed, comm.get_rank(), iteration, part)).generate_state(4)
     random.seed(state.tobytes())
     np.random.seed(state)
     torch.manual_seed(int.from_bytes(state[:2].tobytes(), "little"))

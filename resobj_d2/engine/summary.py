@@ -33,6 +33,7 @@ __all__ = [
 
 _WIDTH = 100
 _LEFT_OUT = {"AP55", "AP65", "AP85", "AP95", "AR@1", "AR@10"}  # of the table, for its width
+VALIDATION, TOTAL = "validation", "total_loss"  # among the results of an evaluation
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,14 @@ def results_line(results: Mapping) -> str:
         (task, [f"{name} {_figure(row[name])}" for name in names if name in row])
         for task, row in _tasks(results)
     ]
-    return "; ".join(f"{task} {', '.join(figures)}" for task, figures in tasks)
+    lines = [f"{task} {', '.join(figures)}" for task, figures in tasks if figures]
+    losses = results.get(VALIDATION)
+    return "; ".join([*lines, _losses_line(losses)] if losses else lines)
+
+
+def _losses_line(losses: Mapping) -> str:
+    terms = [f"{k.removeprefix('loss_')} {v:.4g}" for k, v in losses.items() if k != TOTAL]
+    return f"validation loss {losses[TOTAL]:.4g} ({', '.join(terms)})"
 
 
 def results_table(results: Mapping) -> str:
@@ -143,6 +151,7 @@ def results_table(results: Mapping) -> str:
         results: Detectron2's: ``{"bbox": {"AP": ...}}``, by data set where there are several.
     """
     tasks = dict(_tasks(results))
+    losses = tasks.pop(VALIDATION, {})
     names = list(dict.fromkeys(k for task in tasks.values() for k in task if "-" not in k))
     names = [name for name in names if name not in _LEFT_OUT]
     rows = [[task, *(_figure(row.get(name)) for name in names)] for task, row in tasks.items()]
@@ -152,11 +161,19 @@ def results_table(results: Mapping) -> str:
         if classes:
             text = ", ".join(f"{name} {_figure(ap)}" for name, ap in classes.items())
             parts.append(_wrap(f"AP by class, {task}: {text}", indent="  "))
+    if losses:
+        parts.append(_losses_line(losses))
     return "\n".join(parts)
 
 
 def final_summary(
-    cfg: CfgNode, results: Mapping | None, *, best: Best | None, last: str, pictures: Sequence[str]
+    cfg: CfgNode,
+    results: Mapping | None,
+    *,
+    best: Best | None,
+    last: str,
+    pictures: Sequence[str],
+    iterations: int,
 ) -> str:
     """What came out of a training, and what to do with it.
 
@@ -166,12 +183,12 @@ def final_summary(
         best: of the run's evaluations; None where none had an AP.
         last: the last checkpoint.
         pictures: that were drawn.
+        iterations: of the whole run.
     """
     file = last if best is None else best.file
     rows = [("last checkpoint", last)]
     if best is not None:
-        reached = f"AP {best.ap:.1f} after iteration {best.iteration + 1}"
-        rows = [("best checkpoint", f"{file} ({reached})")] + (rows if file != last else [])
+        rows = [("best checkpoint", f"{file} ({best})")] + (rows if file != last else [])
     rows += [("picture", picture) for picture in pictures]
     rows += [
         ("logs", f"{cfg.OUTPUT_DIR}: log.txt, metrics.json, config.yaml, model.txt"),
@@ -179,7 +196,7 @@ def final_summary(
         ("evaluate", evaluate_command(file, cfg.OUTPUT_DIR)),
         ("predict", predict_command(file, cfg.OUTPUT_DIR)),
     ]
-    title = f"Evaluation after iteration {cfg.SOLVER.MAX_ITER}:"
+    title = f"Evaluation after iteration {iterations}:"
     table = f"\n{title}\n{results_table(results)}\n\n" if results else "\n"
     return table + _rows(rows, wrap=False)
 

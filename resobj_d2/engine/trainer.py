@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import os
@@ -11,32 +10,33 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, training_sampler
+from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
 from resobj_d2.data.categories import check_stored_classes, dataset_categories
-from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
-from resobj_d2.data.register import check_available, training_records
+from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.process import hold_folder, release_folder, replacing
 
+from .accumulation import accumulated_step
 from .best import BestCheckpoint
+from .checkpoints import EarlyStop, KeepLast, TrainingEnded
 from .ema import WeightAverage, WeightAverageHook
 from .hooks import EvaluationHook, NonFiniteLossGuard, StatisticsHook
-from .interrupt import EvaluationStopped, InterruptHook, SteadyMapper
+from .interrupt import EvaluationStopped, InterruptHook
+from .loaders import build_test_loader, build_train_loader
 from .multi_scale import MultiScale
 from .progress import EvaluationProgress, ProgressHook
 from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
 from .summary import (
+    VALIDATION,
     Contents,
-    count_contents,
     evaluation_summary,
     final_summary,
     results_line,
@@ -45,6 +45,8 @@ from .summary import (
     test_contents,
     write_model,
 )
+from .validation import validation_losses
+from .writers import WRITERS
 
 __all__ = ["Trainer", "evaluate"]
 
@@ -99,7 +101,7 @@ class Trainer(DefaultTrainer):
             cfg=self.cfg,
             **saved,
         )
-        self.best = BestCheckpoint(self.checkpointer)
+        self.best = BestCheckpoint(self.checkpointer, metric=self.cfg.TEST.BEST_METRIC)
         self.interrupt = InterruptHook(
             checkpointer=self.checkpointer, how_to_resume=self._how_to_resume
         )
@@ -109,6 +111,9 @@ class Trainer(DefaultTrainer):
         if self.weight_average is not None:
             before.insert(0, WeightAverageHook(self.weight_average))
         if comm.is_main_process():
+            if self.cfg.SOLVER.CHECKPOINT_KEEP:
+                keep = self.cfg.SOLVER.CHECKPOINT_KEEP
+                before.append(KeepLast(self.checkpointer, number=keep))
             before.append(ProgressHook())
         return [
             *before,
@@ -116,7 +121,21 @@ class Trainer(DefaultTrainer):
             EvaluationHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             *self._own_hooks(),
             *after,  # the main process's writers
+            *self._early_stop(),
         ]
+
+    def _early_stop(self) -> list:
+        patience, period = self.cfg.TEST.PATIENCE, self.cfg.TEST.EVAL_PERIOD
+        return [EarlyStop(self.best, patience=patience, period=period)] if patience else []
+
+    def build_writers(self) -> list:
+        """Detectron2's, and those of ``WRITERS``."""
+        trainer = weakref.proxy(self)
+        own = [
+            WRITERS[name](self.cfg.OUTPUT_DIR, start=lambda: trainer.start_iter)
+            for name in dict.fromkeys(self.cfg.WRITERS)
+        ]
+        return [*super().build_writers(), *own]
 
     def _own_hooks(self) -> list:
         own = [
@@ -150,12 +169,20 @@ class Trainer(DefaultTrainer):
                     contents=self._test_contents,
                     check=self.interrupt.check_evaluation,
                 )
+                self._add_validation(results)
                 if comm.is_main_process():
                     self._note(results)
         if results is None:
             self.interrupt.stop()
         self._last_eval_results = results
         return results
+
+    def _add_validation(self, results: OrderedDict) -> None:
+        if not self.cfg.TEST.VALIDATION_LOSS:
+            return
+        losses = validation_losses(self.cfg, self.model, seed=self.seed)
+        if losses and comm.is_main_process():
+            results[VALIDATION] = losses
 
     def _note(self, results: OrderedDict) -> None:
         """On the main process, with the evaluated weights in the model."""
@@ -207,6 +234,9 @@ class Trainer(DefaultTrainer):
         try:
             with self.interrupt.listening():
                 super().train()
+        except TrainingEnded as end:
+            if comm.is_main_process():
+                self._end_early(end.iteration)
         finally:
             release_folder(self.cfg.OUTPUT_DIR)
         results = getattr(self, "_last_eval_results", None)
@@ -231,7 +261,22 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         """One iteration, with random numbers of its own."""
         seed_iteration(self.seed, self.iter)
-        super().run_step()
+        number = self.cfg.SOLVER.ACCUMULATION_STEPS
+        if number == 1:
+            super().run_step()
+            return
+        self._trainer.iter = self.iter
+
+        def seed_part(part: int) -> None:
+            seed_iteration(self.seed, self.iter, part=part)
+
+        accumulated_step(self._trainer, number=number, seed_part=seed_part)
+
+    def _end_early(self, iteration: int) -> None:
+        """After the last iteration of a run whose patience has ended."""
+        if iteration >= self.start_iter:
+            self.checkpointer.save("model_final", iteration=iteration)
+        self._draw_curves()
 
     def _begin(self) -> None:
         self.best.resume(self.start_iter)
@@ -254,6 +299,7 @@ class Trainer(DefaultTrainer):
             best=self.best.best,
             last=self.checkpointer.get_checkpoint_file(),
             pictures=self._pictures,
+            iterations=min(self.iter + 1, self.max_iter),
         )
         logger.info("%s", text)
 
@@ -271,30 +317,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         """A :class:`TrainLoader`. A loader of another kind starts anew when a run is resumed."""
-        records = training_records(cfg)
-        world_size = comm.get_world_size()
-        if cfg.SOLVER.IMS_PER_BATCH % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of the number "
-                f"of processes, {world_size}"
-            )
-        loader = TrainLoader(
-            records,
-            mapper=SteadyMapper(ImageErrorMapper(build_train_mapper(cfg))),
-            make_sampler=functools.partial(training_sampler, cfg),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            rank=comm.get_rank(),
-            world_size=world_size,
-        )
-        loader.contents = count_contents(records)  # for the summary; the records are packed away
-        return loader
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name: str):
-        mapper = SteadyMapper(ImageErrorMapper(build_test_mapper(cfg)))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_folder: str | None = None):

@@ -89,7 +89,16 @@ class BoxLoss:
 
 
 class Normalizer(nn.Module):
-    """The divisor of the summed losses. Nothing else all-reduces."""
+    """The divisor of the summed losses. Nothing else all-reduces.
+
+    One of your own counts with :func:`.parts.over_parts` and returns :func:`.parts.per_part`, so
+    that gradients can be accumulated over the parts of a batch.
+
+    Attributes:
+        counts_batch: it needs to know the whole batch, of which a part has to be counted first.
+    """
+
+    counts_batch = True
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         """Called once per stage and training iteration.

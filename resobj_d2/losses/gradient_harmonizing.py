@@ -18,6 +18,7 @@ from resobj_d2.options import Option
 
 from .base import BoxLoss, SigmoidScores
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+from .parts import over_parts, per_part
 
 __all__ = ["GHMCLoss", "GHMRLoss"]
 
@@ -29,6 +30,8 @@ class _GradientDensity(nn.Module):
         bins: M.
         momentum: of the running counts; 0 uses those of the current batch only.
     """
+
+    counts_batch = True
 
     def __init__(self, *, bins: int, momentum: float) -> None:
         super().__init__()
@@ -57,11 +60,12 @@ class _GradientDensity(nn.Module):
         # Integers: float32 stops counting at 2^24, and a batch has more elements than that.
         batch_counts = torch.zeros(self.bins, dtype=torch.int32, device=norms.device)
         batch_counts = batch_counts.scatter_add(0, index.flatten(), counted.flatten().int())
+        batch_counts = over_parts(batch_counts)
         used = batch_counts > 0
         mixed = self.momentum * self.counts + (1 - self.momentum) * batch_counts
         # An empty bin keeps its count. Not in place: the graph of an earlier call may hold it.
         self.counts = torch.where(used, mixed, self.counts)
-        weight = torch.where(used, 1 / (self.counts * used.sum()), 0.0)
+        weight = torch.where(used, 1 / per_part(self.counts * used.sum()), 0.0)
         return torch.where(counted, weight[index], 0.0)
 
 

@@ -12,6 +12,7 @@ from resobj_d2.options import Option
 
 from .base import Normalizer
 from .build import NORMALIZER_REGISTRY
+from .parts import over_parts, per_part
 
 __all__ = [
     "ForegroundCount",
@@ -22,13 +23,17 @@ __all__ = [
 ]
 
 
-def _mean_over_processes(count: Tensor) -> Tensor:
-    """The mean of a scalar over all processes, to match DDP, which averages gradients."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return count
-    count = count.clone()
-    dist.all_reduce(count)
-    return count / dist.get_world_size()
+def _batch_count(count: Tensor, *, at_least: float = 0.0) -> Tensor:
+    """A scalar of the whole batch: the sum over its parts, the mean over all processes.
+
+    The mean is what DDP's averaging of gradients asks for. ``at_least`` is of each process.
+    """
+    count = over_parts(count).clamp(min=at_least)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count
 
 
 @NORMALIZER_REGISTRY.register()
@@ -36,7 +41,7 @@ class ForegroundCount(Normalizer):
     """Number of foreground anchors (mean over processes), at least 1 (RetinaNet, section 4)."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
-        return _mean_over_processes(num_foreground.float()).clamp(min=1.0)
+        return per_part(_batch_count(num_foreground.float()).clamp(min=1.0))
 
 
 @NORMALIZER_REGISTRY.register()
@@ -44,7 +49,7 @@ class ForegroundCountPlusOne(Normalizer):
     """Number of foreground anchors (mean over processes) plus one, as in EfficientDet."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
-        return _mean_over_processes(num_foreground.float()) + 1.0
+        return per_part(_batch_count(num_foreground.float()) + 1.0)
 
 
 @NORMALIZER_REGISTRY.register()
@@ -52,7 +57,8 @@ class ImageCount(Normalizer):
     """Number of images in the batch: losses become a mean over images, as in Darknet."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
-        return _mean_over_processes(num_foreground.new_full((), num_images, dtype=torch.float32))
+        count = num_foreground.new_full((), num_images, dtype=torch.float32)
+        return per_part(_batch_count(count))
 
 
 @NORMALIZER_REGISTRY.register()
@@ -60,7 +66,7 @@ class TrainedCount(Normalizer):
     """Number of anchors that the sampler kept (mean over processes), at least 1; for OHEM etc."""
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
-        return _mean_over_processes(num_trained.float()).clamp(min=1.0)
+        return per_part(_batch_count(num_trained.float()).clamp(min=1.0))
 
 
 @NORMALIZER_REGISTRY.register()
@@ -90,7 +96,7 @@ class ForegroundEMA(Normalizer):
 
     def forward(self, num_foreground: Tensor, num_trained: Tensor, num_images: int) -> Tensor:
         """Returns the updated average of ``num_foreground``; see the base class."""
-        count = _mean_over_processes(num_foreground.float().clamp(min=1.0))
+        count = _batch_count(num_foreground.float(), at_least=1.0)
         # Not in place: the loss graph holds the value it was divided by.
         self.mean = self.momentum * self.mean + (1 - self.momentum) * count
-        return self.mean
+        return per_part(self.mean)

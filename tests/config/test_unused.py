@@ -46,6 +46,8 @@ def satisfy(cfg, conditions):
             cfg.MODEL.BACKBONE.NAME = "build_toy_pyramid"
         elif str(condition).startswith("lengths in"):
             cfg.INPUT.MULTI_SCALE = [320]
+        elif str(condition).startswith("a TEST.EVAL_PERIOD"):
+            cfg.TEST.EVAL_PERIOD = 1
         else:
             cfg.MODEL.BACKBONE.NAME = str(condition).rpartition(" ")[2]
 

@@ -65,3 +65,41 @@ def run(repository, tmp_path, train_arguments):
         return process.returncode, log.read_text(errors="replace")
 
     return start
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture
+def scenes_trainer(tiny_options, tmp_path, scenes_folder, clean_catalogs):
+    """A function: folder and overrides to a trainer of a tiny detector on 16 scenes."""
+    from resobj_d2.config import load_config
+    from resobj_d2.engine import Trainer
+
+    entries = [
+        {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(scenes_folder),
+         "image_size": 64, "num_train": 16, "num_val": 5}
+        for split in ("train", "val")
+    ]  # fmt: skip
+
+    def build(folder, *opts):
+        options = [
+            "OUTPUT_DIR", tmp_path / folder,
+            "DATASETS.REGISTER", entries,
+            "DATASETS.TRAIN", "('tiny_train',)",
+            "DATASETS.TEST", "()",
+            "DATALOADER.NUM_WORKERS", 0,
+            "INPUT.MIN_SIZE_TRAIN", "(64,)",
+            "INPUT.MIN_SIZE_TEST", 64,
+            "MODEL.DENSE.NUM_CLASSES", 8,
+            "SOLVER.IMS_PER_BATCH", 3,
+            "SOLVER.MAX_ITER", 7,
+            "SOLVER.STEPS", "()",
+            "SOLVER.BASE_LR", 0.001,
+            "SOLVER.CHECKPOINT_PERIOD", 2,
+        ]  # fmt: skip
+        return Trainer(load_config("", [*tiny_options, *map(str, [*options, *opts])]))
+
+    return build

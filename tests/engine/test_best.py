@@ -38,10 +38,10 @@ def test_keeps_the_weights_of_the_highest_ap(checkpointer, tmp_path):
     for iteration, ap in enumerate([math.nan, 10.0, 30.0, 20.0, 30.0]):
         set_weight(checkpointer.model, iteration)
         best.consider(results(ap), iteration=iteration)
-    assert (best.best.ap, best.best.iteration) == (30.0, 2)
+    assert (best.best.value, best.best.iteration) == (30.0, 2)
     saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert saved["model"]["weight"].item() == 2.0
-    assert (saved["AP"], saved["iteration"], saved["categories"]) == (30.0, 2, CATEGORIES)
+    assert (saved["value"], saved["iteration"], saved["categories"]) == (30.0, 2, CATEGORIES)
 
 
 def test_checkpoint_that_is_there_is_not_written_again(checkpointer, tmp_path):
@@ -55,7 +55,7 @@ def test_goes_on_with_the_run_but_not_with_another_one(checkpointer, tmp_path):
     BestCheckpoint(checkpointer).consider(results(30.0), iteration=5)
     resumed = BestCheckpoint(checkpointer)
     resumed.resume(6)
-    assert (resumed.best.ap, resumed.best.iteration) == (30.0, 5)
+    assert (resumed.best.value, resumed.best.iteration) == (30.0, 5)
     resumed.consider(results(20.0), iteration=9)
     assert resumed.best.iteration == 5
     for start in (0, 5):  # anew; or taken back to before that evaluation
@@ -63,7 +63,7 @@ def test_goes_on_with_the_run_but_not_with_another_one(checkpointer, tmp_path):
         other.resume(start)
         assert other.best is None
         other.consider(results(20.0), iteration=9)
-        assert (other.best.ap, other.best.iteration) == (20.0, 9)
+        assert (other.best.value, other.best.iteration) == (20.0, 9)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])

@@ -180,7 +180,7 @@ def test_best_checkpoint_is_that_of_the_best_evaluation(make_trainer, tmp_path, 
     trainer = make_trainer("run", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1)
     trainer.train()
     best = torch.load(tmp_path / "run/model_best.pth", weights_only=True)
-    assert (best["AP"], best["iteration"]) == (30.0, 1)
+    assert (best["value"], best["iteration"]) == (30.0, 1)
     periodic = torch.load(tmp_path / "run/model_0000001.pth", weights_only=True)["model"]
     assert all(torch.equal(best["model"][name], x) for name, x in periodic.items())
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"

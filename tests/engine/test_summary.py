@@ -70,11 +70,12 @@ def test_many_classes_stay_within_the_width():
 )
 def test_final_summary_names_the_checkpoint_to_use(best, checkpoints, used):
     text = final_summary(
-        SimpleNamespace(OUTPUT_DIR="out", SOLVER=SimpleNamespace(MAX_ITER=10)),
+        SimpleNamespace(OUTPUT_DIR="out"),
         {"bbox": BBOX},
         best=best,
         last="out/model_final.pth",
         pictures=["out/curves.png"],
+        iterations=10,
     )
     lines = text.splitlines()
     assert f"Evaluation after iteration 10:\n{results_table({'bbox': BBOX})}\n" in text

@@ -1,0 +1,102 @@
+"""Hooks of checkpoints: how many stay, and when a run has nothing more to gain."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import os
+import re
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.compat import largest_of_all_processes
+
+from .best import BestCheckpoint
+
+__all__ = ["EarlyStop", "KeepLast", "TrainingEnded"]
+
+logger = logging.getLogger(__name__)
+
+
+class KeepLast(HookBase):
+    """Removes all but the last checkpoints of the run; ``model_best`` and ``model_final`` stay.
+
+    On the main process, behind the hook that writes them. Those of later iterations, which a run
+    finds that was taken back, are left alone.
+
+    Args:
+        checkpointer: that writes them.
+        number: that stay.
+    """
+
+    def __init__(self, checkpointer: ResObjCheckpointer, *, number: int) -> None:
+        self.checkpointer = checkpointer
+        self.number = number
+        self._seen = ""
+
+    def after_step(self) -> None:
+        if self.checkpointer.last_saved == self._seen:
+            return
+        self._seen = self.checkpointer.last_saved
+        pattern = os.path.join(glob.escape(self.checkpointer.save_dir), "model_*.pth")
+        found = ((re.fullmatch(r"model_(\d{7,})\.pth", os.path.basename(p)), p)
+                 for p in glob.glob(pattern))  # fmt: skip
+        numbered = sorted((int(match[1]), path) for match, path in found if match)
+        past = [path for iteration, path in numbered if iteration <= self.trainer.iter]
+        for path in past[: -self.number]:
+            if path != self._seen:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+
+class TrainingEnded(BaseException):
+    """The patience of a run has ended; for :class:`Trainer`, which ends the loop in order."""
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__()
+        self.iteration = iteration
+
+
+class EarlyStop(HookBase):
+    """Ends a run when its evaluations have not become better for a while.
+
+    All processes have it, behind the evaluation; the last hook, so that all others have begun.
+
+    Args:
+        best: of the run.
+        patience: evaluations without a better one.
+        period: iterations between two evaluations.
+    """
+
+    def __init__(self, best: BestCheckpoint, *, patience: int, period: int) -> None:
+        self.best = best
+        self.patience = patience
+        self.period = period
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter:  # an ended run that is resumed has ended
+            self._check(self.trainer.start_iter - 1)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done != self.trainer.max_iter:
+            self._check(self.trainer.iter)
+
+    def _check(self, iteration: int) -> None:
+        ended = comm.is_main_process() and self.best.patience_ended(
+            iteration, patience=self.patience, period=self.period
+        )
+        if not largest_of_all_processes(int(ended)):
+            return
+        logger.info(
+            "Training ends after iteration %d of %d: %d evaluations have not been better than %s. "
+            "A higher TEST.PATIENCE and --resume go on",
+            iteration + 1,
+            self.trainer.max_iter,
+            self.patience,
+            self.best.best,
+        )
+        raise TrainingEnded(iteration)

@@ -1,0 +1,119 @@
+"""The training's losses on the data sets of evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from resobj_d2.data.augmentation import build_size_augmentations
+from resobj_d2.data.mapper import ImageErrorMapper, PictureMapper
+from resobj_d2.data.train_loader import local_randomness
+
+from .buffers import keep_buffers
+from .interrupt import SteadyMapper
+from .summary import TOTAL
+
+__all__ = ["validation_losses"]
+
+
+def validation_losses(cfg, model: nn.Module, *, seed: int) -> dict[str, float]:
+    """Mean losses over the annotated images of ``DATASETS.TEST``, in batches as in training.
+
+    Images have the size of an evaluation and no augmentation. The normalisation and running means
+    of the losses are those that the training has reached; nothing of the model changes. All
+    processes have to call it and have the same result.
+
+    Args:
+        cfg: of the run.
+        model: may be wrapped in ``DistributedDataParallel``.
+        seed: of what is drawn, the same at each call.
+
+    Returns:
+        "total_loss" and each term; empty where no image is annotated.
+    """
+    # Without what watches the model in training: the wrapper, and hooks that resize its batches.
+    forward = (model.module if isinstance(model, DistributedDataParallel) else model).forward
+    sums: dict[str, float] = {}
+    images = 0
+    with _measuring(model) as restore, local_randomness(seed):
+        for batch, counted in _batches(cfg):
+            restore()
+            losses = {name: float(loss) for name, loss in forward(batch).items()}
+            for name, loss in {**losses, TOTAL: math.fsum(losses.values())}.items():
+                sums[name] = sums.get(name, 0.0) + loss * counted
+            images += counted
+    parts = comm.all_gather((sums, images))
+    images = sum(part[1] for part in parts)
+    names = dict.fromkeys(name for part in parts for name in part[0])
+    return {name: sum(part[0].get(name, 0.0) for part in parts) / images for name in names}
+
+
+@contextlib.contextmanager
+def _measuring(model: nn.Module) -> Iterator:
+    """Losses without gradients; the function inside puts all running means back."""
+    modes = {module: module.training for module in model.modules()}
+    restore = keep_buffers(model.modules())
+    statistics = {
+        module: module.statistics
+        for module in model.modules()
+        if isinstance(getattr(module, "statistics", None), dict)
+    }
+    for module in model.modules():
+        # Detectors give losses in training; layers such as normalisation and dropout evaluate.
+        module.training = any(True for _ in module.children())
+    try:
+        with torch.no_grad(), EventStorage(1):
+            yield restore
+            restore()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, value in statistics.items():
+            module.statistics = value
+
+
+def _batches(cfg) -> Iterator[tuple[list[dict], int]]:
+    """Batches of this process and how many of their images count; as many as in the others."""
+    records = [r for name in cfg.DATASETS.TEST for r in DatasetCatalog.get(name)]
+    records = [record for record in records if "annotations" in record]
+    world_size = comm.get_world_size()
+    own = records[comm.get_rank() :: world_size]
+    size = cfg.SOLVER.IMS_PER_BATCH // world_size
+    number = math.ceil(math.ceil(len(records) / world_size) / size)
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    loader = DataLoader(
+        _Mapped(own, SteadyMapper(ImageErrorMapper(mapper))),
+        batch_size=size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    batch: list[dict] = []
+    done = 0
+    for batch in loader:
+        yield batch, len(batch)
+        done += 1
+    # The losses' sums over processes need all of them: the others wait for one that has fewer.
+    batch = batch or [mapper(records[0])] if done < number else batch
+    for _ in range(number - done):
+        yield batch, 0
+
+
+class _Mapped(torch.utils.data.Dataset):
+    def __init__(self, records: Sequence[dict], mapper) -> None:
+        self._records, self._mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._mapper(self._records[index])

@@ -1,0 +1,132 @@
+"""Which checkpoints stay, which one is the best, and when training ends early."""
+
+import json
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from resobj_d2.engine import Trainer
+from resobj_d2.engine.best import metric_value
+
+SOLVER = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.MAX_ITER", 6]
+EVALUATED = ["DATASETS.TEST", "('tiny_val',)", "TEST.EVAL_PERIOD", 1]
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """A function: the results of the evaluations to come."""
+
+    def give(*values, name="AP"):
+        results = iter([OrderedDict(bbox={"AP": 50.0, name: value}) for value in values])
+        monkeypatch.setattr(Trainer, "test", staticmethod(lambda *args: next(results)))
+
+    return give
+
+
+def numbered(folder):
+    return sorted(int(path.stem[6:]) for path in folder.glob("model_0*.pth"))
+
+
+def test_last_checkpoints_are_kept(scenes_trainer, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for iteration in (1, 77):  # of a run before this one: taken out, and later than this one
+        (folder / f"model_{iteration:07d}.pth").write_bytes(b"former")
+    (folder / "model_best.pth.old").write_bytes(b"former")
+    scenes_trainer("run", *SOLVER, "SOLVER.CHECKPOINT_KEEP", 2).train()
+    assert numbered(folder) == [4, 5, 77]
+    resumed = scenes_trainer("run", *SOLVER, "SOLVER.CHECKPOINT_KEEP", 3, "SOLVER.MAX_ITER", 8)
+    resumed.resume_or_load()
+    resumed.train()
+    assert numbered(folder) == [5, 6, 7, 77]
+    assert (folder / "model_final.pth").is_file() and (folder / "model_best.pth.old").is_file()
+
+
+def test_all_checkpoints_are_kept_otherwise(scenes_trainer, tmp_path):
+    scenes_trainer("run", *SOLVER).train()
+    assert numbered(tmp_path / "run") == [0, 1, 2, 3, 4, 5]
+
+
+def test_training_ends_when_it_has_not_become_better_for_a_while(
+    scenes_trainer, tmp_path, evaluations, caplog
+):
+    options = [*SOLVER, *EVALUATED, "TEST.PATIENCE", 2, "TEST.BEST_METRIC", "bbox/AP50"]
+    evaluations(10.0, 30.0, 20.0, 30.0, name="AP50")
+    trainer = scenes_trainer("run", *options)
+    with caplog.at_level("INFO", logger="resobj_d2"):
+        results = trainer.train()
+    assert results["bbox"]["AP50"] == 30.0
+    words = "Training ends after iteration 4 of 6: 2 evaluations have not been better than "
+    assert words + "bbox/AP50 30.0 after iteration 2" in caplog.text
+    assert "Evaluation after iteration 4:" in caplog.text
+    final = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
+    assert final["iteration"] == 3
+    best = torch.load(tmp_path / "run/model_best.pth", weights_only=True)
+    assert (best["metric"], best["value"], best["iteration"]) == ("bbox/AP50", 30.0, 1)
+
+    evaluations()  # it has ended: nothing is trained, nothing evaluated
+    ended = scenes_trainer("run", *options)
+    ended.resume_or_load()
+    ended.train()
+    assert ended.start_iter == 4
+
+    evaluations(31.0, 1.0)
+    patient = scenes_trainer("run", *options, "TEST.PATIENCE", 4)
+    patient.resume_or_load()
+    evaluations(31.0, 1.0, name="AP50")
+    patient.train()
+    assert torch.load(tmp_path / "run/model_final.pth", weights_only=True)["iteration"] == 5
+    assert patient.best.best.value == 31.0
+
+
+def test_resumed_run_counts_its_patience_from_the_best_one(scenes_trainer, tmp_path, evaluations):
+    options = [*SOLVER, *EVALUATED, "TEST.PATIENCE", 3]
+    evaluations(10.0, 5.0)
+    scenes_trainer("run", *options, "SOLVER.MAX_ITER", 2).train()
+    evaluations(6.0, 7.0)
+    resumed = scenes_trainer("run", *options)
+    resumed.resume_or_load()
+    resumed.train()
+    assert resumed.iter == 3  # the best was after iteration 1, and 2, 3 and 4 were not better
+
+
+def test_metric_that_there_is_not_is_told_with_those_that_there_are(scenes_trainer, evaluations):
+    evaluations(10.0, name="AP50")
+    trainer = scenes_trainer("run", *SOLVER, *EVALUATED, "TEST.BEST_METRIC", "bbox/AP5")
+    with pytest.raises(ValueError, match=r"'bbox/AP5', .* one of bbox/AP, bbox/AP50$"):
+        trainer.train()
+
+
+def test_metric_values():
+    results = {"a": {"bbox": {"AP": 1.0, "AP-cat": 2.0}}, "validation": {"total_loss": 3.0}}
+    assert metric_value(results, "AP") == 1.0
+    assert metric_value(results, "a/bbox/AP-cat") == 2.0
+    assert metric_value(results, "validation/total_loss") == 3.0
+    assert metric_value({}, "anything") != metric_value({}, "anything")  # NaN
+
+
+def test_validation_loss_is_measured_and_changes_nothing(scenes_trainer, tmp_path, caplog):
+    """The run's weights are those without it; the lowest loss is the best; the log has it."""
+    options = [
+        *EVALUATED, "TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 2,
+        "INPUT.MULTI_SCALE", "[64, 96]", "SEED", 1,
+    ]  # fmt: skip
+    scenes_trainer("without", *options).train()
+    extra = ["TEST.VALIDATION_LOSS", True, "TEST.BEST_METRIC", "validation/total_loss"]
+    with caplog.at_level("INFO", logger="resobj_d2"):
+        trainer = scenes_trainer("with", *options, *extra)
+        results = trainer.train()
+    plain, measured = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("without", "with")
+    )
+    assert all(torch.equal(plain[name], value) for name, value in measured.items())
+    losses = results["validation"]
+    terms = [value for name, value in losses.items() if name != "total_loss"]
+    assert len(terms) >= 2 and sum(terms) == pytest.approx(losses["total_loss"])
+    assert f"validation loss {losses['total_loss']:.4g} (" in caplog.text
+    logged = [json.loads(line) for line in (tmp_path / "with/metrics.json").open()]
+    curve = [row["validation/total_loss"] for row in logged if "validation/total_loss" in row]
+    assert curve[-1] == losses["total_loss"]
+    assert trainer.best.best.value == min(curve)
