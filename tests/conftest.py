@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a tiny detector's configuration and random batches."""
+"""Fixtures shared by all tests: a tiny detector's configuration and random batches."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Small tensors on few cores: more threads only wait for each other.
+# Tensors are small and cores few: more threads would only wait for each other.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 TINY_NETWORK = [
@@ -14,7 +14,7 @@ TINY_NETWORK = [
     "MODEL.WEIGHTS", "",
     "MODEL.BACKBONE.NAME", "build_toy_pyramid",
 ]  # fmt: skip
-# A detector of a few layers: the smallest that the contracts of its parts hold for.
+# A detector of a few layers, the smallest that satisfies the contracts of its parts.
 TINY = [
     *TINY_NETWORK,
     "MODEL.META_ARCHITECTURE", "ResObjDenseDetector",
@@ -22,7 +22,7 @@ TINY = [
     "MODEL.DENSE.TOWER.NUM_CONVS", "1",
     "MODEL.DENSE.NUM_CLASSES", "3",
 ]  # fmt: skip
-# The same on Detectron2's thinnest ResNet with a pyramid, where the backbone matters.
+# The same on Detectron2's thinnest ResNet with a pyramid, for tests in which the backbone matters.
 RESNET = [
     "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT", "0",
@@ -63,7 +63,7 @@ def tiny_options() -> list[str]:
 
 @pytest.fixture
 def clean_catalogs():
-    """Detectron2's catalogs forget what a test registered."""
+    """Restores Detectron2's catalogs after a test that registers datasets."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     before = set(DatasetCatalog), set(MetadataCatalog)
@@ -116,7 +116,7 @@ def tiny_resobj(tiny_cfg):
 
 @pytest.fixture(scope="session")
 def tiny_rcnn(tiny_cfg):
-    """The same with Detectron2's Faster R-CNN around ``ResObjRPN``, which is off."""
+    """The same for Detectron2's Faster R-CNN with ``ResObjRPN``, which is off by default."""
 
     def build(*opts):
         return tiny_cfg(
@@ -146,7 +146,7 @@ def tiny_rcnn(tiny_cfg):
 def make_batch():
     """A function: [(height, width, number of boxes)] to Detectron2's training input.
 
-    ``num_keypoints`` gives each object a mask, its whole box, and so many visible points in it.
+    ``num_keypoints`` gives each object a mask (its whole box) and that many visible points in it.
     """
     from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 

@@ -1,4 +1,4 @@
-"""Detectron2's own models with the operators: equal labels and losses, on this instance alone."""
+"""Detectron2's own models with the operators: equal labels and losses, on that instance only."""
 
 import copy
 import io
@@ -74,7 +74,7 @@ def model(request, build):
 
 
 def label(model, batch):
-    """What the model's own method makes of the batch, after seeding: labels and boxes."""
+    """What the model's own method returns for the batch, after seeding: labels and boxes."""
     part = model.proposal_generator if hasattr(model, "proposal_generator") else model
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = part.anchor_generator([torch.zeros(1, 1, *shape) for shape in shapes])
@@ -101,7 +101,7 @@ def assert_identical(ours, theirs):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_labels_and_boxes_have_the_same_bits(model, batch):
+def test_labels_and_boxes_are_bit_identical(model, batch):
     expected = label(model, batch)
     labels, boxes = label(resobj_d2.accelerate(model), batch)
     for ours, theirs in zip([*labels, *boxes], [*expected[0], *expected[1]], strict=True):
@@ -109,7 +109,7 @@ def test_labels_and_boxes_have_the_same_bits(model, batch):
         assert torch.equal(ours, theirs)
 
 
-def test_a_box_that_overlaps_nothing_makes_everything_positive_as_in_detectron2(build, batch):
+def test_a_box_without_overlap_makes_everything_positive_as_in_detectron2(build, batch):
     model = resobj_d2.accelerate(build("RetinaNet"))
     labels, _ = label(model, batch)
     assert (labels[1] == 3).all()
@@ -117,16 +117,16 @@ def test_a_box_that_overlaps_nothing_makes_everything_positive_as_in_detectron2(
     assert (labels[0] == 3).any()
 
 
-def test_losses_have_the_same_bits(model, batch):
+def test_losses_are_bit_identical(model, batch):
     other = resobj_d2.accelerate(copy.deepcopy(model))
-    # Once before: fvcore's scripted focal loss has other last bits while torch still profiles it.
+    # Run once before: while torch profiles fvcore's scripted focal loss, its last bits differ.
     step(copy.deepcopy(model), batch)
     for seed in range(2):
         assert_identical(step(other, batch, seed)[0], step(model, batch, seed)[0])
 
 
 def test_training_steps_are_equal(model, batch):
-    """Losses and gradients over steps that move weights, sampling and the normaliser."""
+    """Losses and gradients over steps that change weights, sampling and the normaliser."""
     other = resobj_d2.accelerate(copy.deepcopy(model))
     optimizers = [torch.optim.SGD(m.parameters(), lr=1e-4) for m in (model, other)]
     for seed in range(3):
@@ -148,7 +148,7 @@ def test_losses_on_request_are_equal_to_rounding(build, batch, name, kind):
     node = "RETINANET" if name == "RetinaNet" else "RPN"
     model = build(name, f"MODEL.{node}.BBOX_REG_LOSS_TYPE", kind)
     other = resobj_d2.accelerate(copy.deepcopy(model), losses=True)
-    for seed in range(2):  # RetinaNet's normaliser moves
+    for seed in range(2):  # RetinaNet's normaliser changes
         losses, gradients = step(model, batch, seed)
         other_losses, other_gradients = step(other, batch, seed)
         assert other_losses.keys() == losses.keys()
@@ -172,7 +172,7 @@ def test_losses_of_a_batch_without_objects(build, make_batch, name):
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_says_what_it_did_and_undoes_it(build, caplog, name):
+def test_logs_what_it_did_and_undoes_it(build, caplog, name):
     caplog.set_level(logging.INFO)
     model = build(name)
     module = model.get_submodule(PARTS[name])
@@ -184,7 +184,7 @@ def test_says_what_it_did_and_undoes_it(build, caplog, name):
     assert isinstance(module, module_class)
     assert isinstance(module.anchor_matcher, FusedMatcher)
     assert list(model.state_dict()) == keys
-    # Again, with more: not a subclass of a subclass.
+    # Again, with losses too: not a subclass of a subclass.
     resobj_d2.accelerate(model, losses=True)
     assert accelerated_parts(model) == {PARTS[name]: ["labels", "losses"]}
     assert resobj_d2.restore(model) is model
@@ -197,7 +197,7 @@ def test_says_what_it_did_and_undoes_it(build, caplog, name):
     assert accelerated_parts(model) == {}
 
 
-def test_says_if_there_are_no_kernels(build, caplog, monkeypatch):
+def test_warns_if_there_are_no_kernels(build, caplog, monkeypatch):
     status = {"cpu": "native", "cuda": "not built", "build": {}}
     monkeypatch.setattr(ops, "native_status", lambda: status)
     resobj_d2.accelerate(build("RetinaNet"))
@@ -234,7 +234,7 @@ def test_copies_are_accelerated_too(model, batch, duplicate, losses):
     twin = duplicate(model)
     assert accelerated_parts(twin) == accelerated_parts(model) != {}
     assert_identical(step(twin, batch)[0], step(model, batch)[0])
-    # A copy is a model of its own.
+    # A copy is an independent model.
     assert accelerated_parts(resobj_d2.restore(twin)) == {}
     assert accelerated_parts(model) != {}
 
@@ -278,7 +278,7 @@ def test_detections_do_not_change(model, batch):
 
 
 class Special(RetinaNet):
-    """A user's class that keeps Detectron2's labels and has losses of its own."""
+    """A user's class that keeps Detectron2's labels but has its own losses."""
 
     def losses(self, *args):
         return {name: 2 * loss for name, loss in super().losses(*args).items()}
@@ -302,7 +302,7 @@ def test_unknown_models_are_left_alone_with_a_warning(caplog):
 
 
 class OwnMatcher(Matcher):
-    """A matcher with a rule that the operator does not know."""
+    """A matcher with a rule unknown to the operator."""
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_matchers_it_cannot_replace_are_kept(build, caplog, matcher, reason):
     assert reason in caplog.text
 
 
-def test_a_matcher_set_afterwards_is_obeyed(build, batch):
+def test_a_matcher_set_afterwards_is_used(build, batch):
     model = resobj_d2.accelerate(build("RetinaNet"))
     model.anchor_matcher = Matcher([0.3], [0, 1], allow_low_quality_matches=False)
     plain = build("RetinaNet")
@@ -331,22 +331,22 @@ def test_a_matcher_set_afterwards_is_obeyed(build, batch):
 
 
 def test_anchors_outside_the_image(build, batch):
-    """The RPN's legacy option that ignores anchors across the border."""
+    """The RPN's legacy option to ignore anchors that cross the border."""
     model = build("GeneralizedRCNN", "MODEL.RPN.BOUNDARY_THRESH", 0)
     expected = label(model, batch)[0]
     labels = label(resobj_d2.accelerate(model), batch)[0]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(labels, expected, strict=True))
 
 
-def test_rotated_boxes_go_the_old_way(build):
-    """An RPN whose anchors are rotated labels them with their own IoU."""
+def test_rotated_boxes_are_labelled_by_detectron2(build):
+    """An RPN with rotated anchors labels them by their own IoU."""
     model = resobj_d2.accelerate(build("GeneralizedRCNN")).proposal_generator
     instances = Instances((64, 64))
     instances.gt_boxes = RotatedBoxes(torch.tensor([[20.0, 20.0, 30.0, 10.0, 45.0]]))
     assert not model.can_match([instances], [Boxes(torch.zeros(1, 4))])
 
 
-# The matcher on its own.
+# The matcher by itself.
 
 
 def random_boxes(count, seed):
@@ -386,7 +386,7 @@ def test_matcher_without_images_or_boxes():
     assert matches.shape == labels.shape == (0,)
 
 
-def test_accelerate_is_found_at_the_top():
+def test_accelerate_is_available_at_the_root():
     from resobj_d2 import acceleration
 
     assert resobj_d2.accelerate is acceleration.accelerate

@@ -34,21 +34,21 @@ def plan(seconds, minutes=6.0, elapsed=60.0):
     return plan_for_time(minutes=minutes, elapsed=elapsed, seconds_per_iteration=seconds)
 
 
-def test_fast_machine_trains_for_as_long_as_is_of_use():
+def test_fast_machine_trains_for_as_long_as_is_useful():
     chosen, text = plan(0.1)
     assert chosen == plan_for_iterations(MOST_ITERATIONS)
     assert "0.1 s" in text and f"{MOST_ITERATIONS} iterations" in text
     assert "2.6 minutes" in text  # 60 s and 950 times 0.1 s
 
 
-def test_slower_machine_trains_for_what_fits():
+def test_slower_machine_trains_for_as_long_as_fits():
     chosen, text = plan(1.0)
-    assert chosen.iterations == 250  # 300 s are left, 50 of them for evaluation and pictures
+    assert chosen.iterations == 250  # 300 s remain, 50 of them for evaluation and pictures
     assert chosen.floor == plan_for_iterations(QUICK_ITERATIONS).floor
     assert "250 iterations that fit into 6 minutes" in text
 
 
-def test_very_slow_machine_trains_for_the_least_and_says_how_long_it_takes():
+def test_very_slow_machine_trains_for_the_minimum_and_says_how_long_it_takes():
     for seconds, elapsed in ((6.0, 60.0), (1.0, 1000.0)):
         chosen, text = plan(seconds, elapsed=elapsed)
         assert chosen.iterations == LEAST_ITERATIONS
@@ -64,7 +64,7 @@ def test_more_minutes_never_mean_a_lower_floor():
     assert 0 < floors[0] < floors[-1]
 
 
-def test_shorter_training_than_was_measured_has_no_floor():
+def test_training_shorter_than_measured_has_no_floor():
     assert plan_for_iterations(LEAST_ITERATIONS - 1).floor == 0
 
 
@@ -124,9 +124,9 @@ sys.exit(main({arguments}))
 def demo(tmp_path, monkeypatch, repository):
     """A function: arguments to a demo of a tiny detector, run in an empty folder.
 
-    Where it times itself it trains for three iterations.
+    If it times itself, it trains for three iterations.
     """
-    monkeypatch.setenv("PYTHONPATH", str(repository))  # an installed package would be found else
+    monkeypatch.setenv("PYTHONPATH", str(repository))  # not an installed package
     (tmp_path / "tiny.yaml").write_text(TINY.format(base=command.CONFIG, scenes=SCENES))
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -159,7 +159,7 @@ def test_demo_times_itself_says_what_it_does_and_fails_below_the_floor(demo):
         path = demo.folder / "output/demo" / name
         assert path.stat().st_size > 0 and f"output/demo/{name}" in ran.stdout
 
-    # Timing a few iterations first changes nothing about the run.
+    # Timing a few iterations first does not change the run.
     untimed = demo("--iterations", "3", floor=0.0)
     assert "Timing" not in untimed.stdout and untimed.returncode == 0
     assert losses(untimed) == losses(ran) and len(losses(ran)) == 2

@@ -1,4 +1,4 @@
-"""The doctor names what is there and what to do, also without Detectron2 or the kernels."""
+"""The doctor reports what is installed and what to do, even without Detectron2 or the kernels."""
 
 import json
 import subprocess
@@ -37,14 +37,14 @@ def test_names_versions_kernels_and_gpu(monkeypatch):
     assert not report.broken
 
 
-def test_the_mended_detectron2_is_recognised(monkeypatch):
+def test_the_patched_detectron2_is_recognised(monkeypatch):
     report = report_with(
         monkeypatch, version="0.5", origin="/x", package="detectron2-cdo 0.5+resobj.1"
     )
     assert "the patched 0.5" in dict(report.facts)["detectron2"]
 
 
-def test_absent_detectron2_is_advice_and_not_an_error(monkeypatch):
+def test_missing_detectron2_is_advice_but_not_an_error(monkeypatch):
     report = report_with(monkeypatch)
     assert dict(report.facts)["detectron2"] == "not installed"
     assert any("python -m resobj_d2.install_detectron2" in line for line in report.advice)
@@ -57,7 +57,7 @@ def test_broken_detectron2_is_an_error(monkeypatch):
     assert report.broken
 
 
-def test_missing_kernels_are_named_with_what_to_do(monkeypatch):
+def test_missing_kernels_are_named_with_a_remedy(monkeypatch):
     status = {"cpu": "not built: no C++ compiler found", "cuda": "not built: x", "build": {}}
     monkeypatch.setattr("resobj_d2.ops.native_status", lambda: status)
     report = report_with(monkeypatch, version="0.5", origin="/x")
@@ -73,7 +73,7 @@ def test_missing_kernels_are_named_with_what_to_do(monkeypatch):
         ("RESOBJ_NO_EXT was set during the build", "unset RESOBJ_NO_EXT"),
     ],
 )
-def test_the_reason_of_the_build_leads_to_its_advice(monkeypatch, reason, advice):
+def test_the_builds_reason_determines_the_advice(monkeypatch, reason, advice):
     status = {"cpu": f"not built: {reason}", "cuda": "native", "build": {}}
     monkeypatch.setattr("resobj_d2.ops.native_status", lambda: status)
     report = report_with(monkeypatch, version="0.5", origin="/x")
@@ -88,7 +88,7 @@ def test_a_second_copy_on_the_path_is_named(monkeypatch, tmp_path):
     copy.mkdir()
     (copy / "__init__.py").touch()
     this = Path(resobj_d2.__file__).resolve().parent
-    (tmp_path / "link").symlink_to(this.parent)  # the same one under another name
+    (tmp_path / "link").symlink_to(this.parent)  # the same copy under another name
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path), str(tmp_path / "link")])
     report = report_with(monkeypatch, version="0.5", origin="/x")
     assert dict(report.facts)["resobj_d2"] == f"{resobj_d2.__version__} at {this}"

@@ -1,4 +1,4 @@
-"""Options declared at constructors, and what registries make of them."""
+"""Options declared on constructors, and what registries make of them."""
 
 from __future__ import annotations
 

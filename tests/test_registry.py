@@ -4,7 +4,7 @@ from resobj_d2.matching import SAMPLER_REGISTRY
 from resobj_d2.registry import Registry
 
 
-def test_unknown_name_is_answered_with_the_known_ones():
+def test_unknown_name_lists_the_known_ones():
     fruit = Registry("FRUIT", base=object)
     pear, apple = type("Pear", (), {}), type("Apple", (), {})
     fruit.register(pear)
@@ -14,6 +14,6 @@ def test_unknown_name_is_answered_with_the_known_ones():
         fruit.get("Plum")
 
 
-def test_registries_of_the_slots_answer_so():
+def test_registries_of_the_slots_list_their_names():
     with pytest.raises(KeyError, match="no SAMPLER 'Nonsense'.*KeepAll.*RandomSampler"):
         SAMPLER_REGISTRY.get("Nonsense")

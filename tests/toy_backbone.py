@@ -1,4 +1,4 @@
-"""Backbones of a few convolutions, for tests of what follows a backbone."""
+"""Backbones of a few convolutions, for tests of what comes after a backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def block(in_channels: int, channels: int, *, kernel_size: int, stride: int) -> 
 
 
 class ToyBackbone(Backbone):
-    """res3, res4 and res5 at the strides of a ResNet's, and as few channels as do."""
+    """res3, res4 and res5 at a ResNet's strides, with as few channels as possible."""
 
     size_divisibility = 32
 
@@ -45,7 +45,7 @@ class ToyBackbone(Backbone):
 
 
 class ToyPyramid(Backbone):
-    """p3 to p7 as RetinaNet's FPN has them, without its way down."""
+    """p3 to p7 as in RetinaNet's FPN, without its top-down path."""
 
     size_divisibility = 32
 
@@ -59,7 +59,7 @@ class ToyPyramid(Backbone):
         self.coarser = nn.ModuleList(
             nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, stride=2, padding=1) for _ in range(2)
         )
-        for conv in (*self.lateral, *self.coarser):  # as Detectron2's FPN
+        for conv in (*self.lateral, *self.coarser):  # as in Detectron2's FPN
             c2_xavier_fill(conv)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

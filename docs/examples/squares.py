@@ -1,11 +1,11 @@
-"""The operators in a detector of 60 lines that needs torch and ``resobj_d2.ops`` alone.
+"""The operators in a detector of 60 lines that only needs torch and ``resobj_d2.ops``.
 
-It learns to find bright and dark squares in noise, in a quarter of a minute on a CPU::
+It learns to find bright and dark squares in noise, in 15 seconds on a CPU::
 
     python docs/examples/squares.py
 
-Four operators do the work that such projects usually write themselves: labels without the matrix of
-all IoUs, focal loss from integer labels, GIoU loss on decoded boxes, and NMS by class.
+Four operators do the work that such projects usually implement themselves: labels without the IoU
+matrix, focal loss from integer labels, GIoU loss on decoded boxes, and NMS per class.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZE, STRIDE, CLASSES = 64, 8, 2
 
 
 def make_images(count, generator):
-    """Noise with one or two squares: images (N, 1, 64, 64), boxes and classes of each image."""
+    """Noise with one or two squares: images (N, 1, 64, 64), and each image's boxes and classes."""
     images = 0.1 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
     boxes, classes = [], []
     for image in images:
@@ -48,7 +48,7 @@ class Detector(nn.Module):
     def __init__(self):
         super().__init__()
         layers, channels = [], 1
-        for width in (16, 32, 64):  # each halves the resolution
+        for width in (16, 32, 64):  # each layer halves the resolution
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU()]
             channels = width
         self.body = nn.Sequential(*layers, nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())
@@ -76,7 +76,7 @@ def loss_of(logits, pred, anchors, boxes, classes):
 
 @torch.no_grad()
 def recall(model, anchors, images, boxes, classes):
-    """Share of the squares with a detection of their class at an IoU of .5 or more."""
+    """Fraction of the squares with a detection of their class at an IoU of .5 or more."""
     hits, total = 0, 0
     logits, pred_boxes = model(images, anchors)
     for scores, pred, truth, kinds in zip(

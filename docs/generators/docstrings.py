@@ -1,4 +1,4 @@
-"""A griffe extension: docstrings are written for ``help()``, the site wants Markdown."""
+"""A griffe extension: docstrings are written for ``help()``, but the site needs Markdown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["MarkdownDocstrings", "add_arguments", "option_lines", "to_markdown"]
 
 
 def to_markdown(text: str) -> str:
-    """Sphinx roles become code, the ``::`` in front of a block of code a colon.
+    """Turns Sphinx roles into code, and ``::`` before a code block into a colon.
 
-    Class attributes get the name of the section that Google's style has for them.
+    "Class attributes:" becomes "Attributes:", the section name in Google's style.
     """
     text = text.replace("Class attributes:\n", "Attributes:\n")
     text = re.sub(r":(?:class|func|meth|mod|data|attr):`[~.]?([^`]+)`", r"`\1`", text)
@@ -21,7 +21,7 @@ def to_markdown(text: str) -> str:
 
 
 def option_lines(node: ast.ClassDef) -> list[str]:
-    """A line of ``Args:`` for each argument or field that an ``Option`` annotates."""
+    """One line of ``Args:`` for each argument or field annotated by an ``Option``."""
     lines = []
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign):
@@ -44,7 +44,7 @@ def _option_line(name: str, annotation: ast.expr | None) -> str | None:
 
 
 def add_arguments(text: str, lines: list[str]) -> str:
-    """A docstring with those of the lines of ``Args:`` that it does not have itself."""
+    """The docstring with those lines added to ``Args:`` that it does not have itself."""
     described = {
         name
         for names in re.findall(r"^    (\w[\w, ]*)(?: \(.*\))?:", text, re.MULTILINE)
@@ -59,7 +59,7 @@ def add_arguments(text: str, lines: list[str]) -> str:
 
 
 class MarkdownDocstrings(griffe.Extension):
-    """Converts docstrings, and moves options from the types of arguments into them."""
+    """Converts docstrings, and moves options from argument types into them."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Called by griffe for every module, class, function and attribute."""
@@ -67,7 +67,7 @@ class MarkdownDocstrings(griffe.Extension):
             obj.docstring.value = to_markdown(obj.docstring.value)
 
     def on_class_members(self, *, node: object, cls: griffe.Class, **_: object) -> None:
-        """Called by griffe when it has read a class with its members."""
+        """Called by griffe after reading a class with its members."""
         if isinstance(node, ast.ClassDef) and cls.docstring:
             cls.docstring.value = add_arguments(cls.docstring.value, option_lines(node))
         arguments = list(getattr(cls.members.get("__init__"), "parameters", ()))

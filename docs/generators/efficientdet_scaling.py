@@ -1,13 +1,13 @@
-"""Parameters and FLOPs of EfficientDet D0-D7 beside the published ones.
+"""Parameters and FLOPs of EfficientDet D0-D7 next to the published ones.
 
 ::
 
     python -m docs.generators.efficientdet_scaling
 
-Each network is built from its yaml with the published 90 class ids (COCO's 80 classes have numbers
-up to 90), on torch's meta device: without memory for weights and without arithmetic. FLOPs are what
-the paper calls so: multiply-adds of one image of the published size, here those of the convolutions
-and one for each number that batch normalisation scales.
+Each network is built from its yaml with the published 90 class ids (COCO's 80 classes have ids
+up to 90), on torch's meta device, i.e. without memory for weights and without arithmetic. As in the
+paper, FLOPs are multiply-adds for one image of the published size, here those of the convolutions
+plus one per number scaled by batch normalisation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PUBLISHED = {
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> float:
-    """Those of the convolutions and normalisations for one image of ``size`` (height, width)."""
+    """Multiply-adds of convolutions and normalisations for an image of ``size`` (height, width)."""
     normalised = 0
 
     def add(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -77,7 +77,7 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> float:
 
 
 def measure(config_file: str | Path) -> tuple[Cost, int]:
-    """The cost of a yaml's network on a square image, and that image's side."""
+    """The cost of a yaml's network on a square image, and the image's side."""
     options = ["MODEL.DEVICE", "meta", "MODEL.TIMM.PRETRAINED", "False"]
     options += ["DATASETS.TEST", "()", "MODEL.DENSE.NUM_CLASSES", "90"]
     cfg = load_config(str(config_file), options, training=False)

@@ -1,4 +1,4 @@
-"""The public names of the package, and those of them that nobody has described."""
+"""The public names of the package, and those without a docstring."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resobj_d2.registry import Registry
 
 __all__ = ["MODULES", "public_names", "undocumented"]
 
-# What docs/api describes, in the order of its pages.
+# The modules described in docs/api, in the order of its pages.
 MODULES = (
     "resobj_d2.ops",
     "resobj_d2.losses",
@@ -32,7 +32,7 @@ MODULES = (
     "resobj_d2.structures",
 )
 
-# Detectron2 calls it, with arguments that it documents.
+# Called by Detectron2, with arguments that Detectron2 documents.
 _BY_CONTRACT = {"from_config"}
 
 
@@ -48,8 +48,8 @@ def public_names(modules: Iterable[str] = MODULES) -> list[str]:
 def undocumented(modules: Iterable[str] = MODULES) -> list[str]:
     """Public classes, functions, registries, methods and properties without a docstring.
 
-    A method that a base class describes needs no description of its own. Constructors are
-    described by their class.
+    A method described by a base class needs no docstring of its own. Constructors are described by
+    their class.
     """
     result = []
     for name in public_names(modules):

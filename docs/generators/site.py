@@ -1,11 +1,10 @@
 """Hooks of mkdocs.yml: what ``make docs`` does beyond rendering the Markdown files of docs/.
 
-The pages are written to be read in the repository, so they link to files as they lie there. Here
-
+The pages are written to be read in the repository, so they link to files in the repository. Here
 - pages outside docs/ (the README, the changelog, ...) get a place on the site,
-- tutorials become pages (their notebooks stay beside them for download),
+- tutorials become pages (with their notebooks next to them for download),
 - a source file that a page links to becomes a page that shows it,
-- links between all of these are turned into links of the site, so that MkDocs can check them,
+- links between all of these become links within the site, so that MkDocs can check them,
 - a public name without a docstring, or on no page, is a warning, and warnings fail the build.
 """
 
@@ -37,7 +36,7 @@ __all__ = [
 
 logger = logging.getLogger("mkdocs.hooks.site")
 ROOT = Path(__file__).resolve().parents[2]
-# Pages that lie beside what they describe, and their place among the pages of docs/.
+# Pages that are next to what they describe, and their place among the pages of docs/.
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -47,7 +46,7 @@ PAGES = {
 }
 _IMAGES = (".png", ".jpg", ".svg")
 _LEXERS = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".h": "cpp", ".cpp": "cpp"}
-# Code is left alone; the target of a link outside of code is in `target`.
+# Code is skipped; the target of a link outside code is in `target`.
 _LINKS = re.compile(
     r"(?P<code>^(?P<fence>```+|~~~+).*?^(?P=fence)|(?P<tick>`+)[^\n]*?(?P=tick))"
     r"|(?<=\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))",
@@ -56,7 +55,7 @@ _LINKS = re.compile(
 
 
 def site_path(path: str) -> str:
-    """Where a file of the repository is on the site, as MkDocs names the source of a page."""
+    """Where a file of the repository is on the site, in MkDocs's notation."""
     if path in PAGES:
         return PAGES[path]
     inside = path.removeprefix("docs/")
@@ -69,7 +68,7 @@ def site_path(path: str) -> str:
 
 
 def rewrite_links(text: str, page: str) -> tuple[str, set[str]]:
-    """Turn the links of a page between files of the repository into links of the site.
+    """Turn a page's links between files of the repository into links within the site.
 
     Args:
         text: Markdown.
@@ -77,7 +76,7 @@ def rewrite_links(text: str, page: str) -> tuple[str, set[str]]:
 
     Returns:
         The text, and the paths of the source files it links to. Links to files that do not exist
-        stay as they are, for MkDocs to complain about.
+        are unchanged, so that MkDocs reports them.
     """
     sources = set()
     here = posixpath.dirname(site_path(page))
@@ -100,8 +99,8 @@ def rewrite_links(text: str, page: str) -> tuple[str, set[str]]:
 def undescribed(names: Iterable[str], described: Container[str]) -> list[str]:
     """The public names that no page describes.
 
-    An operator's module has the operator's name, and static analysis takes the module for the
-    name: such a function is on its page by its full path, ``resobj_d2.ops.nms.nms``.
+    An operator's module has the operator's name, and static analysis mistakes one for the other, so
+    such a function is listed by its full path, ``resobj_d2.ops.nms.nms``.
     """
     return [
         name
@@ -117,7 +116,7 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that docs/ does not hold as Markdown, and rewrite the links of all."""
+    """Add the pages that are not Markdown files in docs/, and rewrite the links of all pages."""
     pages = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     pages |= {path: (ROOT / path).read_text() for path in PAGES}
     for file in [f for f in files if f.src_uri.endswith(".ipynb")]:
@@ -133,7 +132,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """Let the search show pages of prose before those of the API."""
+    """Make the search list pages of prose before those of the API."""
     if page.file.src_uri.startswith("api/"):
         page.meta["search"] = {"boost": 0.5}
 
@@ -175,7 +174,7 @@ def _notebook_page(notebook: File, files: Files, config: MkDocsConfig) -> str:
 
 
 def _source_page(path: str) -> str:
-    """A page that shows a file of the repository, which the search leaves out."""
+    """A page that shows a file of the repository, excluded from the search."""
     language = _LEXERS.get(posixpath.splitext(path)[1], "text")
     text = (ROOT / path).read_text()
     return (

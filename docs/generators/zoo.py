@@ -35,7 +35,7 @@ def table(folder: str) -> str:
 
 
 def page(text: str) -> str:
-    """``text`` with the table between its markers made anew.
+    """``text`` with the table between its markers regenerated.
 
     Raises:
         ValueError: the markers are missing.

@@ -55,7 +55,6 @@ class FSAFAssigner(Assigner):
         unselected: how a box's effective points on the other levels are trained:
             "other_classes" (negative for all but the box's own class), "background" or "ignore".
         focal_alpha, focal_gamma: of the focal loss used by "online".
-        focal_alpha, focal_gamma: of the focal loss that "online" compares.
 
     If a box is so small that no point of a level lies in its effective region, the nearest point
     is used there. A box whose points all belong to smaller boxes is not trained at all.

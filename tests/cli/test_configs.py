@@ -1,4 +1,4 @@
-"""``resobj-d2 configs``: the list, and one configuration written out."""
+"""``resobj-d2 configs``: the list, and one configuration printed in full."""
 
 import os
 import subprocess
@@ -112,7 +112,7 @@ def test_show_knows_the_keys_of_imported_entries(how, tmp_path, repository):
     path = tmp_path / "own.yaml"
     path.write_text('IMPORTS: ["my_losses"]\n' if how == "file" else "SEED: 1\n")
     options = ["--import", "my_losses"] if how == "option" else []
-    # In a process of its own: the registry would keep the loss for other tests.
+    # In a separate process: the registry would keep the loss for other tests.
     shown = subprocess.run(
         [sys.executable, "-m", "resobj_d2", "configs", "--show", str(path), *options],
         cwd=repository,

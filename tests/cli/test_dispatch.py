@@ -1,4 +1,4 @@
-"""The table of commands: every row works, --help is quick, and an unknown command is answered."""
+"""The table of commands: every row works, --help is fast, and unknown commands are explained."""
 
 import importlib
 import subprocess
@@ -25,7 +25,7 @@ def test_every_row_is_a_group_or_a_module_with_main(command):
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)
-def test_help_is_that_of_the_command(words, capsys):
+def test_help_is_the_commands_own(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*words, "--help"])
     assert exit_.value.code == 0

@@ -1,9 +1,9 @@
-"""Builds the CUDA kernels for the processor, in place of the CPU's: see ``emulation.h``.
+"""Builds the CUDA kernels for the CPU, in place of the CPU kernels: see ``emulation.h``.
 
     python -m tests.cuda_emulation.build FOLDER
 
-makes a copy of the package and of the operators' tests in FOLDER. What runs there as the CPU's
-kernels are the CUDA kernels; ``python -m pytest tests/ops`` in FOLDER tests them.
+copies the package and the operators' tests to FOLDER, where the CUDA kernels run in place of the
+CPU kernels; ``python -m pytest tests/ops`` in FOLDER tests them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RENAMED = {
 
 
 def translate(source: str) -> str:
-    """C++ for the processor from CUDA C++: launches become calls, a few names are others.
+    """Translates CUDA C++ to C++ for the CPU: launches become calls, and a few names change.
 
     ``kernel<T><<<grid, block, 0, stream>>>(x)`` becomes ``emulation::Launch(grid, block, 0,
     stream)([](auto... a) { kernel<T>(a...); }, x)``.
@@ -55,7 +55,7 @@ def translate(source: str) -> str:
 
 
 def _start_of_kernel(source: str, end: int) -> int:
-    """Where the name before ``<<<`` begins, template arguments included."""
+    """Where the name before ``<<<`` starts, including template arguments."""
     position = len(source[:end].rstrip())
     if source[position - 1] == ">":
         depth = 0
@@ -68,7 +68,7 @@ def _start_of_kernel(source: str, end: int) -> int:
 
 
 def build(folder: Path) -> None:
-    """Make ``folder`` (see above); it must not exist."""
+    """Build into ``folder`` (see above), which must not exist."""
     generated = folder / "csrc"
     generated.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("emulation.h"), generated)

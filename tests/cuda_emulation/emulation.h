@@ -1,13 +1,13 @@
-// What kernels in CUDA C++ need to run on the processor, one block after the other.
+// What kernels in CUDA C++ need to run on the CPU, one block after the other.
 //
 // Each thread of a block is a fibre: it runs until it reaches a barrier or a warp operation, and
-// continues once all that take part have arrived. A warp runs ahead until it needs the others. The
-// order of warps, and of the threads in a warp, is EMULATION_ORDER: "forward" (default), "reverse"
-// or "shuffled". Whatever depends on it, such as a missing __syncthreads(), gives other results in
-// another order.
+// continues once all participants have arrived. A warp runs ahead until it needs the others. The
+// order of warps, and of the threads in a warp, is set by EMULATION_ORDER: "forward" (default),
+// "reverse" or "shuffled". Code that depends on it, for example because of a missing
+// __syncthreads(), gives different results in different orders.
 //
-// Stricter than the hardware: all threads of a block must reach a barrier, and the same one;
-// all 32 lanes of a warp must take part in a warp operation, and in the same one.
+// Stricter than the hardware: all threads of a block must reach the same barrier, and all 32 lanes
+// of a warp must take part in the same warp operation.
 #pragma once
 
 #include <setjmp.h>
@@ -32,7 +32,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
-// One block runs at a time, so what its threads share can be static.
+// One block runs at a time, so data shared by its threads can be static.
 #define __shared__ static
 
 #define __syncthreads() emulation::block_barrier(__FILE__, __LINE__)
@@ -78,8 +78,8 @@ struct Fiber {
   char* stack = nullptr;
   bool waits_for_a_kernel = false;
   State state = State::kDone;
-  Place place;        // of the barrier it waits at
-  uint64_t value[2];  // given to the warp, in turns, so that one barrier per operation does
+  Place place;        // of the barrier that it waits at
+  uint64_t value[2];  // given to the warp; they alternate, so one barrier per operation suffices
   unsigned operations = 0;
 };
 
@@ -138,13 +138,13 @@ inline bool block_or(bool value, const char* file, int line) {
   block_barrier(file, line);
   bool any = false;
   for (unsigned i = 0; i < block.size; ++i) any |= block.fibers[i].value[0] != 0;
-  block_barrier(file, line);  // nobody's value changes before all have read it
+  block_barrier(file, line);  // no value changes before all have read it
   return any;
 }
 
 inline unsigned lane() { return block.current % kWarp; }
 
-// Gives `bits` to the warp and returns the slot in which the values of the other lanes are.
+// Gives `bits` to the warp and returns the slot with the values of the other lanes.
 inline unsigned exchange(unsigned mask, uint64_t bits, const char* file, int line) {
   if (mask != 0xffffffffu) throw std::logic_error("only full masks are emulated");
   Fiber& fiber = block.fibers[block.current];
@@ -158,7 +158,7 @@ inline uint64_t value_of_lane(unsigned other, unsigned slot) {
   return block.fibers[block.current / kWarp * kWarp + other].value[slot];
 }
 
-// A lane beyond the warp leaves each with its own value, as on the hardware.
+// Lanes that would read beyond the warp keep their own value, as on the hardware.
 template <typename T>
 T shuffle(unsigned mask, T value, unsigned from, const char* file, int line) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "as the hardware");
@@ -178,7 +178,7 @@ inline unsigned ballot(unsigned mask, bool value, const char* file, int line) {
   return bits;
 }
 
-// Releases those of [begin, end) when all wait in `state`; throws if they wait in different places.
+// Releases the threads in [begin, end) if all wait in `state`; throws if in different places.
 inline bool release(unsigned begin, unsigned end, State state) {
   for (unsigned i = begin; i < end; ++i) {
     if (block.fibers[i].state != state) return false;
@@ -228,7 +228,7 @@ inline void start(unsigned i) {
   fiber.operations = 0;
 }
 
-// Runs a warp as far ahead of the others as it can go.
+// Runs a warp as far ahead of the others as possible.
 inline void run_warp(unsigned begin) {
   do {
     for (unsigned lane : turns(kWarp)) {

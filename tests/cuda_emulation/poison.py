@@ -1,4 +1,4 @@
-"""A pytest plugin: memory that nobody wrote to is NaN, or the largest whole number."""
+"""A pytest plugin: uninitialised memory is NaN or the largest integer."""
 
 import torch
 

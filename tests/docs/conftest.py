@@ -1,4 +1,4 @@
-"""What the tests of docs/migration.md share."""
+"""Shared by the tests of docs/migration.md."""
 
 import re
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def retinanets(tiny_cfg):
 
 @pytest.fixture
 def migration_code(migration, retinanets):
-    """What the page's Python defines; its one line on a model of Detectron2's gets one."""
+    """What the page's Python defines; the line that needs one of Detectron2's models gets one."""
     variables = {"model": retinanets()[1]}
     for block in re.findall(r"```python\n(.*?)```", migration.text, re.S):
         exec(block, variables)
@@ -59,5 +59,5 @@ def migration_code(migration, retinanets):
 
 @pytest.fixture
 def octave():
-    """RetinaNet's anchors as a config makes them."""
+    """RetinaNet's anchors as created by a config."""
     return OctaveAnchors(strides=STRIDES)

@@ -1,4 +1,4 @@
-"""Every public name is described: whoever exports one writes its docstring."""
+"""Every public name has a docstring."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ import pytest
 from docs.generators.public_names import MODULES, public_names, undocumented
 from resobj_d2.registry import Registry
 
-# Modules that cannot be imported without a package that few need.
+# Modules that need a rarely installed package.
 OPTIONAL = {"resobj_d2.inference.sahi": "sahi"}
 
 
@@ -28,7 +28,7 @@ def test_every_public_name_has_a_docstring(repository):
     assert not undocumented(dict.fromkeys(modules))
 
 
-def test_public_names_exist_and_are_those_of_all():
+def test_public_names_exist_and_are_listed_in_all():
     names = public_names(["resobj_d2.ops"])
     assert names == [f"resobj_d2.ops.{n}" for n in importlib.import_module("resobj_d2.ops").__all__]
     assert "resobj_d2.ops.match_anchors" in names
@@ -40,7 +40,7 @@ def test_a_module_without_all_is_an_error():
 
 
 class Base:
-    """What entries promise."""
+    """What entries must do."""
 
     def described(self):
         """What it does."""

@@ -1,4 +1,4 @@
-"""The changelog's table of moves is true, and the newest version is the package's."""
+"""The changelog's table of moves is correct, and its newest version is the package's."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ def exists(module):
     try:
         spec = importlib.util.find_spec(module)
         return spec is not None and spec.origin is not None  # an empty folder has no origin
-    except ModuleNotFoundError:  # a package on the way is missing
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 

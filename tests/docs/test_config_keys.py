@@ -1,4 +1,4 @@
-"""docs/config_keys.md is what the owners of the keys declare."""
+"""docs/config_keys.md agrees with the declarations of the keys."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from docs.generators.config_keys import main, page
 
 
 def test_page_is_up_to_date(repository):
-    """In a process of its own: other tests register entries of their own."""
+    """In a separate process, since other tests register their own entries."""
     command = [sys.executable, "-W", "ignore", "-m", "docs.generators.config_keys"]
     made = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert (repository / "docs/config_keys.md").read_text() == made.stdout
@@ -21,6 +21,6 @@ def test_page_lists_keys_with_default_meaning_reader_and_source(tmp_path):
         "| `MODEL.DENSE.CLS_LOSS.FOCAL_GAMMA` | `2.0` | float | focusing exponent; 0 gives cross "
         "entropy | `SigmoidFocalLoss` | RetinaNet, Eq. 5 |"
     )
-    # The anchor-free stream's keys stand there only where they differ.
+    # The anchor-free stream's keys are only listed if they differ.
     assert "`MODEL.DENSE.ANCHOR_FREE.CODER.NAME`" in page()
     assert "ANCHOR_FREE.CLS_LOSS.FOCAL_GAMMA" not in page()

@@ -26,7 +26,7 @@ def test_every_yaml_of_the_family_has_a_row(repository):
 
 
 class Convs(nn.Module):
-    """The attributes of a Detectron2 RetinaNet that the count goes through."""
+    """The attributes of Detectron2's RetinaNet that the count uses."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""docs/migration.md tells the truth about Detectron2, and its code runs."""
+"""docs/migration.md is right about Detectron2, and its code runs."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from resobj_d2.config import add_resobj_config
 from resobj_d2.matching import DeltaCoder
 from tests.conftest import RESNET
 
-# Another value than the default for each key that both have; all change a number.
+# A non-default value for each key that both have; every one changes the results.
 OTHER = {
     "NORM": "GN",
     "IOU_THRESHOLDS": [0.2, 0.3],
@@ -46,7 +46,7 @@ def value(cfg, key):
 
 
 def results(pair, batch, tmp_path, spread=3.0):
-    """Losses and first image's (boxes, scores) of both models with Detectron2's weights."""
+    """Losses and the first image's (boxes, scores) of both models with Detectron2's weights."""
     ours, theirs = pair
     with torch.no_grad():
         for conv in (theirs.head.cls_score, theirs.head.bbox_pred):
@@ -89,7 +89,7 @@ def test_keys_have_the_same_defaults(migration):
     ],
 )
 def test_keys_mean_the_same(migration, retinanets, make_batch, tmp_path, keys):
-    # Group normalisation in 32 groups needs a wider pyramid than the toy has.
+    # Group normalisation with 32 groups needs a wider pyramid than the toy's.
     options = list(RESNET) if keys == "NORM" else []
     for key in keys.split():
         options += [f"MODEL.RETINANET.{key}", OTHER[key], counterpart(migration, key), OTHER[key]]
@@ -141,11 +141,11 @@ def test_the_yaml_for_a_checkpoint_of_the_zoo(migration):
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 and stock.MODEL.RESNETS.STRIDE_IN_1X1
 
 
-def test_accelerate_took_the_model(migration_code):
+def test_accelerate_accepts_the_model(migration_code):
     assert accelerated_parts(migration_code["model"])
 
 
-def test_a_box_that_overlaps_no_anchor():
+def test_a_box_without_anchor_overlap():
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
     far = torch.tensor([[100.0, 100.0, 110.0, 110.0]])
     match = ops.match_anchors(anchors, far, [1], thresholds=[0.4, 0.5], labels=[0, -1, 1])
@@ -154,7 +154,7 @@ def test_a_box_that_overlaps_no_anchor():
     assert matcher(pairwise_iou(Boxes(far), Boxes(anchors)))[1].tolist() == [1, 1]
 
 
-def test_dw_and_dh_are_limited_above_alone():
+def test_dw_and_dh_have_an_upper_limit_only():
     anchor = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     theirs = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
     for size in (20.0, -8.0):

@@ -1,4 +1,4 @@
-"""docs/migration.md tells the truth about torchvision, and its code runs."""
+"""docs/migration.md is right about torchvision, and its code runs."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ from resobj_d2.matching import DeltaCoder
 MAPS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
 SIDE = 128
 CHANNELS = 16  # of the tower of tiny_cfg
-# Place of each anchor of a cell among torchvision's and mmdetection's, ours in order.
+# Position of each anchor of a cell in torchvision's and mmdetection's order, in our order.
 THEIR_ORDER = [0, 3, 6, 1, 4, 7, 2, 5, 8]
 
 
@@ -43,7 +43,7 @@ def make_targets():
 
 
 def small_model():
-    """torchvision's RetinaNet around nothing, for its methods."""
+    """torchvision's RetinaNet without a backbone, for its methods."""
     backbone = nn.Identity()
     backbone.out_channels = 8
     return retinanet.RetinaNet(backbone, num_classes=3)
@@ -61,8 +61,8 @@ def test_orders_of_anchors(migration_code, octave):
     rounded = torchvision_anchors()[:9]
     assert migration_code["size_by_size"](torch.arange(9)).tolist() == THEIR_ORDER
     torch.testing.assert_close(migration_code["size_by_size"](rounded), ours, rtol=0, atol=1.0)
-    assert (rounded - ours).abs().max() > 5  # their own order is another one
-    # mmdetection's AnchorGenerator: the same two loops, nothing rounded.
+    assert (rounded - ours).abs().max() > 5  # their own order differs
+    # mmdetection's AnchorGenerator: the same two loops, without rounding.
     height = torch.tensor([0.5, 1.0, 2.0]).sqrt()
     scale = 8 * 4 * torch.tensor([2 ** (i / 3) for i in range(3)])
     width, height = (1 / height[:, None] * scale).flatten(), (height[:, None] * scale).flatten()
@@ -141,7 +141,7 @@ def features():
 
 
 def spread(module):
-    """Weights that tell every channel from every other."""
+    """Weights that make every channel distinguishable."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.15, generator=generator)
@@ -178,7 +178,7 @@ def test_head_of_torchvision(migration_code, tiny_cfg, features):
 
 
 def test_head_of_mmdetection(migration_code, tiny_cfg, features):
-    """Its RetinaHead: plain convolutions under its names, each but the last with a ReLU."""
+    """Its RetinaHead: plain convolutions under its names, each but the last followed by a ReLU."""
     state, expected = {}, {}
     for task, channels in (("cls", 3), ("reg", 4)):
         convs = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in range(4)]
@@ -208,7 +208,7 @@ def test_defaults_of_torchvision():
     assert retinanet.RetinaNetRegressionHead(8, 9)._loss_type == "l1"
 
 
-def test_torchvision_limits_dw_and_dh_above_alone():
+def test_torchvisions_dw_and_dh_have_an_upper_limit_only():
     anchor = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     theirs = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     for size in (20.0, -8.0):
@@ -229,8 +229,8 @@ def test_torchvisions_network():
     assert first.head.classification_head.num_classes == 91
 
 
-def test_torchvision_clips_in_front_of_nms():
-    """Two boxes that overlap much inside the image only: one is left, ours and Detectron2's two."""
+def test_torchvision_clips_before_nms():
+    """Boxes that only overlap much inside the image: one remains, with ours and Detectron2 two."""
     anchors = torch.tensor([[-80.0, 0.0, 10.0, 10.0], [0.0, 0.0, 90.0, 10.0]])
     logits = torch.tensor([[2.0], [1.0]])
     outputs = {"cls_logits": [logits[None]], "bbox_regression": [torch.zeros(1, 2, 4)]}

@@ -1,4 +1,4 @@
-"""docs/operators.md lists every operator, and its examples print what the page says they print."""
+"""docs/operators.md lists every operator, and its examples print what the page says."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The Python of docs/prediction.md runs, on a small detector."""
+"""The Python code of docs/prediction.md runs on a small detector."""
 
 import importlib.util
 import re
@@ -22,7 +22,7 @@ def blocks(repository):
 
 @pytest.fixture
 def folder(tiny_resobj, tmp_path, monkeypatch):
-    """The working directory, with the config, the checkpoint and the photo of the page."""
+    """The working directory, with the page's config, checkpoint and photo."""
     monkeypatch.chdir(tmp_path)
     cfg = tiny_resobj(
         *("INPUT.MIN_SIZE_TEST", "96", "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0"),

@@ -22,7 +22,7 @@ def test_the_notebook_takes_at_most_ten_lines(blocks):
 def test_the_code_runs(blocks, tmp_path, monkeypatch, capsys, clean_catalogs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    # Fewer scenes and iterations; everything else as printed.
+    # Fewer scenes and iterations; everything else is as printed.
     first = blocks[0].replace("SOLVER__MAX_ITER=200, SOLVER__STEPS=()", "**SMALL")
     assert first != blocks[0]
     splits = [

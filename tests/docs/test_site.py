@@ -1,4 +1,4 @@
-"""The hooks of `make docs`: links of the repository become links of the site."""
+"""The hooks of `make docs`: links within the repository become links within the site."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_every_file_has_a_place(path, place):
     assert site_path(path) == place
 
 
-def test_pages_beside_the_code_exist(repository):
+def test_pages_outside_docs_exist(repository):
     assert all((repository / page).is_file() for page in PAGES)
 
 
@@ -57,13 +57,13 @@ def test_links_go_up_from_a_folder_of_the_site():
     "text",
     [
         "[d](https://example.org/docs/methods.md) [a](#anchor) [m](mailto:someone@example.org)",
-        "[missing](docs/no_such_page.md)",  # MkDocs is to complain about it
+        "[missing](docs/no_such_page.md)",  # MkDocs must report it
         "`[code](LICENSE)`",
         "```\n[code](LICENSE)\n```",
         "text\n\n````markdown\n```\n[code](LICENSE)\n```\n````\n",
     ],
 )
-def test_other_links_and_code_stay(text):
+def test_other_links_and_code_are_unchanged(text):
     assert rewrite_links(text, "README.md") == (text, set())
 
 
@@ -72,7 +72,7 @@ def test_links_after_code_are_found():
     assert text.endswith("`a` [l](source/LICENSE.md) `b`") and sources == {"LICENSE"}
 
 
-def test_a_function_counts_under_its_module_of_the_same_name():
+def test_a_function_is_found_under_its_module_of_the_same_name():
     names = ["ops.nms", "ops.iou", "ops.lost"]
     assert undescribed(names, {"ops.nms.nms", "ops.iou", "ops.other"}) == ["ops.lost"]
 
@@ -125,7 +125,7 @@ def test_a_broken_link_fails_the_build(repository, tmp_path):
     pages = tmp_path / "docs"
     pages.mkdir()
     (pages / "index.md").write_text("# Page\n\n[there](other.md) [anchor](#nothing)\n")
-    # The links' rules are those of the real file; hooks and API have tests of their own.
+    # The rules for links are those of the real file; hooks and API are tested separately.
     rules = config[config.index("validation:") : config.index("hooks:")]
     (tmp_path / "mkdocs.yml").write_text("site_name: t\nstrict: true\n" + textwrap.dedent(rules))
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The tutorials run from the first cell to the last, at a small size, and end where they should."""
+"""The tutorials run from the first cell to the last, at a small size, with the expected outcome."""
 
 import os
 
@@ -8,7 +8,7 @@ nbformat = pytest.importorskip("nbformat", reason="`make docs` installs what run
 nbclient = pytest.importorskip("nbclient", reason="`make docs` installs what runs notebooks")
 pytest.importorskip("ipykernel", reason="`make docs` installs what runs notebooks")
 
-# What replaces the values of the cell tagged "parameters", and what holds after the last cell.
+# What replaces the cell tagged "parameters", and what must hold after the last cell.
 SMALL = {
     "operators": ("STEPS = 600", "assert recall > 0.85 and precision > 0.4"),
     "own_data": (
@@ -42,14 +42,14 @@ def test_tutorial_runs(repository, tmp_path, name):
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
-    # An empty folder and a user's environment: the package, and nothing of the repository.
+    # An empty folder and a user's environment: the package, but nothing of the repository.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     client.execute(env=environment)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_stored_outputs_are_of_a_whole_run_and_small(repository, name):
-    """The pages show what is stored in the notebooks: run all cells, in order, before a commit."""
+def test_stored_outputs_are_from_one_complete_run_and_small(repository, name):
+    """The pages show the stored outputs: run all cells, in order, before a commit."""
     notebook = read(repository, name)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -1,4 +1,4 @@
-"""The table of configs/README.md is the one that `resobj-d2 configs` lists."""
+"""The table of configs/README.md is the one listed by `resobj-d2 configs`."""
 
 import pytest
 

@@ -12,11 +12,11 @@ import pytest
 
 FOLDERS = ("configs", "csrc", "docs", "resobj_d2", "tests")
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "train_net.py")
-# The two hooks that build frontends call; `build` itself would want an environment and a network.
+# The two hooks called by build frontends; `build` itself would need an environment and a network.
 BUILD = (
     "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 )
-# Of the tests' own run or of a user's shell; an installation must not depend on them.
+# Variables of the test run or a user's shell that an installation must not depend on.
 SWITCHES = (
     "PYTHONPATH", "RESOBJ_REQUIRE_NATIVE", "RESOBJ_NO_EXT", "FORCE_CUDA", "CUDA_HOME", "CXX", "CC",
     "RESOBJ_TRACEBACK", "DETECTRON2_DATASETS",
@@ -30,7 +30,7 @@ def clean_environment(**changes):
 
 @pytest.fixture(scope="session")
 def build():
-    """A function: run a build hook on a source folder; returns what it made."""
+    """A function: runs a build hook on a source folder and returns the result."""
 
     def run(what, source, output, **environment):
         result = subprocess.run(
@@ -49,7 +49,7 @@ def build():
 
 @pytest.fixture(scope="session")
 def copy_of_repository(repository):
-    """A function: copy what belongs to the repository, without anything built."""
+    """A function: copies what belongs to the repository, without anything built."""
 
     def copy(folder):
         skip = shutil.ignore_patterns("*.so", "__pycache__", "_build.json")
@@ -90,13 +90,13 @@ def wheel(tmp_path_factory, sdist, build):
 
 
 class Environment:
-    """A virtual environment that sees the packages of this one, resobj_d2 and its like excepted."""
+    """A virtual environment that sees this one's packages, except resobj_d2 and the like."""
 
     def __init__(self, folder):
         venv.create(folder, with_pip=True, symlinks=True)
         self.bin = folder / "bin"
         (site_packages,) = folder.glob("lib/python*/site-packages")
-        # Of a path named in a .pth file the .pth files, such as an editable install's, are ignored.
+        # Python ignores .pth files, such as an editable install's, in paths named in a .pth file.
         (site_packages / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     def run(self, *command, cwd, **environment):
@@ -110,7 +110,7 @@ class Environment:
         )
 
     def check(self, *command, cwd, **environment):
-        """The same for a program that has to succeed; returns its standard output."""
+        """The same for a program that must succeed; returns its standard output."""
         done = self.run(*command, cwd=cwd, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

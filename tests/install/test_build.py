@@ -1,4 +1,4 @@
-"""What ``python -m build`` makes: a complete sdist, and from it a wheel for every Python."""
+"""The results of ``python -m build``: a complete sdist, and from it a wheel for every Python."""
 
 import os
 import subprocess

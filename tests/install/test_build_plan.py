@@ -1,4 +1,4 @@
-"""What setup.py decides to build: without compilers, with and without a GPU, and what it says."""
+"""What setup.py decides to build, without compilers, with and without a GPU, and what it prints."""
 
 import importlib.util
 import sys
@@ -16,11 +16,11 @@ esac
 
 @pytest.fixture
 def plan(repository, monkeypatch):
-    """A fresh copy of csrc/build_plan.py under a torch with CUDA, without a GPU or switches."""
+    """A fresh copy of csrc/build_plan.py with a torch with CUDA, no GPU and no switches."""
     path = repository / "csrc" / "build_plan.py"
     spec = importlib.util.spec_from_file_location("build_plan_under_test", path)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look up their module
     spec.loader.exec_module(module)
     for name in ("RESOBJ_NO_EXT", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CXX", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -33,7 +33,7 @@ def plan(repository, monkeypatch):
 
 @pytest.fixture
 def nvcc(tmp_path, monkeypatch):
-    """An nvcc of CUDA 13.0 that says what it knows and compiles nothing."""
+    """An nvcc of CUDA 13.0 that reports what it supports and compiles nothing."""
     program = tmp_path / "bin" / "nvcc"
     program.parent.mkdir()
     program.write_text(NVCC)
@@ -65,7 +65,7 @@ def test_with_a_gpu_its_own_architecture_is_compiled(plan, nvcc, monkeypatch):
     assert "cuda_not_built" not in made.record()
 
 
-def test_a_gpu_that_nvcc_does_not_know_gets_ptx_of_the_newest(plan, nvcc, monkeypatch):
+def test_a_gpu_unknown_to_nvcc_gets_ptx_of_the_newest(plan, nvcc, monkeypatch):
     monkeypatch.setattr(plan, "visible_gpus", lambda: ["13.0"])
     made = plan.make_plan()
     assert codes(made)[-2:] == ["sm_120", "compute_120"]
@@ -107,16 +107,16 @@ def test_force_cuda_without_nvcc_is_an_error(plan, monkeypatch):
         ("CXX", "/nonexistent", "no C++ compiler found (looked for /nonexistent)"),
     ],
 )
-def test_nothing_is_built_for_a_reason_that_is_kept(plan, monkeypatch, variable, value, reason):
+def test_the_reason_for_building_nothing_is_recorded(plan, monkeypatch, variable, value, reason):
     monkeypatch.setenv(variable, value)
     made = plan.make_plan()
     record = made.record()
     assert record["cpu_not_built"] == record["cuda_not_built"] == reason
     assert f"CPU kernels: left out, {reason}" in made.lines()
-    plan.require_torch()  # no compiler needs it
+    plan.require_torch()  # not needed without a compiler
 
 
-def test_without_torch_an_installation_stops_and_a_build_goes_on(plan, monkeypatch):
+def test_without_torch_an_installation_stops_but_a_build_continues(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit) as caught:
         plan.require_torch()
@@ -128,7 +128,7 @@ def test_without_torch_an_installation_stops_and_a_build_goes_on(plan, monkeypat
     plan.require_torch()
 
 
-def test_gpus_are_counted_once_for_each_architecture(plan, monkeypatch):
+def test_gpus_are_listed_once_per_architecture(plan, monkeypatch):
     capabilities = [(9, 0), (8, 6), (9, 0)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
@@ -136,5 +136,5 @@ def test_gpus_are_counted_once_for_each_architecture(plan, monkeypatch):
     assert plan.real_visible_gpus() == ["8.6", "9.0"]
 
 
-def test_with_torch_an_installation_goes_on(plan):
+def test_with_torch_an_installation_continues(plan):
     plan.require_torch()

@@ -1,4 +1,4 @@
-"""Installing Detectron2: what is there stays, what does not match stops with a clear message."""
+"""Installing Detectron2: existing ones are left alone, mismatches stop with a clear message."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ SCRIPT = Path(installer.__file__).resolve()
 
 
 def run_script(*arguments, python=sys.executable, path=None):
-    """Run the installer as a plain file, the way it is used before anything is installed."""
+    """Run the installer as a plain file, as it is used before anything is installed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -34,7 +34,7 @@ def make_detectron2(folder, source):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """An interpreter with the standard library and nothing else, not even pip."""
+    """An interpreter with only the standard library, not even pip."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False)
     return folder / "bin" / "python"
@@ -80,7 +80,7 @@ def test_wrong_hash_stops_before_anything_is_installed(tmp_path, monkeypatch):
 def test_importable_detectron2_is_left_untouched(tmp_path):
     package = make_detectron2(tmp_path, "__version__ = '9.9'\n")
     before = (package / "__init__.py").stat()
-    # The missing file would be an error, were it used.
+    # The missing file would be an error if it were used.
     result = run_script("--sdist", tmp_path / "missing.tar.gz", path=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"Detectron2 9.9 (from a source folder) at {package}" in result.stdout
@@ -125,7 +125,7 @@ def test_placeholder_explains_compiled_operations():
     with pytest.raises(AttributeError, match="_C.nms_rotated is a compiled operation") as error:
         _ = compiled.nms_rotated
     assert "pip uninstall detectron2-cdo" in str(error.value)
-    # Detectron2's collect_env asks for these, Python itself for names like the last.
+    # Detectron2's collect_env calls these, and Python itself looks up names like the last one.
     assert compiled.get_compiler_version() == "compiled operations not built"
     assert compiled.get_cuda_version() == "compiled operations not built"
     assert compiled.has_cuda() is False

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Runs with the fresh installation alone: Detectron2 is made impossible to import.
+# Runs with only the fresh installation: importing Detectron2 is made impossible.
 PROGRAM = """
 import json
 import sys
@@ -55,7 +55,7 @@ def test_installs_without_compiled_code(tmp_path, how):
     if how == "switched off":
         environment["RESOBJ_NO_EXT"] = "1"
     else:
-        # A PATH with nothing on it and no compiler named otherwise.
+        # An empty PATH, and no compiler named otherwise.
         empty = tmp_path / "empty"
         empty.mkdir()
         environment["PATH"] = str(empty)
@@ -85,5 +85,5 @@ def test_installs_without_compiled_code(tmp_path, how):
     assert Path(origin).is_relative_to(target)
     reason = "RESOBJ_NO_EXT was set" if how == "switched off" else "no C++ compiler found"
     assert status.startswith(f"not built: {reason}")
-    # One unit square in common: 1 / (4 + 4 - 1).
+    # They share one unit square: 1 / (4 + 4 - 1).
     assert json.loads(ious) == [[pytest.approx(1 / 7, rel=1e-6), 0.0]]

@@ -1,4 +1,4 @@
-"""The package as users meet it: installed elsewhere and used from an empty folder."""
+"""The package as users see it: installed elsewhere and used from an empty folder."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_a_wheel_is_a_tool(
     assert "META_ARCHITECTURE: ResObjDenseDetector" in tool("configs", "--show", NAME).stdout
     assert list(empty_folder.iterdir()) == []
 
-    # Train on a yaml of the user's own, evaluate and predict by name.
+    # Train on a user's own yaml, then evaluate and predict by name.
     own = '_BASE_: "resobj_d2://small/scenes_retinanet_resobj_t2.yaml"\nSEED: 5\n'
     (empty_folder / "own.yaml").write_text(own)
     trained = tool("train", "--config-file", "own.yaml", *SMALL)
@@ -86,7 +86,7 @@ def test_a_wheel_is_a_tool(
     assert "comes first on Python's path" in report
 
 
-def test_an_editable_install_uses_the_folder_beside_it(
+def test_an_editable_install_uses_its_source_folder(
     environment, empty_folder, tmp_path, copy_of_repository
 ):
     clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
@@ -123,7 +123,7 @@ def test_an_isolated_install_says_what_to_do(
     assert environment.check("resobj-d2", "--version", cwd=empty_folder) == VERSION
 
 
-def test_a_compiler_that_fails_leaves_the_reason(
+def test_a_failing_compiler_leaves_its_reason(
     environment, empty_folder, tmp_path, copy_of_repository
 ):
     clone = copy_of_sources(copy_of_repository, tmp_path / "clone")
