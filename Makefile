@@ -1,7 +1,7 @@
-# `make` alone lists the targets. Every target first makes the environment it needs, see .ci/setup.
+# `make` alone lists the targets. Every target first sets up the environment it needs, see .ci/setup.
 #
 # PYTHON=/path/to/python uses that interpreter's environment instead of .venv. It must have torch
-# and torchvision; a Detectron2 there is used as it is, and only what is missing gets installed.
+# and torchvision; an existing Detectron2 is left alone, and only what is missing is installed.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -15,16 +15,16 @@ cpp_sources = $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.c
 
 help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
-	@echo "make test       run every test, the slow ones too"
+	@echo "make test       run every test, including the slow ones"
 	@echo "make docs       build the site in build/site; broken links and undocumented names fail"
 	@echo "make bench      measure the operators against their peers (about 10 minutes)"
 	@echo "make gpu-check  build, test and measure on an NVIDIA GPU"
-	@echo "make setup      make .venv: pinned dependencies, Detectron2, native operators"
+	@echo "make setup      create .venv: pinned dependencies, Detectron2, native operators"
 	@echo "make lint       check style and formatting of Python, C++ and CUDA sources"
 	@echo "make format     apply the formatting that lint checks"
 	@echo "make clean      remove build products and caches; distclean removes .venv too"
 	@echo
-	@echo "Each sets up what it needs and reuses what is there. To use your own environment:"
+	@echo "Each sets up what it needs and reuses what exists. To use your own environment:"
 	@echo "make test PYTHON=/path/to/python"
 
 setup:
@@ -46,8 +46,8 @@ docs:
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build
 	@echo "open build/site/index.html, or with search: $(python) -m http.server -d build/site"
 
-# BENCH_OPTIONS="--quick" takes a minute or two. The figures are worth something only on a machine
-# that does nothing else.
+# BENCH_OPTIONS="--quick" takes a minute or two. The figures only mean something on an otherwise
+# idle machine.
 bench: setup
 	@echo "now: the benchmarks"
 	@$(python) -m benchmarks --budget 3 --json benchmarks/results $(BENCH_OPTIONS)
