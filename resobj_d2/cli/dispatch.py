@@ -63,6 +63,15 @@ ANALYZE = (
     ),
 )
 
+DATA = (
+    Command(
+        name="convert",
+        summary="write a data set as COCO json, Pascal VOC, YOLO or CSV",
+        module="data.convert",
+        uses_operators=False,
+    ),
+)
+
 COMMANDS = (
     # The summaries of training, evaluation and demo say which operators run.
     Command(name="train", summary="train a detector", module="cli.train", uses_operators=False),
@@ -89,6 +98,7 @@ COMMANDS = (
         module="cli.configs",
         uses_operators=False,
     ),
+    Command(name="data", summary="convert", commands=DATA),
     Command(name="analyze", summary="cost, proposals, sweep, curves", commands=ANALYZE),
     Command(
         name="doctor",

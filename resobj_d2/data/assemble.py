@@ -81,6 +81,7 @@ def assemble(
     notes: Notes,
     box_format: str = "xywh",
     refuse: bool = True,
+    hint: bool = True,
     annotated: bool = True,
 ) -> Record:
     """Check the boxes against their pictures and make the record; log what was noted.
@@ -90,6 +91,7 @@ def assemble(
         notes: of the reader.
         box_format: of the boxes; one of :data:`.box_checks.BOX_FORMATS`.
         refuse: whether boxes of another convention are refused, or just noted.
+        hint: whether the format lets the user say ``box_format``.
 
     Raises:
         ValueError: the boxes follow another convention than ``box_format``.
@@ -107,7 +109,13 @@ def assemble(
         masks=rows.masks,
         keypoints=rows.keypoints,
     )
-    table = _checked(table, images, notes, box_format, refuse)
+    sizes = np.stack([images.widths, images.heights], axis=1)[table.images].astype(np.float64)
+    wrong = other_convention(table.boxes, sizes, box_format, hint=hint)
+    if wrong is not None:
+        if refuse:
+            raise ValueError(f"{notes.where}: {wrong}")
+        notes.add("convention", wrong)
+    table = _checked(table, images, sizes, notes, box_format)
     notes.log()
     return Record(
         name=name,
@@ -121,14 +129,8 @@ def assemble(
 
 
 def _checked(
-    table: AnnotationTable, images: ImageTable, notes: Notes, box_format: str, refuse: bool
+    table: AnnotationTable, images: ImageTable, sizes: np.ndarray, notes: Notes, box_format: str
 ) -> AnnotationTable:
-    sizes = np.stack([images.widths, images.heights], axis=1)[table.images].astype(np.float64)
-    wrong = other_convention(table.boxes, sizes, box_format)
-    if wrong is not None:
-        if refuse:
-            raise ValueError(f"{notes.where}: {wrong}")
-        notes.add("convention", wrong)
     written, boxes = table.boxes, to_xywh(table.boxes, sizes, box_format)
     usable = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
     _note_rows(notes, "no_size", ~usable, table, images, written)

@@ -36,9 +36,11 @@ BOX_FORMATS: dict[str, Convert] = {
     "normalized_xyxy": _normalized(_xyxy),
     "normalized_cxcywh": _normalized(_cxcywh),
 }
-# Mistakes that cannot be asked for: rows in front of columns, pictures with exchanged sides.
+# Mistakes that cannot be asked for. The first is that of exchanged sides of the pictures too.
 _MISTAKES: dict[str, Convert] = {
-    "y, x, height, width": lambda boxes, sizes: boxes[:, [1, 0, 3, 2]],
+    "y, x, height, width (or are width and height of the pictures exchanged?)": (
+        lambda boxes, sizes: boxes[:, [1, 0, 3, 2]]
+    ),
     "y1, x1, y2, x2": lambda boxes, sizes: _xyxy(boxes[:, [1, 0, 3, 2]], sizes),
 }
 _DESCRIPTIONS = {
@@ -79,7 +81,9 @@ def _fitting(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return inside.all(axis=1) & _valid(boxes)
 
 
-def other_convention(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> str | None:
+def other_convention(
+    boxes: np.ndarray, sizes: np.ndarray, box_format: str, *, hint: bool = True
+) -> str | None:
     """What is wrong with the boxes of a data set as a whole, in words; None where nothing is.
 
     Boxes that fit their pictures are not doubted. Where more than a tenth do not, but as good as
@@ -89,6 +93,7 @@ def other_convention(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> s
         boxes: (N, 4) as they are written.
         sizes: (N, 2) width and height of each box's picture.
         box_format: how they are to be read; one of :data:`BOX_FORMATS`.
+        hint: say which ``box_format`` to set.
     """
     read = to_xywh(boxes, sizes, box_format)
     usable = _valid(read)
@@ -101,7 +106,7 @@ def other_convention(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> s
         fits = [
             f for f in BOX_FORMATS if f.startswith("normalized") and _is_fitting(f, boxes, sizes)
         ]
-        return _in_words(fits or ["normalized_xywh"], len(boxes), int(small.sum()))
+        return _in_words(fits or ["normalized_xywh"], len(boxes), int(small.sum()), hint)
     fitting = _fitting(read, sizes)
     outside = int((~fitting).sum())
     if outside <= (1 - _DOUBTFUL) * len(boxes):
@@ -114,12 +119,8 @@ def other_convention(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> s
             for words, convert in _MISTAKES.items()
             if _share(convert, boxes, sizes) >= _FITTING
         ]
-        if not fits and _share(BOX_FORMATS[box_format], boxes, sizes[:, ::-1]) >= _FITTING:
-            return (
-                f"{outside} of {len(boxes)} boxes fit only pictures with exchanged width and height"
-            )
     if fits:
-        return _in_words(fits, len(boxes), outside)
+        return _in_words(fits, len(boxes), outside, hint)
     far = int((~_fitting(read, sizes * 1.1)).sum())
     if far > len(boxes) / 2 and far >= _MANY:
         return (
@@ -137,14 +138,15 @@ def _is_fitting(box_format: str, boxes: np.ndarray, sizes: np.ndarray) -> bool:
     return _share(BOX_FORMATS[box_format], boxes, sizes) >= _FITTING
 
 
-def _in_words(formats: list[str], total: int, suspicious: int) -> str:
+def _in_words(formats: list[str], total: int, suspicious: int, hint: bool) -> str:
     if formats[0].startswith("normalized"):
         found = f"{suspicious} of {total} boxes lie between 0 and 1, as parts of the picture"
     else:
         found = f"{suspicious} of {total} boxes reach out of their pictures"
     words = " or ".join(describe(f) for f in formats)
-    hint = " or ".join(f"box_format: {f}" for f in formats if f in BOX_FORMATS)
-    return f"{found}, but fit as {words}" + (f"; if they are that, set {hint}" if hint else "")
+    choices = " or ".join(f"box_format: {f}" for f in formats if f in BOX_FORMATS)
+    remedy = f"; if they are that, set {choices}" if hint and choices else ""
+    return f"{found}, but fit as {words}{remedy}"
 
 
 def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from .box_checks import BOX_FORMATS
 from .voc_xml import VOC_CLASSES
 
-__all__ = ["CocoEntry", "Entry", "ScenesEntry", "VocEntry", "parse_entry"]
+__all__ = [
+    "CocoEntry",
+    "CsvEntry",
+    "Entry",
+    "ScenesEntry",
+    "VocEntry",
+    "YoloEntry",
+    "parse_entry",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,39 @@ class VocEntry:
 
 
 @dataclass(frozen=True)
+class YoloEntry:
+    """YOLO's text files: the split of a ``data.yaml``, or a folder of pictures.
+
+    Without ``labels`` the label files are found as YOLO does: ``labels`` in place of ``images``.
+    ``classes`` picks from the names of the yaml or ``classes.txt``; without either it is them.
+    ``box_format`` as for ``coco``.
+    """
+
+    name: str
+    yaml: str | None = None
+    split: str = "train"
+    images: str | None = None
+    labels: str | None = None
+    classes: tuple[str, ...] | None = None
+    box_format: str | None = None
+
+
+@dataclass(frozen=True)
+class CsvEntry:
+    """A CSV file with a box on every line, and the folder its file names are relative to.
+
+    ``classes`` and ``box_format`` as for ``coco``; without them classes are in alphabetical order,
+    and the names of the columns tell how boxes are written.
+    """
+
+    name: str
+    csv: str
+    images: str
+    classes: tuple[str, ...] | None = None
+    box_format: str | None = None
+
+
+@dataclass(frozen=True)
 class ScenesEntry:
     """A split of the generated scenes, generated where missing when they are first needed.
 
@@ -67,8 +108,14 @@ class ScenesEntry:
     seed: int = 0
 
 
-Entry = CocoEntry | VocEntry | ScenesEntry
-FORMATS: dict[str, type[Entry]] = {"coco": CocoEntry, "voc": VocEntry, "scenes": ScenesEntry}
+Entry = CocoEntry | VocEntry | YoloEntry | CsvEntry | ScenesEntry
+FORMATS: dict[str, type[Entry]] = {
+    "coco": CocoEntry,
+    "voc": VocEntry,
+    "yolo": YoloEntry,
+    "csv": CsvEntry,
+    "scenes": ScenesEntry,
+}
 
 
 def parse_entry(raw: object, where: str) -> Entry:
@@ -99,13 +146,15 @@ def parse_entry(raw: object, where: str) -> Entry:
         if key not in given and field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: format '{name_of_format}' needs the key '{key}'")
     _check_values(given, where)
+    if kind is YoloEntry and ("yaml" in given) == ("images" in given):
+        raise ValueError(f"{where}: format 'yolo' needs either the key 'yaml' or the key 'images'")
     if given.get("classes") is not None:
         given["classes"] = tuple(given["classes"])
     return kind(**given)
 
 
 def _check_values(given: dict, where: str) -> None:
-    for key in ("name", "json", "images", "root", "split", "folder"):
+    for key in ("name", "json", "csv", "yaml", "images", "labels", "root", "split", "folder"):
         value = given.get(key, "unset")
         if not isinstance(value, str) or not value:
             raise ValueError(f"{where}: '{key}' must be a non-empty string, got {value!r}")

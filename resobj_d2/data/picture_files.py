@@ -12,6 +12,7 @@ PICTURE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag
+_TIFF_SIZE = (256, 257)  # tags of width and height
 _LYING = (5, 6, 7, 8)  # orientations in which width and height change places
 
 
@@ -63,7 +64,8 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as picture:
             width, height = picture.size
             lying = picture.getexif().get(_ORIENTATION) in _LYING
-            # Pillow turns TIFF itself when it decodes; its size says so only then.
+            if lying and picture.format == "TIFF":  # which newer Pillow has turned already
+                lying = (width, height) == tuple(picture.tag_v2.get(tag) for tag in _TIFF_SIZE)
     except Exception as error:  # Pillow raises almost anything on a broken file
         raise ValueError(f"{path}: its size cannot be read: {error}") from None
     return (height, width) if lying else (width, height)

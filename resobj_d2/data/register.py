@@ -1,7 +1,8 @@
 """Data sets registered from the config key ``DATASETS.REGISTER``; see docs/datasets.md.
 
 The key holds a list of entries, each a dict with ``name``, ``format`` and the keys of that format:
-the fields of :class:`CocoEntry`, :class:`VocEntry` or :class:`ScenesEntry`. What has no default is
+the fields of :class:`CocoEntry`, :class:`VocEntry`, :class:`YoloEntry`, :class:`CsvEntry` or
+:class:`ScenesEntry`. What has no default is
 required. Relative paths start at the working directory.
 """
 
@@ -21,19 +22,31 @@ from detectron2.data.build import (
 )
 
 from .coco_json import read_coco_json
+from .csv_boxes import read_csv
 from .dicts import record_dicts
-from .entries import CocoEntry, Entry, ScenesEntry, VocEntry, parse_entry
+from .entries import (
+    CocoEntry,
+    CsvEntry,
+    Entry,
+    ScenesEntry,
+    VocEntry,
+    YoloEntry,
+    parse_entry,
+)
 from .keypoints import flip_map
 from .record import Category, Record, select_classes
 from .scenes.dataset import SPLITS, default_root, ensure_scenes
 from .scenes.shapes import CLASS_NAMES
 from .shapes_for_training import fit_shapes
 from .voc_xml import read_voc, voc_folder
+from .yolo_txt import YoloFolder, read_yolo, yolo_folder, yolo_yaml
 
 __all__ = [
     "CocoEntry",
+    "CsvEntry",
     "ScenesEntry",
     "VocEntry",
+    "YoloEntry",
     "check_available",
     "check_names",
     "check_num_classes",
@@ -248,6 +261,48 @@ def _register_scenes(entry: ScenesEntry) -> None:
     )
 
 
+def _register_yolo(entry: YoloEntry) -> None:
+    if entry.yaml is not None:
+        folder = yolo_yaml(_path(entry.yaml), entry.split, entry.name)
+    else:
+        labels = None if entry.labels is None else _path(entry.labels)
+        folder = _yolo_without_yaml(entry, _path(entry.images), labels)
+
+    @functools.cache
+    def read() -> Record:
+        record = read_yolo(folder, entry.name, box_format=entry.box_format)
+        return record if entry.classes is None else select_classes(record, entry.classes)
+
+    names = folder.names
+    chosen = names if entry.classes is None else entry.classes
+    missing = [name for name in chosen if name not in names]
+    if missing:
+        raise ValueError(
+            f"dataset '{entry.name}' ({folder.source}) has no class "
+            f"{', '.join(map(repr, missing))} of 'classes'; it has {', '.join(names)}"
+        )
+    _register(entry.name, read, [Category(id=names.index(name), name=name) for name in chosen])
+    MetadataCatalog.get(entry.name).set(evaluator_type="coco")
+
+
+def _yolo_without_yaml(entry: YoloEntry, images: Path, labels: Path | None) -> YoloFolder:
+    """``classes`` picks from ``classes.txt``, and stands for it where there is none."""
+    try:
+        return yolo_folder(images, labels, None, entry.name)
+    except FileNotFoundError:
+        return yolo_folder(images, labels, entry.classes, entry.name)
+
+
+def _register_csv(entry: CsvEntry) -> None:
+    csv_file, image_root = _path(entry.csv), _path(entry.images)
+    record = read_csv(csv_file, image_root, entry.name, box_format=entry.box_format)
+    if entry.classes is not None:
+        record = select_classes(record, entry.classes)
+    _check_images_exist(entry.name, record.images.files[:_CHECKED_IMAGES])
+    _register(entry.name, lambda: record, record.categories)
+    MetadataCatalog.get(entry.name).set(evaluator_type="coco")
+
+
 def _register_voc(entry: VocEntry) -> None:
     root = _path(entry.root)
     folder = voc_folder(root, entry.split, entry.name)
@@ -321,5 +376,7 @@ def _check_images_exist(name: str, paths: Sequence[str | Path]) -> None:
 _REGISTER_FUNCTIONS = {
     CocoEntry: _register_coco,
     VocEntry: _register_voc,
+    YoloEntry: _register_yolo,
+    CsvEntry: _register_csv,
     ScenesEntry: _register_scenes,
 }

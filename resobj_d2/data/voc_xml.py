@@ -163,6 +163,7 @@ def read_voc(
         rows=reader.rows,
         notes=notes,
         box_format="xyxy",
+        hint=False,
     )
 
 

@@ -72,7 +72,10 @@ def test_name_of_a_builtin_dataset_is_taken(coco_content, write_coco):
     ("change", "message"),
     [
         ({"image": "x"}, r"REGISTER\[0\] \('pets'\): unknown key 'image'.*Did you mean 'images'"),
-        ({"format": "yolo"}, "unknown format 'yolo'; known are coco, voc, scenes"),
+        (
+            {"format": "tfrecord"},
+            "unknown format 'tfrecord'; known are coco, voc, yolo, csv, scenes",
+        ),
         ({"images": None}, "'images' must be a non-empty string, got None"),
         ({"name": ""}, "'name' must be a non-empty string"),
     ],
