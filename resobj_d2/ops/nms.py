@@ -90,8 +90,8 @@ def batched_nms(
     """Greedy non-maximum suppression within each class.
 
     In order of descending score, a box is kept unless its IoU with a kept box of its class exceeds
-    ``iou_threshold``. The result equals torchvision's ``nms`` run class by class; boxes are not
-    shifted apart by class, which would cost precision.
+    ``iou_threshold``. The same boxes are kept as by torchvision's ``nms`` run class by class; boxes
+    are not shifted apart by class, which would cost precision.
 
     Args:
         boxes: (C, 4) XYXY in any one unit, floating point. A box with a NaN coordinate, without
