@@ -91,11 +91,11 @@ class BoxLoss:
 class Normalizer(nn.Module):
     """The divisor of the summed losses. Nothing else all-reduces.
 
-    One of your own counts with :func:`.parts.over_parts` and returns :func:`.parts.per_part`, so
-    that gradients can be accumulated over the parts of a batch.
+    Your own should count with :func:`.parts.over_parts` and return :func:`.parts.per_part`, so that
+    gradients can be accumulated over the parts of a batch.
 
     Attributes:
-        counts_batch: it needs to know the whole batch, of which a part has to be counted first.
+        counts_batch: it depends on the whole batch, so parts of a batch must be counted first.
     """
 
     counts_batch = True

@@ -26,7 +26,7 @@ __all__ = [
 def _batch_count(count: Tensor, *, at_least: float = 0.0) -> Tensor:
     """A scalar of the whole batch: the sum over its parts, the mean over all processes.
 
-    The mean is what DDP's averaging of gradients asks for. ``at_least`` is of each process.
+    The mean matches DDP, which averages gradients. ``at_least`` applies to each process.
     """
     count = over_parts(count).clamp(min=at_least)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -1,6 +1,6 @@
-"""A batch that is trained in parts: what its losses are divided by is counted over all of it.
+"""Training a batch in parts, with the divisors of its losses counted over the whole batch.
 
-Outside of :class:`BatchParts` a batch is its only part.
+Outside :class:`BatchParts` the batch is a single part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _active: BatchParts | None = None
 
 
 class BatchParts:
-    """Counts over the parts of a batch, from a first pass over them.
+    """Counts over the parts of a batch, made in a first pass over them.
 
         parts = BatchParts(2)
         for part in batch.chunk(2):  # without gradients
@@ -26,11 +26,11 @@ class BatchParts:
             with parts.training():
                 (model(part) / 2).backward()
 
-    What is counted must not depend on what it is divided by, and each part must count the same
-    things in the same order.
+    Counts must not depend on the divisors, and each part must count the same things in the same
+    order.
 
     Args:
-        number: of parts.
+        number: number of parts.
     """
 
     def __init__(self, number: int) -> None:
@@ -40,11 +40,11 @@ class BatchParts:
         self._counting = False
 
     def counting(self) -> contextlib.AbstractContextManager[None]:
-        """Around the forward of each part in the first pass."""
+        """Context for the forward of each part in the first pass."""
         return self._part(counting=True)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
-        """Around the forward of each part in the second pass."""
+        """Context for the forward of each part in the second pass."""
         return self._part(counting=False)
 
     @contextlib.contextmanager
@@ -58,7 +58,7 @@ class BatchParts:
             _active = None
 
     def sum(self, count: Tensor) -> Tensor:
-        """Of one thing that is counted, over all parts; in the first pass the count itself."""
+        """Sum of one count over all parts; in the first pass, the count of this part."""
         call = self._call
         self._call += 1
         if not self._counting:
@@ -76,5 +76,5 @@ def over_parts(count: Tensor) -> Tensor:
 
 
 def per_part(divisor: Tensor) -> Tensor:
-    """The divisor of a part's losses, from that of the batch: the parts' losses are averaged."""
+    """The divisor of a part's losses, given the batch's: the losses of the parts are averaged."""
     return divisor if _active is None else divisor / _active.number

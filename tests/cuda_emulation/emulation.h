@@ -93,7 +93,8 @@ struct Block {
 
 inline Block block;
 
-// Contexts only begin fibres: swapcontext enters the operating system each time, _longjmp does not.
+// Contexts are only used to start fibres: swapcontext makes a system call each time, _longjmp does
+// not.
 [[gnu::noinline]] inline void leave(Fiber& fiber) {
   if (_setjmp(fiber.point) == 0) _longjmp(block.scheduler, 1);
 }
@@ -102,7 +103,7 @@ inline Block block;
   if (_setjmp(block.scheduler) == 0) _longjmp(fiber.point, 1);
 }
 
-// A fibre runs one kernel after the other; the first time it only waits for one.
+// A fibre runs one kernel after another; when started it only waits for the first.
 inline void run_fiber() {
   const unsigned self = block.current;  // a larger block moves the fibres
   while (true) {
@@ -213,7 +214,7 @@ inline std::vector<unsigned> turns(unsigned count) {
   return turns;
 }
 
-// Fibres of a launch that ended with an error are in the middle of their kernel: they begin anew.
+// Fibres of a failed launch are in the middle of their kernel and must be restarted.
 inline void start(unsigned i) {
   Fiber& fiber = block.fibers[i];
   if (fiber.stack == nullptr) {

@@ -1,4 +1,4 @@
-"""Losses of a batch in parts, against those of the whole batch."""
+"""Losses of a batch in parts, compared with those of the whole batch."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from resobj_d2.losses.gradient_harmonizing import GHMCLoss
 from resobj_d2.losses.parts import BatchParts, over_parts, per_part
 
 
-def test_alone_a_batch_is_its_only_part():
+def test_by_default_a_batch_is_a_single_part():
     count = torch.tensor(3.0)
     assert over_parts(count) is count and per_part(count) is count
 
 
-def test_sums_are_of_all_parts_in_the_order_of_the_calls():
+def test_counts_are_summed_over_parts_in_the_order_of_the_calls():
     parts = BatchParts(2)
     for first, second in ((1.0, 10.0), (2.0, 20.0)):
         with parts.counting():
@@ -28,7 +28,7 @@ def test_sums_are_of_all_parts_in_the_order_of_the_calls():
 
 
 @pytest.mark.parametrize("name", [name for name, _ in NORMALIZER_REGISTRY])
-def test_normalisers_give_the_loss_of_the_whole_batch(name):
+def test_normalisers_reproduce_the_loss_of_the_whole_batch(name):
     """Sums of 6 and 14 over parts with 1 and 4 foreground anchors, 3 and 5 trained, 1 image."""
     counts = [(1, 3, 1, 6.0), (4, 5, 1, 14.0)]
     whole = NORMALIZER_REGISTRY.get(name)()
@@ -46,7 +46,7 @@ def test_normalisers_give_the_loss_of_the_whole_batch(name):
         torch.testing.assert_close(value, whole.state_dict()[key])
 
 
-def test_harmonised_losses_are_of_the_whole_batch():
+def test_harmonised_losses_use_the_whole_batch():
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 50, 3, generator=g)
     labels = torch.randint(-1, 4, (6, 50), generator=g)
