@@ -63,7 +63,7 @@ class _GradientDensity(nn.Module):
         batch_counts = over_parts(batch_counts)
         used = batch_counts > 0
         mixed = self.momentum * self.counts + (1 - self.momentum) * batch_counts
-        # An empty bin keeps its count. Not in place: the graph of an earlier call may hold it.
+        # An empty bin keeps its count.
         self.counts = torch.where(used, mixed, self.counts)
         weight = torch.where(used, 1 / per_part(self.counts * used.sum()), 0.0)
         return torch.where(counted, weight[index], 0.0)
@@ -93,7 +93,7 @@ class GHMCLoss(_GradientDensity, SigmoidScores):
         # Values outside the mask may be anything: replace them rather than multiply by zero.
         logits = torch.where(counted, logits.float(), 0.0)
         wrong = torch.where(labels[..., None] == classes, -logits, logits)
-        weights = self.weights(torch.sigmoid(wrong.detach()), counted)
+        weights = self.weights(torch.sigmoid(wrong), counted)
         return (weights * F.softplus(wrong)).sum()
 
 
@@ -131,5 +131,5 @@ class GHMRLoss(_GradientDensity, BoxLoss):
             counted, target.float(), 0.0
         )
         root = torch.sqrt(distance**2 + self.mu**2)
-        weights = self.weights((distance.abs() / root).detach(), counted)
+        weights = self.weights(distance.abs() / root, counted)
         return (weights * (root - self.mu)).sum()

@@ -33,7 +33,7 @@ class SoftmaxCE(ClassLoss):
         """
         used = mask & (labels >= 0)
         # Mask the logits, not the loss: a NaN times a zero gradient is NaN.
-        logits = torch.where(used[..., None], logits.float(), 0.0)
+        logits = torch.where(used[..., None], logits, 0.0)
         return torch.where(used, self.per_anchor(logits, labels), 0.0).sum()
 
     def per_anchor(self, logits: Tensor, labels: Tensor) -> Tensor:

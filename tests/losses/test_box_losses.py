@@ -83,6 +83,17 @@ def test_balanced_l1_by_hand():
     assert stretched.item() == pytest.approx(0.1 * (inside + outside), rel=1e-5)
 
 
+@pytest.mark.parametrize("alpha, gamma", [(1.0, 1.5), (0.5, 1.0)])
+def test_alpha_and_gamma_of_balanced_l1_by_hand(alpha, gamma):
+    b = math.expm1(gamma / alpha)
+    inside = alpha / b * (b * 0.5 + 1) * math.log(b * 0.5 + 1) - alpha * 0.5
+    outside = gamma * 2 + gamma / b - alpha
+    value = BalancedL1Loss(alpha=alpha, gamma=gamma)(
+        torch.tensor([[0.5, -2.0, 0.0, 0.0]]), torch.zeros(1, 4), YES
+    )
+    assert value.item() == pytest.approx(inside + outside, rel=1e-5)
+
+
 def test_mmdet_form_of_balanced_l1_by_hand():
     """mmdetection's formula with beta .11, which differs from ours: its slope jumps at 0."""
     b, beta = math.e**3 - 1, 0.11
@@ -143,14 +154,28 @@ def test_pairs_outside_the_mask_contribute_nothing_even_if_not_finite(name):
     assert nothing.item() == 0 and nothing.requires_grad
 
 
+@pytest.mark.parametrize("broken", [0, 1], ids=["prediction", "target"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
-def test_a_non_finite_pair_inside_the_mask_shows_in_the_loss(name, value):
+def test_a_non_finite_pair_inside_the_mask_shows_in_the_loss(name, value, broken):
     loss = BOX_LOSS_REGISTRY.get(name)()
-    pred = torch.cat((PRED, PRED))
-    pred[1, 2] = value
-    both = torch.ones(2, dtype=torch.bool)
-    assert not torch.isfinite(loss(pred, torch.cat((TARGET, TARGET)), both))
+    boxes = torch.stack((PRED, TARGET)).repeat(1, 2, 1)
+    boxes[broken, 1, 2] = value
+    assert not torch.isfinite(loss(*boxes, torch.ones(2, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, _ in BOX_LOSS_REGISTRY))
+def test_whatever_the_precision_of_the_prediction_the_sum_is_float32(name):
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(50, 2, generator=g)
+    target = torch.cat((corner, corner + 1), dim=1)
+    mask = torch.rand(50, generator=g) < 0.8
+    for dtype in (torch.bfloat16, torch.float64):
+        pred = (target + 0.2 * torch.rand(50, 4, generator=g)).to(dtype)
+        value, exact = (
+            BOX_LOSS_REGISTRY.get(name)()(x, target, mask) for x in (pred, pred.float())
+        )
+        assert value.dtype == torch.float32 and value == exact > 0
 
 
 @pytest.mark.parametrize("key", ["alpha", "gamma", "beta"])

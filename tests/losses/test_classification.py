@@ -6,7 +6,12 @@ import torch
 from fvcore.nn import sigmoid_focal_loss as fvcore_focal_loss
 
 from resobj_d2 import ops
-from resobj_d2.losses import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
+from resobj_d2.losses import (
+    CLS_LOSS_REGISTRY,
+    SigmoidCE,
+    SigmoidFocalLoss,
+    sigmoid_focal_loss,
+)
 
 
 def test_focal_loss_by_hand():
@@ -81,7 +86,31 @@ def test_arithmetic_is_float32():
     assert loss.item() == pytest.approx(1000 * math.log1p(math.exp(-9.0)), rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"gamma": -1.0}, {"alpha": 1.5}])
+@pytest.mark.parametrize("name", sorted(name for name, _ in CLS_LOSS_REGISTRY))
+def test_whatever_the_precision_of_the_logits_the_sum_is_float32(name):
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float64):
+        logits, labels = 3 * torch.randn(2, 40, 4).to(dtype), torch.randint(-1, 4, (2, 40))
+        mask = torch.rand(2, 40) < 0.8
+        value, exact = (
+            CLS_LOSS_REGISTRY.get(name)()(x, labels, mask) for x in (logits, logits.float())
+        )
+        assert value.dtype == torch.float32 and value == exact > 0
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.25, 1.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_losses_of_the_anchors_add_up_to_the_sum(alpha, gamma):
+    torch.manual_seed(0)
+    loss = SigmoidFocalLoss(alpha=alpha, gamma=gamma)
+    logits, labels = (3 * torch.randn(2, 30, 3)).bfloat16(), torch.randint(0, 4, (2, 30))
+    each = loss.per_anchor(logits, labels)
+    assert each.dtype == torch.float32
+    for mask in (torch.rand(2, 30) < 0.5, torch.ones(2, 30, dtype=torch.bool)):
+        torch.testing.assert_close(each[mask].sum(), loss(logits, labels, mask))
+
+
+@pytest.mark.parametrize("options", [{"gamma": -0.1}, {"alpha": 1.01}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="FOCAL_"):
         SigmoidFocalLoss(**options)

@@ -63,6 +63,15 @@ def test_two_bins_by_hand():
     assert value.item() == pytest.approx((easy + hard) / 2)
 
 
+def test_an_element_that_is_wholly_wrong_is_in_the_last_bin():
+    """A sigmoid of 100 is 1; its bin and the first one have an element each."""
+    loss = GHMCLoss(bins=4, momentum=0.0)
+    logits, labels = torch.tensor([[[100.0], [-100.0]]]), torch.ones(1, 2, dtype=torch.int64)
+    value = loss(logits, labels, torch.ones(1, 2, dtype=torch.bool))
+    assert value.item() == pytest.approx(100 / 2)
+    assert loss.counts.tolist() == [1, 0, 0, 1]
+
+
 def test_weights_carry_no_gradient():
     loss = GHMCLoss(bins=2, momentum=0.0)
     logits = torch.tensor([[[-2.0], [2.0]]], requires_grad=True)
