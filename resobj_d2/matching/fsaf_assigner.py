@@ -200,8 +200,9 @@ class FSAFAssigner(Assigner):
         distance = (points[:, None] - centre).abs()
         effective = (distance <= size * (self.effective_scale / 2)).all(dim=-1)
         inside = (distance <= size * (self.ignore_scale / 2)).all(dim=-1)
+        # On a grid the nearest point is in the region if any is.
         parts = [
-            part | (_nearest(d) & ~part.any(dim=0))
+            part | _nearest(d)
             for part, d in zip(
                 effective.split(priors.anchors_per_level),
                 distance.square().sum(dim=-1).split(priors.anchors_per_level),

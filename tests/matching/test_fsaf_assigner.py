@@ -114,6 +114,45 @@ def test_a_box_without_overlap_counts_as_an_iou_of_a_millionth(logit, chosen):
     assert rows(targets.foreground[0]) == [expected]
 
 
+@pytest.mark.parametrize("gamma, chosen", [(2.0, 1), (1.0, 0)])
+def test_focal_loss_takes_part_with_its_exponent(gamma, chosen):
+    """Losses of .176 and .130 with an exponent of 2, of .240 and .260 with 1; 5 elsewhere.
+
+    The class itself one below 0 has a sigmoid of .731 and ``.25 * .731^gamma * 1.313``; another
+    class at 0 ``.75 * .5^gamma * .693``.
+    """
+    logits = torch.full((1, 85, K), -20.0)
+    logits[0, point(0, 24, 24), 1] = -1.0
+    logits[0, point(1, 16, 16)] = torch.tensor([0.0, 20.0, -20.0])
+    assigner = FSAFAssigner(num_classes=K, focal_gamma=gamma)
+    boxes = torch.tensor(BOX).expand(1, 85, 4)
+    targets = assign([[(BOX, 1)]], assigner, logits=logits, boxes=boxes)
+    expected = (point(0, 24, 24), point(1, 16, 16))[chosen]
+    assert rows(targets.foreground[0]) == [expected]
+
+
+def test_each_image_has_its_own_predictions():
+    fitting = [point(1, 16, 16), point(0, 24, 24)]
+    boxes = [boxes_fitting_on(row, BOX, [8.0, 8.0, 24.0, 40.0]) for row in fitting]
+    targets = assign([[(BOX, 1)]] * 2, FSAFAssigner(num_classes=K), boxes=torch.cat(boxes))
+    assert [rows(x) for x in targets.foreground] == [[row] for row in fitting]
+
+
+def test_points_on_the_border_of_the_regions_belong_to_them():
+    """Half of the box's side of 32: within 8 pixels of (24, 24) and including those."""
+    assigner = FSAFAssigner(num_classes=K, selection="heuristic", effective_scale=0.5)
+    foreground = rows(assign([[(BOX, 1)]], assigner).foreground[0])
+    assert foreground == sorted([point(0, 24, 24), *RING0])
+
+
+def test_point_of_one_box_in_the_ring_of_another_is_trained():
+    other = [14.0, 14.0, 18.0, 18.0]  # its point (16, 16) is in the first box's ring
+    assigner = FSAFAssigner(num_classes=K, selection="heuristic")
+    labels = assign([[(BOX, 1), (other, 2)]], assigner).labels[0]
+    assert labels[point(0, 16, 16)] == 2 and labels[point(0, 24, 24)] == 1
+    assert rows(labels == -1)[0] == min(RING0[1:])
+
+
 def test_selection_compares_means_not_sums():
     """Level 0 has many effective points, level 2 one; a slightly better mean wins."""
     big = [0.0, 0.0, 62.0, 62.0]  # effective within 18.6 of 31
@@ -184,7 +223,7 @@ def test_box_without_area_and_bad_predictions_stay_finite():
 
 
 def test_box_owning_no_point_is_not_trained():
-    """Four small boxes in one place own all points of the big one, on every level."""
+    """A small box in the middle of the big one owns all its points, on every level."""
     small = [20.0, 20.0, 28.0, 28.0]
     targets = assign(
         [[(BOX, 1), (small, 2)]],
@@ -218,6 +257,13 @@ def test_ltrb_coder_by_hand():
     negative = torch.tensor([[-1.0, 4 / 32, 1.0, 0.0]])
     torch.testing.assert_close(
         LTRBCoder().decode(anchors, negative), torch.tensor([[24.0, 20.0, 56.0, 24.0]])
+    )
+    # Of a point in an oblong anchor, 32 x 64 around (24, 40), the unit is the side along the axis.
+    oblong = torch.tensor([[8.0, 8.0, 40.0, 72.0]])
+    deltas = torch.tensor([[8 / 32, 20 / 64, 1.0, -16 / 64]])
+    torch.testing.assert_close(LTRBCoder().encode(oblong, boxes), deltas)
+    torch.testing.assert_close(
+        LTRBCoder().decode(oblong, deltas.abs()), torch.tensor([[16.0, 20.0, 56.0, 56.0]])
     )
     assert math.isclose(LTRBCoder.initial_delta, 0.1)
     same = torch.full((1, 4), LTRBCoder.identity_delta)
