@@ -36,6 +36,7 @@ _balanced_l1_loss = define_op(
     fake=_fake_balanced,
     backward=_backward_balanced,
     setup_context=_setup_balanced,
+    constants=("target",),
 )
 
 _balanced_l1_loss_backward = define_op(

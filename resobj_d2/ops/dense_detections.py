@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import reference
 from ._checks import compute_dtype, require_floating, require_same_device
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op
 
 OP = "dense_detections"
 # The CUDA kernels take the levels and the factors by value.
@@ -50,8 +50,6 @@ _dense_detections = define_op(
     "Tensor factors, Tensor rows, Tensor counts)",
     reference=reference.dense_detections,
     fake=_fake,
-    backward=no_backward("dense_detections has no gradient"),
-    setup_context=mark_outputs_non_differentiable,
 )
 
 

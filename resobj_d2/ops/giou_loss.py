@@ -39,6 +39,7 @@ _giou_loss = define_op(
     fake=_fake_giou,
     backward=_backward_giou,
     setup_context=_setup_giou,
+    constants=("target",),
 )
 
 _giou_loss_backward = define_op(

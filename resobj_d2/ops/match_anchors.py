@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op
 
 # The CUDA kernels take the thresholds by value.
 MAX_THRESHOLDS = 16
@@ -40,8 +40,6 @@ define_op(
     "-> (Tensor gt_index, Tensor ious, Tensor label)",
     reference=reference.match_anchors,
     fake=_fake,
-    backward=no_backward("match_anchors has no gradient"),
-    setup_context=mark_outputs_non_differentiable,
 )
 
 

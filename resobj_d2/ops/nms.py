@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._checks import compute_dtype, require_floating, require_same_device
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op
 
 SOFT_METHODS = ("linear", "gaussian")
 MATRIX_KERNELS = ("linear", "gaussian")
@@ -52,32 +52,41 @@ _SOFT = (
     "int max_output=-1"
 )
 
-for _schema, _reference, _fake in (
-    (f"batched_nms({_BATCHED}) -> Tensor", reference.batched_nms, _fake_batched),
+_ROWS_DIFFER = "its items may keep different numbers of boxes; use {}_padded"
+
+for _schema, _reference, _fake, _no_vmap in (
+    (
+        f"batched_nms({_BATCHED}) -> Tensor",
+        reference.batched_nms,
+        _fake_batched,
+        _ROWS_DIFFER.format("batched_nms"),
+    ),
     (
         f"batched_nms_padded({_BATCHED}) -> (Tensor keep, Tensor count)",
         reference.batched_nms_padded,
         _fake_batched_padded,
+        "",
     ),
-    (f"soft_nms({_SOFT}) -> (Tensor keep, Tensor new_scores)", reference.soft_nms, _fake_soft),
+    (
+        f"soft_nms({_SOFT}) -> (Tensor keep, Tensor new_scores)",
+        reference.soft_nms,
+        _fake_soft,
+        _ROWS_DIFFER.format("soft_nms"),
+    ),
     (
         f"soft_nms_padded({_SOFT}) -> (Tensor keep, Tensor new_scores, Tensor count)",
         reference.soft_nms_padded,
         _fake_soft_padded,
+        "",
     ),
     (
         f"matrix_nms({_CANDIDATES}, str kernel, float sigma) -> Tensor",
         reference.matrix_nms,
         _fake_matrix,
+        "",
     ),
 ):
-    define_op(
-        _schema,
-        reference=_reference,
-        fake=_fake,
-        backward=no_backward(f"{_reference.__name__} has no gradient"),
-        setup_context=mark_outputs_non_differentiable,
-    )
+    define_op(_schema, reference=_reference, fake=_fake, no_vmap=_no_vmap)
 
 
 def batched_nms(

@@ -13,7 +13,7 @@ from ._checks import (
     require_floating,
     require_same_device,
 )
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op
 
 KINDS = ("iou", "giou", "iof")
 
@@ -26,8 +26,6 @@ define_op(
     'pairwise_box_iou(Tensor boxes1, Tensor boxes2, str kind="iou") -> Tensor',
     reference=reference.pairwise_box_iou,
     fake=_fake,
-    backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
-    setup_context=mark_outputs_non_differentiable,
 )
 
 
@@ -39,7 +37,7 @@ define_op(
     "_pairwise_box_iou_out(Tensor boxes1, Tensor boxes2, str kind, Tensor(a!) out) -> ()",
     reference=reference.pairwise_box_iou_out,
     fake=_fake_out,
-    backward=no_backward("pairwise_box_iou has no gradient; use an aligned box loss instead"),
+    no_vmap="it writes to out; call it without out",
 )
 
 

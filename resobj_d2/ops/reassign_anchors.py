@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._library import define_op, mark_outputs_non_differentiable, no_backward
+from ._library import define_op
 from .match_anchors import check_match
 
 __all__ = ["ReassignedAnchors", "reassign_anchors"]
@@ -47,8 +47,6 @@ _reassign_anchors = define_op(
     "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
     reference=reference.reassign_anchors,
     fake=_fake,
-    backward=no_backward("reassign_anchors has no gradient"),
-    setup_context=mark_outputs_non_differentiable,
 )
 
 

@@ -3,129 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
 from resobj_d2 import ops
+from tests.ops.operator_cases import (
+    CASES,
+    DIFFERENTIABLE,
+    arguments_of,
+    change,
+    change_all,
+    floating_to,
+    is_tensor,
+)
 
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments of one operator.
-
-    Attributes:
-        make: arguments by name, for inputs of about a given size; empty for size 0.
-        gradients: arguments that get a gradient.
-        many: a size large enough for several threads.
-    """
-
-    make: Callable[[int], dict]
-    gradients: tuple[str, ...] = ()
-    many: int = 50000
-
-
-def rand(*shape):
-    return torch.rand(shape)
-
-
-def boxes(number):
-    corner = rand(number, 2) * 50
-    return torch.cat((corner, corner + 1 + rand(number, 2) * 20), dim=1)
-
-
-def overlap_arguments(size):
-    return {"boxes1": boxes(min(size, 100)), "boxes2": boxes(size), "kind": "giou"}
-
-
-def pair_arguments(size):
-    return {"pred": boxes(size), "target": boxes(size)}
-
-
-def aligned_arguments(size):
-    return {**pair_arguments(size), "kind": "giou"}
-
-
-def giou_arguments(size):
-    return {**pair_arguments(size), "mask": rand(size) < 0.7}
-
-
-def focal_arguments(size):
-    labels = torch.randint(-1, 7, (size,))
-    return {"logits": torch.randn(size, 6), "labels": labels, "mask": rand(size) < 0.7}
-
-
-def residual_arguments(size):
-    return {
-        "logits": torch.randn(2, size),
-        "residuals": torch.randn(2, 2, size),
-        "labels": torch.randint(-1, 2, (2, size), dtype=torch.int8),
-        "detach": "none",
-        "unselected": "keep",
-    }
-
-
-def match_arguments(size):
-    sizes = [3, 4] if size else [0, 0]
-    return {
-        "anchors": boxes(size),
-        "gt_boxes": boxes(sum(sizes)),
-        "gt_sizes": sizes,
-        "thresholds": [0.4, 0.5],
-        "labels": [0, -1, 1],
-        "ignore_boxes": boxes(sizes[0]),
-        "ignore_sizes": [sizes[0], 0],
-    }
-
-
-def reassign_arguments(size):
-    deltas = 0.2 * torch.randn(2, size, 4)
-    return {**match_arguments(size), "deltas": deltas, "weights": [10.0, 10.0, 5.0, 5.0]}
-
-
-def candidate_arguments(size):
-    return {"boxes": boxes(size), "scores": rand(size), "idxs": torch.randint(0, 3, (size,))}
-
-
-def nms_arguments(size):
-    return {**candidate_arguments(size), "iou_threshold": 0.5}
-
-
-def dense_arguments(size):
-    return {
-        "cls_logits": [torch.randn(2, 2 * 3, size, 1)],
-        "deltas": [torch.randn(2, 2 * 4, size, 1)],
-        "anchors": [boxes(2 * size)],
-        "num_classes": 3,
-        "score_thresh": 0.3,
-        "topk": 50,
-        "nms_thresh": 0.5,
-        "max_detections": 10,
-    }
-
-
-CASES = {
-    "balanced_l1_loss": Case(pair_arguments, ("pred",)),
-    "batched_nms": Case(nms_arguments),
-    "batched_nms_padded": Case(nms_arguments),
-    "box_iou_aligned": Case(aligned_arguments, ("pred", "target")),
-    "dense_detections": Case(dense_arguments, many=20000),
-    "giou_loss": Case(giou_arguments, ("pred",)),
-    "match_anchors": Case(match_arguments, many=20000),
-    "matrix_nms": Case(candidate_arguments, many=4500),
-    "pairwise_box_iou": Case(overlap_arguments, many=5000),
-    "reassign_anchors": Case(reassign_arguments, many=20000),
-    "residual_objectness_bce": Case(residual_arguments, ("logits", "residuals"), many=40000),
-    "sigmoid_focal_loss": Case(focal_arguments, ("logits",)),
-    "soft_nms": Case(candidate_arguments, many=4500),
-    "soft_nms_padded": Case(candidate_arguments, many=4500),
-}
 # Their results have no shape known beforehand; all others never make the host wait.
 WAIT_FOR_THE_DEVICE = {"batched_nms", "soft_nms"}
-DIFFERENTIABLE = [name for name, case in CASES.items() if case.gradients]
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -133,32 +27,6 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return request.param
-
-
-def change(value, function):
-    """``value`` with ``function`` applied to each tensor in it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, list):
-        return [change(item, function) for item in value]
-    return value
-
-
-def change_all(arguments, function):
-    return {name: change(value, function) for name, value in arguments.items()}
-
-
-def floating_to(dtype):
-    return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def arguments_of(name, size, device="cpu"):
-    torch.manual_seed(0)
-    return change_all(CASES[name].make(size), lambda tensor: tensor.to(device))
-
-
-def is_tensor(value):
-    return isinstance(value, Tensor) or (isinstance(value, list) and isinstance(value[0], Tensor))
 
 
 def results_of(name, arguments):
