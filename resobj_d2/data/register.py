@@ -34,6 +34,7 @@ from .entries import (
     parse_entry,
 )
 from .keypoints import flip_map
+from .proposals import add_proposals
 from .record import Category, Record, select_classes
 from .scenes.dataset import SPLITS, default_root, ensure_scenes
 from .scenes.shapes import CLASS_NAMES
@@ -50,6 +51,7 @@ __all__ = [
     "check_available",
     "check_names",
     "check_num_classes",
+    "evaluation_records",
     "register_datasets",
     "training_records",
 ]
@@ -138,12 +140,13 @@ def training_records(cfg) -> list[dict]:
     names = list(cfg.DATASETS.TRAIN)
     check_available(names, "DATASETS.TRAIN")
     model = cfg.MODEL
-    records = get_detection_dataset_dicts(
-        names,
-        filter_empty=False,
-        min_keypoints=model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
-    )
+    fewest = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
+    load = functools.partial(get_detection_dataset_dicts, filter_empty=False, min_keypoints=fewest)
+    if model.LOAD_PROPOSALS:
+        files = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+        records = _with_proposals(load, names, files, "DATASETS.PROPOSAL_FILES_TRAIN")
+    else:
+        records = load(names)
     fit_shapes(cfg, records, names)
     boxes = (a for record in records for a in record.get("annotations", []))
     if not any(box.get("iscrowd", 0) == 0 for box in boxes):
@@ -154,6 +157,30 @@ def training_records(cfg) -> list[dict]:
         )
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
+    return records
+
+
+def evaluation_records(cfg, dataset_name: str) -> list[dict]:
+    """The records of one of ``DATASETS.TEST``, with its proposals where the model takes them."""
+    load = functools.partial(get_detection_dataset_dicts, filter_empty=False)
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return load([dataset_name])
+    names, files = list(cfg.DATASETS.TEST), list(cfg.DATASETS.PROPOSAL_FILES_TEST)
+    position = names.index(dataset_name)
+    own = files[position : position + 1]
+    return _with_proposals(load, [dataset_name], own, "DATASETS.PROPOSAL_FILES_TEST")
+
+
+def _with_proposals(
+    load: Callable[[list[str]], list[dict]], names: Sequence[str], files: Sequence[str], key: str
+) -> list[dict]:
+    if len(files) != len(names):
+        raise ValueError(f"{key} has {len(files)} files for {len(names)} data sets: name one each")
+    records = []
+    for name, path in zip(names, files, strict=True):
+        part = load([name])
+        add_proposals(part, path)
+        records += part
     return records
 
 

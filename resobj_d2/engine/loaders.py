@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from resobj_d2.compat import training_sampler
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
-from resobj_d2.data.register import training_records
+from resobj_d2.data.register import evaluation_records, training_records
 from resobj_d2.data.train_loader import TrainLoader
 
 from .interrupt import SteadyMapper
@@ -49,4 +49,7 @@ def build_train_loader(cfg) -> TrainLoader:
 def build_test_loader(cfg, dataset_name: str):
     """Detectron2's, whose errors name the image."""
     mapper = SteadyMapper(ImageErrorMapper(build_test_mapper(cfg)))
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    records = evaluation_records(cfg, dataset_name)
+    return build_detection_test_loader(
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
