@@ -43,14 +43,13 @@ def load_darknet_weights(path: str | os.PathLike, convolutions: Sequence[Convolu
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"Darknet weights not found: {os.path.abspath(path)}")
-    data = np.fromfile(path, dtype=np.uint8)
-    header, seen = _read_header(path, data)
+    size = os.path.getsize(path)
+    header, seen = _read_header(path, np.fromfile(path, dtype=np.uint8, count=20))
     parts = [(name, tensor) for entry in convolutions for name, tensor in _tensors(entry)]
     total = sum(tensor.numel() for _, tensor in parts)
-    available = (len(data) - header) / 4
-    if available != total:
-        raise DarknetWeightsError(_misfit(path, header, len(data), parts))
-    values = torch.from_numpy(data[header:].copy().view("<f4"))
+    if (size - header) / 4 != total:  # before a large file fills the memory
+        raise DarknetWeightsError(_misfit(path, header, size, parts))
+    values = torch.from_numpy(np.fromfile(path, dtype="<f4", offset=header))
     offset = 0
     with torch.no_grad():
         for _, tensor in parts:

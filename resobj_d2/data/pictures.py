@@ -16,37 +16,37 @@ each. Differences from Detectron2's ``read_image``:
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from .picture_pixels import ImageError, say_once, to_rgb
+
 __all__ = ["ImageError", "picture_to_rgb", "read_label_map", "read_picture", "rgb_to_format"]
 
 logger = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# How the rows and columns of the stored pixels have to be turned, by the definition of the tag.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x[::-1].swapaxes(0, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
-# Premultiplied colours are divided by their alpha first.
-_STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
-
-
-class ImageError(ValueError):
-    """An image that cannot be used, and why."""
+MAX_SIDE = 2**18  # pixels; Pillow's memory grows with the number of rows as well
+MAX_PNG_CHUNKS = 500_000
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
@@ -66,7 +66,11 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
             meaning. The message starts with ``path``.
     """
     name = os.fspath(path)
-    return picture_to_rgb(_open(name), name=name)
+    picture, lower = _open(name)
+    turn = _turn(picture, name)
+    pixels = _pixels(picture, lower, name)
+    del picture, lower  # before a second array of this size is made
+    return np.ascontiguousarray(turn(pixels))
 
 
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
@@ -78,11 +82,12 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         ImageError: as :func:`read_picture`; or it has colours.
     """
     name = os.fspath(path)
-    picture = _upright(_open(name), name)
+    picture, _ = _open(name)
     if picture.mode not in ("1", "L", "P", "I") and not picture.mode.startswith("I;16"):
         raise ImageError(f"{name}: labels must be grey or a palette's, not {picture.mode} pixels")
     labels = np.asarray(picture)
-    return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
+    labels = labels.astype(np.uint8 if labels.dtype.itemsize == 1 else np.int32)
+    return np.ascontiguousarray(_turn(picture, name)(labels))
 
 
 def rgb_to_format(rgb: np.ndarray, image_format: str) -> np.ndarray:
@@ -98,23 +103,34 @@ def rgb_to_format(rgb: np.ndarray, image_format: str) -> np.ndarray:
     return convert_PIL_to_numpy(Image.fromarray(rgb), image_format)
 
 
-def _open(name: str) -> Image.Image:
-    """The decoded picture of a file."""
+def _open(name: str) -> tuple[Image.Image, Image.Image | None]:
+    """The decoded picture of a file, and of 16-bit colour the lower bytes."""
     try:
-        with PathManager.open(name, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise ImageError(f"{name}: there is no such file") from None
+        path = PathManager.get_local_path(name)
+        if not os.path.exists(path):
+            raise ImageError(f"{name}: there is no such file")
+        if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe or device has no end
+            raise ImageError(f"{name}: it is not a file")
+        limit = 4 * (Image.MAX_IMAGE_PIXELS or sys.maxsize) + 2**20
+        if os.path.isfile(path) and os.path.getsize(path) > limit:
+            raise ImageError(f"{name}: a file of more than {limit} bytes{_RAISE_LIMIT}")
+        with open(path, "rb") as file:
+            return _decoded(file, name)
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror or error}") from error
+
+
+def _decoded(file: IO[bytes], name: str) -> tuple[Image.Image, Image.Image | None]:
     try:
-        return _decode(data, name)
+        return _decode(file, name)
     except ImageError:
         raise
     # Pillow's readers raise almost anything on a broken file, depending on the format: OSError,
     # SyntaxError, struct.error, IndexError, TypeError, ...
     except Exception as error:
-        raise ImageError(f"{name}: {_reason(error, data)}") from error
+        empty = os.fstat(file.fileno()).st_size == 0
+        reason = "the file is empty" if empty else _reason(error)
+        raise ImageError(f"{name}: {reason}") from error
 
 
 def picture_to_rgb(picture: Image.Image, *, name: str = "the picture") -> np.ndarray:
@@ -135,33 +151,20 @@ def picture_to_rgb(picture: Image.Image, *, name: str = "the picture") -> np.nda
     try:
         _check_size(picture, name)
         picture.load()
-        picture = _upright(picture, name)
-        if picture.mode == "I" or picture.mode.startswith("I;16"):
-            return _grey16_to_rgb(np.asarray(picture), name)
-        if picture.mode in ("F", "LAB"):
-            raise ImageError(f"{name}: {_REFUSED[picture.mode]}")
-        return _to_rgb(picture)
     except ImageError:
         raise
-    except Exception as error:  # as in _open
+    except Exception as error:  # as in _decoded
         raise ImageError(f"{name}: {error or type(error).__name__}") from error
+    return np.ascontiguousarray(_turn(picture, name)(_pixels(picture, None, name)))
 
 
-_REFUSED = {
-    "F": "floating-point pixels have no defined white; scale them to 0..255 and save them with 8 "
-    "bits",
-    "LAB": "colours in L*a*b* are not supported; save it as RGB",
-}
-
-
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-    if "transparency" in picture.info and picture.mode == "P":
-        picture = picture.convert("RGBA")  # Pillow warns of a direct way
-    if picture.mode in _STRAIGHT_ALPHA:
-        picture = picture.convert(_STRAIGHT_ALPHA[picture.mode])
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    return np.array(picture)
+def _pixels(picture: Image.Image, lower: Image.Image | None, name: str) -> np.ndarray:
+    try:
+        return to_rgb(picture, lower, name)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow has no way from this mode
+        raise ImageError(f"{name}: {error or type(error).__name__}") from error
 
 
 @functools.cache
@@ -171,55 +174,58 @@ def _formats() -> list[str]:
     return [name for name in Image.OPEN if name != "EPS"]
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(data), formats=_formats())
+def _decode(file: IO[bytes], name: str) -> tuple[Image.Image, Image.Image | None]:
+    picture = Image.open(file, formats=_formats())
     _check_size(picture, name)
     if picture.format == "PNG":
+        _check_chunks(file, name)
         picture.verify()  # the checksums of the pixels, which decoding does not look at
-        picture = Image.open(io.BytesIO(data), formats=_formats())
+        file.seek(0)
+        picture = Image.open(file, formats=_formats())
     # Not of MPO: a camera's .jpg has its preview in a second frame.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
-        _say_once("frames", f"{name}: only the first of its frames or pages is read")
-    lower = _lower_bytes(picture, data)
+        say_once("frames", f"{name}: only the first of its frames or pages is read")
+    tiles = _tiles_of_lower_bytes(picture)
     picture.load()
-    return picture if lower is None else _scaled_color(picture, lower, name)
+    if not tiles:
+        return picture, None
+    file.seek(0)
+    lower = Image.open(file, formats=_formats())
+    lower.tile = tiles
+    lower.load()
+    return picture, lower
 
 
-def _lower_bytes(picture: Image.Image, data: bytes) -> Image.Image | None:
-    """Of 16-bit colour, of which Pillow reads the upper bytes: a picture of the others.
+def _check_chunks(file: IO[bytes], name: str) -> None:
+    """Pillow takes its time for each chunk of a PNG, however small; real ones have thousands."""
+    position = file.tell()
+    file.seek(8)
+    count = 0
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        count += 1
+        if count > MAX_PNG_CHUNKS:
+            raise ImageError(f"{name}: a PNG of more than {MAX_PNG_CHUNKS} chunks")
+    file.seek(position)
 
-    They are what it reads where it is told that the bytes are in the other order. None for any
+
+def _tiles_of_lower_bytes(picture: Image.Image) -> list:
+    """How to read the lower bytes of 16-bit colour, of which Pillow reads the upper ones.
+
+    They are what it reads where it is told that the bytes are in the other order. Empty for any
     other picture.
     """
     orders = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     tiles = []
-    for codec, extents, offset, args in getattr(picture, "tile", []):
+    for tile in getattr(picture, "tile", []):
+        codec, extents, offset, args = tile
         mode, *others = args if isinstance(args, tuple) else (args,)
         match = re.fullmatch(r"(RGB[AX]?;16)([BLN])", str(mode))
         if match is None:
-            return None
+            return []
         mode = match[1] + orders[match[2]]
-        tiles.append((codec, extents, offset, (mode, *others) if others else mode))
-    if not tiles:
-        return None
-    lower = Image.open(io.BytesIO(data), formats=_formats())
-    lower.tile = [type(tile)(*new) for tile, new in zip(picture.tile, tiles, strict=True)]
-    lower.load()
-    return lower
-
-
-def _scaled_color(upper: Image.Image, lower: Image.Image, name: str) -> Image.Image:
-    channels = [
-        np.asarray(upper.getchannel(color)).astype(np.uint16) << 8 | lower.getchannel(color)
-        for color in "RGB"
-    ]
-    low = min(int(channel.min()) for channel in channels)
-    high = max(int(channel.max()) for channel in channels)
-    _say_16_bits(low, high, name)
-    scaled = [Image.fromarray(_to_8_bits(channel, low, high)) for channel in channels]
-    picture = Image.merge("RGB", scaled)
-    method = _turn(upper, name)
-    return picture if method is None else picture.transpose(method)
+        tiles.append(type(tile)(codec, extents, offset, (mode, *others) if others else mode))
+    return tiles
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
@@ -229,6 +235,8 @@ def _check_size(picture: Image.Image, name: str) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ImageError(f"{name}: {width}x{height} pixels are more than {limit}{_RAISE_LIMIT}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name}: {width}x{height} pixels have a side of more than {MAX_SIDE}")
 
 
 _RAISE_LIMIT = (
@@ -237,18 +245,7 @@ _RAISE_LIMIT = (
 )
 
 
-_said: set[str] = set()
-
-
-def _say_once(topic: str, message: str) -> None:
-    if topic not in _said:
-        _said.add(topic)
-        logger.warning("%s (said once)", message)
-
-
-def _reason(error: Exception, data: bytes) -> str:
-    if not data:
-        return "the file is empty"
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
@@ -256,44 +253,11 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"damaged or not supported ({str(error) or type(error).__name__})"
 
 
-def _upright(picture: Image.Image, name: str) -> Image.Image:
-    method = _turn(picture, name)
-    return picture if method is None else picture.transpose(method)
-
-
-def _turn(picture: Image.Image, name: str) -> Image.Transpose | None:
-    """What turns a picture upright, as its EXIF data say."""
+def _turn(picture: Image.Image, name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns its pixels upright, as its EXIF data say."""
     try:
-        return _UPRIGHT.get(picture.getexif().get(_ORIENTATION))
+        orientation = picture.getexif().get(_ORIENTATION)
+        return _UPRIGHT.get(orientation, lambda x: x)
     except Exception as error:  # the pixels are fine all the same
         logger.warning("%s: its EXIF data cannot be read, so it is not turned: %s", name, error)
-        return None
-
-
-def _grey16_to_rgb(values: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) integers in 0..65535 as (H, W, 3) uint8."""
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"{name}: 32-bit pixels from {low} to {high} have no defined white; scale them to 8 or "
-            "16 bits"
-        )
-    _say_16_bits(low, high, name)
-    return np.repeat(_to_8_bits(values, low, high)[:, :, None], 3, axis=2)
-
-
-def _say_16_bits(low: int, high: int, name: str) -> None:
-    text = f"16-bit pixels are scaled by the picture's own range, here {low}..{high} to 0..255"
-    _say_once("16 bits", f"{name}: {text}")
-
-
-def _to_8_bits(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    """256 steps of equal width from ``low`` to ``high``; the upper 8 bits where that is a point."""
-    scaled = values.astype(np.int32)
-    if low < high:
-        scaled -= low
-        scaled *= 256
-        scaled //= high - low + 1
-    else:
-        scaled >>= 8
-    return scaled.astype(np.uint8)
+        return lambda x: x

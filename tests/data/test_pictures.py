@@ -5,13 +5,14 @@ import logging
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from resobj_d2.data import pictures
+from resobj_d2.data import picture_pixels, pictures
 from resobj_d2.data.pictures import ImageError, picture_to_rgb, read_picture
 
 ORIENTATION = 0x0112
@@ -116,7 +117,7 @@ def test_sixteen_bit_colour_is_scaled_like_sixteen_bit_grey(write):
 
 
 def test_sixteen_bits_are_scaled_by_the_picture_s_own_range_which_is_said_once(write, caplog):
-    pictures._said.clear()
+    picture_pixels._said.clear()
     path = write(np.uint16([[0, 1000, 4095]]))  # of a camera with 12 bits
     with caplog.at_level(logging.WARNING):
         assert np.array_equal(read_picture(path), grey([[0, 62, 255]]))
@@ -132,7 +133,7 @@ def test_sixteen_bits_are_scaled_by_the_picture_s_own_range_which_is_said_once(w
 
 
 def test_only_the_first_frame_is_said_once(write, caplog):
-    pictures._said.clear()
+    picture_pixels._said.clear()
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     with caplog.at_level(logging.WARNING):
         for name in ("x.tif", "y.gif", "z.png"):
@@ -249,6 +250,7 @@ def test_what_is_not_an_image(write, tmp_path):
         (write(b"", "empty.png"), "the file is empty"),
         (write(b"text", "text.png"), "not an image in a format"),
         (tmp_path, "Is a directory"),
+        (Path("/dev/zero"), "it is not a file"),
     ]:
         with pytest.raises(ImageError, match=f"^{path}: {message}"):
             read_picture(path)
@@ -259,6 +261,41 @@ def test_a_decompression_bomb_says_what_to_raise(write, noise, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ImageError, match=f"{path}: .*48 pixels.*raise PIL.Image.MAX_IMAGE_PIXELS"):
         read_picture(path)
+
+
+def test_files_and_sides_beyond_any_picture_are_refused_unread(write, tmp_path):
+    """Pillow reads a chunk of a PNG whole, and keeps a pointer for each row."""
+    path = write(b"\x89PNG\r\n\x1a\n\x7f\xff\xff\xffzzZz", "sparse.png")
+    with path.open("r+b") as file:
+        file.truncate(3 * 2**30)
+    with pytest.raises(ImageError, match=f"^{path}: a file of more than [0-9]+ bytes"):
+        read_picture(path)
+    header = struct.pack(">IIBBBBB", 1, 2**18 + 1, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+    with pytest.raises(ImageError, match="1x262145 pixels have a side of more than 262144"):
+        read_picture(write(data, "tall.png"))
+
+
+def test_a_png_of_countless_chunks_is_refused(write, noise, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PNG_CHUNKS", 10)
+    data = write(noise).read_bytes()
+    text = struct.pack(">I", 1) + b"tEXta" + struct.pack(">I", zlib.crc32(b"tEXta"))
+    path = write(data[:33] + 5 * text + data[33:], "few.png")
+    assert np.array_equal(read_picture(path), noise)
+    path = write(data[:33] + 20 * text + data[33:], "many.png")
+    with pytest.raises(ImageError, match="many.png: a PNG of more than 10 chunks"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "P", "LA", "I;16"])
+def test_bands_of_rows_make_the_whole_picture(write, noise, mode, monkeypatch):
+    grey = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    picture = grey if mode == "I;16" else Image.fromarray(noise).convert(mode)
+    whole = picture_to_rgb(picture)
+    monkeypatch.setattr(picture_pixels, "_BAND", 17)  # two rows of eight
+    assert np.array_equal(picture_to_rgb(picture), whole)
 
 
 def test_first_frame_of_an_animation(write):

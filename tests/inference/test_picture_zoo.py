@@ -248,7 +248,7 @@ def test_the_zoo_is_large():
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_training_evaluation_and_prediction_see_the_same_pixels(name, configs, tmp_path):
+def test_training_evaluation_and_prediction_see_the_same_pixels(name, configs, tmp_path, caplog):
     case = ZOO[name]
     path = tmp_path / f"{name}.picture"  # formats are told by the content
     path.write_bytes(case.data)
@@ -262,6 +262,7 @@ def test_training_evaluation_and_prediction_see_the_same_pixels(name, configs, t
             assert torch.equal(trained, evaluated), kind
             assert torch.equal(predicted(cfg, path), evaluated), kind
             images[kind] = evaluated
+    assert ("EXIF data cannot be read" in caplog.text) == (name == "exif_broken")
     rgb = images["RGB"].permute(1, 2, 0).numpy()
     assert torch.equal(images["RGB"].flip(0), images["as it is"])
     if case.pixels is not None:
