@@ -86,7 +86,7 @@ class _Window:
         self.file = file
         self.text = ""
         self.position = 0
-        self.lines = 0  # in front of ``text``
+        self.lines = self.columns = 0  # in front of ``text``: lines, and characters of the last
         self.ended = False
 
     def peek(self) -> str:
@@ -125,8 +125,10 @@ class _Window:
             except json.JSONDecodeError as error:
                 self._need_more(error.msg, error.pos)
             else:
-                # The chunk may end inside a number; what closes itself is whole.
-                if end < len(self.text) or self.ended or isinstance(value, (dict, list, str)):
+                # The chunk may end inside a number (1 of 1e5); what closes itself is whole.
+                after = self.text[end : end + 1]
+                whole = isinstance(value, (dict, list, str)) or (after and after in " \t\n\r,]}")
+                if whole or self.ended:
                     self.position = end
                     return value
                 self._more()
@@ -135,7 +137,8 @@ class _Window:
         """Raise a ValueError that says where."""
         position = self.position if position is None else position
         line = self.lines + self.text.count("\n", 0, position) + 1
-        column = position - self.text.rfind("\n", 0, position)
+        start = self.text.rfind("\n", 0, position)
+        column = position - start + (self.columns if start < 0 else 0)
         raise ValueError(f"{message}: line {line} column {column}")
 
     def _need_more(self, message: str, position: int) -> None:
@@ -150,5 +153,7 @@ class _Window:
     def _more(self) -> None:
         rest = self.text[self.position :]
         self.lines += self.text.count("\n", 0, self.position)
+        start = self.text.rfind("\n", 0, self.position)
+        self.columns = self.position - start - 1 + (self.columns if start < 0 else 0)
         chunk = self.file.read(max(_CHUNK, len(rest)))  # doubles within a large value
         self.text, self.position, self.ended = rest + chunk, 0, not chunk

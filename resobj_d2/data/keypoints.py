@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 __all__ = ["flip_map"]
 
-# Whole words, and the single letters that end or begin a name: left_eye, eye-left, l_eye, eye_L.
-_SIDE = re.compile(r"(?i)(?<![a-z])(left|right|l|r)(?![a-z])|(?i:left|right)(?=[A-Z])")
+# Words and letters of their own (left_eye, eye-left, eye_L), and words that capitals set apart
+# (earLeft, leftEar).
+_SIDE = re.compile(
+    "(?<![A-Za-z])(?i:left|right|l|r)(?![A-Za-z])"
+    "|(?<=[a-z0-9])(?:Left|Right|L|R)(?![a-z])"
+    "|(?<![A-Za-z])(?:left|right)(?=[A-Z])"
+)
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 

@@ -103,10 +103,10 @@ def evaluate_detections(
             and 100, for keypoints 20.
         keypoint_sigmas: COCO's for persons by default.
     """
-    # Loading adds keys to the detections. With a box in it, COCO's code would take the area of the
-    # box for that of the mask.
-    dropped = {"bbox"} if task != "bbox" else set()
-    copies = [{k: v for k, v in item.items() if k not in dropped} for item in detections]
+    # Copies, since loading adds keys. It takes the area from the first of box, mask and keypoints:
+    # that of a mask is its own, that of keypoints their box's, as in Detectron2.
+    dropped = {"segm": "bbox", "keypoints": "segmentation"}.get(task)
+    copies = [{k: v for k, v in item.items() if k != dropped} for item in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         if copies:
             loaded = ground_truth.loadRes(copies)
@@ -115,6 +115,8 @@ def evaluate_detections(
             empty = {"images": truth["images"], "categories": truth["categories"]}
             loaded = backend.index({**empty, "annotations": []})
         evaluation = backend.new_evaluation(ground_truth, loaded, task)
+        # faster-coco-eval leaves out classes without objects where keypoints are evaluated.
+        evaluation.params.catIds = sorted(ground_truth.getCatIds())
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
         if limits is not None:
