@@ -35,6 +35,9 @@ ALLOWED = {
         "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "process"},
+    "inspection": {
+        "command", "config", "data", "inference", "matching", "ops", "options", "process",
+    },
     "analysis": {
         "command", "config", "checkpoint", "data", "engine", "evaluation", "modeling", "process",
     },

@@ -65,6 +65,11 @@ ANALYZE = (
 
 DATA = (
     Command(
+        name="check",
+        summary="pictures, boxes, and whether a configuration's anchors fit them",
+        module="inspection.command",
+    ),
+    Command(
         name="convert",
         summary="write a data set as COCO json, Pascal VOC, YOLO or CSV",
         module="data.convert",
@@ -98,7 +103,7 @@ COMMANDS = (
         module="cli.configs",
         uses_operators=False,
     ),
-    Command(name="data", summary="convert", commands=DATA),
+    Command(name="data", summary="check, convert", commands=DATA),
     Command(name="analyze", summary="cost, proposals, sweep, curves", commands=ANALYZE),
     Command(
         name="doctor",

@@ -21,7 +21,7 @@ from resobj_d2.process import start_log
 
 from .writers import PICTURES, WRITERS
 
-__all__ = ["convert", "main"]
+__all__ = ["convert", "main", "parse_source"]
 
 
 def convert(
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="link the pictures (default), copy them, or leave them where they are",
     )
     args = parser.parse_args(argv)
-    source = _source(args.source)
+    source = parse_source(args.source)
     split = args.split or (source.get("split") if isinstance(source, dict) else None) or "train"
     start_log()
     entry = convert(source, to=args.to, output=args.output, split=split, pictures=args.pictures)
@@ -92,7 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _source(words: Sequence[str]) -> str | dict:
+def parse_source(words: Sequence[str]) -> str | dict:
+    """Words of a command line: a name, or an entry of ``DATASETS.REGISTER`` as KEY=VALUE ...
+
+    Raises:
+        ValueError: they are neither.
+    """
     if len(words) == 1 and "=" not in words[0]:
         return words[0]
     entry = {}

@@ -1,0 +1,119 @@
+"""What is in a data set, what is wrong with it, and whether a model's anchors fit its objects.
+
+::
+
+    resobj-d2 data check annotations/train.json
+    resobj-d2 data check retinanet_resobj_t2_R_50_FPN_600_1x DATASETS.REGISTER "[...]" ...
+
+Every picture is opened. The exit status is 0 where nothing is wrong, 1 where something is (with
+``--strict``: or is probably), 2 where the data set could not be read at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resobj_d2 import __version__
+from resobj_d2.command import add_import_option, run_command
+from resobj_d2.data.catalog import dataset_record
+from resobj_d2.process import replacing, start_log
+
+from .check import Report, check_datasets
+from .contact_sheet import write_sheets
+from .report import report_json, report_text
+from .target import find_target
+
+__all__ = ["exit_status", "main"]
+
+_MOST_WORKERS = 8
+
+
+def exit_status(report: Report, *, strict: bool = False) -> int:
+    """1 where there is a finding of level "error", with ``strict`` also of "warning"; else 0."""
+    serious = ("error", "warning") if strict else ("error",)
+    return int(any(one.level in serious for one in report.findings))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status.
+
+    Raises:
+        ValueError, OSError: what is to be checked cannot be read at all, or nothing be written.
+    """
+    args = _parser().parse_intermixed_args(argv)
+    start_log()
+    # The report has them, with their examples.
+    logging.getLogger("resobj_d2.data.notes").setLevel(logging.ERROR)
+    target = find_target([args.target, *args.opts], images=args.images, imports=args.imports)
+    report = check_datasets(target.roles, cfg=target.cfg, workers=args.workers)
+    print(report_text(report))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"version": __version__, "checked": args.target, **report_json(report)}
+        with replacing(args.json) as file:
+            file.write(json.dumps(content, indent=1))
+    if args.browse:
+        for name in target.roles:
+            for path in write_sheets(dataset_record(name), args.output, args.browse):
+                print(path)
+    return exit_status(report, strict=args.strict)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 data check",
+        description="Open every picture of a data set, look for mistakes in its boxes, count its "
+        "objects; with a configuration also compare its anchors with them.",
+        epilog="Exit status: 0 nothing serious, 1 findings of level error (with --strict also "
+        "warning), 2 the data set cannot be read at all.",
+    )
+    parser.add_argument(
+        "target",
+        help="a registered data set, a configuration (yaml or name; its TRAIN and TEST are "
+        "checked), a COCO json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... "
+        "KEY=VALUE ... as in DATASETS.REGISTER",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of a configuration")
+    add_import_option(parser)
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of the pictures of a json or csv (default: near it)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=min(os.cpu_count() or 1, _MOST_WORKERS),
+        help="threads that open pictures (default: one for each CPU, at most 8)",
+    )
+    parser.add_argument("--strict", action="store_true", help="warnings count as errors do")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to FILE")
+    parser.add_argument(
+        "--browse",
+        type=_positive,
+        metavar="N",
+        help="also draw N pictures of each data set with their boxes, 25 on a sheet",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/data_check"),
+        metavar="DIR",
+        help="folder of the sheets (default: %(default)s)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

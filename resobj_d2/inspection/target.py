@@ -1,0 +1,170 @@
+"""What the words of the command mean: a registered name, a configuration, a file or a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from detectron2.data import DatasetCatalog
+
+from resobj_d2.config import load_config
+from resobj_d2.config.zoo import find_config
+from resobj_d2.data.convert import parse_source
+from resobj_d2.data.register import check_available, register_datasets
+from resobj_d2.data.voc_xml import VOC_CLASSES, parse_xml, voc_folder
+
+__all__ = ["Target", "find_target"]
+
+# What splits are called, and what they are for.
+_SPLITS = {"train": "train", "trainval": "train", "val": "test", "valid": "test", "test": "test"}
+_SOURCES = (
+    "a registered data set, a configuration (a yaml, or a name of `resobj-d2 configs`), a COCO "
+    "json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... KEY=VALUE ... as in "
+    "DATASETS.REGISTER"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Registered data sets to check.
+
+    Attributes:
+        roles: name to "train", "test", "train and test" or "".
+        cfg: the configuration, where that was named.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    cfg: object = None
+
+
+def find_target(
+    words: Sequence[str], *, images: str | None = None, imports: Sequence[str] = ()
+) -> Target:
+    """Find and register what is to be checked.
+
+    Args:
+        words: the name, configuration, file or folder, for a configuration followed by KEY VALUE
+            overrides; or KEY=VALUE of an entry of ``DATASETS.REGISTER``.
+        images: folder of the pictures of a json or csv; None to look for it near the file.
+        imports: modules to import first.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such thing, or it cannot be registered.
+    """
+    if re.match(r"\w+=", words[0]):
+        entry = parse_source(words)
+        assert isinstance(entry, dict)
+        return _registered([{"name": "data", **entry}], {})
+    word, overrides = words[0], list(words[1:])
+    path = Path(word).expanduser()
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _is_yolo(path):
+        target = _yolo(path)
+    elif path.suffix.lower() in (".json", ".csv") and path.is_file():
+        target = _annotation_file(path, images)
+    elif path.is_dir():
+        target = _folder(path)
+    elif word in DatasetCatalog:
+        check_available([word], "the command line")
+        target = Target(roles={word: ""})
+    else:
+        return _configuration(word, overrides, imports)
+    if overrides:
+        raise ValueError(f"KEY VALUE overrides belong to a configuration, and {word} is none")
+    return target
+
+
+def _configuration(word: str, overrides: list[str], imports: Sequence[str]) -> Target:
+    try:
+        find_config(word)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. What can be checked: {_SOURCES}") from None
+    cfg = load_config(word, overrides, imports=imports)
+    roles: dict[str, str] = dict.fromkeys(cfg.DATASETS.TRAIN, "train")
+    for name in cfg.DATASETS.TEST:
+        roles[name] = "train and test" if name in roles else "test"
+    check_available(roles, "DATASETS.TRAIN and TEST")
+    return Target(roles=roles, cfg=cfg)
+
+
+def _registered(entries: Sequence[dict], roles: dict[str, str]) -> Target:
+    register_datasets(entries)
+    names = [str(entry["name"]) for entry in entries]
+    check_available(names, "the command line")
+    return Target(roles={name: roles.get(name, "") for name in names})
+
+
+def _is_yolo(path: Path) -> bool:
+    """Whether a yaml lists classes and pictures, as no configuration does."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return False  # the reader of configurations says what is wrong
+    return isinstance(content, dict) and "names" in content and "MODEL" not in content
+
+
+def _yolo(path: Path) -> Target:
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    splits = [split for split in ("train", "val", "test") if content.get(split)]
+    entries = [
+        {"name": split, "format": "yolo", "yaml": str(path), "split": split}
+        for split in splits or ["train"]  # whose message says what is missing
+    ]
+    return _registered(entries, _SPLITS)
+
+
+def _annotation_file(path: Path, images: str | None) -> Target:
+    """A json or csv with the first folder near it in which the pictures are."""
+    kind = "coco" if path.suffix.lower() == ".json" else "csv"
+    key = "json" if kind == "coco" else "csv"
+    entry = {"name": path.stem, "format": kind, key: str(path)}
+    if images is not None:
+        return _registered([{**entry, "images": images}], {})
+    beside = path.absolute().parent
+    short = re.sub(r"^(instances|person_keypoints|captions)_", "", path.stem)
+    tried = [
+        base / name
+        for base in (beside, beside.parent)
+        for name in ("images", path.stem, short, "JPEGImages", ".")
+    ]
+    for folder in filter(Path.is_dir, tried):
+        try:
+            return _registered([{**entry, "images": str(folder)}], {})
+        except FileNotFoundError as error:
+            if "Is the image folder" not in str(error):
+                raise
+    raise FileNotFoundError(
+        f"{path}: the folder that its file names are relative to is not near it: give --images"
+    )
+
+
+def _folder(path: Path) -> Target:
+    if any(path.rglob("*.xml")):
+        return _voc(path)
+    return _registered([{"name": path.absolute().name, "format": "yolo", "images": str(path)}], {})
+
+
+def _voc(path: Path) -> Target:
+    """A folder of VOC with the splits that it has, and the classes that its files name."""
+    if (path / "ImageSets" / "Main").is_dir():
+        lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
+        splits = [split for split in _SPLITS if split in lists]
+        if "train" in splits and "trainval" in splits:
+            splits.remove("trainval")
+    else:
+        splits = [split for split in _SPLITS if (path / split).is_dir()]
+    names: set[str] = set()
+    for split in splits or [""]:
+        for identity, file in voc_folder(path, split, path.name).xml_files.items():
+            tree = parse_xml(file, f"{path}: {identity}")
+            names.update((item.findtext("name") or "").strip() for item in tree.iter("object"))
+    entries = []
+    for split in splits or [""]:
+        entry = {"name": split or path.absolute().name, "format": "voc", "root": str(path)}
+        entry |= {"split": split} if split else {}
+        # VOC's own order where the classes are VOC's.
+        known = names <= set(VOC_CLASSES)
+        entries.append(entry if known else {**entry, "classes": sorted(names - {""})})
+    return _registered(entries, _SPLITS)
