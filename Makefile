@@ -34,9 +34,10 @@ demo: setup
 	@echo "now: the demo"
 	@$(python) -m resobj_d2.demo
 
+# A process per core up to four (each takes a gigabyte or two), and one thread in each.
 test: setup
 	@echo "now: all tests"
-	@$(python) -m pytest -m "slow or not slow"
+	@OMP_NUM_THREADS=1 $(python) -m pytest -m "slow or not slow" -n auto --maxprocesses 4 --dist loadgroup
 
 # Material for MkDocs greets every build with news of other projects unless told not to. Not --quiet:
 # it silences warnings, and those that are silenced fail nothing.
