@@ -38,6 +38,12 @@ def test_grid_by_hand():
     assert boxes.tolist() == [[-2, -1, 2, 1], [6, -1, 10, 1]]
 
 
+def test_a_checkpoint_does_not_bring_its_anchors():
+    grid, other = (AnchorGrid(shapes=[[shape]], strides=[8]) for shape in [(4.0, 2.0), (8.0, 8.0)])
+    other.load_state_dict(grid.state_dict())
+    assert other([(1, 1)]).boxes.tolist() == [[-4, -4, 4, 4]]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -94,6 +94,14 @@ def test_iou_balanced_sampler_takes_all_if_there_are_few():
     assert rows(mask) == [[0, 1, 3, 4]]
 
 
+def test_background_above_the_bins_counts_in_the_last_one():
+    """10 of 20 from each bin; the last one has nothing but 10 anchors beyond its end."""
+    ious = torch.tensor([[0.1] * 100 + [0.9] * 10])
+    sampler = IoUBalancedSampler(size=20, num_bins=2, negative_iou=0.4)
+    mask = sampler(make_targets([[K] * 110], ious), anchors=boxes_apart(110))[0]
+    assert mask[100:].all() and mask[:100].sum() == 10
+
+
 def test_hard_negative_ratio_by_hand():
     labels = [[0, K, K, K, K, K, -1], [K, K, K, K, K, K, K], [1, 0, K, K, -1, -1, -1]]
     difficulty = torch.tensor([[0.0, 5, 1, 4, 2, 3, 9]] * 3)
@@ -225,6 +233,19 @@ def test_instance_balanced_foreground_fills_the_quota_and_follows_the_seed():
     assert torch.equal(sampler(targets, anchors=boxes_apart(31)), first)
     few = with_objects([[0, K, -1, 1]], [[0, 0, 0, 1]])
     assert rows(sampler(few, anchors=boxes_apart(4))) == [[0, 1, 3]]
+
+
+def test_share_of_an_object_is_rounded():
+    """11 places for 4 objects are 2.75, thus 3, and one more: 4, 4, 4 and 1 compete for them."""
+    targets = with_objects([[0] * 61], [[0] * 20 + [1] * 20 + [2] * 20 + [3]])
+    sampler = RandomSampler(size=11, positive_fraction=1.0, instance_balanced=True)
+    counts = set()
+    for seed in range(50):
+        torch.manual_seed(seed)
+        mask = sampler(targets, anchors=boxes_apart(61))[0]
+        assert mask.sum() == 11
+        counts |= set(mask[:60].view(3, 20).sum(dim=1).tolist())
+    assert counts == {2, 3, 4}
 
 
 def test_instance_balanced_choice_within_an_object_is_uniform():
