@@ -35,7 +35,7 @@ def _resized(inputs: dict, longer_side: int) -> dict:
         image[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )[0]
     if not image.is_floating_point():
-        resized = resized.round().clamp(0, 255)
+        resized = resized.round()
     result = {**inputs, "image": resized.to(image.dtype)}
     if "instances" in inputs:
         instances = type(inputs["instances"])(size)

@@ -35,9 +35,10 @@ def test_primary_ap():
 def test_keeps_the_weights_of_the_highest_ap(checkpointer, tmp_path):
     best = BestCheckpoint(checkpointer)
     assert best.best is None
-    for iteration, ap in enumerate([math.nan, 10.0, 30.0, 20.0, 30.0]):
+    for iteration, ap in enumerate([math.nan, 10.0, 30.0, 20.0, 30.0, math.nan]):
         set_weight(checkpointer.model, iteration)
         best.consider(results(ap), iteration=iteration)
+        assert (best.best is None) == (iteration == 0)
     assert (best.best.value, best.best.iteration) == (30.0, 2)
     saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert saved["model"]["weight"].item() == 2.0
@@ -58,12 +59,17 @@ def test_goes_on_with_the_run_but_not_with_another_one(checkpointer, tmp_path):
     assert (resumed.best.value, resumed.best.iteration) == (30.0, 5)
     resumed.consider(results(20.0), iteration=9)
     assert resumed.best.iteration == 5
-    for start in (0, 5):  # anew; or taken back to before that evaluation
-        other = BestCheckpoint(checkpointer)
-        other.resume(start)
-        assert other.best is None
-        other.consider(results(20.0), iteration=9)
-        assert (other.best.value, other.best.iteration) == (20.0, 9)
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_forgets_the_best_of_iterations_that_are_trained_again(checkpointer, start):
+    """Anew, or taken back to before that evaluation."""
+    best = BestCheckpoint(checkpointer)
+    best.consider(results(30.0), iteration=5)
+    best.resume(start)
+    assert best.best is None
+    best.consider(results(20.0), iteration=9)
+    assert (best.best.value, best.best.iteration) == (20.0, 9)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])

@@ -4,11 +4,14 @@ from collections import OrderedDict
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.compat import close_process_groups
 from resobj_d2.config import load_config
-from resobj_d2.engine import Trainer, WeightAverage
+from resobj_d2.engine import Trainer, WeightAverage, WeightAverageHook
 
 
 class Scalar(nn.Module):
@@ -44,6 +47,25 @@ def test_three_steps_by_hand():
     # The mean began at 1, not at 10.
     assert average.averages["mean"].item() == pytest.approx(73.5275 - 9 * 0.1 * 0.15**2)
     assert model.weight.item() == 8.0 and "count" not in average.averages
+
+
+def test_average_begins_before_the_first_step():
+    model = Scalar(1.0)
+    hook = WeightAverageHook(WeightAverage(model, decay=0.5))
+    hook.before_train()
+    step(model, 2.0)
+    hook.after_step()
+    assert hook.average.averages["weight"].item() == pytest.approx(0.1 * 1 + 0.9 * 2)
+
+
+def test_wrapped_model_has_the_names_of_the_model(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        average = WeightAverage(DistributedDataParallel(Scalar(1.0)), decay=0.5)
+    finally:
+        close_process_groups()
+    average.start()
+    assert set(average.averages) == {"weight", "mean"}
 
 
 def test_first_weights_are_soon_forgotten():

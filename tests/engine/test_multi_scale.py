@@ -39,6 +39,20 @@ def test_shapes_of_a_batch_may_differ_and_odd_ones_round():
     assert resized[1]["instances"].gt_boxes.tensor[0, 3].item() == pytest.approx(40 * 18 / 37)
 
 
+def test_sides_are_rounded_and_at_least_a_pixel():
+    # 35 * 32 / 60 = 18.7 and 1 * 32 / 100 = .3
+    resized = resize_inputs([example(60, 35), example(1, 100)], 32)
+    assert [tuple(x["image"].shape[1:]) for x in resized] == [(32, 19), (1, 32)]
+
+
+def test_a_smaller_picture_has_the_means_of_its_pixels():
+    """A quarter of the columns is white; sampling every fourth would find all or none."""
+    inputs = example(64, 64)
+    inputs["image"].zero_()[..., ::4] = 255
+    (resized,) = resize_inputs([inputs], 16)
+    assert (resized["image"][..., 2:-2] == 64).all()
+
+
 def test_image_without_objects_and_of_that_size():
     inputs = example(32, 64, dtype=torch.float32)
     inputs["instances"] = inputs["instances"][[]]

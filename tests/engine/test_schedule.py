@@ -31,7 +31,9 @@ def rates(cfg, optimizer, schedule, count):
     return found
 
 
-def test_rises_with_the_fourth_power_then_steps(cfg):
+@pytest.mark.parametrize("steps", [(1200, 1300), (1300, 1200)])
+def test_rises_with_the_fourth_power_then_steps(cfg, steps):
+    cfg.SOLVER.STEPS = steps
     optimizer = sgd()
     found = rates(cfg, optimizer, build_schedule(cfg, optimizer), 1400)
     for iteration in (0, 1, 99, 499, 999):

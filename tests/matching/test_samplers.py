@@ -159,6 +159,13 @@ def test_ohem_one_to_three_counts_positives_after_nms():
     assert rows(mask) == [[1, 8, 9, 10]]
 
 
+def test_ohem_one_to_three_of_a_size_below_four_has_room_for_one_positive():
+    targets = make_targets([[1, 1, K, K, K, K]])
+    sampler = OHEMSampler(size=3, positive_fraction=0.25)
+    mask = sampler(targets, anchors=boxes_apart(6), difficulty=torch.arange(6.0)[None])
+    assert rows(mask) == [[1, 4, 5]]
+
+
 def test_ohem_uses_each_images_refined_anchors():
     shared = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10]]).float()
     anchors = torch.stack((shared, boxes_apart(2)))

@@ -160,4 +160,6 @@ def test_bad_configuration_is_refused(tiny_cfg, key, value, message):
 
 def test_refinement_can_be_disabled(tiny_cfg):
     model = build_model(tiny_cfg(*BFP, "MODEL.BFP.REFINE", "none"))
-    assert isinstance(model.backbone.refine, nn.Identity)
+    x = torch.randn(1, 16, 4, 4)
+    assert torch.equal(model.backbone.refine(x), x)
+    assert not list(model.backbone.refine.parameters())
