@@ -127,13 +127,16 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
     assert gradient.count_nonzero() == len(gradient) - 1
 
 
+@pytest.mark.parametrize("number", [0, 2])
 def test_objectness_does_not_learn_that_the_excluded_class_is_background(
-    tiny_cfg, make_batch, observe
+    tiny_cfg, make_batch, observe, number
 ):
     """Points excluded for their box's class are unlabelled for the objectness too."""
     objectness = ["MODEL.DENSE.ANCHOR_FREE.OBJECTNESS.ENABLED", "True"]
     model = build(tiny_cfg, *FSAF, *objectness)
-    seen = observe(model, make_batch([(96, 96, 1)]))
+    batch = make_batch([(96, 96, 1)])
+    batch[0]["instances"].gt_classes[:] = number
+    seen = observe(model, batch)
     (targets,) = seen.targets["anchor_free"]
     excluded = targets.excluded_class >= 0
     assert excluded.any()

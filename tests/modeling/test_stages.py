@@ -6,130 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from resobj_d2.losses import ForegroundCount, ForegroundEMA, SigmoidFocalLoss, SmoothL1Loss
-from resobj_d2.matching import DeltaCoder, KeepAll, MaxIoUAssigner
-from resobj_d2.modeling import ConvTower, DenseStream, ScoreBranch, ScoreFusion, Stage
-from resobj_d2.structures import GroundTruth, LevelMaps, Priors, StagePrediction, TowerFeatures
-
-K = 2
-# Ground truth of class 0, and of class 1 slightly to the right.
-GT = GroundTruth.from_lists(
-    [torch.tensor([[0.0, 0, 10, 8], [6, 0, 16, 10]])], [torch.tensor([0, 1])]
+from resobj_d2.matching import DeltaCoder, LTRBCoder
+from resobj_d2.modeling import ConvTower, Stage
+from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction, TowerFeatures
+from tests.modeling.stage_inputs import (
+    ANCHORS,
+    GT,
+    LABELS,
+    LOSSES,
+    REFINED,
+    REFINED_LABELS,
+    Fixed,
+    K,
+    assigner,
+    boxes_of,
+    features,
+    finite_deltas,
+    first_stage,
+    focal,
+    second_stage,
+    smooth_l1,
+    stream_of,
 )
-ANCHORS = torch.tensor([[0.0, 0, 10, 10]] * 3 + [[20, 20, 30, 30]] + [[0, 0, 10, 10]] * 2)
-# IoU of an anchor at the origin with the two boxes: .8 and 40/160 = .25.
-DELTAS = torch.tensor(
-    [
-        [0.5, 0, 0, 0],  # to (5, 0, 15, 10): IoU 40/140 and 90/110
-        [0.0, 0, 0, 0],  # unchanged: .8 and .25
-        [0.3, 0, 0, 0],  # to (3, 0, 13, 10): 56/124 and 70/130, both below .6
-        [0.0, 0, 0, 0],  # no overlap
-        [math.nan, 0, 0, 0],  # no box: the anchor stays
-        [0.0, 0, -200, 0],  # a box without area: the anchor stays
-    ]
-)
-REFINED = torch.tensor(
-    [[5.0, 0, 15, 10], [0, 0, 10, 10], [3, 0, 13, 10], [20, 20, 30, 30]] + [[0, 0, 10, 10]] * 2
-)
-LABELS = [0, 0, 0, K, 0, 0]
-REFINED_LABELS = [1, 0, -1, K, 0, 0]
-
-
-class Fixed(nn.Module):
-    """A predictor that returns given numbers (R, channels)."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = nn.Parameter(values.clone())
-
-    def maps(self, features):
-        return LevelMaps([self.values.reshape(1, -1, 1, 1)], self.values.shape[1])
-
-
-class FixedPriors(nn.Module):
-    def forward(self, sizes):
-        return Priors(
-            boxes=ANCHORS,
-            anchors_per_level=[len(ANCHORS)],
-            map_sizes=[(1, len(ANCHORS))],
-            strides=[8],
-        )
-
-
-def assigner(low, high, **options):
-    return MaxIoUAssigner(num_classes=K, iou_thresholds=[low, high], **options)
-
-
-LOSSES = {"cls_loss": SigmoidFocalLoss(), "box_loss": SmoothL1Loss(beta=0.11)}
-
-
-def first_stage(deltas=DELTAS):
-    torch.manual_seed(0)
-    return Stage(
-        cls=Fixed(torch.randn(len(ANCHORS), K)),
-        box=Fixed(deltas),
-        assigner=assigner(0.4, 0.5),
-        normalizer=ForegroundCount(),
-        **LOSSES,
-    )
-
-
-def second_stage(cls=None, box=None, **options):
-    options = {**LOSSES, "own_cls_normalizer": False, **options}
-    return Stage(
-        cls=cls,
-        box=box,
-        assigner=assigner(0.5, 0.6, allow_low_quality=False),
-        normalizer=ForegroundCount(),
-        **options,
-    )
-
-
-def stream_of(*stages, **options):
-    return DenseStream(
-        priors=FixedPriors(),
-        coder=DeltaCoder(),
-        sampler=KeepAll(),
-        stages=stages,
-        fusion=ScoreFusion(),
-        **options,
-    )
-
-
-def features():
-    maps = [torch.zeros(1, 1, 1, 1)]
-    return TowerFeatures(cls=maps, box=maps, pyramid=maps)
-
-
-def boxes_of(stream, output):
-    """(R, 4) box that the stream would detect at each anchor, in order thanks to falling scores."""
-    falling = torch.arange(len(ANCHORS), 0, -1.0).repeat_interleave(K)
-    for stage in output.stages:
-        stage.cls.levels[0] = falling.view(1, -1, 1, 1)
-    (found,) = stream.candidates(output, score_thresh=0.0, topk=len(falling))
-    return found.boxes[::K]
-
-
-def finite_deltas():
-    return torch.where(torch.isfinite(DELTAS), DELTAS, 0.0)
-
-
-def focal(logits, labels):
-    """Focal loss with alpha .25 and gamma 2, one anchor and class at a time."""
-    total = torch.zeros(())
-    for row, label in zip(logits, labels, strict=True):
-        for k, x in enumerate(row):
-            p = torch.sigmoid(x)
-            if label == k:
-                total = total - 0.25 * (1 - p) ** 2 * torch.log(p)
-            elif label != -1:
-                total = total - 0.75 * p**2 * torch.log(1 - p)
-    return total
-
-
-def smooth_l1(pred, target):
-    d = (pred - target).abs()
-    return torch.where(d < 0.11, 0.5 * d**2 / 0.11, d - 0.055).sum()
 
 
 def test_refined_anchors_and_their_labels():
@@ -145,6 +43,20 @@ def test_refined_anchors_and_their_labels():
         assert targets.gt_index[0, 0] == index
         assert targets.matched_gt_boxes[0, 0].tolist() == GT.boxes[index].tolist()
     assert targets.matched_ious[0].tolist() == pytest.approx([90 / 110, 0.8, 70 / 130, 0, 0.8, 0.8])
+
+
+@pytest.mark.parametrize(
+    "coder, broken",
+    [
+        (DeltaCoder(), [math.nan, 0.5, 0.0, 0.0]),
+        (DeltaCoder(), [0.0, 0.5, -200.0, 0.0]),  # without a width
+        (LTRBCoder(), [0.5, 0.5, math.inf, 1.0]),  # to infinity on the right
+    ],
+)
+def test_a_box_that_is_broken_in_one_direction_is_not_moved_in_the_other(coder, broken):
+    deltas = torch.tensor([broken]).repeat(6, 1)
+    stream = stream_of(first_stage(deltas), second_stage(), coder=coder)
+    assert torch.equal(stream(features()).stages[1].anchors[0], ANCHORS)
 
 
 def test_losses_by_hand():
@@ -171,64 +83,6 @@ def test_losses_by_hand():
     predicted = second.box.values.detach()[[0, 1, 4, 5]]
     expected = smooth_l1(predicted, targets) / 4
     assert losses["loss_box_reg_stage1"].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_weight_and_own_normaliser():
-    plain = stream_of(first_stage(), second_stage(box=Fixed(torch.ones(6, 4))))
-    other = stream_of(
-        first_stage(),
-        second_stage(box=Fixed(torch.ones(6, 4)), weight=0.5, own_cls_normalizer=True),
-    )
-    a, b = (stream.losses(stream(features()), GT)[0] for stream in (plain, other))
-    for name, factor in (("loss_cls_stage1", 0.5 * 5 / 4), ("loss_box_reg_stage1", 0.5)):
-        assert b[name].item() == pytest.approx(factor * a[name].item(), rel=1e-5)
-    assert b["loss_cls"] == a["loss_cls"]
-
-
-class CountingBranch(ScoreBranch):
-    """A branch whose loss is the number of foreground anchors of the stage it trains on."""
-
-    owns_background = False
-
-    def __init__(self, name, last_stage_only):
-        super().__init__()
-        self.name = name
-        self.last_stage_only = last_stage_only
-
-    def predict(self, features, *, every_step=True):
-        return None
-
-    def loss(self, prediction, *, targets, boxes, anchors_per_level, normalizer):
-        count = targets.foreground.sum().float()
-        return {f"loss_{self.name}": count / normalizer}, {f"{self.name}/count": count}
-
-
-def test_branch_losses_carry_the_weight_of_their_stage():
-    """5 anchors are foreground in the first stage and 4 in the second, which has weight 1/4."""
-    stream = stream_of(
-        first_stage(),
-        second_stage(box=Fixed(torch.zeros(6, 4)), weight=0.25),
-        branches=[CountingBranch("every", False), CountingBranch("last", True)],
-    )
-    losses, statistics = stream.losses(stream(features()), GT)
-    assert losses["loss_every"].item() == pytest.approx(5 / 5)
-    # Divided like the class loss, by the first stage's count.
-    assert losses["loss_every_stage1"].item() == pytest.approx(0.25 * 4 / 5)
-    # A last-stage branch keeps its own weight and uses that stage's divisor.
-    assert losses["loss_last"].item() == pytest.approx(4 / 4)
-    assert "loss_last_stage1" not in losses
-    assert {k: v.item() for k, v in statistics.items() if "/" in k} == {
-        "every/count": 5, "every/count_stage1": 4, "last/count": 4,
-    }  # fmt: skip
-
-
-def test_each_stage_has_its_own_running_normaliser():
-    stream = stream_of(first_stage(), second_stage(box=Fixed(torch.zeros(6, 4))))
-    for stage in stream.stages:
-        stage.normalizer = ForegroundEMA()
-    stream.losses(stream(features()), GT)
-    means = [stage.normalizer.mean.item() for stage in stream.stages]
-    assert means == pytest.approx([90 + 0.1 * 5, 90 + 0.1 * 4])
 
 
 def test_shared_logits_train_on_both_stages_and_anchors_carry_no_gradient():
