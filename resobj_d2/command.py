@@ -31,6 +31,7 @@ __all__ = [
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 MISTAKE = 2  # exit status
 DEBUG = ("--debug", "--traceback")
+LONGEST = 2000  # characters of a message
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 # Libraries that validate user input: configs, registries, datasets.
@@ -153,7 +154,9 @@ def explain(error: BaseException) -> str:
         message = f"{error.filename}: {error.strerror}"
     if "Original Traceback" in message:
         message = re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
-    return " ".join(message.split()) or type(error).__name__
+    line = " ".join(message.split()) or type(error).__name__
+    # A value of the user's may stand in it, of any length.
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def _origin(error: BaseException) -> str:

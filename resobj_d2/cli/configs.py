@@ -11,7 +11,6 @@ from resobj_d2.command import add_import_option
 from resobj_d2.config.zoo import (
     ZooEntry,
     find_config,
-    load_yaml_with_base,
     zoo_entries,
     zoo_names,
 )
@@ -89,14 +88,15 @@ def _resolved(name: str, only_differences: bool, imports: Sequence[str]) -> str:
 
     from resobj_d2.config import add_resobj_config
     from resobj_d2.config.imports import import_modules
+    from resobj_d2.config.load import imports_of, merge_file
 
     path = str(find_config(name))
-    import_modules([*load_yaml_with_base(path).get("IMPORTS", []), *imports])
+    import_modules([*imports_of(path, []), *imports])
     cfg = get_cfg()
     add_resobj_config(cfg)
     defaults = _plain(cfg)
     # Merged and not loaded: the datasets need not be there.
-    cfg.merge_from_file(path)
+    merge_file(cfg, path)
     values = _plain(cfg)
     return _yaml(difference(values, defaults) if only_differences else values)
 

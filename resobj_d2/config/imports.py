@@ -18,6 +18,10 @@ def import_modules(names: Sequence[str]) -> None:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"IMPORTS must be a list of module names, got {names!r}")
     for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(
+                f"IMPORTS: {name!r:.80} is not the name of a module, as package.module"
+            )
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -55,15 +55,13 @@ def load_config(
         config_file = str(find_config(config_file))
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
-    modules = list(dict.fromkeys([*_imports_of(config_file, opts), *imports]))
+    modules = list(dict.fromkeys([*imports_of(config_file, opts), *imports]))
     import_modules(modules)
     cfg = get_cfg()
     add_resobj_config(cfg)
     if config_file:
-        with _explained_keys(cfg, config_file):
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-    with _explained_keys(cfg, "the overrides KEY VALUE"):
-        cfg.merge_from_list(list(opts))
+        merge_file(cfg, config_file)
+    _merge_overrides(cfg, opts)
     cfg.IMPORTS = modules  # a dumped configuration needs those of the command line, too
     if _device_type(cfg.MODEL.DEVICE) == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
@@ -82,15 +80,64 @@ def load_config(
     return cfg
 
 
-def _imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
+def merge_file(cfg: CfgNode, config_file: str) -> None:
+    """Merge a yaml, and the files it is based on, into ``cfg``.
+
+    Raises:
+        FileNotFoundError, ConfigFileError: as :func:`.yaml_file.load_yaml_with_base`.
+        ValueError: there is no such key, or its value is of another kind.
+    """
+    _check_kinds(load_yaml_with_base(config_file), cfg, config_file)
+    with explained_keys(cfg, config_file):
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+
+
+def _merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
+    keys = [key for key in opts[::2] if _value(cfg, key) is not None]
+    with explained_keys(cfg, "the overrides KEY VALUE"):
+        cfg.merge_from_list(list(opts))
+    empty = [key for key in keys if _value(cfg, key) is None]
+    if empty:
+        raise ValueError(f"the overrides KEY VALUE: {empty[0]} must have a value, got None")
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    """None where there is no such key."""
+    value: object = cfg
+    for part in str(key).split("."):
+        value = value.get(part) if isinstance(value, CfgNode) else None
+    return value
+
+
+def _check_kinds(raw: Mapping, cfg: CfgNode, config_file: str, prefix: str = "") -> None:
+    """Nodes are nodes, and no key is left without a value; yacs compares the types of values."""
+    for key, value in raw.items():
+        if key not in cfg:
+            continue  # explained when it is merged
+        default = cfg[key]
+        if isinstance(default, CfgNode) and not isinstance(value, Mapping):
+            raise ValueError(
+                f"{config_file}: {prefix}{key} is a node with keys of its own, got {value!r:.80}"
+            )
+        if isinstance(default, CfgNode):
+            _check_kinds(value, default, config_file, f"{prefix}{key}.")
+        elif value is None and default is not None:
+            raise ValueError(f"{config_file}: {prefix}{key} has no value")
+
+
+def imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
     """``IMPORTS`` of the overrides, otherwise of the file and the files it is based on."""
     given = CfgNode({"IMPORTS": []})
     if config_file:
         raw = load_yaml_with_base(config_file)
         given.IMPORTS = raw.get("IMPORTS", [])
+        if not isinstance(given.IMPORTS, (list, tuple)):
+            raise ValueError(
+                f"{config_file}: IMPORTS must be a list of module names, got {given.IMPORTS!r:.80}"
+            )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key == "IMPORTS":
-            given.merge_from_list([key, value])
+            _merge_overrides(given, [key, value])
     return list(given.IMPORTS)
 
 
@@ -102,13 +149,15 @@ def _device_type(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained_keys(cfg: CfgNode, source: str) -> Iterator[None]:
+def explained_keys(cfg: CfgNode, source: str) -> Iterator[None]:
     """Say where a key that does not exist was read, and which it might have been.
 
     yacs raises a KeyError for a file and an AssertionError for a list.
     """
     try:
         yield
+    except (RecursionError, MemoryError) as error:  # of Python's parser
+        raise ValueError(f"{source}: a value is nested too deeply ({error})") from None
     except (AssertionError, KeyError) as error:
         match = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", str(error.args[0]))
         if match is None:

@@ -13,9 +13,10 @@ import yaml
 
 __all__ = ["ConfigFileError", "load_yaml_with_base"]
 
-MAX_BYTES = 2**18
-MAX_NODES = 100_000  # keys, values and lists, when each alias is written out
+MAX_BYTES = 2**17
+MAX_NODES = 20_000  # keys, values and lists, when each alias is written out
 MAX_DEPTH = 50
+MAX_NUMBER = 1000  # characters
 MAX_FILES = 100  # that one configuration is made of
 BASE = "_BASE_"
 
@@ -102,7 +103,17 @@ def _read(path: str) -> dict:
         raise ConfigFileError(
             f"{path} is not a configuration: it holds a {type(content).__name__}, not KEY: VALUE"
         )
+    _check_keys(content, path)
     return content
+
+
+def _check_keys(content: dict, path: str) -> None:
+    """Names of nodes and keys are strings; dicts inside of lists are values."""
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ConfigFileError(f"{path}: {key!r:.40} stands where the name of a key belongs")
+        if isinstance(value, dict):
+            _check_keys(value, path)
 
 
 _TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
@@ -139,14 +150,16 @@ def _count(node: yaml.Node, path: str, known: dict[int, int], depth: int) -> int
         children = node.value
     elif isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigFileError(f"{path}: a key is not a name{_place(key.start_mark)}")
+    elif node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER:
+        place = _place(node.start_mark)
+        raise ConfigFileError(f"{path}: a number of more than {MAX_NUMBER} characters{place}")
     total = 1
     for child in children:
         total += _count(child, path, known, depth + 1)
         if total > MAX_NODES:
-            raise ConfigFileError(f"{path}: its aliases stand for more than {MAX_NODES:,} values")
+            raise ConfigFileError(
+                f"{path}: it has more than {MAX_NODES:,} values, each alias written out"
+            )
     known[id(node)] = total
     return total
 

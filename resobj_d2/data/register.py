@@ -89,6 +89,8 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
         ValueError: a name is not registered; the message names ``config_key`` and similar names.
     """
     for name in dataset_names:
+        if not isinstance(name, str):
+            raise ValueError(f"{config_key} must hold names of data sets, got {name!r:.80}")
         if name not in DatasetCatalog:
             similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
             raise ValueError(
