@@ -12,7 +12,7 @@ from resobj_d2.data.record import Record
 
 from .anchors import AnchorFit, anchor_sets, fit, network_of
 from .boxes import ClassCount, box_findings, count_classes
-from .findings import Finding, finding, note_findings
+from .findings import LEVELS, Finding, finding, note_findings
 from .input_size import input_objects, input_sizes, size_in_words
 from .pictures import Contents, picture_findings, read_contents, shared_pictures
 from .suggestion import Suggestion, suggest
@@ -24,6 +24,7 @@ __all__ = [
     "check_anchors",
     "check_datasets",
     "check_record",
+    "check_records",
 ]
 
 
@@ -59,10 +60,12 @@ class AnchorReport:
     Attributes:
         fits: of each set of anchors, with suggestions.
         remarks: on what has none.
+        findings: classes that the anchors miss.
     """
 
     fits: tuple[tuple[AnchorFit, tuple[Suggestion, ...]], ...]
     remarks: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +84,35 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """Of all data sets and between them."""
-        return [*(f for one in self.datasets for f in one.findings), *self.across]
+        """Of all data sets, between them, and of the anchors."""
+        anchors = () if self.anchors is None else self.anchors.findings
+        return [*(f for one in self.datasets for f in one.findings), *self.across, *anchors]
 
 
 def check_datasets(roles: Mapping[str, str], *, cfg=None, workers: int = 1) -> Report:
-    """Check registered data sets.
-
-    Args:
-        roles: name to "train", "test", "train and test" or "", in the order of the report.
-        cfg: a configuration whose input sizes and anchors are compared; None for none.
-        workers: threads that open pictures.
+    """Check registered data sets; the arguments are those of :func:`check_records`.
 
     Raises:
         ValueError, FileNotFoundError: a data set cannot be read at all.
     """
     records = {name: dataset_record(name) for name in roles}
+    return check_records(records, roles, cfg=cfg, workers=workers)
+
+
+def check_records(
+    records: Mapping[str, Record], roles: Mapping[str, str], *, cfg=None, workers: int = 1
+) -> Report:
+    """Check data sets and what they have to do with each other.
+
+    Args:
+        records: by name, in the order of the report.
+        roles: name to "train", "test", "train and test" or "".
+        cfg: a configuration whose input sizes and anchors are compared; None for none.
+        workers: threads that open pictures.
+
+    Raises:
+        ValueError: the anchors' keys do not fit each other, or the network.
+    """
     contents, reports = {}, []
     for name, record in records.items():
         contents[name] = read_contents(record.images, workers=workers, label=name)
@@ -116,7 +132,7 @@ def check_record(record: Record, contents: Contents, *, role: str = "", cfg=None
         record: the data set.
         contents: of its pictures.
         role: see :class:`DatasetReport`.
-        cfg: as in :func:`check_datasets`.
+        cfg: as in :func:`check_records`.
     """
     images = record.images
     scales, words = None, ""
@@ -142,8 +158,6 @@ def check_record(record: Record, contents: Contents, *, role: str = "", cfg=None
 
 
 def _by_level(findings: Sequence[Finding]) -> list[Finding]:
-    from .findings import LEVELS
-
     return sorted(findings, key=lambda one: LEVELS.index(one.level))
 
 
@@ -201,8 +215,19 @@ def check_anchors(cfg, records: Sequence[Record]) -> AnchorReport:
     if not len(objects):
         remarks = [*remarks, "there is no object to compare the anchors with"]
         return AnchorReport(fits=(), remarks=tuple(remarks))
-    fits = []
+    fits, found = [], []
     for anchors in sets:
         before = fit(anchors, objects)
         fits.append((before, tuple(suggest(cfg, network, anchors, before, records))))
-    return AnchorReport(fits=tuple(fits), remarks=tuple(remarks))
+        found += finding(
+            "warning",
+            "no_anchor",
+            f"classes have an anchor of {anchors.node} with an IoU of .5 for less than half of "
+            "their objects",
+            [
+                f"{name}: {100 * share:.1f} %"
+                for name, share in before.share_by_class().items()
+                if share < 0.5
+            ],
+        )
+    return AnchorReport(fits=tuple(fits), remarks=tuple(remarks), findings=tuple(found))

@@ -21,10 +21,9 @@ from pathlib import Path
 
 from resobj_d2 import __version__
 from resobj_d2.command import add_import_option, run_command
-from resobj_d2.data.catalog import dataset_record
 from resobj_d2.process import replacing, start_log
 
-from .check import Report, check_datasets
+from .check import Report, check_records
 from .contact_sheet import write_sheets
 from .report import report_json, report_text
 from .target import find_target
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The report has them, with their examples.
     logging.getLogger("resobj_d2.data.notes").setLevel(logging.ERROR)
     target = find_target([args.target, *args.opts], images=args.images, imports=args.imports)
-    report = check_datasets(target.roles, cfg=target.cfg, workers=args.workers)
+    report = check_records(target.records, target.roles, cfg=target.cfg, workers=args.workers)
     print(report_text(report))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with replacing(args.json) as file:
             file.write(json.dumps(content, indent=1))
     if args.browse:
-        for name in target.roles:
-            for path in write_sheets(dataset_record(name), args.output, args.browse):
+        for record in target.records.values():
+            for path in write_sheets(record, args.output, args.browse):
                 print(path)
     return exit_status(report, strict=args.strict)
 

@@ -130,9 +130,9 @@ def input_objects(
 
 
 def size_in_words(inputs: np.ndarray) -> str:
-    """ "256x352", or a range, of (N, 2) heights and widths."""
+    """ "256x352", or "480-640 x 640" for different ones, of (N, 2) heights and widths."""
     if not len(inputs):
         return "no size"
-    low, high = inputs.min(axis=0).astype(int), inputs.max(axis=0).astype(int)
-    words = [f"{size[0]}x{size[1]}" for size in (low, high)]
-    return words[0] if words[0] == words[1] else f"{words[0]} to {words[1]}"
+    ranges = zip(inputs.min(axis=0).astype(int), inputs.max(axis=0).astype(int), strict=True)
+    words = [f"{low}" if low == high else f"{low}-{high}" for low, high in ranges]
+    return ("x" if not any("-" in word for word in words) else " x ").join(words)

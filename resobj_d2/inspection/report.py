@@ -118,7 +118,7 @@ def _anchors_text(report: AnchorReport) -> str:
             "",
         ]
         lines += _suggestion_lines(suggestions)
-    return "\n".join([*lines, *report.remarks]).rstrip()
+    return "\n".join([*lines, *_findings_lines(report.findings), *report.remarks]).rstrip()
 
 
 def _fit_table(before: AnchorFit, suggestions: Sequence[Suggestion]) -> str:
@@ -184,6 +184,7 @@ def report_json(report: Report) -> dict:
                 for before, suggestions in anchors.fits
             ],
             "remarks": list(anchors.remarks),
+            "findings": [dataclasses.asdict(one) for one in anchors.findings],
         },
     }
 

@@ -1,8 +1,9 @@
 """Which keys would make a model's anchors fit its data better.
 
-Candidates are tried one by one: the anchors are built from the changed configuration and compared
-with a sample of the objects, in which every class has an equal part. The best of them is then
-compared with all objects; that is what is reported.
+Candidates are tried one by one, sizes first, then the best sizes with other aspect ratios: the
+anchors are built from the changed configuration and compared with a sample of the objects, in which
+every class has an equal part. The best candidate is then compared with all objects; that is what is
+reported.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _INPUT_GAIN = 0.05  # the same for a larger input, which costs time
 _IOU_WEIGHT = 0.25  # of the mean best IoU in the score
 _SCALES = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 12, 16)
 _FACTORS = tuple(2 ** (k / 4) for k in range(-12, 13))
-_LONGER = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)  # aspect ratios
+_LONGER = (1.5, 2.0, 2.5, 3.0, 4.0)  # aspect ratios to try, with 1 and their inverse
+_FINALISTS = 3  # sizes that are tried with other ratios
 _INPUT_FACTORS = (1.25, 1.5, 2.0)
 _ENOUGH = 0.97  # share of reached objects, mean over the classes, that asks for no larger input
 
@@ -119,14 +121,23 @@ def _best_anchors(
     if make is None:
         return None
     sample = sample_objects(objects)
-    best: tuple[float, Overrides] | None = None
-    for overrides in make(_node(cfg, anchors.node), anchors, sample):
-        score = _score(_fit_with(cfg, overrides, network, anchors.node, sample))
-        # A further key has to be worth it; candidates come with the fewest keys first.
-        more_keys = best is not None and len(overrides) > len(best[1])
-        if best is None or score > best[0] + (_GAIN if more_keys else 0):
-            best = score, overrides
-    return None if best is None else best[1]
+    node = _node(cfg, anchors.node)
+
+    def scored(candidates: Iterable[Overrides]) -> list[tuple[float, Overrides]]:
+        pairs = [
+            (_score(_fit_with(cfg, overrides, network, anchors.node, sample)), overrides)
+            for overrides in candidates
+        ]
+        return sorted(pairs, key=lambda pair: -pair[0])
+
+    sizes = scored(make(node, anchors, sample))
+    if not sizes:
+        return None
+    ratios = list(_ratios(node, anchors, sample))
+    both = scored({**best, **other} for _, best in sizes[:_FINALISTS] for other in ratios)
+    # A further key has to be worth it.
+    best = both[0] if both and both[0][0] > sizes[0][0] + _GAIN else sizes[0]
+    return best[1]
 
 
 def _node(cfg, path: str):
@@ -177,28 +188,26 @@ def _input_overrides(node, factor: float) -> Overrides:
     }
 
 
-def _ratios(objects: InputObjects, number: int) -> Iterator[list[float]]:
-    """Lists of so many aspect ratios, height / width: usual ones, and those of the objects."""
-    if number == 3:
-        for longer in _LONGER[1:]:
-            yield [round(1 / longer, 2), 1.0, longer]
+def _ratios(node, anchors: AnchorSet, objects: InputObjects) -> Iterator[Overrides]:
+    """Other ``ASPECT_RATIOS``, height / width, as many as now: usual ones, and the objects'."""
+    now = node.get("ASPECT_RATIOS") or ()
+    nested = len(now) == 1 and isinstance(now[0], Sequence)  # as Detectron2's
+    now = now[0] if nested else now
+    if not now or any(isinstance(ratio, Sequence) for ratio in now):
+        return
+    lists = [[round(1 / longer, 2), 1.0, longer] for longer in _LONGER if len(now) == 3]
     sizes = objects.boxes[:, 2:] - objects.boxes[:, :2]
-    unit = np.sqrt(sizes.prod(axis=1, keepdims=True))
-    centres = cluster_shapes(sizes / unit, number)
-    if len(centres) == number:
-        yield sorted(round(float(height / width), 2) for width, height in centres)
+    centres = cluster_shapes(sizes / np.sqrt(sizes.prod(axis=1, keepdims=True)), len(now))
+    if len(centres) == len(now):
+        lists.append(sorted(round(float(height / width), 2) for width, height in centres))
+    for ratios in lists:
+        yield {f"{anchors.node}.ASPECT_RATIOS": [ratios] if nested else ratios}
 
 
 def _octaves(node, anchors: AnchorSet, objects: InputObjects) -> Iterator[Overrides]:
-    """``SCALE``, with the ratios of now and with others; the number of anchors stays."""
-    for scale in (node.SCALE, *_SCALES):
+    """``SCALE`` of RetinaNet; the number of anchors stays."""
+    for scale in _SCALES:
         yield {f"{anchors.node}.SCALE": float(scale)}
-    for ratios in _ratios(objects, len(node.ASPECT_RATIOS)):
-        for scale in (node.SCALE, *_SCALES):
-            yield {
-                f"{anchors.node}.SCALE": float(scale),
-                f"{anchors.node}.ASPECT_RATIOS": ratios,
-            }
 
 
 def _geometric(objects: InputObjects, number: int) -> Iterator[list[float]]:
@@ -241,24 +250,15 @@ def _clusters(node, anchors: AnchorSet, objects: InputObjects) -> Iterator[Overr
 
 
 def _generator(node, anchors: AnchorSet, objects: InputObjects) -> Iterator[Overrides]:
-    """``SIZES`` of Detectron2: those of now times a factor, or steps; and other ratios."""
-    sizes, ratios = node.SIZES, node.ASPECT_RATIOS
-    nested = [list(level) if isinstance(level, Sequence) else [level] for level in sizes]
+    """``SIZES`` of Detectron2: those of now times a factor, or steps between the objects' sizes."""
+    nested = [list(level) if isinstance(level, Sequence) else [level] for level in node.SIZES]
     lists: list[list[list[float]]] = [
         [[size * factor for size in level] for level in nested] for factor in _FACTORS
     ]
     if len(nested) > 1 and all(len(level) == 1 for level in nested):
         lists += [[[size] for size in steps] for steps in _geometric(objects, len(nested))]
-    whole = [[_whole(level) for level in one] for one in lists]
-    for one in whole:
-        yield {f"{anchors.node}.SIZES": one}
-    if len(ratios) == 1 and isinstance(ratios[0], Sequence):
-        for other in _ratios(objects, len(ratios[0])):
-            for one in whole:
-                yield {
-                    f"{anchors.node}.SIZES": one,
-                    f"{anchors.node}.ASPECT_RATIOS": [other],
-                }
+    for sizes in lists:
+        yield {f"{anchors.node}.SIZES": [_whole(level) for level in sizes]}
 
 
 _CANDIDATES: dict[str, Callable[..., Iterator[Overrides]]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,10 @@ from detectron2.data import DatasetCatalog
 
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
+from resobj_d2.data.catalog import dataset_record
+from resobj_d2.data.coco_json import read_coco_json
 from resobj_d2.data.convert import parse_source
+from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available, register_datasets
 from resobj_d2.data.voc_xml import VOC_CLASSES, parse_xml, voc_folder
 
@@ -25,18 +29,22 @@ _SOURCES = (
     "json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... KEY=VALUE ... as in "
     "DATASETS.REGISTER"
 )
+_NOT_NEAR = ": the folder that its file names are relative to is not near it: give --images"
+_SAMPLED = 100  # pictures that a folder is judged by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Registered data sets to check.
+    """Data sets to check.
 
     Attributes:
+        records: by name.
         roles: name to "train", "test", "train and test" or "".
         cfg: the configuration, where that was named.
     """
 
-    roles: dict[str, str] = field(default_factory=dict)
+    records: dict[str, Record]
+    roles: dict[str, str]
     cfg: object = None
 
 
@@ -62,13 +70,14 @@ def find_target(
     path = Path(word).expanduser()
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _is_yolo(path):
         target = _yolo(path)
-    elif path.suffix.lower() in (".json", ".csv") and path.is_file():
-        target = _annotation_file(path, images)
+    elif path.suffix.lower() == ".json" and path.is_file():
+        target = _json(path, images)
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        target = _csv(path, images)
     elif path.is_dir():
         target = _folder(path)
     elif word in DatasetCatalog:
-        check_available([word], "the command line")
-        target = Target(roles={word: ""})
+        target = _named({word: ""}, "the command line")
     else:
         return _configuration(word, overrides, imports)
     if overrides:
@@ -85,15 +94,19 @@ def _configuration(word: str, overrides: list[str], imports: Sequence[str]) -> T
     roles: dict[str, str] = dict.fromkeys(cfg.DATASETS.TRAIN, "train")
     for name in cfg.DATASETS.TEST:
         roles[name] = "train and test" if name in roles else "test"
-    check_available(roles, "DATASETS.TRAIN and TEST")
-    return Target(roles=roles, cfg=cfg)
+    return _named(roles, "DATASETS.TRAIN and TEST", cfg)
+
+
+def _named(roles: dict[str, str], where: str, cfg: object = None) -> Target:
+    check_available(roles, where)
+    records = {name: dataset_record(name) for name in roles}
+    return Target(records=records, roles=roles, cfg=cfg)
 
 
 def _registered(entries: Sequence[dict], roles: dict[str, str]) -> Target:
     register_datasets(entries)
     names = [str(entry["name"]) for entry in entries]
-    check_available(names, "the command line")
-    return Target(roles={name: roles.get(name, "") for name in names})
+    return _named({name: roles.get(name, "") for name in names}, "the command line")
 
 
 def _is_yolo(path: Path) -> bool:
@@ -115,29 +128,46 @@ def _yolo(path: Path) -> Target:
     return _registered(entries, _SPLITS)
 
 
-def _annotation_file(path: Path, images: str | None) -> Target:
-    """A json or csv with the first folder near it in which the pictures are."""
-    kind = "coco" if path.suffix.lower() == ".json" else "csv"
-    key = "json" if kind == "coco" else "csv"
-    entry = {"name": path.stem, "format": kind, key: str(path)}
+def _json(path: Path, images: str | None) -> Target:
+    """A COCO json, with pictures that need not all be there: missing ones are a finding."""
+    record = read_coco_json(path, path.stem, "")
+    files = record.images.files
+    if images is None:
+        some = files[:: max(1, len(files) // _SAMPLED)]
+        present = {
+            folder: sum((folder / file).is_file() for file in some) for folder in _near(path)
+        }
+        folder = max(present, key=lambda folder: present[folder])
+        if not present[folder]:
+            raise FileNotFoundError(f"{path}{_NOT_NEAR}")
+    else:
+        folder = Path(images).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--images: there is no folder {folder.absolute()}")
+    table = dataclasses.replace(record.images, files=[str(folder / file) for file in files])
+    record = dataclasses.replace(record, images=table)
+    return Target(records={record.name: record}, roles={record.name: ""})
+
+
+def _csv(path: Path, images: str | None) -> Target:
+    entry = {"name": path.stem, "format": "csv", "csv": str(path)}
     if images is not None:
         return _registered([{**entry, "images": images}], {})
-    beside = path.absolute().parent
-    short = re.sub(r"^(instances|person_keypoints|captions)_", "", path.stem)
-    tried = [
-        base / name
-        for base in (beside, beside.parent)
-        for name in ("images", path.stem, short, "JPEGImages", ".")
-    ]
-    for folder in filter(Path.is_dir, tried):
+    for folder in _near(path):
         try:
             return _registered([{**entry, "images": str(folder)}], {})
-        except FileNotFoundError as error:
-            if "Is the image folder" not in str(error):
-                raise
-    raise FileNotFoundError(
-        f"{path}: the folder that its file names are relative to is not near it: give --images"
-    )
+        except FileNotFoundError:
+            continue
+    raise FileNotFoundError(f"{path}{_NOT_NEAR}")
+
+
+def _near(path: Path) -> list[Path]:
+    """Folders in which the pictures of an annotation file may be."""
+    beside = path.absolute().parent
+    short = re.sub(r"^(instances|person_keypoints)_", "", path.stem)
+    names = ("images", path.stem, short, "JPEGImages", ".")
+    folders = [base / name for base in (beside, beside.parent) for name in names]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _folder(path: Path) -> Target:

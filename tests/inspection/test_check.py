@@ -183,6 +183,20 @@ def test_the_exit_status_of_errors(write_set, tmp_path):
 CHECK = ["DATASETS.TRAIN", "('t',)", "DATASETS.TEST", "('v',)", "MODEL.DENSE.NUM_CLASSES", "2"]
 
 
+def test_a_json_whose_first_pictures_are_missing_is_checked_all_the_same(
+    write_set, tmp_path, capsys
+):
+    pictures = {f"{i}.png": (20, 20) for i in range(6)}
+    entry = write_set("holes", pictures, [(i, 0, 1, 1, 9, 9) for i in range(6)])
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").unlink()
+    for words in ([entry["json"]], [entry["json"], "--images", entry["images"]]):
+        assert main(words) == 1
+        text = capsys.readouterr().out
+        assert "error   3 pictures cannot be read" in text
+        assert f"{tmp_path}/images/0.png: there is no such file" in text
+
+
 def test_a_configuration_with_overrides_between_options(write_set, tmp_path, capsys):
     train = write_set("t", {f"{i}.png": (200, 150) for i in range(3)}, OBJECTS)
     test = write_set("v", {"a.png": (200, 150)}, OBJECTS[:2], folder="v")
@@ -243,7 +257,7 @@ def test_files_and_folders_of_every_format(write_set, tmp_path, capsys):
         (["nothing_of_that_name"], "What can be checked: a registered data set, a configuration"),
         (["{json}", "SEED", "3"], "KEY VALUE overrides belong to a configuration"),
         (["{lost}"], "is not near it: give --images"),
-        (["--images", "{lost}", "{lost}"], "image .* does not exist|there is no image folder"),
+        (["--images", "{lost}", "{lost}"], "--images: there is no folder .*lost.json"),
     ],
 )
 def test_what_cannot_be_checked_is_told(words, message, write_set, tmp_path):

@@ -98,6 +98,7 @@ def test_a_suggestion_fits_better_and_is_what_the_configuration_then_has(kind, s
     ((before, suggestions),) = report.fits
     assert before.anchors.kind == kind
     assert before.share_by_class()["plate"] < 0.3
+    assert any(text.startswith("plate: ") for text in report.findings[0].examples)
     suggestion = suggestions[0]
     assert set(suggestion.overrides) == keys and suggestion.cost == 1
     assert suggestion.fit.share_by_class()["plate"] > 0.9
