@@ -171,6 +171,11 @@ def _near(path: Path) -> list[Path]:
 
 
 def _folder(path: Path) -> Target:
+    annotation_files = sorted(path.glob("*.json"))
+    if (path / "data.yaml").is_file():
+        return _yolo(path / "data.yaml")
+    if len(annotation_files) == 1:
+        return _json(annotation_files[0], None)
     if any(path.rglob("*.xml")):
         return _voc(path)
     return _registered([{"name": path.absolute().name, "format": "yolo", "images": str(path)}], {})

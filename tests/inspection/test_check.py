@@ -247,6 +247,8 @@ def test_files_and_folders_of_every_format(write_set, tmp_path, capsys):
             assert status == 1 and text.count("2 pictures, 3 objects") == 2
             assert "train (train)" in text and "val (test)" in text
             assert "2 pictures of 'train' are in 'val' too" in text
+    assert main([str(tmp_path)]) == 0  # a folder with one json, cells.json
+    assert "cells: 2 pictures, 3 objects" in capsys.readouterr().out
     words = [f"{key}={value}" for key, value in source.items()]
     assert main(words) == 0 and "data: 2 pictures, 3 objects" in capsys.readouterr().out
 
