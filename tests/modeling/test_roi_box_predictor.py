@@ -19,6 +19,7 @@ from resobj_d2.losses import (
     SmoothL1Loss,
 )
 from resobj_d2.modeling import ResObjBoxPredictor
+from resobj_d2.modeling.suppression import Suppression
 
 
 def predictor(num_classes=2, channels=4, weights=(10.0, 10.0, 5.0, 5.0), **options):
@@ -145,6 +146,21 @@ def test_quality_loss_by_hand(loss, expected):
     assert predictions[1].grad is None or not predictions[1].grad.any()
 
 
+def test_an_ignored_roi_is_neither_foreground_nor_background():
+    """The third RoI is ignored instead of background; the divisor of the box loss counts it."""
+    model = predictor(
+        box_loss=IoULoss(), quality_loss=QualityLoss(kind="ce_w", negative_weight=0.1)
+    )
+    predictions, proposals = quality_inputs()
+    proposals[0].gt_classes = torch.tensor([0, 1, -1, 2])
+    box_loss = model.box_reg_loss(ROIS, OBJECTS, predictions[1], proposals[0].gt_classes)
+    assert box_loss.item() == pytest.approx((0.5 + 1.0) / 4)
+    with EventStorage():
+        quality = model.losses(predictions, proposals)["loss_quality"]
+    expected = 2 * math.log(4) - 0.5 * math.log(3) + 0.1 * math.log(4)
+    assert quality.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
 def test_quality_loss_may_move_the_boxes():
     model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
     predictions, proposals = quality_inputs()
@@ -178,3 +194,32 @@ def test_fused_scores_rank_and_suppress():
     assert found.pred_boxes.tensor.tolist() == boxes[1:].tolist()
     p, q = torch.tensor(0.5).sigmoid(), torch.tensor(2.0).sigmoid()
     torch.testing.assert_close(found.scores, (p * q).sqrt()[None])
+
+
+APART = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30]])
+
+
+def detect(deltas, probabilities, **options):
+    """Rows, classes and scores of what is detected in APART, whose boxes suppress nothing."""
+    model = predictor(suppression=Suppression(method="soft_gaussian"), **options)
+    model.predict_probs = lambda predictions, proposals: [probabilities]
+    (found,), (rows,) = model.inference((torch.zeros(3, 3), deltas), images([APART]))
+    return rows.tolist(), found.pred_classes.tolist(), found.scores.tolist()
+
+
+@pytest.mark.parametrize("limit, expected", [(-1, [1, 2, 0]), (2, [1, 2]), (0, [])])
+def test_limit_and_threshold_of_detections_with_another_suppression(limit, expected):
+    """A score has to be above the threshold of 1/4; -1 is no limit, as in Detectron2."""
+    probabilities = torch.tensor([[0.375, 0.25, 0.375], [0.25, 0.75, 0.0], [0.5, 0.125, 0.375]])
+    options = {"test_score_thresh": 0.25, "test_topk_per_image": limit}
+    rows, classes, scores = detect(torch.zeros(3, 8), probabilities, **options)
+    assert rows == expected
+    assert classes == [1, 0, 0][: len(expected)] and scores == [0.75, 0.5, 0.375][: len(expected)]
+
+
+def test_a_proposal_with_anything_not_finite_is_not_detected_by_another_suppression():
+    """One coordinate of the other class, or the score of the other class, is not a number."""
+    deltas, probabilities = torch.zeros(3, 8), torch.full((3, 3), 0.5)
+    deltas[0, 5] = math.nan
+    probabilities[1, 1] = math.nan
+    assert detect(deltas, probabilities) == ([2, 2], [0, 1], [0.5, 0.5])

@@ -104,6 +104,14 @@ def test_candidates_are_the_best_fused_scores_of_each_level(scored, step):
         assert (candidates.scores.diff() <= 0).all()
 
 
+def test_every_candidate_knows_its_level(scored):
+    stream, output = scored
+    stream.fusion = ScoreFusion()  # no floors
+    per_level = torch.tensor(output.priors.anchors_per_level)
+    for found in stream.candidates(output, score_thresh=-1.0, topk=10**6):
+        assert torch.equal(found.levels.bincount(), 3 * per_level)
+
+
 @pytest.mark.parametrize("ranked_by", [None, 0])
 def test_candidates_have_the_objectness_after_every_step(scored, ranked_by):
     """Anchors are identified by their boxes."""

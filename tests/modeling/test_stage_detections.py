@@ -77,14 +77,16 @@ def test_boxes_are_decoded_through_every_stage(tiny_cfg, make_batch, stages, sco
     check(found, boxes, scores, 64)
 
 
-def test_mean_of_the_stages_scores(tiny_cfg, make_batch, detect):
-    model = build(tiny_cfg, [*CASCADE, {}], "MODEL.DENSE.STAGE_SCORES", "mean")
+@pytest.mark.parametrize("own", [2, 3])
+def test_mean_of_the_stages_scores(tiny_cfg, make_batch, detect, own):
+    stages = [*CASCADE * (own - 1), {}]
+    model = build(tiny_cfg, stages, "MODEL.DENSE.STAGE_SCORES", "mean")
     output, found = detect(model, make_batch([(64, 64, 0)]))
     boxes = output.priors.boxes
     for stage in output.stages:
         boxes = decode(boxes, stage.deltas[0])
-    own = [torch.sigmoid(output.stages[i].cls_logits[0, :, 0]) for i in (0, 1)]
-    check(found, boxes, (own[0] + own[1]) / 2, 64)
+    scores = [torch.sigmoid(stage.cls_logits[0, :, 0]) for stage in output.stages[:own]]
+    check(found, boxes, torch.stack(scores).mean(dim=0), 64)
 
 
 def test_detections_per_step_with_stages_and_quality(tiny_cfg, make_batch, observe):

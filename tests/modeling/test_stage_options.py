@@ -29,6 +29,7 @@ def test_entry_defaults_are_the_papers():
         ({"NORMALIZER": "ForegroundEMA"}, "NORMALIZER must be one of first, own"),
         ({"CLS": "none", "BOX": "none"}, "leaves nothing to train"),
         ({"TOWER": "own", "BOX": "none"}, "no predictor would read that tower"),
+        ({"TOWER": "gated", "BOX": "shared"}, "no predictor would read that tower"),
         ({"WEIGHT": 0}, "WEIGHT must be a positive number"),
         ({"WEIGHT": "1"}, "WEIGHT must be a positive number"),
         ({"ALLOW_LOW_QUALITY": 1}, "ALLOW_LOW_QUALITY must be True or False"),
@@ -41,6 +42,17 @@ def test_entry_defaults_are_the_papers():
 def test_bad_entry_is_refused_with_its_position(tiny_cfg, entry, message):
     with pytest.raises(ValueError, match=rf"STAGES\[1\].*{message}"):
         build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}, entry]))
+
+
+@pytest.mark.parametrize("tower", ["own", "gated"])
+def test_a_tower_has_the_tasks_that_it_is_built_for(tiny_cfg, tower):
+    """The deltas of the first stage are trained once more, by layers of the first tower."""
+    entry = {"CLS": "own", "BOX": "shared", "TOWER": tower}
+    stage = build_model(tiny_cfg("MODEL.DENSE.STAGES", [entry])).streams["anchors"].stages[1]
+    assert {name.split(".")[0] for name, _ in stage.tower.named_parameters()} == {"cls"}
+    assert list(stage.gates) == (["cls"] if tower == "gated" else [])
+    for gate in stage.gates.values():  # like all new layers, N(0, .01)
+        assert 0.008 < gate.weight.std().item() < 0.012 and not gate.bias.any()
 
 
 def test_invalid_score_settings_are_refused(tiny_cfg):

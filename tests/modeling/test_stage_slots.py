@@ -1,10 +1,12 @@
 """What a stage's normaliser, assigner and branches are given, and the factors of its losses."""
 
+import math
+
 import pytest
 import torch
 
 from resobj_d2.losses import ForegroundEMA, SoftmaxCE
-from resobj_d2.matching import MaxIoUAssigner
+from resobj_d2.matching import DeltaCoder, MaxIoUAssigner
 from resobj_d2.modeling import ConvTower, ScoreBranch
 from resobj_d2.structures import GroundTruth
 from tests.modeling.stage_inputs import (
@@ -12,6 +14,7 @@ from tests.modeling.stage_inputs import (
     REFINED,
     Fixed,
     K,
+    boxes_of,
     features,
     finite_deltas,
     first_stage,
@@ -135,3 +138,13 @@ def test_each_stage_has_its_own_running_normaliser():
     stream.losses(stream(features()), GT)
     means = [stage.normalizer.mean.item() for stage in stream.stages]
     assert means == pytest.approx([90 + 0.1 * 5, 90 + 0.1 * 4])
+
+
+def test_candidates_are_decoded_by_the_streams_coder():
+    coder = DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0), scale_clamp=1.0)
+    deltas = torch.tensor([[1.0, 2.0, 0.5, 50.0]]).repeat(6, 1)
+    stream = stream_of(first_stage(deltas), coder=coder)
+    # Centre (5, 5) + (.1, .2) 10, width 10 e^.1, height 10 e.
+    width, height = 10 * math.exp(0.1), 10 * math.e
+    expected = [6 - width / 2, 7 - height / 2, 6 + width / 2, 7 + height / 2]
+    assert boxes_of(stream, stream(features()))[0].tolist() == pytest.approx(expected, rel=1e-5)

@@ -150,6 +150,15 @@ def test_shared_box_applies_the_same_deltas_again():
     )
 
 
+def test_what_a_stage_shares_is_that_of_the_stage_before():
+    own_cls, own_box = Fixed(torch.randn(6, K)), Fixed(torch.zeros(6, 4))
+    second = second_stage(cls=own_cls, box=own_box)
+    stream = stream_of(first_stage(), second, second_stage(repeats_box=True))
+    _, before, found = stream(features()).stages
+    assert torch.equal(found.cls_logits[0], own_cls.values)
+    assert torch.equal(found.deltas[0], own_box.values) and found.box is before.box
+
+
 @pytest.mark.parametrize("size, num_foreground", [(1e4, 0), (1e30, 5)])
 def test_huge_deltas_stay_finite(size, num_foreground):
     """A box far outside the picture is background; even further out rounding leaves no area."""

@@ -39,12 +39,16 @@ def test_the_other_methods_lower_its_score(method):
     assert scores == pytest.approx([0.8, 0.5, 0.3, DECAYED[method]], rel=1e-5)
     keep, _ = suppress(method, min_score=DECAYED[method] + 1e-4)
     assert keep == [0, 3, 2]
+    # A score has to be above the limit; a negative limit is none.
+    assert suppress(method, min_score=SCORES[2].item())[0] == [0, 3]
+    assert suppress(method, min_score=-1.0)[0] == [0, 3, 2, 1]
     assert suppress(method, max_output=2)[0] == [0, 3]
 
 
 def test_sigma_and_threshold():
-    _, scores = suppress("soft_gaussian", sigma=2.0)
-    assert scores[2] == pytest.approx(0.6 * math.exp(-(0.9**2) / 2), rel=1e-5)
+    for method in ("soft_gaussian", "matrix"):
+        _, scores = suppress(method, sigma=2.0)
+        assert scores[2] == pytest.approx(0.6 * math.exp(-(0.9**2) / 2), rel=1e-5)
     keep, scores = suppress("soft_linear", threshold=0.95)
     assert keep == [0, 1, 3, 2] and scores[1] == pytest.approx(0.6)
 
