@@ -10,11 +10,57 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from .coco_json import read_coco_json
-from .dicts import record_from_dicts
+from .dicts import record_dicts, record_from_dicts
 from .record import Category, Record
 from .voc_xml import read_voc
 
-__all__ = ["dataset_record"]
+__all__ = ["adopt", "dataset_record"]
+
+_COCO = "register_coco_instances.<locals>.<lambda>"
+_VOC = "register_pascal_voc.<locals>.<lambda>"
+
+
+def adopt(name: str) -> None:
+    """Have a data set that ``register_coco_instances`` or ``register_pascal_voc`` made read here.
+
+    Detectron2's own (``coco_2017_train``, ...) are among them. Nothing is read yet. What
+    ``DatasetCatalog`` gives for it then comes from the record, as the evaluation's ground truth
+    does. Data sets of other functions stay as they are.
+    """
+    metadata = MetadataCatalog.get(name)
+    maker = getattr(DatasetCatalog[name], "__qualname__", "") if name in DatasetCatalog else ""
+    if maker not in (_COCO, _VOC) or metadata.get("record") is not None:
+        return
+
+    @functools.cache
+    def read() -> Record:
+        if maker == _VOC:
+            root = Path(PathManager.get_local_path(metadata.dirname))
+            return read_voc(root, metadata.split, name, classes=metadata.thing_classes)
+        path = Path(PathManager.get_local_path(metadata.json_file))
+        record = read_coco_json(path, name, metadata.image_root, ours=False, refuse=True)
+        _agree(record, metadata)
+        return record
+
+    DatasetCatalog[name] = lambda: record_dicts(read(), corners=maker == _VOC)
+    metadata.set(record=read)
+
+
+def _agree(record: Record, metadata) -> None:
+    """Give the metadata the json's classes, or find that they are the same."""
+    ours = {
+        "thing_classes": record.class_names,
+        "thing_dataset_id_to_contiguous_id": record.class_numbers,
+    }
+    for key, value in ours.items():
+        there = metadata.get(key)
+        if there is None and record.categories:
+            metadata.set(**{key: value})
+        elif there is not None and record.categories and there != value:
+            raise ValueError(
+                f"dataset '{record.name}': {key} of its metadata is {there}, but {record.source} "
+                f"has {value}"
+            )
 
 
 def dataset_record(name: str) -> Record:
@@ -27,6 +73,7 @@ def dataset_record(name: str) -> Record:
     Raises:
         ValueError, FileNotFoundError: as the readers of the formats.
     """
+    adopt(name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("record") is not None:
         return metadata.record()

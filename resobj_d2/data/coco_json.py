@@ -36,6 +36,7 @@ def read_coco_json(
     *,
     box_format: str | None = None,
     ours: bool = True,
+    refuse: bool | None = None,
 ) -> Record:
     """Read a COCO json and check everything that would fail later or, worse, would not fail.
 
@@ -46,7 +47,8 @@ def read_coco_json(
         box_format: one of :data:`.box_checks.BOX_FORMATS`; None for x, y, width, height, which are
             then compared with the pictures.
         ours: False for a file that other code registered: images then need no file name, categories
-            no name, annotations no id, and boxes of another convention are noted and not refused.
+            no name, annotations no id of their own.
+        refuse: whether boxes of another convention are refused, or just noted; by default ``ours``.
 
     Raises:
         FileNotFoundError: there is no such file; the message has its absolute path.
@@ -68,6 +70,7 @@ def read_coco_json(
         if str(error).startswith(where):
             raise
         raise ValueError(f"{where}: not valid json: {error}") from None
+    reader.refuse = (ours if refuse is None else refuse) and box_format is None
     return reader.record(found, dataset_name, str(json_file), os.fspath(image_root), box_format)
 
 
@@ -89,6 +92,7 @@ class _Reader:
     def __init__(self, where: str, ours: bool) -> None:
         self.where = where
         self.ours = ours
+        self.refuse = False
         self.notes = Notes(where)
         self.images: list[dict] = []
         self.categories: list[dict] = []
@@ -219,7 +223,8 @@ class _Reader:
         if not self.images:
             raise ValueError(f"{self.where}: 'images' is empty")
         self._refuse_repeated("images", [image["id"] for image in self.images])
-        self._refuse_repeated("annotations", self.rows.ids)
+        if self.ours:  # minival of COCO 2014 repeats some
+            self._refuse_repeated("annotations", self.rows.ids)
         self._refuse_repeated("categories", [category["id"] for category in self.categories])
         images = self._image_table(image_root)
         categories = self._resolve(images)
@@ -232,7 +237,7 @@ class _Reader:
             rows=self.rows,
             notes=self.notes,
             box_format=box_format or "xywh",
-            refuse=self.ours and box_format is None,
+            refuse=self.refuse,
             annotated=annotated,
         )
 

@@ -21,6 +21,7 @@ from detectron2.data.build import (
     get_detection_dataset_dicts,
 )
 
+from .catalog import adopt
 from .coco_json import read_coco_json
 from .csv_boxes import read_csv
 from .dicts import record_dicts
@@ -98,6 +99,7 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
                 + (f"Did you mean {' or '.join(map(repr, similar))}? " if similar else "")
                 + "Your own data are registered with DATASETS.REGISTER, see docs/datasets.md."
             )
+        adopt(name)
 
 
 def check_available(dataset_names: Iterable[str], config_key: str) -> None:

@@ -13,7 +13,9 @@ __all__ = ["fit_shapes"]
 logger = logging.getLogger(__name__)
 
 
-def fit_shapes(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
+def fit_shapes(
+    cfg, records: Sequence[dict], names: Sequence[str], *, config_key: str = "DATASETS.TRAIN"
+) -> None:
     """Change records of Detectron2's standard form, in place, to what the model trains.
 
     Masks go where no masks are trained. Where they are, an object without a usable one is left out
@@ -23,19 +25,21 @@ def fit_shapes(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
         cfg: the config.
         records: fresh ones; their annotations are changed.
         names: the data sets that they are from.
+        config_key: the key of the names, for messages.
 
     Raises:
         ValueError: no object has what is trained, or not in the form that the config asks for.
     """
+    shown = f"{config_key} ({', '.join(names)})"
     if not cfg.MODEL.MASK_ON:
         for item in _annotations(records):
             item.pop("segmentation", None)
     else:
         _say("masks", names)
-        _fit_masks(cfg, records, names)
+        _fit_masks(cfg.INPUT.MASK_FORMAT, records, shown)
     if cfg.MODEL.KEYPOINT_ON:
         _say("keypoints", names)
-        _fit_keypoints(cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, records, names)
+        _fit_keypoints(cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, records, shown)
 
 
 def _annotations(records: Sequence[dict]) -> Iterator[dict]:
@@ -56,8 +60,7 @@ def _say(use: str, names: Sequence[str]) -> None:
                     logger.warning(note.message)
 
 
-def _fit_masks(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
-    shown = ", ".join(names)
+def _fit_masks(mask_format: str, records: Sequence[dict], shown: str) -> None:
     total = without = encoded = 0
     for item in _objects(records):
         total += 1
@@ -65,17 +68,15 @@ def _fit_masks(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
         encoded += isinstance(item.get("segmentation"), dict)
     if without and without == total:
         raise ValueError(
-            f"MODEL.MASK_ON is True, but none of the {total} objects of DATASETS.TRAIN ({shown}) "
-            "has a mask"
+            f"MODEL.MASK_ON is True, but none of the {total} objects of {shown} has a mask"
         )
-    if encoded and cfg.INPUT.MASK_FORMAT == "polygon":
+    if encoded and mask_format == "polygon":
         raise ValueError(
-            f"{encoded} masks of DATASETS.TRAIN ({shown}) are run-length encoded: set "
-            "INPUT.MASK_FORMAT bitmask"
+            f"{encoded} masks of {shown} are run-length encoded: set INPUT.MASK_FORMAT bitmask"
         )
     if without:
         logger.warning(
-            "%d of %d objects of DATASETS.TRAIN (%s) have no usable mask and are left out of the "
+            "%d of %d objects of %s have no usable mask and are left out of the "
             "training, since MODEL.MASK_ON trains one for each",
             without,
             total,
@@ -90,20 +91,17 @@ def _fit_masks(cfg, records: Sequence[dict], names: Sequence[str]) -> None:
                 ]
 
 
-def _fit_keypoints(count: int, records: Sequence[dict], names: Sequence[str]) -> None:
-    shown = ", ".join(names)
+def _fit_keypoints(count: int, records: Sequence[dict], shown: str) -> None:
     found = False
     for item in _objects(records):
         points = item.get("keypoints")
         if points and len(points) != 3 * count:
             raise ValueError(
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}, but an object of "
-                f"DATASETS.TRAIN ({shown}) has {len(points) // 3} keypoints: set it to that"
+                f"{shown} has {len(points) // 3} keypoints: set it to that"
             )
         found |= bool(points)
         if not points:
             item["keypoints"] = [0.0] * (3 * count)
     if not found:
-        raise ValueError(
-            f"MODEL.KEYPOINT_ON is True, but no object of DATASETS.TRAIN ({shown}) has keypoints"
-        )
+        raise ValueError(f"MODEL.KEYPOINT_ON is True, but no object of {shown} has keypoints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from .text_files import read_text
 from .values import number_of, whole_number_of
 
 __all__ = ["YoloFolder", "read_yolo", "yolo_folder", "yolo_yaml"]
+
+_LONGEST_YAML = 1_000_000  # characters
+_DEEPEST_YAML = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +102,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     where = f"dataset '{dataset_name}' ({yaml_file})"
     if not yaml_file.is_file():
         raise FileNotFoundError(f"{where}: there is no such yaml file")
-    try:
-        content = yaml.safe_load(read_text(yaml_file, where))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid yaml: {' '.join(str(error).split())}") from None
+    content = _parse_yaml(read_text(yaml_file, where), where)
     if not isinstance(content, dict) or "names" not in content:
         raise ValueError(f"{where}: a YOLO data set needs 'names', the list of its classes")
     given = content.get(split)
@@ -126,6 +127,23 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
         source=yaml_file,
         keypoints=_keypoint_shape(content.get("kpt_shape"), where),
     )
+
+
+def _parse_yaml(text: str, where: str) -> object:
+    if len(text) > _LONGEST_YAML:
+        raise ValueError(f"{where}: a yaml of {len(text)} characters is no list of classes")
+    try:
+        depth = 0
+        for event in yaml.parse(text):  # which takes ever longer the deeper it gets
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{where}: aliases (*) are refused: they may expand")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise ValueError(f"{where}: values are nested too deeply")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid yaml: {' '.join(str(error).split())}") from None
 
 
 def _root(yaml_file: Path, given: object) -> Path:
@@ -197,14 +215,15 @@ def _names_by_number(names: object, where: str) -> list:
             )
         return [name for _, name in sorted(zip(numbers, names.values(), strict=True))]
     if not isinstance(names, list):
-        raise ValueError(f"{where}: 'names' must be a list or a dict, got {names!r}")
+        raise ValueError(f"{where}: 'names' must be a list or a dict, got {reprlib.repr(names)}")
     return names
 
 
 def _checked_names(names: list, where: str) -> tuple[str, ...]:
-    texts = [str(name).strip() for name in names]
-    if not texts or not all(texts) or any(isinstance(n, (list, dict)) for n in names):
-        raise ValueError(f"{where}: the names of the classes must be texts, got {names!r}")
+    texts = [str(n).strip() if isinstance(n, (str, int, float)) else "" for n in names]
+    if not texts or not all(texts):
+        shown = reprlib.repr(names)
+        raise ValueError(f"{where}: the names of the classes must be texts, got {shown}")
     twice = [name for position, name in enumerate(texts) if name in texts[:position]]
     if twice:
         raise ValueError(f"{where}: two classes are called {twice[0]!r}")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.mapper import ImageErrorMapper, PictureMapper
+from resobj_d2.data.shapes_for_training import fit_shapes
 from resobj_d2.data.train_loader import local_randomness
 
 from .buffers import keep_buffers
@@ -85,6 +86,7 @@ def _batches(cfg) -> Iterator[tuple[list[dict], int]]:
     """Batches of this process and how many of their images count; as many as in the others."""
     records = [r for name in cfg.DATASETS.TEST for r in DatasetCatalog.get(name)]
     records = [record for record in records if "annotations" in record]
+    fit_shapes(cfg, records, cfg.DATASETS.TEST, config_key="DATASETS.TEST")
     world_size = comm.get_world_size()
     own = records[comm.get_rank() :: world_size]
     size = cfg.SOLVER.IMS_PER_BATCH // world_size

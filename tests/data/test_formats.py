@@ -243,6 +243,20 @@ def test_bad_yolo_lines(tmp_path, text, message):
         record_of(**yolo(tmp_path, {"a": text}))
 
 
+def test_yaml_that_expands_is_refused(tmp_path):
+    entry = yolo(tmp_path, {"a": ""})
+    text = "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\ntrain: images/train\n"
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(ValueError, match="aliases .* are refused"):
+        register_datasets([{"name": "y", **entry}])
+    (tmp_path / "data.yaml").write_text("names: " + "[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        register_datasets([{"name": "y", **entry}])
+    (tmp_path / "data.yaml").write_text("names: [a]\n" * 100_000)
+    with pytest.raises(ValueError, match="a yaml of 1100000 characters is no list of classes"):
+        register_datasets([{"name": "y", **entry}])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

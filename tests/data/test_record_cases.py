@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.notes import KINDS
-from resobj_d2.data.register import register_datasets
+from resobj_d2.data.register import check_names, register_datasets
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -406,6 +407,45 @@ def test_keypoints_come_with_their_metadata(read):
 def test_a_list_of_keypoints_that_is_none_is_left_out(read):
     record = read(lambda c: c["categories"][0].update(keypoints=["a", "a"], skeleton=[[1, 9]]))
     assert kinds(record) == {"category_keypoints": 1} and not record.categories[1].keypoints
+
+
+def test_sets_of_detectron2s_functions_are_read_here_too(coco_content, write_coco, tmp_path):
+    """Its own reader leaves out boxes whose mask is none, and keeps what lies outside."""
+    for number, item in enumerate(coco_content["annotations"]):
+        item.update(segmentation=[[]], iscrowd="0", area=None, id=str(number))
+    coco_content["annotations"][1]["bbox"] = [35, 5, 20, 20]
+    entry = write_coco(coco_content)
+    register_coco_instances("theirs", {}, entry["json"], entry["images"])
+    check_names(["theirs"], "DATASETS.TRAIN")
+    assert MetadataCatalog.get("theirs").get("thing_classes") is None  # nothing is read yet
+    boxes = [[a["bbox"] for a in record["annotations"]] for record in DatasetCatalog.get("theirs")]
+    assert boxes == [[[1, 2, 10, 10], [35, 5, 5, 20]], [[0, 0, 40, 30]], []]
+    assert MetadataCatalog.get("theirs").thing_dataset_id_to_contiguous_id == {3: 0, 7: 1}
+    record = dataset_record("theirs")
+    assert record is dataset_record("theirs") and kinds(record)["mask"] == 3
+
+    register_coco_instances("other", {"thing_classes": ["dog"]}, entry["json"], entry["images"])
+    with pytest.raises(ValueError, match="thing_classes of its metadata is .'dog'., but .* has"):
+        dataset_record("other")
+
+
+def test_other_conventions_of_detectron2s_sets_are_refused(write_coco):
+    entry = write_coco(content_of(as_corners(random_boxes())))
+    register_coco_instances("theirs", {}, entry["json"], entry["images"])
+    with pytest.raises(ValueError, match="but fit as x1, y1, x2, y2"):
+        dataset_record("theirs")
+
+
+def test_sets_of_other_functions_stay_as_they_are(coco_content, write_coco):
+    entry = write_coco(coco_content)
+    dicts = [{"file_name": "1.png", "image_id": 1, "width": 40, "height": 30, "annotations": []}]
+    DatasetCatalog.register("own", lambda: dicts)
+    MetadataCatalog.get("own").set(thing_classes=["cat"], evaluator_type="coco")
+    check_names(["own"], "DATASETS.TRAIN")
+    assert DatasetCatalog.get("own") is dicts
+    assert dataset_record("own").class_names == ["cat"]
+    MetadataCatalog.get("own").set(json_file=entry["json"])
+    assert len(dataset_record("own").annotations) == 3  # the evaluation's, as in Detectron2
 
 
 def test_every_kind_of_note_has_its_row(repository):
