@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from detectron2.data import DatasetCatalog
 
 from resobj_d2.config import load_config
@@ -30,6 +29,7 @@ _SOURCES = (
     "DATASETS.REGISTER"
 )
 _NOT_NEAR = ": the folder that its file names are relative to is not near it: give --images"
+_YAML_BYTES = 2**20
 _SAMPLED = 100  # pictures that a folder is judged by
 
 
@@ -109,18 +109,24 @@ def _registered(entries: Sequence[dict], roles: dict[str, str]) -> Target:
     return _named({name: roles.get(name, "") for name in names}, "the command line")
 
 
+def _head(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_YAML_BYTES).decode("utf-8", errors="replace")
+
+
 def _is_yolo(path: Path) -> bool:
-    """Whether a yaml lists classes and pictures, as no configuration does."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return False  # the reader of configurations says what is wrong
-    return isinstance(content, dict) and "names" in content and "MODEL" not in content
+    """Whether a yaml lists classes, as no configuration does; its text is not interpreted."""
+    text = _head(path)
+    return bool(re.search(r"^names\s*:", text, re.M)) and not re.search(r"^MODEL\s*:", text, re.M)
 
 
 def _yolo(path: Path) -> Target:
-    content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    splits = [split for split in ("train", "val", "test") if content.get(split)]
+    # "test:" with nothing after it is what templates of this file have.
+    filled = r"^{}\s*:[ \t]*([^\s#]|(#.*)?\n\s*-)"
+    text = _head(path)
+    splits = [
+        split for split in ("train", "val", "test") if re.search(filled.format(split), text, re.M)
+    ]
     entries = [
         {"name": split, "format": "yolo", "yaml": str(path), "split": split}
         for split in splits or ["train"]  # whose message says what is missing

@@ -20,6 +20,7 @@ COMMANDS = {
     "proposals": ["analyze", "proposals"],
     "sweep": ["analyze", "sweep", "--vary", "TEST.DETECTIONS_PER_IMAGE", "10"],
     "configs": ["configs", "--show"],
+    "check": ["data", "check"],
 }
 
 
@@ -39,7 +40,7 @@ def write(name, folder):
 def run(command, config, capsys):
     """Exit status and error lines of a command, in this process: a traceback fails the test."""
     arguments = list(COMMANDS[command])
-    if command not in ("cost", "configs"):
+    if command not in ("cost", "configs", "check"):
         arguments.append("--config-file")
     try:
         status = main([*arguments, str(config)])

@@ -14,6 +14,7 @@ from resobj_d2.inspection.check import check_datasets
 from resobj_d2.inspection.command import main
 from resobj_d2.inspection.contact_sheet import chosen_rows
 from resobj_d2.inspection.pictures import read_contents
+from resobj_d2.inspection.target import find_target
 
 from .conftest import noise
 
@@ -251,6 +252,21 @@ def test_files_and_folders_of_every_format(write_set, tmp_path, capsys):
     assert "cells: 2 pictures, 3 objects" in capsys.readouterr().out
     words = [f"{key}={value}" for key, value in source.items()]
     assert main(words) == 0 and "data: 2 pictures, 3 objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "splits"),
+    [
+        ("names: [a]\ntrain: x\nval:\n  - x\ntest:  # optional\n", ["train", "val"]),
+        ("path: .\ntest: x\nnames:\n  0: a\n", ["test"]),
+    ],
+)
+def test_the_splits_of_a_yolo_yaml(text, splits, tmp_path):
+    (tmp_path / "x").mkdir()
+    noise(20, 10, 1).save(tmp_path / "x" / "a.png")
+    (tmp_path / "x" / "a.txt").write_text("0 .5 .5 .4 .4\n")
+    (tmp_path / "data.yaml").write_text(text)
+    assert list(find_target([str(tmp_path)]).roles) == splits
 
 
 @pytest.mark.parametrize(
