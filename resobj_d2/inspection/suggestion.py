@@ -19,7 +19,7 @@ from .anchors import AnchorFit, AnchorSet, Network, anchor_sets, fit
 from .clusters import cluster_shapes
 from .input_size import InputObjects, input_objects
 
-__all__ = ["Suggestion", "sample_objects", "suggest"]
+__all__ = ["Suggestion", "input_overrides", "sample_objects", "suggest"]
 
 _SAMPLE = 4000
 _GAIN = 0.01  # of the score, below which nothing is suggested
@@ -156,7 +156,7 @@ def _larger_input(
 ) -> list[Suggestion]:
     pixels = before.objects.inputs.prod(axis=1).mean()
     for factor in _INPUT_FACTORS:
-        sizes = _input_overrides(cfg.INPUT, factor)
+        sizes = input_overrides(cfg.INPUT, factor)
         changed = _with(cfg, sizes)
         objects = input_objects(changed, records, divisor=network.divisor, square=network.square)
         overrides = _best_anchors(changed, network, anchors, objects) or {}
@@ -167,7 +167,9 @@ def _larger_input(
     return []
 
 
-def _input_overrides(node, factor: float) -> Overrides:
+def input_overrides(node, factor: float) -> Overrides:
+    """Keys of ``INPUT`` that make all sizes so many times as large, in multiples of 32."""
+
     def larger(sizes: Iterable[float]) -> list[int]:
         return [round(size * factor / 32) * 32 for size in sizes]
 

@@ -78,6 +78,7 @@ CONFIGS = {
     "SSD": ("cells_ssd_plain", "MODEL.DENSE.PRIORS"),
     "EfficientDet": ("cells_efficientdet_d0", "MODEL.DENSE.PRIORS"),
     "RPN": ("cells_faster_rcnn_sampling", "MODEL.ANCHOR_GENERATOR"),
+    "Detectron2's RetinaNet": ("cells_faster_rcnn_sampling", "MODEL.ANCHOR_GENERATOR"),
 }
 
 
@@ -86,6 +87,11 @@ def test_as_with_all_anchors_of_a_detector(detector):
     """The model's own anchors for its own feature maps, every one compared with every object."""
     name, node = CONFIGS[detector]
     cfg = config(name)
+    if detector == "Detectron2's RetinaNet":
+        cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+        cfg.MODEL.RETINANET.IN_FEATURES = ["p4", "p5", "p6"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[20, 25], [40, 50], [80, 100]]
+        cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5
     height, width = 160, 256
     anchors = all_anchors(cfg, height, width)
     random = np.random.default_rng(0)
@@ -110,6 +116,9 @@ def all_anchors(cfg, height, width):
         if cfg.MODEL.META_ARCHITECTURE == "ResObjDenseDetector":
             maps = [features[name].shape[-2:] for name in model.in_features]
             return model.streams["anchors"].priors(maps).boxes
+        if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+            maps = [features[name] for name in cfg.MODEL.RETINANET.IN_FEATURES]
+            return Boxes.cat(model.anchor_generator(maps)).tensor
         rpn = model.proposal_generator
         return Boxes.cat(rpn.anchor_generator([features[f] for f in rpn.in_features])).tensor
 
