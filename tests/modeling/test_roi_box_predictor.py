@@ -146,21 +146,6 @@ def test_quality_loss_by_hand(loss, expected):
     assert predictions[1].grad is None or not predictions[1].grad.any()
 
 
-def test_an_ignored_roi_is_neither_foreground_nor_background():
-    """The third RoI is ignored instead of background; the divisor of the box loss counts it."""
-    model = predictor(
-        box_loss=IoULoss(), quality_loss=QualityLoss(kind="ce_w", negative_weight=0.1)
-    )
-    predictions, proposals = quality_inputs()
-    proposals[0].gt_classes = torch.tensor([0, 1, -1, 2])
-    box_loss = model.box_reg_loss(ROIS, OBJECTS, predictions[1], proposals[0].gt_classes)
-    assert box_loss.item() == pytest.approx((0.5 + 1.0) / 4)
-    with EventStorage():
-        quality = model.losses(predictions, proposals)["loss_quality"]
-    expected = 2 * math.log(4) - 0.5 * math.log(3) + 0.1 * math.log(4)
-    assert quality.item() == pytest.approx(expected / 2, rel=1e-5)
-
-
 def test_quality_loss_may_move_the_boxes():
     model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
     predictions, proposals = quality_inputs()
