@@ -18,7 +18,8 @@ ALLOWED = {
     "process": set(),
     "options": set(),
     "registry": {"options"},
-    "compat": {"process"},
+    "compat": set(),
+    "launch": {"process"},
     "data": {"command", "process"},
     "plots": {"command", "process"},
     "install_detectron2": set(),
@@ -31,8 +32,8 @@ ALLOWED = {
     "config": {"data", "losses", "matching", "modeling", "options", "registry"},
     "checkpoint": {"data", "modeling", "process"},
     "engine": {
-        "checkpoint", "compat", "data", "evaluation", "losses", "modeling", "ops", "plots",
-        "process",
+        "checkpoint", "compat", "data", "evaluation", "launch", "losses", "modeling", "ops",
+        "plots", "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "process"},
     "inspection": {
@@ -43,7 +44,7 @@ ALLOWED = {
     },
     "demo": {"command", "config", "engine", "inference", "ops", "process"},
     # Its table names the modules of all commands; these it imports itself.
-    "cli": {"command", "compat", "config", "engine", "process"},
+    "cli": {"command", "config", "engine", "launch", "process"},
     "__main__": {"cli"},
 }  # fmt: skip
 WITHOUT_DETECTRON2 = (

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 
 from resobj_d2.command import add_import_option, one_line_per_process
-from resobj_d2.compat import launch
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, evaluate, run_setup
 from resobj_d2.engine.commands import resume_command
+from resobj_d2.launch import launch, place_from_environment, was_restarted
 from resobj_d2.process import start_log
 
 __all__ = ["main"]
@@ -26,7 +26,8 @@ def _run(args) -> None:
         evaluate(cfg, resume=args.resume)
         return
     trainer = Trainer(cfg, how_to_resume=resume_command())
-    trainer.resume_or_load(resume=args.resume)
+    # torchrun --max-restarts and SLURM's --requeue start the same command again.
+    trainer.resume_or_load(resume=args.resume or was_restarted())
     trainer.train()
 
 
@@ -49,8 +50,9 @@ def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | 
         _load(args)  # a mistake is told once, not by every process
     # Detectron2's default is one port per user, which two runs on a machine would share.
     chosen = args.num_machines > 1 or args.dist_url != parser.get_default("dist_url")
+    several = args.num_gpus * args.num_machines > 1 or place_from_environment() is not None
     launch(
-        _run if args.num_gpus * args.num_machines > 1 else _run.__wrapped__,
+        _run if several else _run.__wrapped__,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -68,4 +70,6 @@ A configuration is a file, or a name that `resobj-d2 configs` lists. Examples:
   {prog} --config-file NAME --resume
   {prog} --config-file NAME --eval-only MODEL.WEIGHTS output/.../model_final.pth
   {prog} --config-file NAME --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+  torchrun --nproc-per-node 8 --max-restarts 3 -m resobj_d2 train --config-file NAME
+  srun --ntasks-per-node 8 {prog} --config-file NAME
 """

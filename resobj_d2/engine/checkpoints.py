@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import largest_of_all_processes
+from resobj_d2.launch import largest_of_all_processes
 
 from .best import BestCheckpoint
 
@@ -38,9 +38,15 @@ class KeepLast(HookBase):
         self._seen = ""
 
     def after_step(self) -> None:
-        if self.checkpointer.last_saved == self._seen:
-            return
-        self._seen = self.checkpointer.last_saved
+        if self.checkpointer.last_saved != self._seen:
+            self._seen = self.checkpointer.last_saved
+            self._remove()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # what a killed run has left
+            self._remove()
+
+    def _remove(self) -> None:
         pattern = os.path.join(glob.escape(self.checkpointer.save_dir), "model_*.pth")
         found = ((re.fullmatch(r"model_(\d{7,})\.pth", os.path.basename(p)), p)
                  for p in glob.glob(pattern))  # fmt: skip

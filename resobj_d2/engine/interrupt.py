@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import get_worker_info
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import largest_of_all_processes
+from resobj_d2.launch import largest_of_all_processes
 from resobj_d2.process.signals import StopRequest, exit_status, outlive_signals
 
 __all__ = ["EvaluationStopped", "InterruptHook", "RunInterrupted", "SteadyMapper"]

@@ -280,6 +280,10 @@ class Trainer(DefaultTrainer):
 
     def _begin(self) -> None:
         self.best.resume(self.start_iter)
+        if self.start_iter >= self.max_iter:
+            last = os.path.basename(self.checkpointer.get_checkpoint_file())
+            if last != "model_final.pth":  # it was killed between its last two checkpoints
+                self.checkpointer.save("model_final", iteration=self.start_iter - 1)
         self._test_contents = test_contents(self.cfg)
         text = start_summary(
             self.cfg,

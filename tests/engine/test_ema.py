@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import close_process_groups
 from resobj_d2.config import load_config
 from resobj_d2.engine import Trainer, WeightAverage, WeightAverageHook
+from resobj_d2.launch import close_process_groups
 
 
 class Scalar(nn.Module):

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from resobj_d2.cli.train import main as train
-from resobj_d2.compat import launch
 from resobj_d2.inference.predict import main as predict
+from resobj_d2.launch import launch
 
 pytestmark = pytest.mark.slow
 

@@ -300,7 +300,7 @@ WORKER = """
     from detectron2.data import MetadataCatalog
     from detectron2.structures import Boxes, Instances
 
-    from resobj_d2.compat import close_process_groups
+    from resobj_d2.launch import close_process_groups
     from resobj_d2.evaluation import CocoEvaluator
 
     rank, folder = int(sys.argv[1]), sys.argv[2]

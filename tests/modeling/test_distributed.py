@@ -12,8 +12,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 import tests.toy_backbone  # noqa: F401 (registers it)
-from resobj_d2.compat import close_process_groups
 from resobj_d2.config import add_resobj_config
+from resobj_d2.launch import close_process_groups
 
 METHODS = {
     "fl": [],
