@@ -106,7 +106,7 @@ def box_findings(record: Record, scales: np.ndarray | None) -> list[Finding]:
         *finding(
             "warning",
             "doubled",
-            f"pairs of boxes of one class have an IoU of {DOUBLED} or more",
+            f"boxes repeat another one of their class, with an IoU of {DOUBLED} or more",
             doubled_boxes(record),
         ),
         *finding(
@@ -129,33 +129,33 @@ def _tiny(record: Record, scales: np.ndarray | None) -> list[str]:
 
 
 def doubled_boxes(record: Record) -> list[str]:
-    """Pairs of boxes of one image and class that are as good as equal."""
+    """Boxes that are as good as equal to an earlier one of their image and class."""
     table = record.annotations
     corners = np.hstack([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]])
-    pairs = []
+    doubled = []
     for rows in record.rows_by_image():
         rows = rows[~table.crowd[rows]]
         if len(rows) < 2:
             continue
-        for i, k, iou in _overlapping(corners[rows], table.classes[rows]):
+        for i, k, iou in _repeating(corners[rows], table.classes[rows]):
             first, second = rows[i], rows[k]
-            name = record.categories[table.classes[first]].name
-            pairs.append(
-                f"{record.file_of(first)}: {name} {table.ids[first]} and {table.ids[second]}, "
-                f"IoU {iou:.2f}"
-            )
-    return pairs
+            doubled.append(f"{_label(record, second)} and {table.ids[first]}, IoU {iou:.2f}")
+    return doubled
 
 
-def _overlapping(boxes: np.ndarray, classes: np.ndarray) -> Iterator[tuple[int, int, float]]:
+def _repeating(boxes: np.ndarray, classes: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    """Of each box that repeats an earlier one: the one it overlaps most, itself, the IoU."""
     tensor = torch.from_numpy(boxes)
+    places = np.arange(len(boxes))
     step = max(1, _AT_ONCE // len(boxes))
     for start in range(0, len(boxes), step):
+        part = places[start : start + step, None]
         ious = ops.pairwise_box_iou(tensor[start : start + step], tensor).numpy()
-        rows, columns = np.nonzero(ious >= DOUBLED)
-        same = (rows + start < columns) & (classes[rows + start] == classes[columns])
-        for i, k in zip(rows[same].tolist(), columns[same].tolist(), strict=True):
-            yield i + start, k, float(ious[i, k])
+        ious = np.where((places < part) & (classes == classes[part]), ious, 0.0)
+        best = ious.argmax(axis=1)
+        found = ious[np.arange(len(best)), best]
+        for k in np.flatnonzero(found >= DOUBLED).tolist():
+            yield int(best[k]), start + k, float(found[k])
 
 
 def _label(record: Record, row: int) -> str:

@@ -134,7 +134,7 @@ def _best_anchors(
     if not sizes:
         return None
     ratios = list(_ratios(node, anchors, sample))
-    both = scored({**best, **other} for _, best in sizes[:_FINALISTS] for other in ratios)
+    both = scored({**size, **other} for _, size in sizes[:_FINALISTS] for other in ratios)
     # A further key has to be worth it.
     best = both[0] if both and both[0][0] > sizes[0][0] + _GAIN else sizes[0]
     return best[1]

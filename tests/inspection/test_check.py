@@ -104,7 +104,7 @@ def test_boxes_that_look_like_mistakes(write_set):
     levels = [f.level for f in report.datasets[0].findings]
     assert levels == sorted(levels, key=["error", "warning", "info"].index)
     doubled = next(f for f in report.findings if f.kind == "doubled")
-    assert doubled.examples[0].endswith("a.png: a 1 and 4, IoU 0.97")
+    assert doubled.examples[0].endswith("a.png: a 4 and 1, IoU 0.97")
 
 
 def test_pictures_in_training_and_test_are_found_by_content(write_set, tmp_path):
@@ -144,8 +144,14 @@ def test_thousands_of_objects_on_one_picture(write_set):
     objects = [(0, 0, x, y, 20, 20) for x, y in places.tolist()]
     objects.append((0, 0, *places[17].tolist(), 20, 20))
     kinds, report = found(write_set("crowded", {"a.png": (1000, 1000)}, objects, "x"))
-    near = [text for text in report.findings[0].examples if " 18 and 6001," in text]
+    near = [text for text in report.findings[0].examples if " 6001 and 18," in text]
     assert kinds["doubled"][0] == "warning" and near[0].endswith("IoU 1.00")
+
+
+def test_thousands_of_equal_objects(write_set):
+    """Each repeats one other: millions of pairs are not listed."""
+    equal = write_set("equal", {"a.png": (99, 99)}, [(0, 0, 5, 5, 20, 20)] * 5000, "x")
+    assert found(equal)[0] == {"doubled": ("warning", 4999)}
 
 
 def test_reading_does_not_depend_on_the_workers(write_set):
@@ -176,9 +182,13 @@ def test_the_command_prints_writes_and_draws(write_set, tmp_path, capsys):
     assert main([entry["json"], "--strict"]) == 1
 
 
-def test_the_exit_status_of_errors(write_set, tmp_path):
+def test_the_exit_status_of_errors(write_set, capsys):
     entry = write_set("broken", PAIR, [*OBJECTS, (0, 0, 10, 10, 0, 5)])
     assert main([entry["json"]]) == 1
+    register_datasets([entry])
+    capsys.readouterr()
+    assert main(["broken"]) == 1  # by its registered name
+    assert "broken: 2 pictures, 3 objects" in capsys.readouterr().out
 
 
 CHECK = ["DATASETS.TRAIN", "('t',)", "DATASETS.TEST", "('v',)", "MODEL.DENSE.NUM_CLASSES", "2"]
