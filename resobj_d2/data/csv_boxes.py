@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,15 @@ def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:
         if len(header) != len(_HEADERLESS) or number_of(header[1].strip() or "0") is None:
             raise ValueError(
                 f"{where}: no column names the picture ({', '.join(_FILE[:5])}, ...), and without "
-                f"a header the columns are {', '.join(_HEADERLESS)}; the first line is {header}"
+                f"a header the columns are {', '.join(_HEADERLESS)}; the first line is {reprlib.repr(list(header))}"
             )
         return _Columns(file=0, label=5, box=(1, 2, 3, 4), size=(), box_format="xyxy"), False
     labels = [names.index(name) for name in _CLASS if name in names]
     boxes = [columns for columns in _BOXES if set(columns) <= set(names)]
     if not labels or not boxes:
+        shown = reprlib.repr(list(header))
         missing = "class (class, label, ...)" if boxes else "box (xmin, ymin, xmax, ymax, ...)"
-        raise ValueError(f"{where}: there is no column for the {missing} among {', '.join(header)}")
+        raise ValueError(f"{where}: there is no column for the {missing} among {shown}")
     box = boxes[0]
     sizes = [pair for pair in _SIZES if set(pair) <= set(names) - set(box)]
     return (
