@@ -106,19 +106,19 @@ def read_csv(
 
 
 def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:
+    shown = reprlib.repr(list(header))
     names = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in header]
     files = [names.index(name) for name in _FILE if name in names]
     if not files:
         if len(header) != len(_HEADERLESS) or number_of(header[1].strip() or "0") is None:
             raise ValueError(
                 f"{where}: no column names the picture ({', '.join(_FILE[:5])}, ...), and without "
-                f"a header the columns are {', '.join(_HEADERLESS)}; the first line is {reprlib.repr(list(header))}"
+                f"a header the columns are {', '.join(_HEADERLESS)}; the first line is {shown}"
             )
         return _Columns(file=0, label=5, box=(1, 2, 3, 4), size=(), box_format="xyxy"), False
     labels = [names.index(name) for name in _CLASS if name in names]
     boxes = [columns for columns in _BOXES if set(columns) <= set(names)]
     if not labels or not boxes:
-        shown = reprlib.repr(list(header))
         missing = "class (class, label, ...)" if boxes else "box (xmin, ymin, xmax, ymax, ...)"
         raise ValueError(f"{where}: there is no column for the {missing} among {shown}")
     box = boxes[0]
