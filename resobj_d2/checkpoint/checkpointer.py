@@ -227,6 +227,12 @@ class ResObjCheckpointer(DetectionCheckpointer):
                 f"{os.path.abspath(filename)} is not a checkpoint: it holds a "
                 f"{type(loaded['model']).__name__}, not a dict of weights"
             )
+        other = next((name for name in loaded["model"] if not isinstance(name, str)), None)
+        if other is not None:
+            raise DamagedCheckpointError(
+                f"{os.path.abspath(filename)} is not a checkpoint: {other!r:.40} is no name of a "
+                "weight"
+            )
         try:
             loaded["model"] = self._renamed(loaded["model"])
         except ValueError as error:

@@ -29,6 +29,7 @@ __all__ = [
     "step_title",
 ]
 
+MAX_PIXELS = 2**25  # a larger picture is drawn smaller
 MIN_SIDE = 640  # the longer side of a picture in pixels; what is smaller is enlarged
 CROWD_COLOR = (160, 160, 160)
 _COLORS = (
@@ -80,7 +81,8 @@ def draw_detections(
         class_names: of classes 0..K-1; further classes are shown by their number.
         confidence_threshold: lowest score that is drawn.
         draw_limit: most boxes that are drawn.
-        side: longer side of the picture; None keeps the image's, but at least ``MIN_SIDE``.
+        side: longer side of the picture; None keeps the image's, but at least ``MIN_SIDE``, and
+            not more than ``MAX_PIXELS`` in all.
     """
     scores = detections.scores.cpu().numpy()
     order = np.argsort(-scores, kind="stable")
@@ -190,6 +192,9 @@ def _resize(image: np.ndarray, side: int | None) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(image))
     longer = max(picture.size)
     factor = (side or max(longer, MIN_SIDE)) / longer
+    area = picture.width * picture.height
+    if side is None and area > MAX_PIXELS:
+        factor = (MAX_PIXELS / area) ** 0.5
     if factor == 1:
         return picture
     size = [max(1, round(factor * length)) for length in picture.size]

@@ -61,7 +61,7 @@ def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Seri
         raise FileNotFoundError(
             f"{path.absolute()} does not exist: pass the OUTPUT_DIR of a training run"
         )
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         series = _collect(filter(None, map(_parse, file)))
     return {
         kind: dict(sorted(steps.items()))
@@ -157,9 +157,11 @@ def _parse(line: str) -> dict | None:
     try:
         # Scalars are not nested. After a kill, the resumed run appends to the broken line.
         scalars = json.loads(line[line.rfind("{") :])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return scalars if "iteration" in scalars else None
+    if not isinstance(scalars, dict) or not isinstance(scalars.get("iteration"), int):
+        return None
+    return {name: x for name, x in scalars.items() if isinstance(x, (int, float))}
 
 
 def _collect(lines: Iterable[dict]) -> dict[tuple[str, int], Series]:

@@ -6,6 +6,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from resobj_d2.inference import drawing
 from resobj_d2.inference.drawing import (
     CROWD_COLOR,
     BoxStyle,
@@ -118,3 +119,14 @@ def test_grid_places_pictures_and_titles():
     assert titled.width == sheet.width and titled.height > sheet.height
     header = titled.crop((0, 0, titled.width, titled.height - sheet.height + 8))
     assert (np.asarray(header).min(axis=2) < 100).any()  # dark letters
+
+
+def test_a_large_picture_is_drawn_smaller_and_its_boxes_with_it(monkeypatch):
+    monkeypatch.setattr(drawing, "MAX_PIXELS", 1000 * 1000)
+    image = np.zeros((500, 8000, 3), dtype=np.uint8)
+    picture = drawing.draw_boxes(
+        image, np.array([[4000.0, 0, 8000, 500]]), [drawing.BoxStyle("", (255, 0, 0))]
+    )
+    assert picture.size == (4000, 250)
+    columns = np.nonzero((np.asarray(picture) == (255, 0, 0)).all(axis=2).any(axis=0))[0]
+    assert columns.min() == 2000 and columns.max() == 3999

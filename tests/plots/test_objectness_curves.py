@@ -51,6 +51,21 @@ def test_scalars_by_kind_and_step(metrics):
     assert read_objectness(path.parent) == read_objectness(path)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "5", "null", "[{}]", "[" * 50_000, '{"iteration": ' + "[" * 50_000, '{"iteration": "x"}\n',
+        '{"iteration": 1e999}\n', '{"iteration": 1, "objectness/step0/positive": {}}\n',
+        "\x00" * 99,
+        '{"iteration": 1, "objectness/step0/positive": "y"}\n', '{"iteration": 1, "objectness/step',
+    ],
+)  # fmt: skip
+def test_what_is_no_line_of_scalars_is_left_out(metrics, other):
+    path = metrics(line(19, step0_positive=0.1) + other)
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\x80\n")
+    assert read_objectness(path) == {"positive": {0: [(19, 0.1)]}}
+
+
 def test_lines_written_after_a_resume_win(metrics):
     # Killed after iteration 59, resumed from a checkpoint at 30 with a different writing period.
     path = metrics(
