@@ -97,7 +97,7 @@ class _Reader:
         self.images: list[dict] = []
         self.categories: list[dict] = []
         self.rows = Rows()
-        self.segmentations: dict[int, object] = {}
+        self.encoded: dict[int, dict] = {}
         self.keypoints: dict[int, object] = {}
 
     def sinks(self) -> dict:
@@ -163,10 +163,23 @@ class _Reader:
         rows.ids.append(item["id"])
         rows.images.append(item.get("image_id"))
         rows.classes.append(item.get("category_id"))
-        if item.get("segmentation") not in (None, []):
-            self.segmentations[row] = item["segmentation"]
+        rows.masks.append(
+            self._mask(item["segmentation"], row, item) if "segmentation" in item else None
+        )
         if item.get("keypoints"):
             self.keypoints[row] = item["keypoints"]
+
+    def _mask(self, segmentation: object, row: int, item: dict) -> list[np.ndarray] | None:
+        """Polygons; run-length masks wait for the size of their picture."""
+        if segmentation is None or segmentation == []:
+            return None
+        if isinstance(segmentation, dict):
+            self.encoded[row] = segmentation
+            return None
+        mask = read_mask(segmentation, None)
+        if mask is None:
+            self.notes.add("mask", f"{self._short(item)}: {reprlib.repr(segmentation)}")
+        return mask  # type: ignore[return-value]
 
     def _short(self, item: dict) -> str:
         return f"annotation {item['id']} of image {item.get('image_id')}"
@@ -345,11 +358,10 @@ class _Reader:
         return f"{label} has category_id {complaint}"
 
     def _read_shapes(self, images: ImageTable, categories: tuple[Category, ...]) -> None:
-        """Masks and keypoints, which need the picture's size and the category."""
+        """Run-length masks and keypoints, which need the picture's size and the category."""
         rows = self.rows
-        rows.masks = [None] * len(rows.ids)
         rows.keypoints = [None] * len(rows.ids)
-        for row, segmentation in self.segmentations.items():
+        for row, segmentation in self.encoded.items():
             image = rows.images[row]
             size = (int(images.widths[image]), int(images.heights[image]))
             rows.masks[row] = read_mask(segmentation, size)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from array import array
 
 import numpy as np
 
 __all__ = ["read_mask"]
 
 
-def read_mask(segmentation: object, size: tuple[int, int]) -> list[np.ndarray] | dict | None:
+def read_mask(segmentation: object, size: tuple[int, int] | None) -> list[np.ndarray] | dict | None:
     """The usable part of a COCO ``segmentation``; None where there is none.
 
     Polygons need three points or more; a single one may stand without its outer list. RLE has to be
@@ -17,13 +18,13 @@ def read_mask(segmentation: object, size: tuple[int, int]) -> list[np.ndarray] |
 
     Args:
         segmentation: of a json.
-        size: (width, height) of the picture.
+        size: (width, height) of the picture; polygons need none.
 
     Returns:
         Polygons as (2n,) float64, or RLE with compressed counts.
     """
     if isinstance(segmentation, dict):
-        return _read_rle(segmentation, size)
+        return None if size is None else _read_rle(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         return None
     if all(type(value) in (int, float) for value in segmentation):
@@ -36,13 +37,10 @@ def _polygon(values: object) -> np.ndarray | None:
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return None
     try:
-        polygon = np.array(values)
-    except (ValueError, OverflowError):
+        numbers = array("d", values)  # several times faster than numpy on a list
+    except (TypeError, OverflowError):
         return None
-    if polygon.ndim != 1 or polygon.dtype.kind not in "if":
-        return None
-    polygon = polygon.astype(np.float64)
-    return polygon if np.isfinite(polygon).all() else None
+    return np.array(numbers) if math.isfinite(sum(numbers)) else None
 
 
 def _read_rle(rle: dict, size: tuple[int, int]) -> dict | None:
