@@ -87,6 +87,14 @@ def test_foreign_folder_is_not_touched(tmp_path):
     assert (tmp_path / "scenes" / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.parametrize("meta", [b"", b"[]", b"5", b"[" * 50_000, b"\xff"])
+def test_a_foreign_description_is_not_taken_for_the_generators(tmp_path, meta):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "meta.json").write_bytes(meta)
+    with pytest.raises(FileExistsError, match="has no readable meta.json"):
+        ensure_scenes(tmp_path, **SMALL)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"image_size": 32}, {"num_train": 0}, {"num_val": 1.5}, {"seed": -1}, {"name": "a/b"}]
 )

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from resobj_d2.command import run_command
+from resobj_d2.process import replacing
 
 from .render import Scene, render_scene
 from .shapes import CLASS_NAMES
@@ -126,7 +127,9 @@ def _holds(folder: Path, wanted: _Parameters) -> bool:
         return False
     try:
         existing = json.loads((folder / META_NAME).read_text())
-    except (OSError, ValueError):
+        if not isinstance(existing, dict):
+            raise ValueError(existing)
+    except (OSError, ValueError, RecursionError):
         raise FileExistsError(
             f"{folder.absolute()} exists but has no readable {META_NAME}, so it was not written by "
             "the scene generator. Choose another folder or name, or remove it."
@@ -248,7 +251,8 @@ def save_preview(paths: SplitPaths, output: str | os.PathLike, *, columns: int =
                 draw.text(label, name, fill="yellow")
         row, column = divmod(position, columns)
         sheet.paste(picture, (column * (cell + 4) + 2, row * (cell + 4) + 2))
-    sheet.save(output)
+    with replacing(output, binary=True) as file:
+        sheet.save(file, Image.registered_extensions().get(Path(output).suffix.lower(), "PNG"))
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
