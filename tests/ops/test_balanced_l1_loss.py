@@ -148,6 +148,7 @@ BAD_ARGUMENTS = [
     (dict(gamma=NAN), ValueError, "gamma must be positive, got nan"),
     (dict(beta=-1.0), ValueError, "beta must be positive, got -1.0"),
     (dict(alpha=0.01), ValueError, "gamma must be at most 80 alpha, got 1.5 and alpha 0.01"),
+    (dict(alpha=1.0, gamma=80.5), ValueError, "gamma must be at most 80 alpha, got 80.5 and alp"),
 ]
 
 

@@ -240,6 +240,12 @@ def test_padded_is_captured_in_a_cuda_graph(native_device):
     assert torch.equal(result, expected)
 
 
+def test_boxes_and_scores_of_two_precisions_are_compared_in_the_higher_one():
+    boxes = torch.tensor([[0.0, 0, 1, 1], [5, 5, 6, 6]])
+    scores = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
+    assert ops.batched_nms(boxes, scores, torch.zeros(2, dtype=torch.int64), 0.5).tolist() == [1, 0]
+
+
 GOOD = torch.zeros(2, 4), torch.zeros(2), torch.zeros(2, dtype=torch.int64), 0.5
 BAD_ARGUMENTS = [
     (0, GOOD[0].long(), TypeError, "boxes must be a floating-point tensor, got torch.int64"),

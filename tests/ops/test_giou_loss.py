@@ -199,6 +199,16 @@ def test_leading_dimensions_and_strides(impl):
     assert torch.equal(grad, gradient(expected, pred))
 
 
+@pytest.mark.parametrize("loss", [ops.giou_loss, ops.balanced_l1_loss])
+def test_where_no_gradient_is_recorded_the_target_may_require_one(loss):
+    pred, target = (
+        torch.tensor([[0.0, 0, 2, 2]]),
+        torch.tensor([[1.0, 0, 3, 2]], requires_grad=True),
+    )
+    with torch.no_grad():
+        assert loss(pred, target) == loss(pred, target.detach()) > 0
+
+
 GOOD, MASK = torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
 BAD_ARGUMENTS = [
     ((GOOD.long(), GOOD), TypeError, "pred must be a floating-point tensor, got torch.int64"),
@@ -207,6 +217,7 @@ BAD_ARGUMENTS = [
     ((GOOD[..., :3], GOOD[..., :3]), ValueError, r"pred must have shape \(..., 4\), got"),
     ((GOOD, GOOD[:1]), ValueError, r"target must have the shape of pred, \(2, 3, 4\), got"),
     ((GOOD, GOOD, MASK[0]), ValueError, r"mask must have the shape .* \(2, 3\), got \(3,\)"),
+    ((GOOD, GOOD, MASK.T), ValueError, r"mask must have the shape .* \(2, 3\), got \(3, 2\)"),
     ((GOOD, GOOD.to("meta")), ValueError, "target is on meta, but pred is on cpu"),
     ((GOOD, GOOD, MASK.to("meta")), ValueError, "mask is on meta, but pred is on cpu"),
     ((GOOD, GOOD.clone().requires_grad_()), ValueError, "no gradient is computed for target; pa"),

@@ -85,6 +85,26 @@ def test_thresholds_are_half_open_and_in_the_precision_of_the_ious(impl):
     assert result.label.tolist() == [[1, -1]]
 
 
+@pytest.mark.parametrize("double", range(3))
+def test_the_most_precise_boxes_decide_the_precision(double):
+    boxes = [torch.tensor([[0.0, 0, 4, 4]]) for _ in range(3)]
+    boxes[double] = boxes[double].double()
+    anchors, gt_boxes, ignore_boxes = boxes
+    result = ops.match_anchors(
+        anchors, gt_boxes, [1], **RULE, ignore_boxes=ignore_boxes, ignore_sizes=[1]
+    )
+    assert result.ious.dtype == torch.float64
+
+
+def test_as_many_thresholds_as_are_allowed(impl):
+    """The IoU of .5 reaches the last of 1/32, 2/32, ..., 16/32; that of .25 does not."""
+    anchors = torch.tensor([[0.0, 0, 1, 2], [0, 0, 1, 4]], device=impl.device)
+    boxes = torch.tensor([[0.0, 0, 1, 1]], device=impl.device)
+    rule = {"thresholds": [i / 32 for i in range(1, 17)], "labels": [0] * 16 + [1]}
+    result = impl.match_anchors(anchors, boxes, [1], **rule, allow_low_quality=False)
+    assert result.label.tolist() == [[1, 0]]
+
+
 def test_low_quality_matches_include_ties_and_keep_the_best_box(impl):
     # The first box lies between the first two anchors, with IoU .25 with both. The second box is
     # the best of anchor 1, so that is its row, yet it is foreground because of the first box.

@@ -65,6 +65,33 @@ def test_anchors_with_an_invalid_refined_box_stay(impl):
     assert reassigned.label.tolist() == [[1] * 5]
 
 
+def test_deltas_decide_the_precision_too():
+    box = torch.tensor([[0.0, 0, 4, 4]])
+    deltas = torch.zeros(1, 1, 4, dtype=torch.float64)
+    result = ops.reassign_anchors(box, deltas, box, [1], thresholds=[0.5], labels=[0, 1])
+    assert result.boxes.dtype == result.targets.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "box, target", [([20.0, 20, 30, 30], [2.0, 2, 0, 0]), ([20.0, 20, 20, 30], [0.0] * 4)]
+)
+def test_foreground_without_an_area_has_no_target(impl, box, target):
+    """As in Detectron2, all anchors are foreground for a box that overlaps none of them."""
+    anchors = torch.tensor([[0.0, 0, 10, 10], [3, 3, 3, 8]], device=impl.device)
+    result = impl.reassign_anchors(
+        anchors,
+        torch.zeros(1, 2, 4, device=impl.device),
+        torch.tensor([box], device=impl.device),
+        [1],
+        thresholds=[0.5],
+        labels=[0, 1],
+        allow_low_quality=True,
+        d2_compat=True,
+    )
+    assert result.label.tolist() == [[1, 1]]
+    assert result.targets.tolist() == [[target, [0.0] * 4]]
+
+
 def test_each_image_has_its_own_boxes_and_anchors(impl):
     anchors, deltas, gts = make(
         impl,

@@ -195,6 +195,17 @@ def test_other_labels_count_by_their_sign(impl):
     assert all(torch.equal(a, b) for a, b in zip(output, expected, strict=True))
 
 
+def test_as_many_levels_as_are_allowed(impl):
+    """One anchor on each: a foreground anchor is its own minimum, a background one has none."""
+    labels = (torch.arange(32) % 2).to(torch.int8)[None].to(impl.device)
+    logits = torch.linspace(-1, 1, 32, device=impl.device)[None]
+    result = impl.residual_objectness_bce(
+        logits, logits[None], labels, min_scope="level", anchors_per_level=[1] * 32
+    )
+    assert result.counts.tolist() == [32, 16]
+    assert torch.equal(result.thresholds[0, 1::2], logits[0, 1::2])
+
+
 L, R, Y = torch.zeros(2, 6), torch.zeros(1, 2, 6), torch.zeros(2, 6, dtype=torch.int8)
 BAD_ARGUMENTS = [
     ((L.long(), R, Y), {}, TypeError, "logits must be floating point, got torch.int64"),
