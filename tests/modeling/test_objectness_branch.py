@@ -8,8 +8,9 @@ from detectron2.modeling import build_model
 
 from resobj_d2.losses import ResidualObjectnessLoss
 from resobj_d2.modeling import HeadParts, ObjectnessBranch, PerLevelConv, SharedConv
+from resobj_d2.modeling.branches import ObjectnessPrediction
 from resobj_d2.modeling.heads.towers import ConvStack, PerLevelStack
-from resobj_d2.structures import TowerFeatures
+from resobj_d2.structures import Targets, TowerFeatures
 
 CHANNELS, ANCHORS = 4, 2
 LABELS = torch.tensor([[1, 0, 1, 0, 0, -1, 0, 0]], dtype=torch.int8)  # 2 x 2 cells, 2 anchors
@@ -245,7 +246,7 @@ def test_width_and_depth_of_the_subnets():
     assert len(flat.base.hidden) == 0 and flat.residuals[0].predictor.in_channels == wide
 
 
-@pytest.mark.parametrize("sizes", [(-1, 1), (8, -1)])
+@pytest.mark.parametrize("sizes", [(-1, 1), (0, 1), (8, -1)])
 def test_negative_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="HIDDEN_CHANNELS, NUM_CONVS and BASE_CONVS must"):
         branch(sizes=sizes)
@@ -286,3 +287,36 @@ def test_levels_with_different_widths_and_numbers_of_anchors():
     assert widths == [(4, 4), (6, 6)]
     last = module.predict(tower, every_step=False)
     torch.testing.assert_close(module.score_logits(last), module.score_logits(prediction))
+
+
+@pytest.mark.parametrize("num_classes, score", [(1, 0.5), (4, 0.25)])
+def test_without_a_prior_the_initial_score_is_that_of_one_class_of_all(num_classes, score):
+    module = ObjectnessBranch(
+        parts=PARTS, loss=ResidualObjectnessLoss(), num_classes=num_classes, prior_prob=0.0
+    )
+    assert torch.sigmoid(module.base.predictor.bias).tolist() == pytest.approx([score] * ANCHORS)
+
+
+def test_steps_of_half_precision_are_summed_in_float32():
+    steps = torch.tensor([1.0, 2**-9], dtype=torch.bfloat16).view(2, 1, 1)
+    prediction = ObjectnessPrediction(torch.zeros(1, 1, dtype=torch.bfloat16), steps)
+    assert branch().score_logits(prediction).item() == 1 + 2**-9
+
+
+def test_ignored_anchors_have_no_objectness_loss():
+    targets = Targets(
+        labels=torch.tensor([[1, 4, 4, -1]]),
+        matched_gt_boxes=torch.zeros(1, 4, 4),
+        matched_ious=torch.zeros(1, 4),
+        gt_index=torch.zeros(1, 4, dtype=torch.int64),
+        num_classes=4,
+    )
+    losses, statistics = branch(steps=0).loss(
+        ObjectnessPrediction(torch.zeros(1, 4), torch.zeros(0, 1, 4)),
+        targets=targets,
+        boxes=None,
+        anchors_per_level=[4],
+        normalizer=torch.tensor(2.0),
+    )
+    assert statistics["objectness/step0/selected"] == 3
+    assert losses["loss_objectness"].item() == pytest.approx(3 * math.log(2) / 2)

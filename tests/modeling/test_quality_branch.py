@@ -1,11 +1,16 @@
 """The predicted IoU: its target, what its loss trains, and its part in the score."""
 
+import math
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from resobj_d2 import ops
+from resobj_d2.losses import QualityLoss
+from resobj_d2.modeling import HeadParts, QualityBranch, SharedConv
+from resobj_d2.structures import Targets
 
 QUALITY = ["MODEL.DENSE.QUALITY.ENABLED", True]
 CONSISTENT = ["MODEL.DENSE.STAGES", [{}]]
@@ -182,3 +187,31 @@ def test_detections_carry_the_fused_score(tiny_cfg, make_batch):
 def test_bad_options_are_refused(tiny_cfg, key, value, message):
     with pytest.raises(ValueError, match=message):
         build(tiny_cfg, f"MODEL.DENSE.QUALITY.{key}", value)
+
+
+def test_background_and_ignored_anchors_by_hand():
+    """An anchor of each kind with a logit of 0; the background has half of the weight."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3])
+    targets = Targets(
+        labels=torch.tensor([[1, 4, -1]]),
+        matched_gt_boxes=boxes * 2,
+        matched_ious=torch.zeros(1, 3),
+        gt_index=torch.zeros(1, 3, dtype=torch.int64),
+        num_classes=4,
+    )
+    parts = HeadParts(
+        in_channels=[1], num_anchors=[3], make_predictor=SharedConv, make_hidden=torch.nn.Identity
+    )
+    loss = QualityLoss(kind="ce_w", negative_weight=0.5)
+    branch = QualityBranch(parts=parts, loss=loss, weight=3.0, detach_target=False)
+    losses, statistics = branch.loss(
+        torch.zeros(1, 3),
+        targets=targets,
+        boxes=boxes.clone().requires_grad_(),
+        anchors_per_level=[3],
+        normalizer=torch.tensor(2.0),
+    )
+    assert losses["loss_quality"].item() == pytest.approx(1.5 * math.log(2) * 3 / 2)
+    assert branch.score_logits(torch.zeros(1, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    # What is logged does not hold the graph.
+    assert statistics["quality/iou"] == 0.25 and not statistics["quality/iou"].requires_grad

@@ -146,6 +146,12 @@ def test_quality_loss_by_hand(loss, expected):
     assert predictions[1].grad is None or not predictions[1].grad.any()
 
 
+def test_quality_starts_at_one_half():
+    torch.manual_seed(0)
+    layer = predictor(channels=4096, quality_loss=QualityLoss()).quality_score
+    assert 0.009 < layer.weight.std().item() < 0.011 and not layer.bias.any()
+
+
 def test_quality_loss_may_move_the_boxes():
     model = predictor(quality_loss=QualityLoss(), quality_detach_target=False)
     predictions, proposals = quality_inputs()

@@ -169,3 +169,48 @@ def test_works_in_every_detector_of_detectron2(tiny_rcnn, make_batch, name):
     with torch.no_grad():
         (found, _) = model(batch)
     assert set(found) & {"instances", "proposals"}
+
+
+def rpn_losses(model, batch):
+    with EventStorage():
+        images = model.preprocess_image(batch)
+        features = model.backbone(images.tensor)
+        return model.proposal_generator(images, features, [x["instances"] for x in batch])[1]
+
+
+def test_each_normaliser_divides_by_its_count(tiny_rcnn, make_batch):
+    batch, sums = make_batch([(128, 160, 6), (160, 128, 0)]), {}
+    for name in ("ImageCount", "TrainedCount"):
+        torch.manual_seed(0)
+        options = ["MODEL.RESOBJ_RPN.NORMALIZER.NAME", name]
+        model = build_model(tiny_rcnn(*RESOBJ, *options))
+        loss = rpn_losses(model, batch)["loss_rpn_objectness"].item()
+        trained = model.proposal_generator.statistics["objectness/step0/selected"].item()
+        sums[name] = loss * {"ImageCount": 2, "TrainedCount": trained}[name]
+    assert sums["TrainedCount"] == pytest.approx(sums["ImageCount"], rel=1e-4)
+
+
+class Noting:
+    """Keeps all and notes what it is given."""
+
+    needs_loss, needs_ious = True, False
+
+    def __call__(self, targets, *, anchors, difficulty):
+        self.targets, self.difficulty = targets, difficulty
+        return targets.valid
+
+
+def test_samplers_rank_by_the_last_step(tiny_rcnn, make_batch):
+    model = build_model(tiny_rcnn(*RESOBJ))
+    rpn = model.proposal_generator
+    for subnet in rpn.rpn_head.objectness.residuals:
+        torch.nn.init.normal_(subnet.predictor.bias)
+    rpn.sampler = noting = Noting()
+    batch = make_batch([(128, 160, 6)])
+    rpn_losses(model, batch)
+    features = model.backbone(model.preprocess_image(batch).tensor)
+    prediction, _ = rpn.rpn_head.predict([features[name] for name in rpn.in_features])
+    logits = (prediction.logits + prediction.residuals.sum(dim=0)).detach()
+    wrong = torch.where(noting.targets.foreground, -logits, logits)
+    torch.testing.assert_close(noting.difficulty, torch.nn.functional.softplus(wrong))
+    assert (logits - prediction.logits).abs().min() > 0.01

@@ -113,3 +113,19 @@ def test_roi_heads_decay_scores_by_class(tiny_rcnn):
     expected = [0.8, 0.4, 0.3, DECAYED["soft_gaussian"]]
     assert found.scores.tolist() == pytest.approx(expected, rel=1e-5)
     assert found.pred_boxes.tensor[1].tolist() == [50, 50, 60, 55]
+
+
+@pytest.mark.parametrize("threshold, score", [(0.85, DECAYED["soft_linear"]), (0.95, 0.6)])
+def test_threshold_of_roi_heads_is_detectron2s(tiny_rcnn, threshold, score):
+    """Two boxes with an IoU of .9."""
+    cfg = tiny_rcnn(
+        "MODEL.ROI_HEADS.NAME", "ResObjROIHeads",
+        "MODEL.ROI_HEADS.NUM_CLASSES", 1,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST", threshold,
+        "MODEL.RESOBJ_ROI.NMS", "soft_linear",
+    )  # fmt: skip
+    proposals = Instances((55, 100))
+    proposals.proposal_boxes = Boxes(BOXES[:2])
+    predictions = (torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.zeros(2, 4))
+    (found,), _ = build_model(cfg).roi_heads.box_predictor.inference(predictions, [proposals])
+    assert found.scores.tolist() == pytest.approx([0.8, score], rel=1e-5)
