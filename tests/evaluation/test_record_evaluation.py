@@ -11,7 +11,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_voc_instances
-from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -287,6 +287,54 @@ def test_numbers_of_keypoints_that_differ_are_refused(tmp_path):
     evaluator = keypoint_set(tmp_path, sigmas=4)
     with pytest.raises(ValueError, match=r"has \[3\] keypoints .*KEYPOINT_OKS_SIGMAS is for 4"):
         evaluate(evaluator, {1: predicted([1.0] * 9)})
+
+
+def test_masks_and_keypoints_are_those_of_detectron2s_evaluator(tmp_path, backend_name):
+    draw = np.random.default_rng(5)
+    names = [f"k{i}" for i in range(17)]
+    annotations, found = [], {}
+    for image in (1, 2, 3):
+        boxes, masks, points = [], [], []
+        for _ in range(5):
+            x, y, side = (int(v) for v in draw.integers([0, 0, 10], [200, 200, 100]))
+            keypoints = np.column_stack(
+                [
+                    draw.integers(x, x + side, 17),
+                    draw.integers(y, y + side, 17),
+                    draw.integers(0, 3, 17),
+                ]
+            )
+            annotations.append(
+                {
+                    "image_id": image,
+                    "bbox": [x, y, side, side],
+                    "area": 0.8 * side * side,
+                    "iscrowd": int(draw.random() < 0.2),
+                    "segmentation": square(x, y, side),
+                    "keypoints": keypoints.ravel().tolist(),
+                    "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+                }
+            )
+            moved = [max(0, int(v)) for v in (x, y) + draw.integers(-4, 5, 2)]
+            boxes.append([*moved, moved[0] + side, moved[1] + side])
+            masks.append(mask_of(*moved, side))
+            points.append(keypoints + draw.normal(0, 2, keypoints.shape))
+        found[image] = instances(
+            boxes,
+            draw.random(5).tolist(),
+            pred_masks=torch.stack(masks),
+            pred_keypoints=torch.tensor(np.array(points), dtype=torch.float32),
+        )
+    category = {"id": 1, "name": "cat", "keypoints": names}
+    register(tmp_path, annotations, images=(1, 2, 3), categories=(category,))
+    evaluator = CocoEvaluator("set", backend_name=backend_name)
+    ours = evaluate(evaluator, copy.deepcopy(found))
+    theirs = evaluate(COCOEvaluator("set", use_fast_impl=False), copy.deepcopy(found))
+    assert set(ours) == set(theirs) == {"bbox", "segm", "keypoints"}
+    for task, figures in theirs.items():
+        assert 5 < figures["AP"] < 95
+        shown = {key: ours[task][key] for key in figures}
+        assert shown == pytest.approx(figures, abs=1e-9, nan_ok=True)
 
 
 def random_content(seed):
