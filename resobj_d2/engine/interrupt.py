@@ -63,10 +63,18 @@ class InterruptHook(HookBase):
     Args:
         checkpointer: that the run is resumed from.
         how_to_resume: printed at the end, e.g. a command line.
+        before_saving: called in all processes before one of them writes the checkpoint.
     """
 
-    def __init__(self, *, checkpointer: ResObjCheckpointer, how_to_resume: str) -> None:
+    def __init__(
+        self,
+        *,
+        checkpointer: ResObjCheckpointer,
+        how_to_resume: str,
+        before_saving: Callable[[], None] = lambda: None,
+    ) -> None:
         self.checkpointer = checkpointer
+        self.before_saving = before_saving
         self.how_to_resume = how_to_resume
         message = (
             "Stopping after this iteration; a checkpoint will be written. "
@@ -105,6 +113,7 @@ class InterruptHook(HookBase):
             RunInterrupted: always.
         """
         iteration, max_iter = self.trainer.iter, self.trainer.max_iter
+        self.before_saving()
         path = self._save(iteration) if comm.is_main_process() else ""
         # The launcher ends all processes when the first has ended.
         comm.synchronize()

@@ -31,6 +31,7 @@ from .hooks import EvaluationHook, NonFiniteLossGuard, StatisticsHook
 from .interrupt import EvaluationStopped, InterruptHook
 from .loaders import build_test_loader, build_train_loader
 from .multi_scale import MultiScale
+from .process_state import ProcessState
 from .progress import EvaluationProgress, ProgressHook
 from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
@@ -102,12 +103,17 @@ class Trainer(DefaultTrainer):
             **saved,
         )
         self.best = BestCheckpoint(self.checkpointer, metric=self.cfg.TEST.BEST_METRIC)
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        process_state = ProcessState(self._trainer.model, period=period)
         self.interrupt = InterruptHook(
-            checkpointer=self.checkpointer, how_to_resume=self._how_to_resume
+            checkpointer=self.checkpointer,
+            how_to_resume=self._how_to_resume,
+            before_saving=process_state.collect,
         )
         stock = super().build_hooks()
         evaluation = next(i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
         before, after = stock[:evaluation], stock[evaluation + 1 :]
+        before.insert(0, process_state)
         if self.weight_average is not None:
             before.insert(0, WeightAverageHook(self.weight_average))
         if comm.is_main_process():

@@ -14,7 +14,6 @@ Differences from Detectron2's ``COCOEvaluator``:
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from resobj_d2.process import replacing
 
 from .backend import CocoOutcome, evaluate_detections, load_backend
 from .check_detections import check_detections
+from .gather import gather_in_parts
 from .ground_truth import ground_truth, image_numbers
 
 __all__ = ["CocoEvaluator", "build_coco_evaluator"]
@@ -151,10 +151,9 @@ class CocoEvaluator(DatasetEvaluator):
         predictions = self._predictions
         if self._distributed:
             comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
+            predictions = gather_in_parts(predictions)
             if not comm.is_main_process():
                 return {}
-            predictions = list(itertools.chain(*gathered))
         if not predictions:
             logger.warning("the evaluation of '%s' got no predictions", self._name)
             return {}

@@ -8,7 +8,6 @@ VOC's result files round to a tenth of a pixel and a thousandth of a score.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from detectron2.utils import comm
 
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.record import Record
+
+from .gather import gather_in_parts
 
 __all__ = ["VocEvaluator", "voc_average_precision"]
 
@@ -63,10 +64,9 @@ class VocEvaluator(DatasetEvaluator):
         """The metric, on the main process; {} on others."""
         found = self._found
         if self._distributed:
-            gathered = comm.gather(found, dst=0)
+            found = gather_in_parts(found)
             if not comm.is_main_process():
                 return {}
-            found = list(itertools.chain(*gathered))
         aps = voc_average_precision(self._record, found, eleven_points=self._eleven_points)
         present = ~np.isnan(aps).all(axis=0)
         means = 100 * aps[:, present].mean(axis=1) if present.any() else np.full(len(aps), np.nan)

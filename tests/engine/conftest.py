@@ -84,7 +84,10 @@ def scenes_trainer(tiny_options, tmp_path, scenes_folder, clean_catalogs):
         for split in ("train", "val")
     ]  # fmt: skip
 
-    def build(folder, *opts):
+    def build(folder, *opts, tiny=True):
+        # Without tiny: the network alone, for another detector.
+        base = tiny_options if tiny else tiny_options[:6]
+        own = ["MODEL.DENSE.NUM_CLASSES", 8] if tiny else []
         options = [
             "OUTPUT_DIR", tmp_path / folder,
             "DATASETS.REGISTER", entries,
@@ -93,13 +96,13 @@ def scenes_trainer(tiny_options, tmp_path, scenes_folder, clean_catalogs):
             "DATALOADER.NUM_WORKERS", 0,
             "INPUT.MIN_SIZE_TRAIN", "(64,)",
             "INPUT.MIN_SIZE_TEST", 64,
-            "MODEL.DENSE.NUM_CLASSES", 8,
+            *own,
             "SOLVER.IMS_PER_BATCH", 3,
             "SOLVER.MAX_ITER", 7,
             "SOLVER.STEPS", "()",
             "SOLVER.BASE_LR", 0.001,
             "SOLVER.CHECKPOINT_PERIOD", 2,
         ]  # fmt: skip
-        return Trainer(load_config("", [*tiny_options, *map(str, [*options, *opts])]))
+        return Trainer(load_config("", [*base, *map(str, [*options, *opts])]))
 
     return build

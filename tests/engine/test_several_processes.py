@@ -38,6 +38,7 @@ def command(folder):
         return [
             *flags, "--import", "tests.toy_backbone", *TINY,
             "MODEL.DENSE.NUM_CLASSES", "8",
+            "MODEL.DENSE.CLS_LOSS.NAME", "GHMCLoss",  # each process counts for itself
             "DATASETS.REGISTER", str(entries),
             "DATASETS.TRAIN", "('small_train',)",
             "DATASETS.TEST", "('small_val',)",
