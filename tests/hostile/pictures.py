@@ -87,6 +87,3 @@ def at_the_limit() -> Iterator[tuple[str, bytes]]:
     side = 9400
     yield "limit.png", png((side, side), pixels=zeros((3 * side + 1) * side))
     yield "limit_16.png", png((side, side), 16, pixels=zeros((6 * side + 1) * side))
-    picture = Image.new("RGB", (side, side))
-    yield "limit.jpg", encoded(picture, "JPEG")
-    yield "limit.tif", encoded(picture, "TIFF", compression="tiff_adobe_deflate")
