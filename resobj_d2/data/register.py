@@ -22,8 +22,6 @@ from detectron2.data.build import (
 )
 
 from .catalog import adopt
-from .coco_json import read_coco_json
-from .csv_boxes import read_csv
 from .dicts import record_dicts
 from .entries import (
     CocoEntry,
@@ -35,13 +33,10 @@ from .entries import (
     parse_entry,
 )
 from .keypoints import flip_map
+from .open_entry import Source, open_entry
 from .proposals import add_proposals
-from .record import Category, Record, select_classes
-from .scenes.dataset import SPLITS, default_root, ensure_scenes
-from .scenes.shapes import CLASS_NAMES
+from .record import Category
 from .shapes_for_training import fit_shapes
-from .voc_xml import read_voc, voc_folder
-from .yolo_txt import YoloFolder, read_yolo, yolo_folder, yolo_yaml
 
 __all__ = [
     "CocoEntry",
@@ -58,8 +53,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_CHECKED_IMAGES = 3  # whose existence is checked when a data set is registered
 
 
 def register_datasets(entries: Iterable[Mapping]) -> None:
@@ -79,7 +72,7 @@ def register_datasets(entries: Iterable[Mapping]) -> None:
     for position, raw in enumerate(entries):
         entry = parse_entry(raw, f"DATASETS.REGISTER[{position}]")
         if not _is_registered(entry):
-            _REGISTER_FUNCTIONS[type(entry)](entry)
+            _register(entry.name, open_entry(entry))
             MetadataCatalog.get(entry.name).registered_from = entry
 
 
@@ -241,140 +234,17 @@ def _is_registered(entry: Entry) -> bool:
     return True
 
 
-def _path(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser().absolute()
-
-
-def _register_coco(entry: CocoEntry) -> None:
-    json_file, image_root = _path(entry.json), _path(entry.images)
-    record = read_coco_json(json_file, entry.name, image_root, box_format=entry.box_format)
-    if entry.classes is not None:
-        record = select_classes(record, entry.classes)
-    if not image_root.is_dir():
-        raise FileNotFoundError(f"dataset '{entry.name}': there is no image folder {image_root}")
-    _check_images_exist(entry.name, record.images.files[:_CHECKED_IMAGES])
-    _register(entry.name, lambda: record, record.categories)
-    MetadataCatalog.get(entry.name).set(
-        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
-    )
-
-
-def _register_scenes(entry: ScenesEntry) -> None:
-    if entry.split not in SPLITS:
-        raise ValueError(
-            f"DATASETS.REGISTER: dataset '{entry.name}': 'split' of the scenes must be one of "
-            f"{', '.join(SPLITS)}, got {entry.split!r}"
-        )
-    root = default_root() if entry.root is None else _path(entry.root)
-    ensure = functools.partial(
-        ensure_scenes,
-        root.absolute(),  # the working directory may be another one when they are needed
-        name=entry.folder,
-        image_size=entry.image_size,
-        num_train=entry.num_train,
-        num_val=entry.num_val,
-        seed=entry.seed,
-    )
-    paths = ensure(generate=False)[entry.split]
-
-    @functools.cache
-    def read() -> Record:
-        ensure()
-        return read_coco_json(paths.json_file, entry.name, paths.image_root)
-
-    categories = [Category(id=i, name=name) for i, name in enumerate(CLASS_NAMES, start=1)]
-    _register(entry.name, read, categories)
-    MetadataCatalog.get(entry.name).set(
-        json_file=str(paths.json_file),
-        image_root=str(paths.image_root),
-        evaluator_type="coco",
-        generate=ensure,
-    )
-
-
-def _register_yolo(entry: YoloEntry) -> None:
-    if entry.yaml is not None:
-        folder = yolo_yaml(_path(entry.yaml), entry.split, entry.name)
-    else:
-        labels = None if entry.labels is None else _path(entry.labels)
-        folder = _yolo_without_yaml(entry, _path(entry.images), labels)
-
-    @functools.cache
-    def read() -> Record:
-        record = read_yolo(folder, entry.name, box_format=entry.box_format)
-        return record if entry.classes is None else select_classes(record, entry.classes)
-
-    names = folder.names
-    chosen = names if entry.classes is None else entry.classes
-    missing = [name for name in chosen if name not in names]
-    if missing:
-        raise ValueError(
-            f"dataset '{entry.name}' ({folder.source}) has no class "
-            f"{', '.join(map(repr, missing))} of 'classes'; it has {', '.join(names)}"
-        )
-    _register(entry.name, read, [Category(id=names.index(name), name=name) for name in chosen])
-    MetadataCatalog.get(entry.name).set(evaluator_type="coco")
-
-
-def _yolo_without_yaml(entry: YoloEntry, images: Path, labels: Path | None) -> YoloFolder:
-    """``classes`` picks from ``classes.txt``, and stands for it where there is none."""
-    try:
-        return yolo_folder(images, labels, None, entry.name)
-    except FileNotFoundError:
-        return yolo_folder(images, labels, entry.classes, entry.name)
-
-
-def _register_csv(entry: CsvEntry) -> None:
-    csv_file, image_root = _path(entry.csv), _path(entry.images)
-    record = read_csv(csv_file, image_root, entry.name, box_format=entry.box_format)
-    if entry.classes is not None:
-        record = select_classes(record, entry.classes)
-    _check_images_exist(entry.name, record.images.files[:_CHECKED_IMAGES])
-    _register(entry.name, lambda: record, record.categories)
-    MetadataCatalog.get(entry.name).set(evaluator_type="coco")
-
-
-def _register_voc(entry: VocEntry) -> None:
-    root = _path(entry.root)
-    folder = voc_folder(root, entry.split, entry.name)
-    first = list(folder.xml_files)[:_CHECKED_IMAGES]
-    _check_images_exist(entry.name, [folder.picture_of(identity) for identity in first])
-
-    @functools.cache
-    def read() -> Record:
-        return read_voc(
-            root,
-            entry.split,
-            entry.name,
-            classes=entry.class_names,
-            subset=entry.classes is not None,
-            first_pixel=entry.first_pixel,
-        )
-
-    categories = [Category(id=i, name=name) for i, name in enumerate(entry.class_names)]
-    _register(entry.name, read, categories, corners=True)
-    MetadataCatalog.get(entry.name).set(
-        dirname=str(root), split=entry.split, year=entry.year, evaluator_type="pascal_voc"
-    )
-
-
-def _register(
-    name: str, read: Callable[[], Record], categories: Sequence[Category], *, corners: bool = False
-) -> None:
-    """Put a data set into Detectron2's catalogs.
-
-    Args:
-        read: gives the record, the same at each call.
-        categories: by class number.
-        corners: see :func:`.dicts.record_dicts`.
-    """
-    DatasetCatalog.register(name, lambda: record_dicts(read(), corners=corners))
+def _register(name: str, source: Source) -> None:
+    """Put a data set into Detectron2's catalogs."""
+    _check_images_exist(name, source.pictures)
+    DatasetCatalog.register(name, lambda: record_dicts(source.read(), corners=source.corners))
     metadata = MetadataCatalog.get(name)
-    metadata.set(record=read)
+    metadata.set(record=source.read, **source.metadata)
+    categories = source.categories
     if not categories:
         return
     metadata.set(thing_classes=[category.name for category in categories])
-    if not corners:  # VOC has no ids
+    if not source.corners:  # VOC has no ids
         numbers = {category.id: number for number, category in enumerate(categories)}
         metadata.set(thing_dataset_id_to_contiguous_id=numbers)
     with_keypoints = [category for category in categories if category.keypoints]
@@ -402,12 +272,3 @@ def _check_images_exist(name: str, paths: Sequence[str | Path]) -> None:
                 f"dataset '{name}': image {path} does not exist. Is the image folder "
                 "the one that the file names of the annotations are relative to?"
             )
-
-
-_REGISTER_FUNCTIONS = {
-    CocoEntry: _register_coco,
-    VocEntry: _register_voc,
-    YoloEntry: _register_yolo,
-    CsvEntry: _register_csv,
-    ScenesEntry: _register_scenes,
-}
