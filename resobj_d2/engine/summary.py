@@ -154,6 +154,8 @@ def results_table(results: Mapping) -> str:
     losses = tasks.pop(VALIDATION, {})
     names = list(dict.fromkeys(k for task in tasks.values() for k in task if "-" not in k))
     names = [name for name in names if name not in _LEFT_OUT]
+    if "AP" in names:  # by size the precisions are enough; proposals have recalls alone
+        names = [name for name in names if not name.startswith(("ARs@", "ARm@", "ARl@"))]
     rows = [[task, *(_figure(row.get(name)) for name in names)] for task, row in tasks.items()]
     parts = [tabulate(rows, headers=["", *names], tablefmt="simple", disable_numparse=True)]
     for task, row in tasks.items():

@@ -30,6 +30,7 @@ from tabulate import tabulate
 
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.process import replacing
+from resobj_d2.process.console import FILE_ONLY
 
 from .backend import CocoOutcome, evaluate_detections, load_backend
 from .check_detections import check_detections
@@ -291,14 +292,14 @@ class CocoEvaluator(DatasetEvaluator):
         limit = outcome.figures.limits[-1]
         if task != "keypoints" and limit != _COCO_LIMIT:
             head += f"; {limit} detections of an image and class count, {_COCO_LIMIT} in COCO's own"
-        logger.info("%s:\n%s", head, outcome.summary)
+        _note("%s:\n%s", head, outcome.summary)
         overall = {key: value for key, value in results.items() if "-" not in key}
-        logger.info("%s", ", ".join(f"{key} {value:.3f}" for key, value in overall.items()))
+        _note("%s", ", ".join(f"{key} {value:.3f}" for key, value in overall.items()))
         classes = [key[3:] for key in results if key.startswith("AP-")]
         if classes:
             rows = [(name, results[f"AP-{name}"], results[f"AP50-{name}"]) for name in classes]
             table = tabulate(rows, headers=["class", "AP", "AP50"], floatfmt=".3f")
-            logger.info("%s of each class%s:\n%s", task, rule, table)
+            _note("%s of each class%s:\n%s", task, rule, table)
 
     def _restore_category_ids(self, detections: list[dict]) -> None:
         """Replace class numbers 0..K-1 by the ids of the data set, in place."""
@@ -317,7 +318,7 @@ class CocoEvaluator(DatasetEvaluator):
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             with replacing(path) as file:
                 json.dump(detections, file)
-            logger.info("Results are in %s", path)
+            _note("Results are in %s", path)
 
     def _evaluate_proposals(self, predictions: Sequence[dict]) -> dict[str, dict[str, float]]:
         """Average recall of proposals, by Detectron2's function."""
@@ -330,12 +331,17 @@ class CocoEvaluator(DatasetEvaluator):
             for area, suffix in {"all": "", "small": "s", "medium": "m", "large": "l"}.items():
                 found = _evaluate_box_proposals(moved, index, area=area, limit=limit)
                 results[f"AR{suffix}@{limit}"] = 100 * float(found["ar"])
-        logger.info(
+        _note(
             "Proposals on '%s': %s",
             self._name,
             ", ".join(f"{key} {value:.3f}" for key, value in results.items()),
         )
         return {"box_proposals": results}
+
+
+def _note(text: str, *values: object) -> None:
+    """For the log file; the console shows the tables of the run."""
+    logger.info(text, *values, extra=FILE_ONLY)
 
 
 def _tasks_of(detections: Sequence[dict]) -> list[str]:

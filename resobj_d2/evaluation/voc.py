@@ -19,6 +19,7 @@ from detectron2.utils import comm
 
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.record import Record
+from resobj_d2.process.console import FILE_ONLY
 
 from .gather import gather_in_parts
 
@@ -79,6 +80,7 @@ class VocEvaluator(DatasetEvaluator):
             "VOC's metric on '%s' (%s): AP %.3f, AP50 %.3f, AP75 %.3f over %d of %d classes",
             *(self._name, points, results["AP"], results["AP50"], results["AP75"]),
             *(int(present.sum()), len(names)),
+            extra=FILE_ONLY,
         )
         return {"voc": results}
 
