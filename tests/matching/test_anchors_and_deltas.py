@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from resobj_d2.matching import AnchorGrid, DeltaCoder, octave_anchors
+from resobj_d2.matching import AnchorGrid, DeltaCoder, LTRBCoder, octave_anchors
 from resobj_d2.structures import Priors
 
 
@@ -91,6 +91,15 @@ def test_decoding_is_float32_for_half_precision():
     assert (
         DeltaCoder().decode(anchors, torch.zeros(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
     )
+
+
+@pytest.mark.parametrize("coder", [DeltaCoder(), LTRBCoder()])
+def test_decoding_of_half_precision_is_computed_in_float32(coder):
+    g = torch.Generator().manual_seed(0)
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+    deltas = torch.randn(20, 4, generator=g).bfloat16()
+    for boxes in (anchors, anchors.bfloat16()):
+        assert torch.equal(coder.decode(boxes, deltas), coder.decode(anchors, deltas.float()))
 
 
 def test_bad_weights_are_refused():
