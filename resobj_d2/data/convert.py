@@ -19,6 +19,8 @@ import yaml
 from resobj_d2.command import run_command
 from resobj_d2.process import start_log
 
+from .entries import parse_entry
+from .record import Record
 from .writers import PICTURES, WRITERS
 
 __all__ = ["convert", "main", "parse_source"]
@@ -40,11 +42,13 @@ def convert(
         The entry that registers the result, without its name.
 
     Raises:
-        ValueError, FileNotFoundError: the source cannot be registered.
+        ValueError, FileNotFoundError: the source cannot be registered, or not be written so that it
+            is read back whole.
         FileExistsError: the split is there already.
     """
     from .catalog import dataset_record
     from .register import check_available, register_datasets
+    from .writing import join_images_of_a_file
 
     if isinstance(source, dict):
         source = {"name": "the source", **source}
@@ -52,7 +56,31 @@ def convert(
         source = str(source["name"])
     check_available([source], "the source")
     output.mkdir(parents=True, exist_ok=True)
-    return WRITERS[to](dataset_record(source), output.absolute(), split, pictures)
+    record = dataset_record(source)
+    if to != "coco":  # the others know a picture by its file
+        record = join_images_of_a_file(record)
+    entry = WRITERS[to](record, output.absolute(), split, pictures)
+    _check_written(record, entry, f"{record.name} as {to}")
+    return entry
+
+
+def _check_written(record: Record, entry: dict, name: str) -> None:
+    """Read the result, and refuse it where something is missing."""
+    from .open_entry import open_entry
+
+    again = open_entry(parse_entry({"name": name, **entry}, "the result")).read()
+    crowd = record.annotations.crowd.sum() - again.annotations.crowd.sum()
+    pairs = {
+        "pictures": (len(record.images), len(again.images)),
+        "boxes": (len(record.annotations) - int(crowd), len(again.annotations)),
+        "class names": (record.class_names, again.class_names),
+    }
+    for kind, (before, after) in pairs.items():
+        if before != after:
+            raise ValueError(
+                f"dataset '{record.name}' has {kind} {before}, but what was written is read as "
+                f"{after}: do not use {again.source}"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

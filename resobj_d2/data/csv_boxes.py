@@ -13,7 +13,7 @@ from pathlib import Path
 from .assemble import Rows, assemble, image_table
 from .notes import Notes
 from .picture_files import PictureFolder, picture_size
-from .record import Category, Record
+from .record import Category, Record, select_classes
 from .text_files import read_text
 from .values import number_of, whole_number_of
 
@@ -54,16 +54,23 @@ class _Columns:
 
 
 def read_csv(
-    csv_file: Path, image_root: Path, dataset_name: str, *, box_format: str | None = None
+    csv_file: Path,
+    image_root: Path,
+    dataset_name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    box_format: str | None = None,
 ) -> Record:
     """Read a CSV file: a picture, a box and a class on every line.
 
     Columns are found by their names; without a header they are path, x1, y1, x2, y2, class. A line
-    whose box is empty names a picture without objects. Classes are in alphabetical order.
+    whose box is empty names a picture without objects.
 
     Args:
         csv_file: separated by commas, semicolons or tabs.
         image_root: what file names are relative to; an ending may be left out.
+        classes: names, whose order gives the class numbers; boxes of others are left out. None for
+            those of the file in alphabetical order.
         box_format: how boxes are written; None goes by the names of the columns.
 
     Raises:
@@ -90,10 +97,14 @@ def read_csv(
     reader = _Reader(where, columns, PictureFolder(image_root), notes)
     for number, row in numbered[has_header:]:
         reader.add(number, row)
-    names = sorted({name for name in reader.rows.classes})
+    present = set(reader.rows.classes)
+    for name in classes or ():
+        if name not in present:
+            notes.add("absent_class", name)
+    names = sorted(present.union(classes or ()))
     numbers = {name: number for number, name in enumerate(names)}
     reader.rows.classes = [numbers[name] for name in reader.rows.classes]
-    return assemble(
+    record = assemble(
         name=dataset_name,
         source=str(csv_file),
         categories=[Category(id=number, name=name) for name, number in numbers.items()],
@@ -103,6 +114,7 @@ def read_csv(
         box_format=box_format or columns.box_format,
         refuse=box_format is None,
     )
+    return record if classes is None else select_classes(record, classes)
 
 
 def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:

@@ -146,10 +146,12 @@ def _yolo_without_yaml(entry: YoloEntry, images: Path, labels: Path | None) -> Y
 
 def _open_csv(entry: CsvEntry) -> Source:
     record = read_csv(
-        _path(entry.csv), _path(entry.images), entry.name, box_format=entry.box_format
+        _path(entry.csv),
+        _path(entry.images),
+        entry.name,
+        classes=entry.classes,
+        box_format=entry.box_format,
     )
-    if entry.classes is not None:
-        record = select_classes(record, entry.classes)
     return Source(
         read=lambda: record,
         categories=record.categories,

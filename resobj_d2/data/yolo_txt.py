@@ -17,7 +17,7 @@ from .record import Category, Record
 from .text_files import read_text
 from .values import number_of, whole_number_of
 
-__all__ = ["YoloFolder", "read_yolo", "yolo_folder", "yolo_yaml"]
+__all__ = ["YoloFolder", "label_of", "read_yolo", "yolo_folder", "yolo_yaml"]
 
 _LONGEST_YAML = 1_000_000  # characters
 _DEEPEST_YAML = 20
@@ -65,7 +65,7 @@ def yolo_folder(
     if not pictures:
         raise ValueError(f"{where}: there is no picture in {images}")
     if labels is None:
-        label_files = {identity: _label_of(path) for identity, path in pictures.items()}
+        label_files = {identity: label_of(path) for identity, path in pictures.items()}
         label_root = next(iter(label_files.values())).parent
     else:
         label_files = {
@@ -123,7 +123,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     return YoloFolder(
         names=names,
         pictures=pictures,
-        labels={identity: _label_of(path) for identity, path in pictures.items()},
+        labels={identity: label_of(path) for identity, path in pictures.items()},
         source=yaml_file,
         keypoints=_keypoint_shape(content.get("kpt_shape"), where),
     )
@@ -196,8 +196,9 @@ def _named(files, root: Path) -> dict[str, Path]:
     return named
 
 
-def _label_of(picture: Path) -> Path:
-    """The last folder ``images`` of the path becomes ``labels``; without one they lie together."""
+def label_of(picture: Path) -> Path:
+    """Where a picture's label file is: ``labels`` in place of the path's last folder ``images``,
+    else beside it."""
     parts = list(picture.parent.parts)
     for position in range(len(parts) - 1, -1, -1):
         if parts[position] == "images":
