@@ -133,8 +133,9 @@ OTHER_FILES = {
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (
         "test_{kernel} test_{kernel}_by_hand",
-        "conftest nms_inputs operator_cases test_cuda_emulation test_every_operator test_native "
-        "test_registration test_transforms without_kernels",
+        "conftest fuzz nms_inputs operator_cases test_cuda_emulation test_edges "
+        "test_every_operator test_fuzz test_native test_registration test_transforms "
+        "without_kernels",
     ),
 }
 

@@ -14,9 +14,7 @@ struct Cpu : CpuBackend {
     T* __restrict__ out = result.mutable_data_ptr<T>();
     for_each_chunk(arguments.count(), [=](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const Box<T> a = get_box(pred, i);
-        const Box<T> b = get_box(target, i);
-        out[i] = overlap<kind>(a, area(a), b, area(b));
+        out[i] = aligned_overlap<kind>(get_box(pred, i), get_box(target, i));
       }
     });
   }

@@ -310,7 +310,8 @@ void write_detections(const DenseInputs<T>& inputs, const DenseOptions& options,
                       const DetectionOutputs<T>& outputs) {
   const int64_t num_classes = inputs.rule.num_classes;
   const int64_t first_slot = image * options.max_detections;
-  GreedyNms<T> nms(num_classes, round_down<T>(options.nms_thresh));
+  // Maps without a channel allow any number of classes.
+  GreedyNms<T> nms(candidates.empty() ? 0 : num_classes, round_down<T>(options.nms_thresh));
   int64_t count = 0;
   run_vectorized([&] {
     for (const Candidate<T>& candidate : candidates) {

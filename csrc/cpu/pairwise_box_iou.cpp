@@ -13,13 +13,13 @@ namespace {
 constexpr int64_t kColumns = 1024;
 constexpr int64_t kPairsPerTask = 32768;
 
-template <typename T>
+template <Overlap kind, typename T>
 struct ColumnBlock {
   T x1[kColumns], y1[kColumns], x2[kColumns], y2[kColumns], area[kColumns];
 
   void load(const T* boxes, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
-      const Box<T> box = get_box(boxes, j);
+      const Box<T> box = corners_for<kind>(get_box(boxes, j));
       x1[j] = box.x1;
       y1[j] = box.y1;
       x2[j] = box.x2;
@@ -30,7 +30,8 @@ struct ColumnBlock {
 };
 
 template <Overlap kind, typename T>
-void fill_row(const Box<T>& a, const ColumnBlock<T>& block, int64_t count, T* __restrict__ out) {
+void fill_row(const Box<T>& a, const ColumnBlock<kind, T>& block, int64_t count,
+              T* __restrict__ out) {
   const T area_a = area(a);
   for (int64_t j = 0; j < count; ++j) {
     const Box<T> b{block.x1[j], block.y1[j], block.x2[j], block.y2[j]};
@@ -52,7 +53,7 @@ struct Cpu : CpuBackend {
     const int64_t column_tasks = ceil_div(columns, kColumns);
     torch::stable::parallel_for(0, row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
       run_vectorized([&] {
-        ColumnBlock<T> block;
+        ColumnBlock<kind, T> block;
         int64_t loaded = -1;
         for (int64_t task = begin; task < end; ++task) {
           const int64_t column_task = task / row_tasks;
@@ -63,7 +64,8 @@ struct Cpu : CpuBackend {
           const int64_t first_row = (task - column_task * row_tasks) * rows_per_task;
           const int64_t last_row = std::min(rows, first_row + rows_per_task);
           for (int64_t i = first_row; i < last_row; ++i) {
-            fill_row<kind>(get_box(boxes1, i), block, count, out + i * columns + first_column);
+            const Box<T> box = corners_for<kind>(get_box(boxes1, i));
+            fill_row<kind>(box, block, count, out + i * columns + first_column);
           }
         }
       });

@@ -13,9 +13,8 @@ struct WriteOverlap {
   T* out;
 
   __device__ void operator()(int64_t begin, int offset) const {
-    const Box<T> a = get_box(pred, begin + offset);
-    const Box<T> b = get_box(target, begin + offset);
-    out[begin + offset] = overlap<kind>(a, area(a), b, area(b));
+    const int64_t i = begin + offset;
+    out[i] = aligned_overlap<kind>(get_box(pred, i), get_box(target, i));
   }
 };
 

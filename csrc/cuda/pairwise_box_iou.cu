@@ -15,13 +15,13 @@ __global__ void overlap_kernel(const T* __restrict__ boxes1, const T* __restrict
                                T* __restrict__ out, int64_t rows, int64_t columns) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= columns) return;
-  const Box<T> b = get_box(boxes2, column);
+  const Box<T> b = corners_for<kind>(get_box(boxes2, column));
   const T area_b = area(b);
   const int64_t tiles = ceil_div(rows, kRowTile);
   for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
     const int64_t end = smaller((tile + 1) * kRowTile, rows);
     for (int64_t row = tile * kRowTile + threadIdx.y; row < end; row += blockDim.y) {
-      const Box<T> a = get_box(boxes1, row);
+      const Box<T> a = corners_for<kind>(get_box(boxes1, row));
       out[row * columns + column] = overlap<kind>(a, area(a), b, area_b);
     }
   }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,6 +33,32 @@ def require_same_device(op: str, **tensors: Tensor) -> None:
             raise ValueError(
                 f"{op}: {name} is on {value.device}, but {first_name} is on {first.device}"
             )
+
+
+def require_positive(op: str, dtype: torch.dtype, **numbers: float) -> None:
+    """Raises ValueError unless each is above 0 and finite, and not so small that its inverse isn't.
+
+    All that in the dtype of the computation, to which the kernels round it.
+    """
+    limits = torch.finfo(dtype)
+    for name, value in numbers.items():
+        if not value > 0:
+            raise ValueError(f"{op}: {name} must be positive, got {value}")
+        if not limits.tiny <= value <= limits.max:
+            raise ValueError(
+                f"{op}: {name} must be between {limits.tiny:.3g} and {limits.max:.3g}, got {value}"
+            )
+
+
+def check_decoding(
+    op: str, dtype: torch.dtype, weights: Sequence[float], scale_clamp: float
+) -> None:
+    """Raises ValueError unless these can decode deltas."""
+    limits = torch.finfo(dtype)
+    if len(weights) != 4 or not all(limits.tiny <= w <= limits.max for w in weights):
+        raise ValueError(f"{op}: weights must be four positive numbers, got {tuple(weights)}")
+    if math.isnan(scale_clamp) or limits.max < abs(scale_clamp) < math.inf:
+        raise ValueError(f"{op}: scale_clamp must be a number, got {scale_clamp}")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

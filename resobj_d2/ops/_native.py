@@ -22,7 +22,7 @@ from resobj_d2.copies import other_copies
 NATIVE = "native"
 # Increase it whenever the schema or the meaning of an existing operator changes. The build writes
 # it into the libraries, so that kernels of an older interface are never loaded.
-INTERFACE = 2
+INTERFACE = 3
 BACKENDS = ("cpu", "cuda")
 NEVER_BUILT = (
     "this source folder was never built: run `pip install --no-build-isolation -e .` in it"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, compute_dtype, require_constant_target
+from ._checks import as_dtype, compute_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
 
 
@@ -68,8 +66,11 @@ def balanced_l1_loss(
         pred: floating point, for example (P, 4) encoded deltas of foreground anchors.
         target: same shape and device; must not require a gradient.
         alpha: weight of small differences; positive.
-        gamma: slope for differences of ``beta`` or more; positive and at most 80 ``alpha``.
+        gamma: slope for differences of ``beta`` or more; at least ``alpha / 1000``
+            and at most 80 ``alpha``.
         beta: difference at which the loss becomes linear; positive.
+
+    A NaN makes the loss and the gradient of its element NaN.
 
     Returns:
         Scalar in float64 if an input is float64, else float32; half precision is computed in
@@ -81,10 +82,12 @@ def balanced_l1_loss(
     """
     op = "balanced_l1_loss"
     require_constant_target(op, pred, target)
-    for name, value in (("alpha", alpha), ("gamma", gamma), ("beta", beta)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{op}: {name} must be positive, got {value}")
+    dtype = compute_dtype(pred, target)
+    require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")
-    dtype = compute_dtype(pred, target)
+    if gamma < alpha / 1000:
+        raise ValueError(
+            f"{op}: gamma must be at least alpha / 1000, got {gamma} and alpha {alpha}"
+        )
     return _balanced_l1_loss(as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta)

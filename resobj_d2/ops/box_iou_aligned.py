@@ -53,10 +53,10 @@ def box_iou_aligned(
     """Overlap of each box of ``pred`` with the box at the same position in ``target``.
 
     The values are the diagonal of :func:`pairwise_box_iou`, which also defines them for boxes
-    without area or with a NaN. Gradients flow to both arguments; where a coordinate of both boxes
-    is the same, each gets half of it. Values that do not depend on the boxes (0 for boxes that do
-    not overlap, any box with a NaN) have a zero gradient. Gradients are finite whenever the
-    incoming one is.
+    without area, with swapped corners or with a NaN. Gradients flow to both arguments; where a
+    coordinate of both boxes is the same, each gets half of it. Values that do not depend on the
+    boxes (0 for boxes that do not overlap, any box with a NaN) have a zero gradient. Gradients are
+    finite whenever the incoming one is.
 
     Args:
         pred: (P, 4) XYXY, floating point.

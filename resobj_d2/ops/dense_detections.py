@@ -9,13 +9,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_floating, require_same_device
+from ._checks import check_decoding, compute_dtype, require_floating, require_same_device
 from ._library import define_op
 
 OP = "dense_detections"
 # The CUDA kernels take the levels and the factors by value.
 MAX_LEVELS = 12
 MAX_FACTORS = 4
+MAX_IMAGE_SIZE = 2**31 - 1
 # Detectron2's upper bound of dw and dh.
 SCALE_CLAMP = math.log(1000.0 / 16)
 
@@ -92,7 +93,7 @@ def dense_detections(
         factor_logits: a list of L maps for each factor.
         exponents: at least 0, class first; default 1.
         floors: class first; default 0 (no floor).
-        score_thresh: candidates must score above this.
+        score_thresh: candidates must score above this; 0 or more if a floor is above 0.
         topk: maximum number of candidates per level that reach NMS.
         nms_thresh: a box is suppressed if its IoU with a better box of its class is above this.
         max_detections: D.
@@ -119,8 +120,13 @@ def dense_detections(
     tensors = _check_maps(cls_logits, deltas, anchors, factors, num_classes)
     _check_fusion(len(factors), exponents, floors)
     _check_selection(score_thresh, topk, nms_thresh, max_detections)
-    _check_boxes(weights, scale_clamp, sizes, cls_logits[0].shape[0])
+    if score_thresh < 0 and any(floor > 0 for floor in floors):
+        raise ValueError(
+            f"{OP}: score_thresh must be 0 or more with floors, got {score_thresh} and {floors}"
+        )
     dtype = compute_dtype(*tensors.values())
+    check_decoding(OP, dtype, weights, scale_clamp)
+    _check_sizes(sizes, cls_logits[0].shape[0])
 
     def convert(maps: list[Tensor]) -> list[Tensor]:
         return [x.to(dtype) for x in maps]
@@ -229,17 +235,15 @@ def _check_selection(
     for name, value in (("topk", topk), ("max_detections", max_detections)):
         if value < 1:
             raise ValueError(f"{OP}: {name} must be at least 1, got {value}")
+    if max_detections >= 2**31:
+        raise ValueError(f"{OP}: max_detections must be below 2^31, got {max_detections}")
 
 
-def _check_boxes(
-    weights: Sequence[float], scale_clamp: float, sizes: list[int], num_images: int
-) -> None:
-    if len(weights) != 4 or not all(w > 0 for w in weights):
-        raise ValueError(f"{OP}: weights must be four positive numbers, got {tuple(weights)}")
-    if math.isnan(scale_clamp):
-        raise ValueError(f"{OP}: scale_clamp must be a number, got {scale_clamp}")
+def _check_sizes(sizes: list[int], num_images: int) -> None:
     if sizes and len(sizes) != 2 * num_images:
         raise ValueError(
             f"{OP}: image_sizes must be (height, width) of each of {num_images} images, "
             f"got {len(sizes)} numbers"
         )
+    if not all(0 <= size <= MAX_IMAGE_SIZE for size in sizes):
+        raise ValueError(f"{OP}: image_sizes must be between 0 and {MAX_IMAGE_SIZE}, got {sizes}")

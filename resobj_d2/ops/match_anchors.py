@@ -84,7 +84,8 @@ def match_anchors(
         :class:`AnchorMatches`. If several boxes have the same IoU the first is taken, so an anchor
         without overlap has row 0. In an image without boxes anchors get row -1, IoU 0 and
         ``labels[0]``. IoUs are float64 if an input is float64, else float32 (half precision is
-        computed in float32). A box without area or with a NaN coordinate overlaps nothing.
+        computed in float32). A box without area, with swapped corners or with a NaN coordinate
+        overlaps nothing.
 
     Raises:
         TypeError: a tensor is not floating point.
@@ -130,7 +131,6 @@ def check_match(
 ) -> torch.dtype:
     """Raises, naming ``op``, for arguments that cannot be matched; returns the compute dtype."""
     _check_boxes(op, "anchors", anchors, anchors, (2, 3))
-    _check_rule(op, list(thresholds), list(labels), ignore_iof)
     _check_ragged(op, "gt", gt_boxes, gt_sizes, anchors)
     if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
         raise ValueError(
@@ -145,6 +145,7 @@ def check_match(
             f"{op}: ignore_sizes must have one size per image with ignore_boxes and none "
             f"without, got {len(ignore_sizes)} for {len(gt_sizes)} images"
         )
+    _check_rule(op, dtype, list(thresholds), list(labels), ignore_iof)
     return dtype
 
 
@@ -170,8 +171,12 @@ def _check_ragged(
         )
 
 
-def _check_rule(op: str, thresholds: list[float], labels: list[int], ignore_iof: float) -> None:
-    ascending = thresholds == sorted(thresholds) and all(t > 0 for t in thresholds)
+def _check_rule(
+    op: str, dtype: torch.dtype, thresholds: list[float], labels: list[int], ignore_iof: float
+) -> None:
+    # One that is rounded to 0 would make anchors without overlap foreground.
+    least = torch.finfo(dtype).tiny
+    ascending = thresholds == sorted(thresholds) and all(t >= least for t in thresholds)
     if not 0 < len(thresholds) <= MAX_THRESHOLDS or not ascending:
         raise ValueError(
             f"{op}: thresholds must be 1 to {MAX_THRESHOLDS} positive numbers in "
@@ -182,5 +187,5 @@ def _check_rule(op: str, thresholds: list[float], labels: list[int], ignore_iof:
             f"{op}: labels must be {len(thresholds) + 1} values of -1, 0, 1, the first "
             f"not 1, got {labels}"
         )
-    if not ignore_iof > 0:
+    if not ignore_iof >= least:
         raise ValueError(f"{op}: ignore_iof must be above 0, got {ignore_iof}")

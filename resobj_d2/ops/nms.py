@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_floating, require_same_device
+from ._checks import compute_dtype, require_floating, require_positive, require_same_device
 from ._library import define_op
 
 SOFT_METHODS = ("linear", "gaussian")
@@ -175,7 +175,7 @@ def soft_nms(
         idxs: (C,) integers, the class of each box; any value.
         method: ``"linear"`` or ``"gaussian"``.
         iou_threshold: 0 or more; used by the linear method only.
-        sigma: above 0; used by the gaussian method only.
+        sigma: at least 1.2e-38 (float64: 2.3e-308); used by the gaussian method only.
         min_score: 0 or more; stop when no remaining score reaches it.
         max_output: stop after this many boxes; -1 means no limit.
 
@@ -190,7 +190,7 @@ def soft_nms(
     """
     op = "soft_nms"
     candidates = _checked_candidates(op, boxes, scores, idxs)
-    _check_soft(op, method, iou_threshold, sigma, min_score, max_output)
+    _check_soft(op, candidates[0].dtype, method, iou_threshold, sigma, min_score, max_output)
     return torch.ops.resobj_d2.soft_nms(
         *candidates, method, iou_threshold, sigma, min_score, max_output
     )
@@ -218,7 +218,7 @@ def soft_nms_padded(
     """
     op = "soft_nms_padded"
     candidates = _checked_candidates(op, boxes, scores, idxs)
-    _check_soft(op, method, iou_threshold, sigma, min_score, max_output)
+    _check_soft(op, candidates[0].dtype, method, iou_threshold, sigma, min_score, max_output)
     return torch.ops.resobj_d2.soft_nms_padded(
         *candidates, method, iou_threshold, sigma, min_score, max_output
     )
@@ -248,8 +248,8 @@ def matrix_nms(
             infinite score decay nothing and get score 0.
         idxs: (C,) integers, the class of each box; any value.
         kernel: ``"linear"`` or ``"gaussian"``.
-        sigma: above 0; used by the gaussian kernel only. The default .5 is the factor 2 of the
-            paper's code, which multiplies instead of dividing.
+        sigma: at least 1.2e-38 (float64: 2.3e-308); used by the gaussian kernel only. The default
+            .5 is the factor 2 of the paper's code, which multiplies instead of dividing.
 
     Returns:
         (C,) the decayed scores, in the order of the boxes, to be thresholded or ranked; float64 if
@@ -263,7 +263,7 @@ def matrix_nms(
     candidates = _checked_candidates(op, boxes, scores, idxs)
     if kernel not in MATRIX_KERNELS:
         raise ValueError(f"{op}: kernel must be linear or gaussian, got {kernel!r}")
-    _check_sigma(op, sigma)
+    require_positive(op, candidates[0].dtype, sigma=sigma)
     return torch.ops.resobj_d2.matrix_nms(*candidates, kernel, sigma)
 
 
@@ -313,10 +313,13 @@ def _check_greedy(op: str, iou_threshold: float, max_output: int) -> None:
         raise ValueError(f"{op}: iou_threshold must be 0 or more, got {iou_threshold}")
     if max_output < -1:
         raise ValueError(f"{op}: max_output must be -1 (no limit) or more, got {max_output}")
+    if max_output >= 2**31:
+        raise ValueError(f"{op}: max_output must be below 2^31, got {max_output}")
 
 
 def _check_soft(
     op: str,
+    dtype: torch.dtype,
     method: str,
     iou_threshold: float,
     sigma: float,
@@ -326,11 +329,6 @@ def _check_soft(
     if method not in SOFT_METHODS:
         raise ValueError(f"{op}: method must be linear or gaussian, got {method!r}")
     _check_greedy(op, iou_threshold, max_output)
-    _check_sigma(op, sigma)
+    require_positive(op, dtype, sigma=sigma)
     if not 0 <= min_score < math.inf:
         raise ValueError(f"{op}: min_score must be 0 or more, got {min_score}")
-
-
-def _check_sigma(op: str, sigma: float) -> None:
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"{op}: sigma must be above 0, got {sigma}")

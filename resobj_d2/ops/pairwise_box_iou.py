@@ -59,7 +59,9 @@ def pairwise_box_iou(
         kind: ``"iou"``: intersection over union, 0 where the union is 0; in float32, for finite
             boxes, bit-identical to Detectron2's ``pairwise_iou``.
             ``"giou"``: generalized IoU (Rezatofighi et al., CVPR 2019), in [-1, 1]; equal to the
-            IoU where the smallest enclosing box has no area.
+            IoU where the smallest enclosing box has no area. The corners of each box are sorted
+            first, as in :func:`giou_loss`; to the other kinds, to matching and to NMS a box with
+            swapped corners overlaps nothing.
             ``"iof"``: intersection over the area of the ``boxes2`` box, the fraction of an
             anchor inside an ignore (crowd) region in ``boxes1``; 0 for a box without area.
         out: tensor to write the result to and return: of the result's shape, dtype and device, any

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import check_decoding
 from ._library import define_op
 from .match_anchors import check_match
 
@@ -103,9 +104,8 @@ def reassign_anchors(
         )
     if deltas.device != anchors.device:
         raise ValueError(f"{op}: deltas is on {deltas.device}, but anchors is on {anchors.device}")
-    if len(weights) != 4 or not all(w > 0 for w in weights):
-        raise ValueError(f"{op}: weights must be four positive numbers, got {list(weights)}")
     dtype = torch.promote_types(dtype, deltas.dtype)
+    check_decoding(op, dtype, weights, scale_clamp)
     return ReassignedAnchors(
         *_reassign_anchors(
             anchors.to(dtype),

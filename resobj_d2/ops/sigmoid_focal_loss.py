@@ -9,6 +9,8 @@ from . import reference
 from ._checks import as_dtype, compute_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
 
+MAX_GAMMA = 1000
+
 
 def _fake(logits, labels, mask=None, alpha=0.25, gamma=2.0):
     return logits.new_empty(())
@@ -68,7 +70,7 @@ def sigmoid_focal_loss(
             neither loss nor gradient, even if their logits are not finite.
         alpha: weight of the positive class, with ``1 - alpha`` for the others; at most 1. A
             negative value disables the weighting.
-        gamma: focusing exponent, at least 0; 0 gives (weighted) binary cross entropy.
+        gamma: focusing exponent, 0 to 1000; 0 gives (weighted) binary cross entropy.
 
     Returns:
         Scalar in float64 if ``logits`` is float64, else float32; half precision is computed in
@@ -98,5 +100,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"{op}: alpha must be at most 1 (negative: no weighting), got {alpha}")
     if not gamma >= 0:
         raise ValueError(f"{op}: gamma must be at least 0, got {gamma}")
+    if gamma > MAX_GAMMA:
+        raise ValueError(f"{op}: gamma must be at most {MAX_GAMMA}, got {gamma}")
     logits = as_dtype(logits, compute_dtype(logits))
     return _sigmoid_focal_loss(logits, labels, mask, alpha, gamma)

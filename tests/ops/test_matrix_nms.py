@@ -107,7 +107,7 @@ def test_not_contiguous_and_half_precision():
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="matrix_nms: kernel must be linear or gaussian, got 'f'"):
         ops.matrix_nms(*GOOD, kernel="f")
-    with pytest.raises(ValueError, match="matrix_nms: sigma must be above 0, got -1"):
+    with pytest.raises(ValueError, match="matrix_nms: sigma must be positive, got -1"):
         ops.matrix_nms(*GOOD, sigma=-1)
     with pytest.raises(TypeError, match="matrix_nms: idxs must be a tensor of integers"):
         ops.matrix_nms(GOOD[0], GOOD[1], GOOD[1])
@@ -117,7 +117,7 @@ def test_kernels_reject_what_the_wrapper_rejects(native_device):
     inputs = tuple(tensor.to(native_device) for tensor in GOOD)
     for arguments, message in (
         (("f", 0.5), "unknown kernel f"),
-        (("linear", 0.0), "sigma must be above 0"),
+        (("linear", 0.0), "sigma must be positive"),
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.resobj_d2.matrix_nms(*inputs, *arguments)

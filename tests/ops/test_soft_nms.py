@@ -147,8 +147,8 @@ def test_not_contiguous_and_half_precision():
     [
         ({"method": "hard"}, "method must be linear or gaussian, got 'hard'"),
         ({"iou_threshold": -1.0}, "iou_threshold must be 0 or more, got -1.0"),
-        ({"sigma": 0.0}, "sigma must be above 0, got 0.0"),
-        ({"sigma": NAN}, "sigma must be above 0, got nan"),
+        ({"sigma": 0.0}, "sigma must be positive, got 0.0"),
+        ({"sigma": NAN}, "sigma must be positive, got nan"),
         ({"min_score": -0.5}, "min_score must be 0 or more, got -0.5"),
         ({"min_score": NAN}, "min_score must be 0 or more, got nan"),
         ({"max_output": -3}, "max_output must be -1 .* or more, got -3"),
@@ -167,7 +167,7 @@ def test_errors_name_the_argument(options, message):
     [
         (("hard", 0.3, 0.5, 0.1), "unknown method hard"),
         (("linear", -1.0, 0.5, 0.1), "iou_threshold must be 0 or more"),
-        (("linear", 0.3, 0.0, 0.1), "sigma must be above 0"),
+        (("linear", 0.3, 0.0, 0.1), "sigma must be positive"),
         (("linear", 0.3, 0.5, -0.1), "min_score must be 0 or more"),
         (("linear", 0.3, 0.5, 0.1, -2), "max_output must be -1 or more"),
     ],

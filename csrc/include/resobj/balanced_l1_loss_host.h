@@ -23,8 +23,10 @@ struct BalancedArguments {
     check_devices(kBalancedOp, {{"pred", p}, {"target", t}});
     check_dtypes(kBalancedOp, {{"pred", p}, {"target", t}});
     check_same_shape(kBalancedOp, {"target", t}, {"pred", p});
-    STD_TORCH_CHECK(alpha > 0 && gamma > 0 && beta > 0, kBalancedOp,
-                    ": alpha, gamma and beta must be positive");
+    STD_TORCH_CHECK(is_positive(p, alpha) && is_positive(p, gamma) && is_positive(p, beta),
+                    kBalancedOp, ": alpha, gamma and beta must be positive");
+    STD_TORCH_CHECK(gamma >= alpha / 1000 && gamma <= 80 * alpha, kBalancedOp,
+                    ": gamma must be between alpha / 1000 and 80 alpha");
     pred = as_contiguous(p);
     target = as_contiguous(t);
   }

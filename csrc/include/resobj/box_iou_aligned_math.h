@@ -1,4 +1,4 @@
-// Gradients of the overlaps of box_math.h with respect to both boxes.
+// The overlaps of box_math.h, and their gradients with respect to both boxes.
 #pragma once
 
 #include "resobj/box_pairs.h"
@@ -23,17 +23,27 @@ RESOBJ_HD PairSlopes<T> overlap_slopes(const PairGeometry<T>& pair) {
   return slopes;
 }
 
+template <Overlap kind, typename T>
+RESOBJ_HD T aligned_overlap(const Box<T>& a, const Box<T>& b) {
+  const Box<T> first = corners_for<kind>(a);
+  const Box<T> second = corners_for<kind>(b);
+  return overlap<kind>(first, area(first), second, area(second));
+}
+
 template <typename T>
 RESOBJ_HD T finite_or_zero(T value) {
   return value - value == T(0) ? value : T(0);
 }
 
-// Gradient of overlap<kind>(a, b) with respect to a, times `scale`; 0 if coordinates are not finite
-// or too large to be multiplied.
+// Gradient of aligned_overlap<kind>(a, b) with respect to a, times `scale`; 0 if coordinates are
+// not finite or too large to be multiplied.
 template <Overlap kind, typename T>
 RESOBJ_HD Box<T> overlap_gradient(const Box<T>& a, const Box<T>& b, T scale) {
-  const PairGeometry<T> pair = pair_geometry(a, b);
-  const Box<T> gradient = gradient_of_first(a, b, pair, overlap_slopes<kind>(pair));
+  const Box<T> first = corners_for<kind>(a);
+  const Box<T> second = corners_for<kind>(b);
+  const PairGeometry<T> pair = pair_geometry(first, second);
+  const Box<T> sorted = gradient_of_first(first, second, pair, overlap_slopes<kind>(pair));
+  const Box<T> gradient = kind == Overlap::kGiou ? in_order_of(a, sorted) : sorted;
   return Box<T>{scale * finite_or_zero(gradient.x1), scale * finite_or_zero(gradient.y1),
                 scale * finite_or_zero(gradient.x2), scale * finite_or_zero(gradient.y2)};
 }

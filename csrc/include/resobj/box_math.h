@@ -40,13 +40,27 @@ RESOBJ_HD T larger(T a, T b) {
   return a > b ? a : b;
 }
 
+// Sorts the corners; equal coordinates keep their order.
+template <typename T>
+RESOBJ_HD Box<T> sorted_corners(const Box<T>& box) {
+  return Box<T>{box.x1 > box.x2 ? box.x2 : box.x1, box.y1 > box.y2 ? box.y2 : box.y1,
+                box.x1 > box.x2 ? box.x1 : box.x2, box.y1 > box.y2 ? box.y1 : box.y2};
+}
+
+// GIoU is that of the boxes with sorted corners, so that it stays in [-1, 1].
+template <Overlap kind, typename T>
+RESOBJ_HD Box<T> corners_for(const Box<T>& box) {
+  return kind == Overlap::kGiou ? sorted_corners(box) : box;
+}
+
 template <typename T>
 RESOBJ_HD T area(const Box<T>& box) {
   return (box.x2 - box.x1) * (box.y2 - box.y1);
 }
 
-// Overlap of a and b. IoF divides by the area of b. A pair with a NaN coordinate gets 0 (GIoU -1):
-// `smaller` and `larger` may drop the NaN, but it remains in the areas and thus in the union.
+// Overlap of a and b, which come from corners_for<kind>; a box with swapped corners overlaps
+// nothing. IoF divides by the area of b. A pair with a NaN coordinate gets 0 (GIoU -1): `smaller`
+// and `larger` may drop the NaN, but it remains in the areas and thus in the union.
 template <Overlap kind, typename T>
 RESOBJ_HD T overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T zero = T(0);

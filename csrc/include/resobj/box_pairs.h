@@ -44,6 +44,16 @@ RESOBJ_HD T share_of_larger(T a, T b) {
   return a > b ? T(1) : (a == b ? T(0.5) : T(0));
 }
 
+// `sorted` has one value for each of the sorted coordinates of `box`; this has them in its own
+// order.
+template <typename T>
+RESOBJ_HD Box<T> in_order_of(const Box<T>& box, const Box<T>& sorted) {
+  const bool swap_x = box.x1 > box.x2;
+  const bool swap_y = box.y1 > box.y2;
+  return Box<T>{swap_x ? sorted.x2 : sorted.x1, swap_y ? sorted.y2 : sorted.y1,
+                swap_x ? sorted.x1 : sorted.x2, swap_y ? sorted.y1 : sorted.y2};
+}
+
 // Gradient with respect to `a`.
 template <typename T>
 RESOBJ_HD Box<T> gradient_of_first(const Box<T>& a, const Box<T>& b, const PairGeometry<T>& pair,

@@ -2,6 +2,9 @@
 //   detect(inputs, options, result)
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -12,6 +15,9 @@
 namespace resobj {
 
 constexpr const char* kDenseOp = "dense_detections";
+constexpr int64_t kMaxImageSize = std::numeric_limits<int32_t>::max();
+// More candidates than fit into memory; twice as many still are a number.
+constexpr int64_t kMaxTopk = int64_t(1) << 48;
 
 using Tensors = std::vector<Tensor>;
 
@@ -122,15 +128,26 @@ inline void check_dense_options(const DenseOptions& options, const std::vector<d
   STD_TORCH_CHECK(floors.size() == exponents.size(), kDenseOp,
                   ": floors must have one number for each exponent");
   for (const double exponent : exponents) {
-    STD_TORCH_CHECK(exponent >= 0, kDenseOp, ": exponents must be at least 0");
+    STD_TORCH_CHECK(exponent >= 0 && exponent < INFINITY, kDenseOp,
+                    ": exponents must be at least 0 and finite");
   }
+  // Below it a score is 0, which passes a negative threshold; the scan skips what is below a floor.
+  STD_TORCH_CHECK(options.score_thresh >= 0 ||
+                      std::all_of(floors.begin(), floors.end(), [](double f) { return f <= 0; }),
+                  kDenseOp, ": score_thresh must be 0 or more with floors");
   STD_TORCH_CHECK(weights.size() == 4, kDenseOp, ": weights must be four numbers");
   STD_TORCH_CHECK(options.topk >= 1, kDenseOp, ": topk must be at least 1");
   STD_TORCH_CHECK(options.max_detections >= 1, kDenseOp, ": max_detections must be at least 1");
+  STD_TORCH_CHECK(options.max_detections <= std::numeric_limits<int32_t>::max(), kDenseOp,
+                  ": max_detections must be below 2^31");
   STD_TORCH_CHECK(options.nms_thresh >= 0, kDenseOp, ": nms_thresh must be at least 0");
   STD_TORCH_CHECK(options.image_sizes.empty() ||
                       static_cast<int64_t>(options.image_sizes.size()) == 2 * num_images,
                   kDenseOp, ": image_sizes must be height and width of each image");
+  for (const int64_t size : options.image_sizes) {
+    STD_TORCH_CHECK(size >= 0 && size <= kMaxImageSize, kDenseOp,
+                    ": image_sizes must be between 0 and ", kMaxImageSize);
+  }
 }
 
 template <typename T>
@@ -169,6 +186,10 @@ DenseInputs<T> parse_dense(const Tensors& cls_logits, const Tensors& deltas, con
     inputs.rule.exponents[f] = static_cast<T>(exponents[f]);
     inputs.rule.floors[f] = static_cast<T>(floors[f]);
   }
+  STD_TORCH_CHECK(!std::isnan(scale_clamp), kDenseOp, ": scale_clamp must be a number");
+  for (int d = 0; d < 4; ++d) {
+    STD_TORCH_CHECK(is_positive<T>(weights[d]), kDenseOp, ": weights must be positive");
+  }
   for (int d = 0; d < 4; ++d) inputs.deltas.factors[d] = static_cast<T>(1 / weights[d]);
   inputs.deltas.scale_clamp = static_cast<T>(scale_clamp);
   return inputs;
@@ -204,7 +225,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dense_detections(
     int64_t max_detections, const std::vector<double>& weights, double scale_clamp,
     const std::vector<int64_t>& image_sizes) {
   check_dense(cls_logits, deltas, anchors, factor_logits, num_classes, exponents.size());
-  const DenseOptions options{score_thresh, topk, nms_thresh, max_detections, image_sizes};
+  const DenseOptions options{score_thresh, smaller(topk, kMaxTopk), nms_thresh, max_detections,
+                             image_sizes};
   check_dense_options(options, exponents, floors, weights, cls_logits[0].size(0));
   const typename Backend::DeviceGuard guard(cls_logits[0]);
   DenseResult result =

@@ -5,13 +5,6 @@
 
 namespace resobj {
 
-// Sorts the corners; equal coordinates keep their order.
-template <typename T>
-RESOBJ_HD Box<T> sorted_corners(const Box<T>& box) {
-  return Box<T>{box.x1 > box.x2 ? box.x2 : box.x1, box.y1 > box.y2 ? box.y2 : box.y1,
-                box.x1 > box.x2 ? box.x1 : box.x2, box.y1 > box.y2 ? box.y1 : box.y2};
-}
-
 // Coordinates of `limit` or more are multiplied by `factor`, a power of two, so that no area
 // overflows; this does not change GIoU.
 template <typename T>
@@ -84,10 +77,8 @@ RESOBJ_HD Box<T> giou_loss_gradient(const Box<T>& pred, const Box<T>& target, T 
                              inverse_hull - outside * inverse_hull};
   const Box<T> g = gradient_of_first(boxes.pred, boxes.target, pair, slopes);
   const T factor = scale * boxes.scale;
-  const bool swap_x = pred.x1 > pred.x2;
-  const bool swap_y = pred.y1 > pred.y2;
-  return Box<T>{factor * (swap_x ? g.x2 : g.x1), factor * (swap_y ? g.y2 : g.y1),
-                factor * (swap_x ? g.x1 : g.x2), factor * (swap_y ? g.y1 : g.y2)};
+  const Box<T> own = in_order_of(pred, g);
+  return Box<T>{factor * own.x1, factor * own.y1, factor * own.x2, factor * own.y2};
 }
 
 }  // namespace resobj

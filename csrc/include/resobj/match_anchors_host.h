@@ -39,13 +39,13 @@ struct MatchResult {
 
 inline std::vector<int64_t> make_offsets(const char* name, const char* boxes_name,
                                          const std::vector<int64_t>& sizes, int64_t rows) {
-  std::vector<int64_t> offsets{0};
   for (const int64_t size : sizes) {
     STD_TORCH_CHECK(size >= 0, kMatchOp, ": ", name, " has a negative size");
-    offsets.push_back(offsets.back() + size);
   }
-  STD_TORCH_CHECK(offsets.back() == rows, kMatchOp, ": ", name, " do not sum to the rows of ",
+  STD_TORCH_CHECK(sums_to(sizes, rows), kMatchOp, ": ", name, " do not sum to the rows of ",
                   boxes_name);
+  std::vector<int64_t> offsets{0};
+  for (const int64_t size : sizes) offsets.push_back(offsets.back() + size);
   return offsets;
 }
 
@@ -77,7 +77,7 @@ inline MatchArguments parse_match(const Tensor& anchors, const Tensor& gt_boxes,
         torch::stable::contiguous(*ignore_boxes),
         make_offsets("ignore_sizes", "ignore_boxes", ignore_sizes, ignore_boxes->size(0))};
   }
-  STD_TORCH_CHECK(ignore_iof > 0, kMatchOp, ": ignore_iof must be above 0");
+  STD_TORCH_CHECK(is_positive(anchors, ignore_iof), kMatchOp, ": ignore_iof must be above 0");
   parsed.allow_low_quality = allow_low_quality;
   parsed.d2_compat = d2_compat;
   parsed.ignore_iof = ignore_iof;
@@ -91,7 +91,8 @@ MatchRule<T> parse_rule(const std::vector<double>& thresholds, const std::vector
   STD_TORCH_CHECK(labels.size() == thresholds.size() + 1, kMatchOp,
                   ": labels must be one more than thresholds");
   for (const double threshold : thresholds) {
-    STD_TORCH_CHECK(threshold > 0, kMatchOp, ": thresholds must be positive");
+    // One that is rounded to 0 would make anchors without overlap foreground.
+    STD_TORCH_CHECK(is_positive<T>(threshold), kMatchOp, ": thresholds must be positive");
   }
   for (const int64_t label : labels) {
     STD_TORCH_CHECK(label >= -1 && label <= 1, kMatchOp, ": labels must be -1, 0 or 1");

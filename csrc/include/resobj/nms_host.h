@@ -45,7 +45,7 @@ SoftRule<T> parse_soft_rule(const char* op, const std::string& method, double io
                             double sigma, double min_score) {
   STD_TORCH_CHECK(method == "linear" || method == "gaussian", op, ": unknown method ", method);
   check_threshold(op, iou_threshold);
-  STD_TORCH_CHECK(sigma > 0, op, ": sigma must be above 0");
+  STD_TORCH_CHECK(is_positive<T>(sigma), op, ": sigma must be positive");
   STD_TORCH_CHECK(min_score >= 0, op, ": min_score must be 0 or more");
   return {method == "linear", round_up<T>(iou_threshold), static_cast<T>(sigma)};
 }
@@ -53,7 +53,7 @@ SoftRule<T> parse_soft_rule(const char* op, const std::string& method, double io
 template <typename T>
 MatrixRule<T> parse_matrix_rule(const char* op, const std::string& kernel, double sigma) {
   STD_TORCH_CHECK(kernel == "linear" || kernel == "gaussian", op, ": unknown kernel ", kernel);
-  STD_TORCH_CHECK(sigma > 0, op, ": sigma must be above 0");
+  STD_TORCH_CHECK(is_positive<T>(sigma), op, ": sigma must be positive");
   return {kernel == "linear", static_cast<T>(sigma)};
 }
 
@@ -66,6 +66,8 @@ struct OutputSize {
 // `max_output` is -1 for all boxes.
 inline OutputSize output_size(const char* op, int64_t count, int64_t max_output) {
   STD_TORCH_CHECK(max_output >= -1, op, ": max_output must be -1 or more");
+  STD_TORCH_CHECK(max_output <= std::numeric_limits<int32_t>::max(), op,
+                  ": max_output must be below 2^31");
   if (max_output < 0) return {count, count};
   return {smaller(max_output, count), max_output};
 }

@@ -4,6 +4,8 @@
 //   encode(match arguments, result, delta weights, targets)
 #pragma once
 
+#include <cmath>
+
 #include "resobj/match_anchors_host.h"
 #include "resobj/reassign_anchors_math.h"
 
@@ -44,8 +46,10 @@ struct ReassignArguments {
 template <typename T>
 DeltaWeights<T> parse_weights(const std::vector<double>& weights, double scale_clamp) {
   STD_TORCH_CHECK(weights.size() == 4, kReassignOp, ": weights must be four numbers");
+  STD_TORCH_CHECK(!std::isnan(scale_clamp), kReassignOp, ": scale_clamp must be a number");
   DeltaWeights<T> rule;
   for (int i = 0; i < 4; ++i) {
+    STD_TORCH_CHECK(is_positive<T>(weights[i]), kReassignOp, ": weights must be positive");
     rule.weights[i] = static_cast<T>(weights[i]);
     rule.factors[i] = static_cast<T>(1 / weights[i]);
   }

@@ -48,16 +48,18 @@ inline ResidualLayout make_layout(const Tensor& logits, Scope scope,
   if (layout.scope == Scope::kLevel) sizes = anchors_per_level;
   STD_TORCH_CHECK(!sizes.empty() && sizes.size() <= kMaxLevels, kResidualOp,
                   ": anchors_per_level has ", sizes.size(), " levels, not 1 to ", kMaxLevels);
+  for (const int64_t size : sizes) {
+    STD_TORCH_CHECK(size >= 0, kResidualOp, ": anchors_per_level has a negative size");
+  }
+  STD_TORCH_CHECK(sums_to(sizes, layout.num_anchors), kResidualOp,
+                  ": anchors_per_level do not sum to the number of anchors");
   layout.num_levels = static_cast<int>(sizes.size());
   layout.level_begin[0] = 0;
   layout.chunk_begin[0] = 0;
   for (int level = 0; level < layout.num_levels; ++level) {
-    STD_TORCH_CHECK(sizes[level] >= 0, kResidualOp, ": anchors_per_level has a negative size");
     layout.level_begin[level + 1] = layout.level_begin[level] + sizes[level];
     layout.chunk_begin[level + 1] = layout.chunk_begin[level] + ceil_div(sizes[level], chunk_size);
   }
-  STD_TORCH_CHECK(layout.level_begin[layout.num_levels] == layout.num_anchors, kResidualOp,
-                  ": anchors_per_level do not sum to the number of anchors");
   return layout;
 }
 

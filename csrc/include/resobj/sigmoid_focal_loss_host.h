@@ -12,6 +12,7 @@
 namespace resobj {
 
 constexpr const char* kFocalOp = "sigmoid_focal_loss";
+constexpr double kMaxGamma = 1000;
 
 // The arguments of sigmoid_focal_loss, checked and contiguous. Keeps alive what the inputs point
 // to.
@@ -31,6 +32,7 @@ struct FocalArguments {
     STD_TORCH_CHECK(y.scalar_type() == ScalarType::Long, kFocalOp, ": labels must be int64");
     check_one_per_row(kFocalOp, {"labels", y}, {"logits", x});
     STD_TORCH_CHECK(gamma >= 0, kFocalOp, ": gamma must not be negative");
+    STD_TORCH_CHECK(gamma <= kMaxGamma, kFocalOp, ": gamma must be at most ", kMaxGamma);
     logits = as_contiguous(x);
     labels = as_contiguous(y);
     if (!m.has_value()) return;

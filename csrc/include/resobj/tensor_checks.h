@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -83,6 +84,27 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
                                                          sizes.data(), strides.data(), type,
                                                          device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// Whether a number, rounded to T as the kernels do, is positive and its inverse is finite.
+template <typename T>
+bool is_positive(double value) {
+  return value >= std::numeric_limits<T>::min() && value <= std::numeric_limits<T>::max();
+}
+
+// The same for the precision of a tensor that check_dtypes accepted.
+inline bool is_positive(const Tensor& like, double value) {
+  const bool is_double = like.scalar_type() == ScalarType::Double;
+  return is_double ? is_positive<double>(value) : is_positive<float>(value);
+}
+
+// Whether `sizes`, none of them negative, sum to `total`; a sum that overflows does not.
+inline bool sums_to(const std::vector<int64_t>& sizes, int64_t total) {
+  for (const int64_t size : sizes) {
+    if (size > total) return false;
+    total -= size;
+  }
+  return total == 0;
 }
 
 // The incoming gradient of an operator whose result is a single number.

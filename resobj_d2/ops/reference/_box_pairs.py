@@ -19,17 +19,36 @@ class PairGeometry(NamedTuple):
 
 
 def pair_geometry(boxes1: Tensor, boxes2: Tensor) -> PairGeometry:
-    """Geometry of boxes (..., 4) that broadcast against each other."""
+    """Geometry of boxes (..., 4) that broadcast against each other.
+
+    The hull needs sorted corners. relu rather than clamp, whose gradient at 0 depends on torch's
+    version.
+    """
     top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    size = (bottom_right - top_left).clamp(min=0)
+    size = torch.relu(bottom_right - top_left)
     intersection = size[..., 0] * size[..., 1]
     union = _areas(boxes1) + _areas(boxes2) - intersection
     hull_size = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(
         boxes1[..., :2], boxes2[..., :2]
     )
-    hull_size = hull_size.clamp(min=0)
     return PairGeometry(size, intersection, union, hull_size, hull_size[..., 0] * hull_size[..., 1])
+
+
+def sort_corners(boxes: Tensor) -> Tensor:
+    """Sorts the corners; equal coordinates keep their order, so that an empty box can grow."""
+    first, last = boxes[..., :2], boxes[..., 2:]
+    out_of_order = first > last
+    return torch.cat(
+        (torch.where(out_of_order, last, first), torch.where(out_of_order, first, last)), dim=-1
+    )
+
+
+def in_order_of(boxes: Tensor, values: Tensor) -> Tensor:
+    """Values (..., 4) of the sorted coordinates of boxes (..., 4), in the order of the boxes."""
+    swapped = torch.cat((values[..., 2:], values[..., :2]), dim=-1)
+    out_of_order = boxes[..., :2] > boxes[..., 2:]
+    return torch.where(torch.cat((out_of_order, out_of_order), dim=-1), swapped, values)
 
 
 def _areas(boxes: Tensor) -> Tensor:
@@ -74,7 +93,13 @@ def _share_of_larger(a: Tensor, b: Tensor) -> Tensor:
 
 
 def overlap(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
-    """``"iou"``, ``"giou"`` or ``"iof"`` of boxes (..., 4) that broadcast against each other."""
+    """``"iou"``, ``"giou"`` or ``"iof"`` of boxes (..., 4) that broadcast against each other.
+
+    GIoU is that of the boxes with sorted corners; to the others a box with swapped corners overlaps
+    nothing.
+    """
+    if kind == "giou":
+        boxes1, boxes2 = sort_corners(boxes1), sort_corners(boxes2)
     pair = pair_geometry(boxes1, boxes2)
     # False for boxes that do not overlap or have a NaN (NaN > 0 is false).
     intersect = (pair.intersection > 0) & (pair.union > 0)

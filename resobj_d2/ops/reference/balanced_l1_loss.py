@@ -16,8 +16,11 @@ def balanced_l1_loss(
     See :func:`resobj_d2.ops.balanced_l1_loss`.
     """
     b = math.expm1(gamma / alpha)
-    u = (pred - target).abs() / beta
-    curved = alpha / b * (b * u + 1) * torch.log1p(b * u) - alpha * u
+    difference = pred - target
+    u = difference * _sign(difference) / beta
+    # Replaced where it does not count, so that its gradient is not NaN for infinite differences.
+    near = torch.where(u < 1, u, torch.zeros_like(u))
+    curved = alpha / b * (b * near + 1) * torch.log1p(b * near) - alpha * near
     straight = gamma * u + gamma / b - alpha
     return beta * torch.where(u < 1, curved, straight).sum()
 
@@ -30,4 +33,9 @@ def balanced_l1_loss_backward(
     difference = pred - target
     u = difference.abs() / beta
     slope = torch.where(u < 1, alpha * torch.log1p(b * u), u.new_full((), gamma))
-    return grad_loss * slope * difference.sign()
+    return grad_loss * slope * _sign(difference)
+
+
+def _sign(difference: Tensor) -> Tensor:
+    """-1, 0 or 1, and NaN for NaN, which torch.sign takes for 0."""
+    return torch.where(difference.isnan(), difference, difference.sign()).detach()

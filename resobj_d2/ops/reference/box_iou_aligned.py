@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._box_pairs import PairGeometry, PairSlopes, gradient_of_first, overlap, pair_geometry
+from ._box_pairs import (
+    PairGeometry,
+    PairSlopes,
+    gradient_of_first,
+    in_order_of,
+    overlap,
+    pair_geometry,
+    sort_corners,
+)
 
 
 def box_iou_aligned(pred: Tensor, target: Tensor, kind: str = "iou") -> Tensor:
@@ -17,11 +25,14 @@ def box_iou_aligned_backward(
     grad: Tensor, pred: Tensor, target: Tensor, kind: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``sum(grad * overlap)`` with respect to both boxes."""
-    pair = pair_geometry(pred, target)
+    is_giou = kind == "giou"
+    boxes = [sort_corners(box) if is_giou else box for box in (pred, target)]
+    pair = pair_geometry(*boxes)
     slopes = _overlap_slopes(pair, kind)
     gradients = []
-    for first, second in ((pred, target), (target, pred)):
+    for unsorted, first, second in ((pred, *boxes), (target, *boxes[::-1])):
         gradient = gradient_of_first(first, second, pair, slopes)
+        gradient = in_order_of(unsorted, gradient) if is_giou else gradient
         gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
         gradients.append(grad[..., None] * gradient)
     return gradients[0], gradients[1]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._box_pairs import PairGeometry, PairSlopes, gradient_of_first, pair_geometry
+from ._box_pairs import (
+    PairGeometry,
+    PairSlopes,
+    gradient_of_first,
+    in_order_of,
+    pair_geometry,
+    sort_corners,
+)
 
 # Coordinates of `limit` or more are multiplied by `factor` so that no area overflows.
 _HUGE = {
@@ -25,7 +32,7 @@ def giou_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
         pred = torch.where(mask[..., None], pred, pred.new_zeros(()))
         target = torch.where(mask[..., None], target, target.new_zeros(()))
     scale, epsilon = _scale(pred, target)
-    pair = pair_geometry(_sort(pred) * scale, _sort(target) * scale)
+    pair = pair_geometry(sort_corners(pred) * scale, sort_corners(target) * scale)
     iou = pair.intersection / (pair.union + epsilon)
     loss = 1 - (iou - (pair.hull - pair.union) / (pair.hull + epsilon))
     return (loss if mask is None else loss * mask).sum()
@@ -36,13 +43,10 @@ def giou_loss_backward(
 ) -> Tensor:
     """Gradient of ``grad_loss * loss`` with respect to ``pred``."""
     scale, epsilon = _scale(pred, target)
-    first, second = _sort(pred) * scale, _sort(target) * scale
+    first, second = sort_corners(pred) * scale, sort_corners(target) * scale
     pair = pair_geometry(first, second)
     gradient = gradient_of_first(first, second, pair, _giou_loss_slopes(pair, epsilon))
-    # Undo the sorting: each coordinate gets the gradient of its sorted position.
-    swapped = torch.cat((gradient[..., 2:], gradient[..., :2]), dim=-1)
-    out_of_order = (pred[..., :2] > pred[..., 2:]).repeat((1,) * (pred.dim() - 1) + (2,))
-    gradient = torch.where(out_of_order, swapped, gradient) * (grad_loss * scale)
+    gradient = in_order_of(pred, gradient) * (grad_loss * scale)
     if mask is not None:
         gradient = torch.where(mask[..., None], gradient, gradient.new_zeros(()))
     return gradient
@@ -64,13 +68,4 @@ def _scale(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (
         torch.where(is_huge, one * huge["factor"], one)[..., None],
         torch.where(is_huge, one * huge["epsilon"], one * _EPSILON),
-    )
-
-
-def _sort(boxes: Tensor) -> Tensor:
-    """Sorts the corners; equal coordinates keep their order, so that an empty box can grow."""
-    first, last = boxes[..., :2], boxes[..., 2:]
-    out_of_order = first > last
-    return torch.cat(
-        (torch.where(out_of_order, last, first), torch.where(out_of_order, first, last)), dim=-1
     )
