@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -85,7 +86,13 @@ def _figures(results: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _lower_is_better(metric: str) -> bool:
-    return metric.rsplit("/", 1)[-1].endswith("loss") or metric.startswith("validation/")
+    # By the whole name: a class may be called anything, "gloss" too.
+    return metric == "total_loss" or metric.startswith("validation/")
+
+
+def _names_aside(path: str) -> Iterator[str]:
+    yield f"{path}.old"
+    yield from (f"{path}.old{number}" for number in itertools.count(2))
 
 
 class BestCheckpoint:
@@ -115,9 +122,10 @@ class BestCheckpoint:
         if not os.path.isfile(path):
             return
         if start_iteration == 0:
-            # Of an earlier run: kept, but out of the way of this one.
-            os.replace(path, f"{path}.old")
-            logger.info("%s of an earlier run is %s.old now", path, FILE)
+            # Of an earlier run: kept, but out of the way of this one and of those before it.
+            aside = next(x for x in _names_aside(path) if not os.path.lexists(x))
+            os.rename(path, aside)
+            logger.info("%s of an earlier run is %s now", path, os.path.basename(aside))
             return
         try:
             saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -88,3 +88,36 @@ def test_a_new_run_puts_the_best_of_an_earlier_one_aside(checkpointer, tmp_path)
     best.resume(0)
     assert best.best is None and not (tmp_path / "model_best.pth").exists()
     assert (tmp_path / "model_best.pth.old").read_bytes() == b"of another run"
+
+
+def test_each_new_run_keeps_the_best_of_all_earlier_ones(checkpointer, tmp_path):
+    for run in ("first", "second", "third"):
+        (tmp_path / "model_best.pth").write_text(run)
+        BestCheckpoint(checkpointer).resume(0)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {
+        "model_best.pth.old": "first",
+        "model_best.pth.old2": "second",
+        "model_best.pth.old3": "third",
+    }
+
+
+@pytest.mark.parametrize(
+    "metric, best",
+    [
+        ("validation/total_loss", 1.0),
+        ("validation/loss_cls", 1.0),
+        ("bbox/AP-gloss", 3.0),
+        ("a/bbox/AP-total_loss", 3.0),
+        ("AP", 3.0),
+    ],
+)
+def test_only_losses_are_best_when_they_are_low(checkpointer, metric, best):
+    kept = BestCheckpoint(checkpointer, metric=metric)
+    for iteration, value in enumerate((2.0, 1.0, 3.0)):
+        figures: object = value
+        for name in reversed(metric.split("/")):
+            figures = {name: figures}
+        figures = {"bbox": figures} if metric == "AP" else figures
+        kept.consider(figures, iteration=iteration)
+    assert kept.best.value == best
