@@ -41,6 +41,8 @@ _RETINANET_NAMES = (
     (r"^head\.bbox_pred\.", "streams.anchors.stages.0.box."),
 )
 
+_NUMBERED = re.compile(r"model_\d{7,}\.pth")
+
 
 def rename_retinanet_weights(weights: dict) -> dict:
     """Detectron2 RetinaNet parameter names to those of ``ResObjDenseDetector``."""
@@ -79,6 +81,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
 
     Attributes:
         last_saved: path of the last checkpoint that this object wrote; "" before the first.
+        written: names of the numbered checkpoints that this run and the one that it resumed from
+            have written, the oldest first. Checkpoints have them as ``written``.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class ResObjCheckpointer(DetectionCheckpointer):
         self.categories = list(categories)
         self.cfg = cfg
         self.last_saved = ""
+        self.written: list[str] = []
         self._readable: dict[tuple, str] = {}
         self._said: set[str] = set()
 
@@ -111,8 +116,11 @@ class ResObjCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
-        kwargs = {**self.description(), **kwargs}
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        file = f"{name}.pth"
+        path = os.path.join(self.save_dir, file)
+        if _NUMBERED.fullmatch(file):
+            self.written = [*(x for x in self.written if x != file), file]
+        kwargs = {**self.description(), "written": list(self.written), **kwargs}
         average = self.checkpointables.get("ema")
         with contextlib.nullcontext() if average is None else average.applied():
             if "://" in self.save_dir:  # a store that is not this machine's disk
@@ -217,7 +225,10 @@ class ResObjCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As Detectron2's; where the last checkpoint is damaged, the newest that can be read."""
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file())
+            extra = self.load(self.get_checkpoint_file())
+            names = extra.get("written", [])  # those of earlier versions have none
+            self.written = [name for name in names if _NUMBERED.fullmatch(name)]
+            return extra
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> dict:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import os
-import re
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -24,8 +22,8 @@ logger = logging.getLogger(__name__)
 class KeepLast(HookBase):
     """Removes all but the last checkpoints of the run; ``model_best`` and ``model_final`` stay.
 
-    On the main process, behind the hook that writes them. Those of later iterations, which a run
-    finds that was taken back, are left alone.
+    On the main process, behind the hook that writes them. What other runs have left in the folder
+    is not touched.
 
     Args:
         checkpointer: that writes them.
@@ -47,15 +45,11 @@ class KeepLast(HookBase):
             self._remove()
 
     def _remove(self) -> None:
-        pattern = os.path.join(glob.escape(self.checkpointer.save_dir), "model_*.pth")
-        found = ((re.fullmatch(r"model_(\d{7,})\.pth", os.path.basename(p)), p)
-                 for p in glob.glob(pattern))  # fmt: skip
-        numbered = sorted((int(match[1]), path) for match, path in found if match)
-        past = [path for iteration, path in numbered if iteration <= self.trainer.iter]
-        for path in past[: -self.number]:
-            if path != self._seen:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        written = self.checkpointer.written
+        for name in written[: -self.number]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.checkpointer.save_dir, name))
+        del written[: -self.number]
 
 
 class TrainingEnded(BaseException):
@@ -75,9 +69,14 @@ class EarlyStop(HookBase):
         best: of the run.
         patience: evaluations without a better one.
         period: iterations between two evaluations.
+
+    Raises:
+        ValueError: ``patience`` or ``period`` is not positive.
     """
 
     def __init__(self, best: BestCheckpoint, *, patience: int, period: int) -> None:
+        if patience < 1 or period < 1:
+            raise ValueError(f"patience and period must be positive, got {patience} and {period}")
         self.best = best
         self.patience = patience
         self.period = period

@@ -8,6 +8,7 @@ import torch
 
 from resobj_d2.engine import Trainer
 from resobj_d2.engine.best import metric_value
+from resobj_d2.engine.checkpoints import EarlyStop
 
 SOLVER = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.MAX_ITER", 6]
 EVALUATED = ["DATASETS.TEST", "('tiny_val',)", "TEST.EVAL_PERIOD", 1]
@@ -41,6 +42,29 @@ def test_last_checkpoints_are_kept(scenes_trainer, tmp_path):
     resumed.train()
     assert numbered(folder) == [5, 6, 7, 77]
     assert (folder / "model_final.pth").is_file() and (folder / "model_best.pth.old").is_file()
+
+
+def test_checkpoints_of_an_earlier_run_stay(scenes_trainer, tmp_path):
+    """Of lower and of higher iterations; also when the run that finds them is resumed."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    former = [folder / f"model_{iteration:07d}.pth" for iteration in (0, 2, 9, 5000)]
+    for path in former:
+        path.write_bytes(b"former")
+    options = [*SOLVER, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 1]
+    scenes_trainer("run", *options).train()
+    assert numbered(folder) == [0, 2, 5, 9, 5000]
+    resumed = scenes_trainer("run", *options, "SOLVER.MAX_ITER", 8)
+    resumed.resume_or_load()
+    resumed.train()
+    assert numbered(folder) == [0, 2, 7, 9, 5000]
+    assert all(path.read_bytes() == b"former" for path in former)
+
+
+@pytest.mark.parametrize("patience, period", [(3, 0), (0, 3), (3, -1)])
+def test_patience_needs_evaluations(patience, period):
+    with pytest.raises(ValueError, match="must be positive"):
+        EarlyStop(None, patience=patience, period=period)
 
 
 def test_all_checkpoints_are_kept_otherwise(scenes_trainer, tmp_path):
