@@ -51,7 +51,7 @@ class ProcessState(HookBase):
     def load_state_dict(self, state: dict) -> None:
         """Take over this process's entry; where their number has changed, that of the first."""
         # When the run begins: averaged weights are put in place meanwhile.
-        self._loaded = state["processes"]
+        self._loaded = self._gathered = state["processes"]
 
     def _take_over(self, entries: list[dict]) -> None:
         rank = comm.get_rank() if len(entries) == comm.get_world_size() else 0

@@ -41,6 +41,7 @@ def test_each_process_goes_on_with_its_own(model, monkeypatch):
         resumed = ProcessState(model, period=1)
         resumed.load_state_dict(state)
         assert (counts(model) == 99.0).all() or rank  # not before the run begins
+        assert resumed.state_dict().keys() == state.keys()  # saved again before it begins
         resumed.before_train()
         assert (counts(model) == expected).all()
 
