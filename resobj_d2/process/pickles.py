@@ -2,11 +2,13 @@
 
 A pickle is a program: ``pickle.load`` calls whatever it names. Here it may name containers and what
 numpy needs to make an array, and not even numpy's own functions are called with what it says:
-arrays are made from the bytes.
+arrays are made from the bytes. Neither time nor memory grows faster than the file: an object that
+occurs many times may be large, so keys are strings and numbers, and what calls make is counted.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import re
@@ -22,6 +24,9 @@ __all__ = ["UnsafePickleError", "read_pickle"]
 
 MAX_OPERATIONS = 10_000_000
 MAX_DEPTH = 20
+MAX_KEY = 2**60  # such numbers are their own hashes, so that no file can make keys collide
+_SPARE_BYTES = 2**20
+_BYTES_OF_AN_ITEM = 16  # in a pickle of Python 2 an item of an OrderedDict takes more than half
 _NUMPY = re.compile(r"numpy\.(_?core)\.(multiarray|numeric)")
 # Operations of a pickle that nothing here needs: objects by reference, callables that other code
 # has registered, sets.
@@ -44,7 +49,8 @@ def read_pickle(path: str | os.PathLike) -> object:
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
-            return _plain(_Unpickler(file).load(), {}, 0)
+            size = os.fstat(file.fileno()).st_size
+            return _plain(_Unpickler(file, size=size).load(), {}, 0)
         except UnsafePickleError as error:
             raise UnsafePickleError(f"{name}: {error}") from None
         # The bytes may lead the unpickler to any operation on any of its objects.
@@ -53,15 +59,32 @@ def read_pickle(path: str | os.PathLike) -> object:
             raise UnsafePickleError(f"{name} is damaged or no pickle: {reason}") from error
 
 
+class _Budget:
+    """Bytes that calls may make.
+
+    Twice the file: pickles for Python 2 have text, of which bytes are made, of which an array is.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left = 2 * size + _SPARE_BYTES
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise UnsafePickleError("it makes far more data than it holds")
+
+
 class _DType:
     """numpy's data type, of numbers or strings alone."""
 
     def __init__(self, text: str, *_: object) -> None:
-        if not isinstance(text, str) or not re.fullmatch(r"[<>|=]?[biufcSU]\d{0,9}", text):
+        if not isinstance(text, str):
+            raise UnsafePickleError(f"it holds an array of a {type(text).__name__}")
+        if not re.fullmatch(r"[<>|=]?[biufcSU]\d{0,9}", text):
             raise UnsafePickleError(f"it holds an array of {text!r:.40}, not of numbers")
         self.value = np.dtype(text)
 
-    def build(self, state: tuple) -> None:
+    def build(self, state: tuple, _: _Budget) -> None:
         _, order, *fields = state
         if order not in ("<", ">", "|", "=") or any(x is not None for x in fields[:3]):
             raise UnsafePickleError("it holds an array of records")
@@ -74,51 +97,83 @@ class _Array:
 
     value: np.ndarray
 
-    def build(self, state: tuple) -> None:
+    def build(self, state: tuple, budget: _Budget) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.value = _array(data, dtype, shape, "F" if is_fortran else "C").value
+        self.value = _array(budget, data, dtype, shape, "F" if is_fortran else "C").value
 
 
-def _reconstruct(*_: object) -> _Array:
+def _reconstruct(_: _Budget, *__: object) -> _Array:
     return _Array()
 
 
-def _array(data: str | bytes | bytearray, dtype: _DType, shape: tuple, order: str = "C") -> _Array:
+def _array(
+    budget: _Budget, data: str | bytes | bytearray, dtype: _DType, shape: tuple, order: str = "C"
+) -> _Array:
+    if not isinstance(data, (str, bytes, bytearray)) or not isinstance(dtype, _DType):
+        raise UnsafePickleError("it holds an array of objects")
+    if not isinstance(shape, tuple) or any(type(side) is not int for side in shape):
+        raise UnsafePickleError("it holds an array whose shape is not of numbers")
+    budget.spend(len(data))
     if isinstance(data, str):
         data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType):
-        raise UnsafePickleError("it holds an array of objects")
     array = _Array()
     values = np.frombuffer(data, dtype.value) if len(data) else np.empty(0, dtype.value)
-    array.value = values.reshape(shape, order=order).copy(order=order)
+    array.value = values.reshape(shape, order="F" if order == "F" else "C").copy(order="K")
     return array
 
 
-def _scalar(dtype: _DType, data: str | bytes) -> object:
-    return _array(data, dtype, ()).value[()]
+def _scalar(budget: _Budget, dtype: _DType, data: str | bytes) -> object:
+    return _array(budget, data, dtype, ()).value[()]
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode(budget: _Budget, text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes for Python 2."""
-    if encoding != "latin1":
-        raise UnsafePickleError(f"it holds text in the encoding {encoding!r:.20}")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise UnsafePickleError("it encodes something else than text in latin1")
+    budget.spend(len(text))
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
+def _no_bytes(_: _Budget) -> bytes:
     return b""
+
+
+def _ordered_dict(budget: _Budget, items: list | tuple = ()) -> OrderedDict:
+    if not isinstance(items, (list, tuple)):
+        raise UnsafePickleError("it makes an OrderedDict of something else than a list")
+    budget.spend(_BYTES_OF_AN_ITEM * len(items))
+    made: OrderedDict = OrderedDict()
+    for key, value in items:
+        made[_key(key)] = value
+    return made
+
+
+def _whole_number(_: _Budget, value: int) -> int:
+    if type(value) is not int:
+        raise UnsafePickleError(f"it has a mode that is a {type(value).__name__}, not a number")
+    return value
 
 
 def _ndarray(*_: object) -> None:
     raise UnsafePickleError("it makes an array in a way of its own")
 
 
+def _key(value: object) -> object:
+    """A key of a dict: of anything else the hash may take for ever."""
+    if type(value) in (str, bytes) or (type(value) is int and abs(value) < MAX_KEY):
+        return value
+    raise UnsafePickleError(
+        f"it has a {type(value).__name__} as a key; strings and numbers below 2**60 are read"
+    )
+
+
+# What may be called, with the budget in front of the arguments, and the type of data.
 _KNOWN: dict[tuple[str, str], Callable] = {
-    ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _ndarray,  # an argument of _reconstruct
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("detectron2.structures.boxes", "BoxMode"): _whole_number,
 }
 _KNOWN_OF_NUMPY: dict[str, Callable] = {
     "_reconstruct": _reconstruct,
@@ -130,20 +185,23 @@ _KNOWN_OF_NUMPY: dict[str, Callable] = {
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Python's own in Python: of the one in C neither ``BUILD`` nor the memory can be limited."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, size: int) -> None:
         super().__init__(file, encoding="latin1")
         self.dispatch = _Operations(self.dispatch)
+        self.budget = _Budget(size)
 
     def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) == ("numpy", "dtype"):
+            return _DType
         known = _KNOWN.get((module, name))
         if known is None and _NUMPY.fullmatch(module):
             known = _KNOWN_OF_NUMPY.get(name)
         if known is None:
             raise UnsafePickleError(
-                f"it refers to {module}.{name}; only arrays, numbers, strings and containers are "
-                "read, since a pickle can run any code"
+                f"it refers to {f'{module}.{name}':.80}; only arrays, numbers, strings and "
+                "containers are read, since a pickle can run any code"
             )
-        return known
+        return functools.partial(known, self.budget)
 
 
 class _Operations(dict):
@@ -156,6 +214,10 @@ class _Operations(dict):
             del self[getattr(pickle, name)[0]]
         self[pickle.BUILD[0]] = _build
         self[pickle.BYTEARRAY8[0]] = _bytearray
+        self[pickle.SETITEM[0]] = _set_item
+        self[pickle.SETITEMS[0]] = _set_items
+        self[pickle.DICT[0]] = _dict
+        self[pickle.PUT[0]] = _put
 
     def __getitem__(self, key: int) -> Callable:
         self.left -= 1
@@ -178,7 +240,39 @@ def _build(unpickler: Any) -> None:
     target = unpickler.stack[-1]
     if not isinstance(target, (_Array, _DType)):
         raise UnsafePickleError(f"it changes a {type(target).__name__}")
-    target.build(state)
+    target.build(state, unpickler.budget)
+
+
+def _set_item(unpickler: Any) -> None:
+    value = unpickler.stack.pop()
+    _fill(unpickler, unpickler.stack.pop(), value)
+
+
+def _set_items(unpickler: Any) -> None:
+    _fill(unpickler, *unpickler.pop_mark())
+
+
+def _dict(unpickler: Any) -> None:
+    items = unpickler.pop_mark()
+    unpickler.append({})
+    _fill(unpickler, *items)
+
+
+def _fill(unpickler: Any, *items: object) -> None:
+    """Keys and values in turn, for the dict on top of the stack."""
+    target = unpickler.stack[-1]
+    if not isinstance(target, dict):
+        raise UnsafePickleError(f"it changes items of a {type(target).__name__}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+def _put(unpickler: Any) -> None:
+    """Python's takes any number, and numbers can be chosen so that looking them up is slow."""
+    number = int(unpickler.readline()[:-1])
+    if not 0 <= number < MAX_KEY:
+        raise UnsafePickleError(f"it numbers an object {number}")
+    unpickler.memo[number] = unpickler.stack[-1]
 
 
 def _plain(value: object, known: dict[int, object], depth: int) -> object:

@@ -115,6 +115,15 @@ ATTACKS = {
     "deep": b"]" * 1000 + b"a" * 999 + b".",
     "itself": b"]q\x00h\x00a.",
     "sets": b"\x80\x04\x8f.",
+    "tuple as key": b"\x80\x04}K\x01\x85K\x01s.",
+    "tuples as keys": b"\x80\x04}(K\x01\x85K\x01u.",
+    "tuple as key of an old dict": b"(K\x01\x85K\x01d.",
+    "tuple as key of an OrderedDict": refer("collections.OrderedDict")
+    + b"K\x01\x85K\x01\x86\x85\x85R.",
+    "number of 62 bits as key": b"\x80\x04}\x8a\x08" + struct.pack("<q", 2**61) + b"K\x01s.",
+    "items of a list": b"\x80\x04](K\x00K\x01u.",
+    "memo of a large number": b"Np" + str(2**61 - 1).encode() + b"\n.",
+    "mode of text": refer("detectron2.structures.boxes.BoxMode") + b"S'x'\n\x85R.",
     "digits": b"I" + b"9" * 100_000 + b"\n.",
     "empty": b"",
     "text": b"MODEL: {}\n",
@@ -153,3 +162,64 @@ def test_the_number_of_operations_is_limited(write, monkeypatch):
     monkeypatch.setattr(pickles, "MAX_OPERATIONS", 1000)
     with pytest.raises(UnsafePickleError, match="x.pkl: it has more than 1,000 operations"):
         read_pickle(write(b"(" + b"N" * 2000 + b"t."))
+
+
+def nested(levels):
+    """(((1, 1), (1, 1)), ...): the pairs of each level are one object."""
+    return b"K\x01q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(levels))
+
+
+ELEMENT = refer("numpy.dtype") + b"S'f8'\n\x85R"
+SLOW = {
+    "key": b"\x80\x04}" + nested(60) + b"K\x01s.",
+    "type": refer("numpy.dtype") + nested(60) + b"\x85R.",
+    "encoding": refer("_codecs.encode") + b"S'x'\n" + nested(60) + b"\x86R.",
+    "shape": refer("numpy.core.numeric._frombuffer")
+    + b"(C\x08" + bytes(8) + ELEMENT + nested(60) + b"tR.",
+    "mode": refer("detectron2.structures.boxes.BoxMode") + nested(60) + b"\x85R.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_nothing_that_doubles_with_each_level_is_hashed_or_shown(write, name):
+    """2**60 steps: this would not end."""
+    with pytest.raises(UnsafePickleError, match="x.pkl: it ") as error:
+        read_pickle(write(SLOW[name]))
+    assert len(str(error.value)) < 400
+
+
+TEXT = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6 + b"q\x020"
+MANY_DATA = {
+    "bytes": refer("_codecs.encode") + b"q\x010" + TEXT
+    + b"](" + b"h\x01h\x02X\x06\x00\x00\x00latin1\x86R",
+    "arrays": ELEMENT + b"q\x010" + TEXT + refer("numpy.core.numeric._frombuffer") + b"q\x030"
+    + b"](" + b"h\x03(h\x02h\x01J" + struct.pack("<i", 125_000) + b"\x85tR",
+    "built arrays": ELEMENT + b"q\x010" + TEXT
+    + refer("numpy.core.multiarray._reconstruct") + b"q\x030"
+    + b"](" + b"h\x03)R(K\x01J" + struct.pack("<i", 125_000) + b"\x85h\x01I00\nh\x02tb",
+    "scalars": refer("numpy.dtype") + b"S'S1000000'\n\x85Rq\x010" + TEXT
+    + refer("numpy.core.multiarray.scalar") + b"q\x030" + b"](" + b"h\x03h\x01h\x02\x86R",
+    "dicts": refer("collections.OrderedDict") + b"q\x010"
+    + b"](" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(20_000)) + b"eq\x020"
+    + b"](" + b"h\x01h\x02\x85R",
+}  # fmt: skip
+LAST = {name: content[content.rindex(b"](") + 2 :] for name, content in MANY_DATA.items()}
+
+
+@pytest.mark.parametrize("name", MANY_DATA)
+def test_calls_make_no_more_than_the_file_holds(write, name):
+    """One call is fine; hundreds that each copy the same megabyte are not."""
+    once = read_pickle(write(MANY_DATA[name] + b"e."))
+    assert len(once) == 1
+    with pytest.raises(UnsafePickleError, match="far more data than it holds"):
+        read_pickle(write(MANY_DATA[name] + LAST[name] * 200 + b"e."))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_large_arrays_of_every_protocol_are_within_the_budget(write, protocol):
+    values = np.random.default_rng(0).random(300_000)
+    items = [(f"{i}", np.float64(i)) for i in range(20_000)]
+    content = {"values": values, "ordered": collections.OrderedDict(items), "bytes": bytes(10**6)}
+    read = read_pickle(write(pickle.dumps(content, protocol)))
+    assert np.array_equal(read["values"], values) and read["bytes"] == bytes(10**6)
+    assert list(read["ordered"].items()) == items
