@@ -26,7 +26,8 @@ def add_proposals(records: Sequence[dict], path: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds more than arrays and containers, other ones, or none for an image.
+        ValueError: it holds more than arrays and containers, other ones, none for an image, or NaN
+            or infinity.
     """
     content = read_pickle(path)
     if not isinstance(content, dict):
@@ -53,7 +54,16 @@ def add_proposals(records: Sequence[dict], path: str) -> None:
                 f"{path}: image {record['image_id']!r} has boxes of shape {own_boxes.shape} and "
                 f"logits of shape {own_logits.shape}, not (N, 4) and (N,)"
             )
+        if not all(_is_finite(values) for values in (own_boxes, own_logits)):
+            raise ValueError(
+                f"{path}: image {record['image_id']!r} has boxes or logits that are NaN, infinite "
+                "or no numbers"
+            )
         order = own_logits.argsort()[::-1]
         record["proposal_boxes"] = own_boxes[order]
         record["proposal_objectness_logits"] = own_logits[order]
         record["proposal_bbox_mode"] = mode
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iuf" and bool(np.isfinite(values).all())

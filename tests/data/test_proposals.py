@@ -38,6 +38,16 @@ def write(tmp_path):
     return build
 
 
+@pytest.mark.parametrize("mode", [BoxMode.XYWH_ABS, BoxMode.XYXY_ABS])
+def test_mode_may_be_detectron2s_own(content, write, mode):
+    path = write({**content, "bbox_mode": mode})
+    own, stock = copy.deepcopy(RECORDS), copy.deepcopy(RECORDS)
+    add_proposals(own, path)
+    load_proposals_into_dataset(stock, path)
+    assert [r["proposal_bbox_mode"] for r in own] == [mode, mode]
+    assert [r["proposal_bbox_mode"] for r in stock] == [mode, mode]
+
+
 @pytest.mark.parametrize("old_names", [False, True])
 def test_what_detectron2s_loader_adds(content, write, old_names):
     if old_names:
@@ -73,6 +83,9 @@ class Harm:
         ({"bbox_mode": 77}, "77 is not a valid BoxMode"),
         ({"ids": ["b", 9, 8]}, "has no proposals for image 7"),
         ({"objectness_logits": [np.zeros(2)] * 3}, r"boxes of shape \(5, 4\) and logits of shape"),
+        ({"boxes": [np.full((n, 4), np.nan) for n in (3, 0, 5)]}, "image 7 has .* NaN"),
+        ({"objectness_logits": [np.full(n, np.inf) for n in (3, 0, 5)]}, "image 7 has .* NaN"),
+        ({"boxes": [np.full((n, 4), "x") for n in (3, 0, 5)]}, "image 7 has .* no numbers"),
         ({"ids": None}, "object of type 'NoneType' has no len|not iterable"),
     ],
 )
