@@ -8,6 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# torch.finfo takes as long as all other checks of an operator.
+_LIMITS = {
+    dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max)
+    for dtype in (torch.float32, torch.float64)
+}
+
 
 def require_floating(op: str, **tensors: Tensor) -> None:
     """Raises TypeError unless each argument is a floating-point tensor."""
@@ -40,24 +46,25 @@ def require_positive(op: str, dtype: torch.dtype, **numbers: float) -> None:
 
     All that in the dtype of the computation, to which the kernels round it.
     """
-    limits = torch.finfo(dtype)
+    least, greatest = _LIMITS[dtype]
     for name, value in numbers.items():
+        if least <= value <= greatest:
+            continue
         if not value > 0:
             raise ValueError(f"{op}: {name} must be positive, got {value}")
-        if not limits.tiny <= value <= limits.max:
-            raise ValueError(
-                f"{op}: {name} must be between {limits.tiny:.3g} and {limits.max:.3g}, got {value}"
-            )
+        raise ValueError(
+            f"{op}: {name} must be between {least:.3g} and {greatest:.3g}, got {value}"
+        )
 
 
 def check_decoding(
     op: str, dtype: torch.dtype, weights: Sequence[float], scale_clamp: float
 ) -> None:
     """Raises ValueError unless these can decode deltas."""
-    limits = torch.finfo(dtype)
-    if len(weights) != 4 or not all(limits.tiny <= w <= limits.max for w in weights):
+    least, greatest = _LIMITS[dtype]
+    if len(weights) != 4 or not all(least <= w <= greatest for w in weights):
         raise ValueError(f"{op}: weights must be four positive numbers, got {tuple(weights)}")
-    if math.isnan(scale_clamp) or limits.max < abs(scale_clamp) < math.inf:
+    if math.isnan(scale_clamp) or greatest < abs(scale_clamp) < math.inf:
         raise ValueError(f"{op}: scale_clamp must be a number, got {scale_clamp}")
 
 
