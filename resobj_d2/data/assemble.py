@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import reprlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +99,7 @@ def assemble(
     Raises:
         ValueError: the boxes follow another convention than ``box_format``.
     """
+    _note_shared_files(images, notes)
     table = AnnotationTable(
         ids=rows.ids,
         images=np.asarray(rows.images, dtype=np.int64),
@@ -107,7 +111,7 @@ def assemble(
         if rows.ids
         else np.zeros(0, dtype=bool),
         masks=rows.masks,
-        keypoints=rows.keypoints,
+        keypoints=_checked_keypoints(rows, images, categories, notes),
     )
     sizes = np.stack([images.widths, images.heights], axis=1)[table.images].astype(np.float64)
     wrong = other_convention(table.boxes, sizes, box_format, hint=hint)
@@ -126,6 +130,34 @@ def assemble(
         annotated=annotated,
         notes=notes.found(),
     )
+
+
+def _note_shared_files(images: ImageTable, notes: Notes) -> None:
+    files = [os.path.normpath(file) for file in images.files if file and not file.endswith("/")]
+    if len(set(files)) < len(files):
+        for file, count in Counter(files).items():
+            if count > 1:
+                notes.add("same_file", f"{file}: {count} images")
+
+
+def _checked_keypoints(
+    rows: Rows, images: ImageTable, categories: Sequence[Category], notes: Notes
+) -> list[np.ndarray | None]:
+    """The keypoints that fit their category; None in place of others."""
+    checked = list(rows.keypoints)
+    for row, points in enumerate(checked):
+        if points is None:
+            continue
+        count = len(categories[rows.classes[row]].keypoints)
+        if (
+            (count and len(points) != count)
+            or not np.isfinite(points).all()
+            or not np.isin(points[:, 2], (0, 1, 2)).all()
+        ):
+            label = f"annotation {rows.ids[row]} of image {images.ids[rows.images[row]]}"
+            notes.add("keypoints", f"{label}: {reprlib.repr(points.ravel().tolist())}")
+            checked[row] = None
+    return checked
 
 
 def _checked(

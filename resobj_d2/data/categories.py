@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from detectron2.data import MetadataCatalog
 
-__all__ = ["category_names", "check_stored_classes", "dataset_categories"]
+__all__ = ["category_names", "check_stored_classes", "dataset_categories", "same_names"]
 
 
 def dataset_categories(dataset_names: Iterable[str]) -> list[dict]:
@@ -41,8 +41,6 @@ def category_names(categories: object) -> list[str]:
 def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> None:
     """Compare the classes that a checkpoint was trained for with those of data sets.
 
-    Names are the same where they differ in case, blanks, ``_`` and ``-`` alone.
-
     Args:
         categories: of the checkpoint; without names everything passes.
         dataset_names: registered data sets; those without names pass.
@@ -54,7 +52,7 @@ def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> No
     stored = category_names(categories)
     for dataset in dataset_names:
         names = [str(x) for x in MetadataCatalog.get(dataset).get("thing_classes") or []]
-        if not stored or not names or list(map(_plain, names)) == list(map(_plain, stored)):
+        if not stored or not names or same_names(names, stored):
             continue
         same = sorted(map(_plain, names)) == sorted(map(_plain, stored))
         raise ValueError(
@@ -63,6 +61,14 @@ def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> No
             f"data set the checkpoint's classes in its order, e.g. classes: {stored} in its entry "
             "of DATASETS.REGISTER"
         )
+
+
+def same_names(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order.
+
+    Names are the same where they differ in case, blanks, ``_`` and ``-`` alone.
+    """
+    return list(map(_plain, first)) == list(map(_plain, second))
 
 
 def _plain(name: str) -> str:

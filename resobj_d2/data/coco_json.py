@@ -26,6 +26,7 @@ from .values import FLAGS, is_number, number_of, whole_number_of
 __all__ = ["read_coco_content", "read_coco_json"]
 
 _SHOWN = 3  # examples in a message
+_LARGEST = 1e300  # area; whole numbers in json may be beyond float64
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -149,7 +150,7 @@ class _Reader:
                 f"{self._label(item)}: 'bbox' has a number beyond all limits"
             ) from None
         area = item.get("area", math.nan)
-        if not (is_number(area) and (0 <= area < math.inf or "area" not in item)):
+        if not (is_number(area) and (0 < area < _LARGEST or "area" not in item)):
             area = self._mended_area(area, item)
         rows.areas.append(area)
         crowd = item.get("iscrowd", 0)
@@ -199,7 +200,7 @@ class _Reader:
 
     def _mended_area(self, area: object, item: dict) -> float:
         number = number_of(area)
-        if number is not None and 0 <= number < math.inf:
+        if number is not None and 0 < number < _LARGEST:
             self.notes.add("text_number", f"{self._short(item)}: area {area!r}")
             return number
         self.notes.add("area", f"{self._short(item)}: {reprlib.repr(area)}")
@@ -241,7 +242,7 @@ class _Reader:
         self._refuse_repeated("categories", [category["id"] for category in self.categories])
         images = self._image_table(image_root)
         categories = self._resolve(images)
-        self._read_shapes(images, categories)
+        self._read_shapes(images)
         return assemble(
             name=name,
             source=source,
@@ -276,10 +277,6 @@ class _Reader:
                 )
             files.append(os.path.join(image_root, self._file_name(image)))
             sizes.append((self._side(image, "width"), self._side(image, "height")))
-        if self.ours:
-            for file, count in Counter(files).items():
-                if count > 1:
-                    self.notes.add("same_file", f"{file}: {count} images")
         return image_table([image["id"] for image in self.images], files, sizes)
 
     def _file_name(self, image: dict) -> str:
@@ -357,8 +354,8 @@ class _Reader:
         label = f"{label} on image {image['id']!r} ('{image.get('file_name')}')"
         return f"{label} has category_id {complaint}"
 
-    def _read_shapes(self, images: ImageTable, categories: tuple[Category, ...]) -> None:
-        """Run-length masks and keypoints, which need the picture's size and the category."""
+    def _read_shapes(self, images: ImageTable) -> None:
+        """Run-length masks, which need the picture's size, and keypoints."""
         rows = self.rows
         rows.keypoints = [None] * len(rows.ids)
         for row, segmentation in self.encoded.items():
@@ -369,8 +366,7 @@ class _Reader:
                 shown = reprlib.repr(segmentation)
                 self.notes.add("mask", f"annotation {rows.ids[row]}: {shown}")
         for row, values in self.keypoints.items():
-            names = categories[rows.classes[row]].keypoints
-            rows.keypoints[row] = _read_keypoints(values, len(names))
+            rows.keypoints[row] = _read_keypoints(values)
             if rows.keypoints[row] is None:
                 shown = reprlib.repr(values)
                 self.notes.add("keypoints", f"annotation {rows.ids[row]}: {shown}")
@@ -383,11 +379,11 @@ def _distinct(values: list) -> set:
         return {value for value in values if type(value) in (int, float, str)}
 
 
-def _read_keypoints(values: object, count: int) -> np.ndarray | None:
-    """(keypoints, 3), or None where they are no such list; ``count`` 0 takes any number."""
+def _read_keypoints(values: object) -> np.ndarray | None:
+    """(keypoints, 3), or None where they are no such list."""
     if not isinstance(values, list) or len(values) % 3 or not all(map(is_number, values)):
         return None
-    points = np.array(values, dtype=np.float64).reshape(-1, 3)
-    if (count and len(points) != count) or not np.isfinite(points).all():
+    try:
+        return np.array(values, dtype=np.float64).reshape(-1, 3)
+    except OverflowError:
         return None
-    return points if np.isin(points[:, 2], (0, 1, 2)).all() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -33,12 +34,20 @@ _BOXES = {
     ("bboxx", "bboxy", "bboxwidth", "bboxheight"): "xywh",
     ("xmin", "ymin", "w", "h"): "xywh",
     ("x", "y", "w", "h"): "xywh",
+    ("x", "y", "bw", "bh"): "xywh",
+    ("xmin", "ymin", "bw", "bh"): "xywh",
+    ("x", "y", "boxwidth", "boxheight"): "xywh",
     ("x", "y", "width", "height"): "xywh",
     ("left", "top", "width", "height"): "xywh",
     ("cx", "cy", "w", "h"): "cxcywh",
     ("xcenter", "ycenter", "width", "height"): "cxcywh",
 }
 _SIZES = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height"))
+# Other columns that may be a box's width and height, or its right and bottom.
+_SIDES = (
+    re.compile(r"(?!im).*(w|x|width|right)[0-9]?"),
+    re.compile(r"(?!im|path|depth).*(h|y|height|bottom)[0-9]?"),
+)
 _HEADERLESS = ("path", "x1", "y1", "x2", "y2", "class")
 
 
@@ -108,7 +117,7 @@ def read_csv(
         name=dataset_name,
         source=str(csv_file),
         categories=[Category(id=number, name=name) for name, number in numbers.items()],
-        images=image_table(list(reader.images), [str(path) for path in reader.files], reader.sizes),
+        images=image_table(reader.ids, [str(path) for path in reader.files], reader.sizes),
         rows=reader.rows,
         notes=notes,
         box_format=box_format or columns.box_format,
@@ -134,6 +143,13 @@ def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:
         missing = "class (class, label, ...)" if boxes else "box (xmin, ymin, xmax, ymax, ...)"
         raise ValueError(f"{where}: there is no column for the {missing} among {shown}")
     box = boxes[0]
+    others = [name for name in names if name not in box]
+    if "width" in box and all(any(map(side.fullmatch, others)) for side in _SIDES):
+        raise ValueError(
+            f"{where}: 'width' and 'height' may be the box's or the picture's among {shown}: call "
+            "them image_width and image_height if they are the picture's, or leave out the columns "
+            "that are not used"
+        )
     sizes = [pair for pair in _SIZES if set(pair) <= set(names) - set(box)]
     return (
         _Columns(
@@ -156,7 +172,9 @@ class _Reader:
         self.pictures = pictures
         self.notes = notes
         self.rows = Rows()
-        self.images: dict[str, int] = {}
+        self.images: dict[str, int] = {}  # by name; a picture may have several
+        self.rows_of_files: dict[str, int] = {}
+        self.ids: list[str] = []
         self.files: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
 
@@ -184,6 +202,10 @@ class _Reader:
         if name in self.images:
             return self.images[name]
         file = self._file(name)
+        known = self.rows_of_files.setdefault(os.path.normpath(file), len(self.files))
+        self.images[name] = known
+        if known < len(self.files):
+            return known
         sides = [
             whole_number_of(row[i].strip()) if i < len(row) else None for i in self.columns.size
         ]
@@ -195,10 +217,10 @@ class _Reader:
             if sides:
                 self.notes.add("size_from_picture", name)
             size = picture_size(file)
-        self.images[name] = len(self.files)
+        self.ids.append(name)
         self.files.append(file)
         self.sizes.append(size)
-        return self.images[name]
+        return known
 
     def _file(self, name: str) -> Path:
         path = self.pictures.path / name.replace("\\", "/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +12,7 @@ __all__ = ["read_object"]
 
 _CHUNK = 1 << 20  # characters
 _LONGEST_WORD = 24  # a number or literal that the end of a chunk may cut
+_BLANKS = re.compile(r"[ \t\n\r]*").match
 _SCAN = json.JSONDecoder().scan_once
 _NAMES = {"[": "list", '"': "str", "t": "bool", "f": "bool", "n": "NoneType"}
 
@@ -92,12 +94,10 @@ class _Window:
     def peek(self) -> str:
         """The next character that is no white space; "" at the end."""
         while True:
-            text, position = self.text, self.position
-            while position < len(text) and text[position] in " \t\n\r":
-                position += 1
+            position = _BLANKS(self.text, self.position).end()
             self.position = position
-            if position < len(text):
-                return text[position]
+            if position < len(self.text):
+                return self.text[position]
             if self.ended:
                 return ""
             self._more()

@@ -89,6 +89,15 @@ KINDS = {
         mended=False,
     ),
     "size_from_picture": Kind("pictures have no usable size in the annotations; theirs is taken"),
+    "doubtful_polygon": Kind(
+        "polygons look like a box with keypoints or scores after it; they are read as polygons",
+        mended=False,
+    ),
+    "boxes_and_polygons": Kind(
+        "lines are boxes where others are polygons, which other readers of YOLO's format may not "
+        "take",
+        mended=False,
+    ),
     "no_label_file": Kind("pictures have no label file and count as empty", mended=False),
 }  # fmt: skip
 

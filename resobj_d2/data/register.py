@@ -22,6 +22,7 @@ from detectron2.data.build import (
 )
 
 from .catalog import adopt
+from .categories import same_names
 from .dicts import record_dicts
 from .entries import (
     CocoEntry,
@@ -189,7 +190,8 @@ def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[st
         dataset_names: registered data sets for training and testing.
 
     Raises:
-        ValueError: a count differs; the message names key, data set, classes and the remedy.
+        ValueError: a count differs, or the classes of two data sets do; the message names key, data
+            set, classes and the remedy.
     """
     first: tuple[str, list[str]] | None = None
     for name in dataset_names:
@@ -204,10 +206,11 @@ def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[st
                     f"Set it in the config file or add to the command line: {key} {len(classes)}"
                 )
         first = first or (name, classes)
-        if classes != first[1]:
-            logger.warning(
-                f"datasets '{first[0]}' and '{name}' list different classes, so class numbers mean "
-                f"different things: {', '.join(first[1])} and {', '.join(classes)}"
+        if not same_names(classes, first[1]):
+            raise ValueError(
+                f"datasets '{first[0]}' and '{name}' have different classes, so class numbers mean "
+                f"different things: {', '.join(first[1])} and {', '.join(classes)}. Give both the "
+                f"same 'classes' in their entries of DATASETS.REGISTER"
             )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from .assemble import Rows, assemble, image_table
@@ -15,7 +14,8 @@ from .notes import Notes
 from .picture_files import PICTURE_ENDINGS, picture_size
 from .record import Category, Record
 from .text_files import read_text
-from .values import number_of, whole_number_of
+from .values import whole_number_of
+from .yolo_lines import LineReader
 
 __all__ = ["YoloFolder", "label_of", "read_yolo", "yolo_folder", "yolo_yaml"]
 
@@ -260,7 +260,7 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
     """
     where = f"dataset '{dataset_name}' ({folder.source})"
     notes = Notes(where)
-    rows, sizes = Rows(), []
+    rows, sizes, lines = Rows(), [], LineReader(folder.names, folder.keypoints)
     normalized = box_format is None or box_format.startswith("normalized")
     found = 0
     for row, (identity, picture) in enumerate(folder.pictures.items()):
@@ -274,13 +274,14 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
         for number, line in enumerate(read_text(label_file, where).splitlines(), start=1):
             if line.strip():
                 place = f"{label_file}, line {number}"
-                _add_line(rows, row, line, folder, scale, place)
+                lines.add(rows, row, line, scale, place)
     if not found:
         example = next(iter(folder.labels.values()))
         raise ValueError(
             f"{where}: none of the {len(folder.pictures)} pictures has a label file, for instance "
             f"{example} is missing"
         )
+    lines.check(notes)
     names = tuple(f"keypoint {i}" for i in range(folder.keypoints[0]))
     return assemble(
         name=dataset_name,
@@ -296,43 +297,3 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
         box_format=box_format or "normalized_cxcywh",
         refuse=box_format is None,
     )
-
-
-def _add_line(
-    rows: Rows, row: int, line: str, folder: YoloFolder, scale: tuple[int, int], place: str
-) -> None:
-    tokens = line.split()
-    category = whole_number_of(tokens[0])
-    if category is None or not 0 <= category < len(folder.names):
-        raise ValueError(
-            f"{place}: the class must be a number from 0 to {len(folder.names) - 1}, got "
-            f"{tokens[0]!r}"
-        )
-    values = [number_of(token) for token in tokens[1:]]
-    if None in values:
-        raise ValueError(f"{place}: {tokens[1 + values.index(None)]!r} is no number")
-    count, width = folder.keypoints
-    mask = keypoints = None
-    if len(values) == 4 or (count and len(values) == 4 + count * width):
-        box = values[:4]
-        if count and len(values) > 4:
-            keypoints = _keypoints(np.array(values[4:]).reshape(count, width), scale)
-    elif len(values) >= 6 and len(values) % 2 == 0:
-        points = np.array(values, dtype=np.float64).reshape(-1, 2)
-        low, high = points.min(axis=0), points.max(axis=0)
-        box = [*(low + high) / 2, *(high - low)]
-        mask = [(points * scale).ravel()]
-    else:
-        expected = f" and {count * width} of keypoints" if count else ", or a polygon"
-        raise ValueError(
-            f"{place}: {len(values)} numbers follow the class, 4 of a box{expected} were expected"
-            + (". Is it a file of predictions with scores?" if len(values) == 5 else "")
-        )
-    rows.add(image=row, category=category, box=box, mask=mask, keypoints=keypoints, identity=place)
-
-
-def _keypoints(points: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
-    """(K, 3) pixel indices; two values for each leave visibility out: 0, 0 is then no keypoint."""
-    visible = points[:, 2] if points.shape[1] == 3 else 2.0 * (points != 0).any(axis=1)
-    places = points[:, :2] * scale - 0.5
-    return np.column_stack([np.where(visible[:, None] > 0, places, 0.0), visible])

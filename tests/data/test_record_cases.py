@@ -67,6 +67,8 @@ MENDED = {
     "area null": (change(0, area=None), "area"),
     "area NaN": (change(0, area=math.nan), "area"),
     "area negative": (change(0, area=-5), "area"),
+    "area 0": (change(0, area=0), "area"),
+    "area of 400 digits": (change(0, area=10**400), "area"),
     "area a list": (change(0, area=[]), "area"),
     "area missing": (lambda c: annotation(c, 0).pop("area"), None),
     "iscrowd missing": (lambda c: annotation(c, 0).pop("iscrowd"), None),

@@ -242,14 +242,16 @@ def test_class_count_of_a_dataset_registered_by_other_code(coco_content, write_c
         check_num_classes({"K": 3}, ["plain"])
 
 
-def test_different_class_lists_are_pointed_out(coco_content, write_coco, caplog):
+def test_different_class_lists_are_refused(coco_content, write_coco):
     register_datasets([write_coco(coco_content)])
     swapped = copy.deepcopy(coco_content)
     swapped["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
     register_datasets([write_coco(swapped, name="swapped")])
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(ValueError, match="'pets' and 'swapped' .*: cat, dog and dog, cat"):
         check_num_classes({"K": 2}, ["pets", "swapped"])
-    assert "'pets' and 'swapped' list different classes" in caplog.text
+    swapped["categories"] = [{"id": 3, "name": "Cat"}, {"id": 7, "name": "dog "}]
+    register_datasets([write_coco(swapped, name="written otherwise")])
+    check_num_classes({"K": 2}, ["pets", "written otherwise"])
 
 
 def test_unreadable_images_name_dataset_and_path(coco_content, write_coco, tmp_path):
