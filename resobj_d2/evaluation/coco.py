@@ -35,7 +35,7 @@ from resobj_d2.process.console import FILE_ONLY
 from .backend import CocoOutcome, evaluate_detections, load_backend
 from .check_detections import check_detections
 from .gather import gather_in_parts
-from .ground_truth import ground_truth, image_numbers
+from .ground_truth import category_numbers, ground_truth, image_numbers
 
 __all__ = ["CocoEvaluator", "build_coco_evaluator"]
 
@@ -109,6 +109,7 @@ class CocoEvaluator(DatasetEvaluator):
         self._sigmas = list(keypoint_sigmas)
         self._record = dataset_record(dataset_name)
         self._images = image_numbers(self._record)
+        self._categories = category_numbers(self._record)
         self._category_ids = self._read_category_ids()
         self._indices: dict[str, object] = {}
         self.reset()
@@ -210,6 +211,7 @@ class CocoEvaluator(DatasetEvaluator):
         self._warn_of_full_images()
         for item in detections:
             item["image_id"] = self._images[item["image_id"]]
+            item["category_id"] = self._categories.get(item["category_id"], -1)  # of no object
         images = None if img_ids is None else [self._images[identity] for identity in img_ids]
         results = {}
         for task in sorted(tasks, key=_TASKS.index):
@@ -258,11 +260,15 @@ class CocoEvaluator(DatasetEvaluator):
         return results
 
     def _names_by_id(self) -> dict[int, str]:
-        """Of the categories, in the order of the class numbers."""
+        """Of the categories in the ground truth, in the order of the class numbers."""
         names = MetadataCatalog.get(self._name).get("thing_classes") or self._record.class_names
-        known = {category.id for category in self._record.categories}
+        known = self._categories
         pairs = sorted(self._category_ids.items())
-        return {i: str(names[number]) for number, i in pairs if i in known and number < len(names)}
+        return {
+            known[i]: str(names[number])
+            for number, i in pairs
+            if i in known and number < len(names)
+        }
 
     def _limits(self, task: str, detections: Sequence[dict]) -> list[int]:
         """How many detections of an image and class count."""

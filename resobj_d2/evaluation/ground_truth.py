@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,14 +12,30 @@ from resobj_d2.data.record import Record
 
 from .backend import CocoBackend
 
-__all__ = ["ground_truth", "ground_truth_index", "image_numbers", "prepare_ground_truth"]
+__all__ = [
+    "category_numbers",
+    "ground_truth",
+    "ground_truth_index",
+    "image_numbers",
+    "prepare_ground_truth",
+]
 
 _LARGEST_ID = 2**53
+# Beyond COCO's largest range, that of all areas: such objects are ignored, but matched by IoU.
+_AREA_OF_IGNORED = 1e11
 
 
 def image_numbers(record: Record) -> dict[int | str, int]:
     """Image ids to whole numbers that COCO's code can hold: themselves where they are such."""
-    ids = record.images.ids
+    return _numbers(record.images.ids)
+
+
+def category_numbers(record: Record) -> dict[int, int]:
+    """The same of category ids."""
+    return _numbers([category.id for category in record.categories])
+
+
+def _numbers(ids: Sequence[int | str]) -> dict:
     whole = all(isinstance(identity, int) and 0 <= identity < _LARGEST_ID for identity in ids)
     return {identity: identity if whole else row + 1 for row, identity in enumerate(ids)}
 
@@ -28,7 +44,9 @@ def ground_truth(record: Record, task: str) -> dict:
     """The content of a COCO json that both implementations read alike.
 
     Annotations are numbered from 1, since COCO's code takes a match with annotation 0 for no match.
-    Difficult objects are crowd regions there: neither found nor missed. So are, for masks, objects
+    Difficult objects are neither found nor missed: a detection that overlaps one as it would have
+    to overlap any other object is ignored. They have an area beyond COCO's ranges for that, since
+    its code takes no other mark; for keypoints they are crowd regions. So are, for masks, objects
     without a mask, with their box in its place.
 
     Args:
@@ -37,14 +55,15 @@ def ground_truth(record: Record, task: str) -> dict:
     """
     images, table = record.images, record.annotations
     numbers = list(image_numbers(record).values())
-    ids = np.array([category.id for category in record.categories], dtype=object)
-    ignored = table.crowd | table.difficult
+    categories = category_numbers(record)
+    ids = np.array(list(categories.values()), dtype=object)
+    by_area = table.difficult & ~table.crowd & (task != "keypoints")
     columns = zip(
         table.images.tolist(),
         ids[table.classes].tolist() if len(table) else [],
         table.boxes.tolist(),
-        table.areas.tolist(),
-        ignored.astype(int).tolist(),
+        np.where(by_area, _AREA_OF_IGNORED, table.areas).tolist(),
+        ((table.crowd | table.difficult) & ~by_area).astype(int).tolist(),
         strict=True,
     )
     annotations = []
@@ -65,7 +84,7 @@ def ground_truth(record: Record, task: str) -> dict:
     sizes = zip(numbers, images.widths.tolist(), images.heights.tolist(), strict=True)
     return {
         "images": [{"id": i, "width": w, "height": h} for i, w, h in sizes],
-        "categories": [{"id": c.id, "name": c.name} for c in record.categories],
+        "categories": [{"id": categories[c.id], "name": c.name} for c in record.categories],
         "annotations": annotations,
     }
 
