@@ -18,6 +18,9 @@ __all__ = ["record_dicts", "record_from_dicts"]
 def record_dicts(record: Record, *, corners: bool = False) -> list[dict]:
     """A record as Detectron2's list of dicts, one for each image.
 
+    Those of a data set without annotations have no "annotations": not even an empty list, which
+    says that there is nothing on the image.
+
     Args:
         record: the data set.
         corners: as Detectron2 reads VOC: XYXY boxes, and "difficult" in place of "iscrowd".
@@ -35,12 +38,13 @@ def record_dicts(record: Record, *, corners: bool = False) -> list[dict]:
             "image_id": images.ids[row],
             "height": int(images.heights[row]),
             "width": int(images.widths[row]),
-            "annotations": [
-                _annotation(record, i, mode, [column[i] for column in columns])
-                for i in rows.tolist()
-            ],
             "dataset_name": record.name,
         }
+        if record.annotated:
+            entry["annotations"] = [
+                _annotation(record, i, mode, [column[i] for column in columns])
+                for i in rows.tolist()
+            ]
         dicts.append(entry)
     return dicts
 

@@ -137,6 +137,8 @@ def training_records(cfg) -> list[dict]:
     """
     names = list(cfg.DATASETS.TRAIN)
     check_available(names, "DATASETS.TRAIN")
+    if len(names) > 1:
+        _check_annotated(names)
     model = cfg.MODEL
     fewest = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
     load = functools.partial(get_detection_dataset_dicts, filter_empty=False, min_keypoints=fewest)
@@ -156,6 +158,17 @@ def training_records(cfg) -> list[dict]:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     return records
+
+
+def _check_annotated(names: Sequence[str]) -> None:
+    for name in names:
+        record = MetadataCatalog.get(name).get("record")  # of others nobody has said it
+        if record is not None and not record().annotated:
+            raise ValueError(
+                f"dataset '{name}' of DATASETS.TRAIN has no annotations ({record().source}), so "
+                "its objects would be learned as background. Does the json have an 'annotations' "
+                "list, and is it that of the training set?"
+            )
 
 
 def evaluation_records(cfg, dataset_name: str) -> list[dict]:

@@ -46,7 +46,7 @@ from .summary import (
     test_contents,
     write_model,
 )
-from .validation import validation_losses
+from .validation import validation_losses, validation_records
 from .writers import WRITERS
 
 __all__ = ["Trainer", "evaluate"]
@@ -74,6 +74,8 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg, *, how_to_resume: str = RESUME_IN_PYTHON) -> None:
         check_evaluators(cfg)
+        if cfg.TEST.VALIDATION_LOSS:
+            validation_records(cfg)  # now, not at the first evaluation
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         if comm.is_main_process():
             hold_folder(cfg.OUTPUT_DIR)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.mapper import ImageErrorMapper, PictureMapper
+from resobj_d2.data.register import evaluation_records
 from resobj_d2.data.shapes_for_training import fit_shapes
 from resobj_d2.data.train_loader import local_randomness
 
@@ -23,7 +23,20 @@ from .buffers import keep_buffers
 from .interrupt import SteadyMapper
 from .summary import TOTAL
 
-__all__ = ["validation_losses"]
+__all__ = ["validation_losses", "validation_records"]
+
+
+def validation_records(cfg) -> list[dict]:
+    """The annotated images of ``DATASETS.TEST`` as the model trains them, with its proposals.
+
+    Raises:
+        ValueError: they lack the masks, keypoints or proposals that it trains on.
+    """
+    records = [r for name in cfg.DATASETS.TEST for r in evaluation_records(cfg, name)]
+    records = [record for record in records if "annotations" in record]
+    if records:
+        fit_shapes(cfg, records, cfg.DATASETS.TEST, config_key="DATASETS.TEST")
+    return records
 
 
 def validation_losses(cfg, model: nn.Module, *, seed: int) -> dict[str, float]:
@@ -84,9 +97,7 @@ def _measuring(model: nn.Module) -> Iterator:
 
 def _batches(cfg) -> Iterator[tuple[list[dict], int]]:
     """Batches of this process and how many of their images count; as many as in the others."""
-    records = [r for name in cfg.DATASETS.TEST for r in DatasetCatalog.get(name)]
-    records = [record for record in records if "annotations" in record]
-    fit_shapes(cfg, records, cfg.DATASETS.TEST, config_key="DATASETS.TEST")
+    records = validation_records(cfg)
     world_size = comm.get_world_size()
     own = records[comm.get_rank() :: world_size]
     size = cfg.SOLVER.IMS_PER_BATCH // world_size

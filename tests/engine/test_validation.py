@@ -1,14 +1,22 @@
 """Validation losses against those of a training forward."""
 
+import json
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from resobj_d2.data.augmentation import build_size_augmentations
+from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.mapper import PictureMapper
-from resobj_d2.engine.validation import validation_losses
+from resobj_d2.data.register import register_datasets, training_records
+from resobj_d2.engine import Trainer
+from resobj_d2.engine.validation import validation_losses, validation_records
 
 
 def test_it_is_the_mean_over_images_of_the_training_losses(scenes_trainer):
@@ -47,3 +55,79 @@ def test_layers_evaluate(scenes_trainer):
         if isinstance(module, nn.BatchNorm2d):
             module.running_var *= 9.0
     assert validation_losses(trainer.cfg, trainer.model, seed=0) != found
+
+
+def test_images_without_annotations_do_not_count(scenes_trainer, tmp_path):
+    """A test set that is published without them is not a set of empty images."""
+    trainer = scenes_trainer("run", "DATASETS.TEST", "('tiny_val',)")
+    model, cfg = trainer.model, trainer.cfg
+    record = dataset_record("tiny_val")
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": 64, "height": 64}
+            for i, name in enumerate(record.images.files)
+        ],
+        "categories": [{"id": c.id, "name": c.name} for c in record.categories],
+    }
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps(content))
+    register_datasets([{"name": "plain", "json": str(path), "images": str(tmp_path)}])
+    assert len(DatasetCatalog.get("plain")) == 5
+    expected = validation_losses(cfg, model, seed=0)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = ("tiny_val", "plain")
+    assert validation_losses(cfg, model, seed=0) == expected
+    cfg.DATASETS.TEST = ("plain",)
+    assert validation_losses(cfg, model, seed=0) == {}
+    cfg.DATASETS.TRAIN = ("tiny_train", "plain")
+    with pytest.raises(ValueError, match="'plain' of DATASETS.TRAIN has no annotations"):
+        training_records(cfg)
+
+
+@pytest.fixture
+def rcnn_options(tmp_path, clean_catalogs):
+    """Options of a data set of two images with boxes; its proposals are in p.pkl."""
+    box = {"bbox": [0, 0, 4, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    records = [
+        {"file_name": "x.png", "image_id": i, "height": 8, "width": 8, "annotations": [dict(box)]}
+        for i in range(2)
+    ]
+    DatasetCatalog.register("boxes", lambda: pickle.loads(pickle.dumps(records)))
+    register_as_coco("boxes")
+    boxes = [np.float32([[0, 0, 4, 4], [1, 1, 3, 3]])] * 2
+    content = {"ids": [0, 1], "boxes": boxes, "objectness_logits": [np.float32([1, 2])] * 2}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content))
+    return [
+        *("DATASETS.TRAIN", "('boxes',)", "DATASETS.TEST", "('boxes',)"),
+        *("TEST.VALIDATION_LOSS", "True", "OUTPUT_DIR", str(tmp_path / "out")),
+    ]
+
+
+def register_as_coco(name):
+    from detectron2.data import MetadataCatalog
+
+    MetadataCatalog.get(name).set(evaluator_type="coco", thing_classes=["a", "b", "c"])
+
+
+def test_proposals_come_with_the_images(tiny_rcnn, rcnn_options, tmp_path):
+    files = f"('{tmp_path / 'p.pkl'}',)"
+    options = [*rcnn_options, "MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TEST"]
+    records = validation_records(tiny_rcnn(*options, files))
+    assert [r["proposal_boxes"].tolist()[0] for r in records] == [[1, 1, 3, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["MODEL.LOAD_PROPOSALS", "True"], "DATASETS.PROPOSAL_FILES_TEST has 0 files for 1"),
+        (["MODEL.MASK_ON", "True"], r"none of the 2 objects of DATASETS.TEST \(boxes\) has a mask"),
+        (["MODEL.KEYPOINT_ON", "True"], r"no object of DATASETS.TEST \(boxes\) has keypoints"),
+    ],
+)
+def test_what_lacks_is_said_before_the_training(
+    tiny_rcnn, rcnn_options, tmp_path, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny_rcnn(*rcnn_options, *options))
+    assert not (tmp_path / "out").exists()
