@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from resobj_d2.ops import native_status
+from resobj_d2.ops import describe_operators
 
 from .best import Best
 from .commands import evaluate_command, predict_command
@@ -103,7 +103,7 @@ def start_summary(
         ("training", length),
         ("seed", f"{seed}" if cfg.SEED >= 0 else f"{seed}, drawn; SEED {seed} repeats the run"),
         ("device", _describe_device(cfg)),
-        ("operators", _describe_operators(cfg)),
+        ("operators", describe_operators().removeprefix("operators: ")),
         ("output", f"{cfg.OUTPUT_DIR}: log.txt, config.yaml, model.txt, metrics.json"),
         ("checkpoints", f"{when}, in the same folder"),
     ]
@@ -121,7 +121,7 @@ def evaluation_summary(
             *_test_rows(test),
             ("classes", _describe_classes(cfg.DATASETS.TEST)),
             ("device", _describe_device(cfg)),
-            ("operators", _describe_operators(cfg)),
+            ("operators", describe_operators().removeprefix("operators: ")),
             ("output", f"{cfg.OUTPUT_DIR}: log.txt, config_eval.yaml"),
         ]
     )
@@ -248,14 +248,6 @@ def _describe_device(cfg: CfgNode) -> str:
         name = f"{device.type}, {torch.get_num_threads()} threads"
     processes = comm.get_world_size()
     return name + (f", {processes} processes" if processes > 1 else "")
-
-
-def _describe_operators(cfg: CfgNode) -> str:
-    backend = torch.device(cfg.MODEL.DEVICE).type
-    status = native_status().get(backend, f"there are none for {backend}")
-    if status == "native":
-        return "native"
-    return f"slower pure torch ({status}); resobj-d2 doctor tells more"
 
 
 def _tasks(results: Mapping, prefix: str = "") -> Iterable[tuple[str, Mapping]]:
