@@ -51,7 +51,8 @@ def test_console_is_short_and_its_commands_work(run, repository, tmp_path):
 
     log = (out / "log.txt").read_text()
     # Detectron2's messages, and the package's own from before there was the folder.
-    for words in ("Environment info", "Running with full config", "total_loss: ", "bbox of each class"):
+    details = ("Environment info", "Running with full config", "total_loss: ", "bbox of each class")
+    for words in details:
         assert words in log and words not in output
     assert "resobj_d2.config.load WARNING: MODEL.DEVICE is cuda but no GPU" in log
     assert yaml.safe_load((out / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 24
