@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
 import math
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.evaluation import result_names
 from resobj_d2.process import replacing
 
-__all__ = ["Best", "BestCheckpoint", "metric_value", "primary_ap"]
+__all__ = ["Best", "BestCheckpoint", "check_metric", "metric_value", "primary_ap"]
 
 logger = logging.getLogger(__name__)
 
 FILE = "model_best.pth"
+_LOSSES = "validation/"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,40 @@ def metric_value(results: Mapping, metric: str) -> float:
     return figures[metric]
 
 
+def check_metric(cfg) -> None:
+    """Refuse, in front of a training, a ``TEST.BEST_METRIC`` that its evaluations will not have.
+
+    The terms of the validation loss are the model's: only their prefix is checked.
+
+    Raises:
+        ValueError: with names that there are.
+    """
+    metric, data_sets = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    if metric == "AP":
+        return
+    names = []
+    for data_set in data_sets:
+        prefix = f"{data_set}/" if len(data_sets) > 1 else ""
+        names += [prefix + name for name in result_names(cfg, data_set)]
+    if not names or metric in names:
+        return
+    if metric.startswith(_LOSSES) and cfg.TEST.VALIDATION_LOSS:
+        return
+    if "@" in metric and cfg.TEST.DETECTIONS_PER_IMAGE < 0:
+        return  # as many as the model will give
+    names = ["AP", *names, *([f"{_LOSSES}total_loss"] if cfg.TEST.VALIDATION_LOSS else [])]
+    # Not get_close_matches, which of equally close ones prefers the last: AP95 before AP50.
+    close = {name: difflib.SequenceMatcher(None, metric, name).ratio() for name in names}
+    similar = max(close, key=lambda name: close[name])
+    hint = f"did you mean {similar}? " if close[similar] > 0.6 else ""
+    if metric.startswith(_LOSSES):
+        hint = "it needs TEST.VALIDATION_LOSS True. "
+    raise ValueError(
+        f"TEST.BEST_METRIC is {metric!r}, which the evaluations of this run have no result of: "
+        f"{hint}Results are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    )
+
+
 def _figures(results: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in results.items():
         if isinstance(value, Mapping):
@@ -87,7 +124,7 @@ def _figures(results: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def _lower_is_better(metric: str) -> bool:
     # By the whole name: a class may be called anything, "gloss" too.
-    return metric == "total_loss" or metric.startswith("validation/")
+    return metric == "total_loss" or metric.startswith(_LOSSES)
 
 
 def _names_aside(path: str) -> Iterator[str]:

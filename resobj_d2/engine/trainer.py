@@ -9,6 +9,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from inspect import getattr_static
 
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluators, verify_results
@@ -24,7 +25,7 @@ from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.process import hold_folder, release_folder, replacing
 
 from .accumulation import accumulated_step
-from .best import BestCheckpoint
+from .best import BestCheckpoint, check_metric
 from .checkpoints import EarlyStop, KeepLast, TrainingEnded
 from .ema import WeightAverage, WeightAverageHook
 from .hooks import EvaluationHook, NonFiniteLossGuard, StatisticsHook
@@ -75,7 +76,10 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg, *, how_to_resume: str = RESUME_IN_PYTHON) -> None:
         check_evaluators(cfg)
         if cfg.TEST.VALIDATION_LOSS:
-            validation_records(cfg)  # now, not at the first evaluation
+            validation_records(cfg)
+        stock = Trainer.__dict__["build_evaluator"], DefaultTrainer.__dict__["test"]
+        if stock == tuple(getattr_static(type(self), x) for x in ("build_evaluator", "test")):
+            check_metric(cfg)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         if comm.is_main_process():
             hold_folder(cfg.OUTPUT_DIR)

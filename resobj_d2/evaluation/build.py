@@ -8,7 +8,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from .coco import build_coco_evaluator
 from .voc import VocEvaluator
 
-__all__ = ["build_evaluator", "check_evaluators"]
+__all__ = ["build_evaluator", "check_evaluators", "result_names"]
 
 
 def check_evaluators(cfg) -> None:
@@ -45,3 +45,17 @@ def build_evaluator(cfg, dataset_name: str, output_folder: str | None) -> Datase
     kind = _evaluator_type(dataset_name)
     coco = build_coco_evaluator(cfg, dataset_name, output_folder)
     return coco if kind == "coco" else DatasetEvaluators([coco, VocEvaluator(dataset_name)])
+
+
+def result_names(cfg, dataset_name: str) -> list[str]:
+    """Paths of the results that an evaluation of a data set has, such as "bbox/AP50".
+
+    Those of proposals are among them whether or not the model gives any. Empty for a data set
+    without annotations.
+
+    Raises:
+        ValueError: as :func:`build_evaluator`.
+    """
+    kind = _evaluator_type(dataset_name)
+    names = build_coco_evaluator(cfg, dataset_name, None).result_names()
+    return names if kind == "coco" else names + VocEvaluator(dataset_name).result_names()

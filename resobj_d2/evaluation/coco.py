@@ -36,6 +36,7 @@ from .backend import CocoOutcome, evaluate_detections, load_backend
 from .check_detections import check_detections
 from .gather import gather_in_parts
 from .ground_truth import category_numbers, ground_truth, image_numbers
+from .metrics import CocoFigures
 
 __all__ = ["CocoEvaluator", "build_coco_evaluator"]
 
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _TASKS = ("bbox", "segm", "keypoints")
 _COCO_LIMIT = 100  # detections that count in COCO's own protocol; 20 for keypoints
 _COCO_KEYPOINT_LIMIT = 20
+_PROPOSALS = (100, 1000)  # numbers of them at which recall is measured
+_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
 
 
 def build_coco_evaluator(cfg, dataset_name: str, output_folder: str | None) -> CocoEvaluator:
@@ -220,6 +223,24 @@ class CocoEvaluator(DatasetEvaluator):
             results["bbox_giou"] = self._task(detections, "bbox", images, giou=True)
         return results
 
+    def result_names(self) -> list[str]:
+        """Paths of the results that an evaluation of ``tasks`` has, such as "bbox/AP50"."""
+        if not self._record.annotated:
+            return []
+        classes = self._names_by_id()
+        tables = {task: task for task in self._tasks or ()}
+        if self._giou:
+            tables["bbox_giou"] = "bbox"
+        names = []
+        for table, task in tables.items():
+            figures = CocoFigures.of_nothing(
+                limits=self._limits(task, []),
+                category_ids=list(classes),
+                keypoints=task == "keypoints",
+            )
+            names += [f"{table}/{name}" for name in figures.results(classes)]
+        return names + [f"box_proposals/AR{s}@{n}" for n in _PROPOSALS for s in _AREAS.values()]
+
     def _warn_of_full_images(self) -> None:
         """More objects than detections: recall cannot reach 1, and it is not the model's fault."""
         table = self._record.annotations
@@ -333,8 +354,8 @@ class CocoEvaluator(DatasetEvaluator):
         index = self._backend.index(ground_truth(self._record, "bbox"))
         moved = [{**p, "image_id": self._images[p["image_id"]]} for p in predictions]
         results = {}
-        for limit in (100, 1000):
-            for area, suffix in {"all": "", "small": "s", "medium": "m", "large": "l"}.items():
+        for limit in _PROPOSALS:
+            for area, suffix in _AREAS.items():
                 found = _evaluate_box_proposals(moved, index, area=area, limit=limit)
                 results[f"AR{suffix}@{limit}"] = 100 * float(found["ar"])
         _note(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,24 @@ class CocoFigures:
             areas=tuple(params.areaRngLbl),
             limits=tuple(int(limit) for limit in params.maxDets),
             category_ids=tuple(params.catIds),
+        )
+
+    @classmethod
+    def of_nothing(
+        cls, *, limits: Sequence[int], category_ids: Sequence[int], keypoints: bool
+    ) -> CocoFigures:
+        """Of no objects, with COCO's thresholds and areas: for the names of the results."""
+        thresholds = np.linspace(0.5, 0.95, 10)
+        areas = [area for area in ("all", *_AREAS) if not (keypoints and area == "small")]
+        shape = len(thresholds), len(category_ids), len(areas), len(limits)
+        recall = np.full(shape, -1.0)
+        return cls(
+            precision=recall[:, None],
+            recall=recall,
+            thresholds=thresholds,
+            areas=tuple(areas),
+            limits=tuple(limits),
+            category_ids=tuple(category_ids),
         )
 
     def ap(

@@ -46,6 +46,11 @@ class VocEvaluator(DatasetEvaluator):
         self._eleven_points = MetadataCatalog.get(dataset_name).get("year") == 2007
         self.reset()
 
+    def result_names(self) -> list[str]:
+        """Paths of the results that an evaluation has."""
+        classes = [f"AP50-{name}" for name in self._record.class_names]
+        return [f"voc/{name}" for name in ("AP", "AP50", "AP75", *classes)]
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._found: list[tuple[object, np.ndarray]] = []

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 
 from resobj_d2.engine import Trainer
 from resobj_d2.engine.best import metric_value
@@ -120,6 +121,44 @@ def test_metric_that_there_is_not_is_told_with_those_that_there_are(scenes_train
     trainer = scenes_trainer("run", *SOLVER, *EVALUATED, "TEST.BEST_METRIC", "bbox/AP5")
     with pytest.raises(ValueError, match=r"'bbox/AP5', .* one of bbox/AP, bbox/AP50$"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    "metric, words",
+    [
+        ("bbox/AP5O", r"'bbox/AP5O'.*: did you mean bbox/AP50"),
+        ("bbox/AP-nothing", "'bbox/AP-nothing'.* Results are AP, bbox/AP, bbox/AP50"),
+        ("tiny_val/bbox/AP", "did you mean bbox/AP"),
+        ("segm/AP", "'segm/AP'"),
+        ("validation/total_loss", "it needs TEST.VALIDATION_LOSS True"),
+    ],
+)
+def test_metric_is_checked_before_anything_is_made(scenes_trainer, tmp_path, metric, words):
+    with pytest.raises(ValueError, match=words) as error:
+        scenes_trainer("run", *EVALUATED, "TEST.BEST_METRIC", metric)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("metric", ["bbox/AP-{name}", "bbox/AR@100", "bbox/AP55"])
+def test_metrics_that_there_will_be_are_accepted(scenes_trainer, metric):
+    scenes_trainer("first", *EVALUATED)
+    metric = metric.format(name=MetadataCatalog.get("tiny_val").thing_classes[-1])
+    trainer = scenes_trainer("run", *EVALUATED, "TEST.BEST_METRIC", metric)
+    assert trainer.best.metric == metric
+
+
+def test_metric_of_a_trainer_with_an_evaluator_of_its_own_is_not_known(scenes_trainer):
+    class Own(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+            raise NotImplementedError
+
+    cfg = scenes_trainer("run", *EVALUATED).cfg.clone()
+    cfg.defrost()
+    cfg.TEST.BEST_METRIC = "mine/figure"
+    assert Own(cfg).best.metric == "mine/figure"
+    with pytest.raises(ValueError, match="mine/figure"):
+        Trainer(cfg)
 
 
 def test_metric_values():
