@@ -14,8 +14,11 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 
+from resobj_d2.launch import was_restarted
 from resobj_d2.process import hold_folder, quiet_imports, replacing
 from resobj_d2.process.console import FILE_ONLY, log_to_folder
+
+from .earlier_run import refuse_earlier_run
 
 __all__ = ["run_setup"]
 
@@ -34,14 +37,19 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
 
     Args:
         cfg: of :func:`resobj_d2.config.load_config`.
-        args: of the command line, for the log; ``eval_only`` is read.
+        args: of the command line, for the log; ``eval_only`` and ``resume`` are read. Without them
+            it is for the :class:`Trainer` to refuse the folder of an earlier run.
 
     Raises:
+        FileExistsError: a new training finds checkpoints of an earlier run in ``OUTPUT_DIR``.
         FolderInUse: another training writes to ``OUTPUT_DIR``.
     """
     quiet_imports()
     rank = comm.get_rank()
     eval_only = bool(getattr(args, "eval_only", False))
+    goes_on = getattr(args, "resume", False) or was_restarted()
+    if args is not None and not (eval_only or goes_on):
+        refuse_earlier_run(cfg.OUTPUT_DIR, how_to_resume="add --resume")
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if not eval_only and comm.is_main_process():
         hold_folder(cfg.OUTPUT_DIR)

@@ -27,6 +27,7 @@ from resobj_d2.process import hold_folder, release_folder, replacing
 from .accumulation import accumulated_step
 from .best import BestCheckpoint, check_metric
 from .checkpoints import EarlyStop, KeepLast, TrainingEnded
+from .earlier_run import refuse_earlier_run
 from .ema import WeightAverage, WeightAverageHook
 from .hooks import EvaluationHook, NonFiniteLossGuard, StatisticsHook
 from .interrupt import EvaluationStopped, InterruptHook
@@ -85,15 +86,13 @@ class Trainer(DefaultTrainer):
             hold_folder(cfg.OUTPUT_DIR)
         self._how_to_resume = how_to_resume
         self._loaded = ""
+        self._resumes = False
         self._pictures: list[str] = []
         self._test_contents: dict[str, Contents] = {}
         self.seed = choose_seed(cfg.SEED)
         seed_all_rng(self.seed + comm.get_rank())
         with ddp_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
-        if comm.is_main_process():
-            with replacing(os.path.join(cfg.OUTPUT_DIR, "model.txt")) as file:
-                write_model(self.checkpointer.model, file)
 
     def build_hooks(self) -> list:
         # DefaultTrainer builds its checkpointer just before its hooks, which keep it.
@@ -224,6 +223,7 @@ class Trainer(DefaultTrainer):
             self.seed = state_dict.get("seed", self.seed)  # those of earlier versions have none
 
     def resume_or_load(self, resume: bool = True) -> None:
+        self._resumes = resume
         super().resume_or_load(resume=resume)
         self._loaded = self.cfg.MODEL.WEIGHTS
         if resume and self.checkpointer.has_checkpoint():
@@ -238,7 +238,10 @@ class Trainer(DefaultTrainer):
             RunInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was written. It is a
                 ``SystemExit``.
             FolderInUse: another training writes to ``OUTPUT_DIR``.
+            FileExistsError: it has checkpoints of a run that this one does not resume.
         """
+        if not self._resumes:
+            refuse_earlier_run(self.cfg.OUTPUT_DIR, how_to_resume=RESUME_IN_PYTHON)
         self._place_random_numbers()
         if comm.is_main_process():
             hold_folder(self.cfg.OUTPUT_DIR)
@@ -291,6 +294,8 @@ class Trainer(DefaultTrainer):
         self._draw_curves()
 
     def _begin(self) -> None:
+        with replacing(os.path.join(self.cfg.OUTPUT_DIR, "model.txt")) as file:
+            write_model(self.checkpointer.model, file)
         self.best.resume(self.start_iter)
         if self.start_iter >= self.max_iter:
             last = os.path.basename(self.checkpointer.get_checkpoint_file())

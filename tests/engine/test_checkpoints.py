@@ -33,11 +33,10 @@ def numbered(folder):
 def test_last_checkpoints_are_kept(scenes_trainer, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for iteration in (1, 77):  # of a run before this one: taken out, and later than this one
-        (folder / f"model_{iteration:07d}.pth").write_bytes(b"former")
     (folder / "model_best.pth.old").write_bytes(b"former")
     scenes_trainer("run", *SOLVER, "SOLVER.CHECKPOINT_KEEP", 2).train()
-    assert numbered(folder) == [4, 5, 77]
+    assert numbered(folder) == [4, 5]
+    (folder / "model_0000077.pth").write_bytes(b"of another run")
     resumed = scenes_trainer("run", *SOLVER, "SOLVER.CHECKPOINT_KEEP", 3, "SOLVER.MAX_ITER", 8)
     resumed.resume_or_load()
     resumed.train()
@@ -46,15 +45,14 @@ def test_last_checkpoints_are_kept(scenes_trainer, tmp_path):
 
 
 def test_checkpoints_of_an_earlier_run_stay(scenes_trainer, tmp_path):
-    """Of lower and of higher iterations; also when the run that finds them is resumed."""
+    """Of lower and of higher iterations, which somebody has put beside a run that is resumed."""
     folder = tmp_path / "run"
-    folder.mkdir()
+    options = [*SOLVER, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 1]
+    scenes_trainer("run", *options).train()
+    assert numbered(folder) == [5]
     former = [folder / f"model_{iteration:07d}.pth" for iteration in (0, 2, 9, 5000)]
     for path in former:
         path.write_bytes(b"former")
-    options = [*SOLVER, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_KEEP", 1]
-    scenes_trainer("run", *options).train()
-    assert numbered(folder) == [0, 2, 5, 9, 5000]
     resumed = scenes_trainer("run", *options, "SOLVER.MAX_ITER", 8)
     resumed.resume_or_load()
     resumed.train()

@@ -89,6 +89,6 @@ def test_missing_image_is_named(run, tmp_path):
     assert images
     for image in images:
         image.unlink()
-    code, output = run("SOLVER.MAX_ITER", 8)
+    code, output = run("OUTPUT_DIR", tmp_path / "second")
     assert code != 0
     assert re.search(r"image \d+, \S*scenes/train/\S+.png, does not exist", output)

@@ -72,6 +72,8 @@ def test_wandb_gets_each_iteration_once_and_a_resumed_run_goes_on(
     resumed.resume_or_load()
     resumed.train()
     assert wandb.begun[1:] == [("new", "allow")] and wandb.finished == 2
+    for checkpoint in (tmp_path / "run").glob("model_*.pth"):
+        checkpoint.unlink()
     scenes_trainer("run", *options).train()  # anew
     assert wandb.begun[2:] == [(None, "allow")]
 
