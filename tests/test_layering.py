@@ -29,7 +29,7 @@ ALLOWED = {
     "matching": {"structures", "ops", "options", "registry"},
     "evaluation": {"data", "ops", "process"},
     "modeling": {"structures", "ops", "losses", "matching", "compat", "options", "registry"},
-    "config": {"data", "losses", "matching", "modeling", "options", "registry"},
+    "config": {"data", "losses", "matching", "modeling", "options", "process", "registry"},
     "checkpoint": {"data", "modeling", "process"},
     "engine": {
         "checkpoint", "compat", "data", "evaluation", "launch", "losses", "modeling", "ops",

@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import yaml
+from resobj_d2.process import YamlError, parse_yaml
 
 __all__ = ["ConfigFileError", "load_yaml_with_base"]
 
 MAX_BYTES = 2**17
-MAX_NODES = 20_000  # keys, values and lists, when each alias is written out
-MAX_DEPTH = 50
-MAX_NUMBER = 1000  # characters
 MAX_FILES = 100  # that one configuration is made of
 BASE = "_BASE_"
 
@@ -88,15 +85,11 @@ def _read(path: str) -> dict:
         if len(data) > MAX_BYTES:
             size = f"{os.path.getsize(path):,} bytes, more than the {MAX_BYTES:,} of any"
             raise ConfigFileError(f"{path} is not a configuration: it has {size}")
-        content = _parse(data.decode("utf-8-sig"), path)
+        content = parse_yaml(data.decode("utf-8-sig"), path)
     except UnicodeDecodeError:
         raise ConfigFileError(f"{path} is not a configuration: it is not UTF-8 text") from None
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigFileError(f"{path}: {_constructor_text(error)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigFileError(f"{path} is not valid yaml: {_one_line(error)}") from error
-    except RecursionError:
-        raise ConfigFileError(f"{path}: {_TOO_DEEP}") from None
+    except YamlError as error:
+        raise ConfigFileError(str(error)) from error
     if content is None:
         raise ConfigFileError(f"{path} is empty")
     if not isinstance(content, dict):
@@ -114,67 +107,3 @@ def _check_keys(content: dict, path: str) -> None:
             raise ConfigFileError(f"{path}: {key!r:.40} stands where the name of a key belongs")
         if isinstance(value, dict):
             _check_keys(value, path)
-
-
-_TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
-
-
-def _parse(text: str, path: str) -> object:
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count(node, path, {}, 0)
-        return loader.construct_document(node)
-    # "It has 5000 digits", "month must be in 1..12"
-    except (ValueError, OverflowError, TypeError) as error:
-        if isinstance(error, ConfigFileError):
-            raise
-        raise ConfigFileError(f"{path}: a value cannot be read: {error}") from error
-    finally:
-        loader.dispose()
-
-
-def _count(node: yaml.Node, path: str, known: dict[int, int], depth: int) -> int:
-    """How many nodes there are when each alias is written out; ``known`` has those seen before."""
-    if id(node) in known:
-        if not known[id(node)]:
-            raise ConfigFileError(f"{path}: an alias stands inside what it means")
-        return known[id(node)]
-    if depth > MAX_DEPTH:
-        raise ConfigFileError(f"{path}: {_TOO_DEEP}")
-    known[id(node)] = 0  # not yet known
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.SequenceNode):
-        children = node.value
-    elif isinstance(node, yaml.MappingNode):
-        children = [child for pair in node.value for child in pair]
-    elif node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER:
-        place = _place(node.start_mark)
-        raise ConfigFileError(f"{path}: a number of more than {MAX_NUMBER} characters{place}")
-    total = 1
-    for child in children:
-        total += _count(child, path, known, depth + 1)
-        if total > MAX_NODES:
-            raise ConfigFileError(
-                f"{path}: it has more than {MAX_NODES:,} values, each alias written out"
-            )
-    known[id(node)] = total
-    return total
-
-
-def _constructor_text(error: yaml.constructor.ConstructorError) -> str:
-    text = f"{error.problem}{_place(error.problem_mark)}"
-    if "constructor for the tag" not in str(error.problem):
-        return text
-    return f"{text}. Tags that run code are refused: write the value out"
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-    return " ".join(f"{problem}{_place(getattr(error, 'problem_mark', None))}".split())
-
-
-def _place(mark: yaml.Mark | None) -> str:
-    return "" if mark is None else f" in line {mark.line + 1}"

@@ -24,14 +24,14 @@ def read_categories(
     """Categories by ascending id.
 
     Args:
-        items: of the list 'categories'; their ids are whole numbers or texts, all different.
+        items: of the list 'categories'; their ids are whole numbers or strings, all different.
         used: ids that annotations have.
         where: begins every message.
         notes: takes what is mended.
         need_names: False for a file that other code registered: a missing name is the id.
 
     Raises:
-        ValueError: an id is no whole number, a name is no text, or two categories in use share one.
+        ValueError: an id is no whole number, a name is no string, or two categories in use share one.
     """
     categories = []
     for item in items:

@@ -128,7 +128,7 @@ class _Reader:
             self.notes.add("text_number", f"{key}[{position}]: id {identity}.0")
         if type(identity) not in (int, str):
             raise ValueError(
-                f"{self.where}: {key}[{position}]: 'id' must be a whole number or a text, got "
+                f"{self.where}: {key}[{position}]: 'id' must be a whole number or a string, got "
                 f"{identity!r}"
             )
         return item
@@ -283,7 +283,7 @@ class _Reader:
         name = image.get("file_name", "")
         if not isinstance(name, str) or "\0" in name or (self.ours and not name.strip()):
             raise ValueError(
-                f"{self.where}: image {image['id']!r}: 'file_name' must be a non-empty text, got "
+                f"{self.where}: image {image['id']!r}: 'file_name' must be a non-empty string, got "
                 f"{name!r}"
             )
         if "\\" in name:

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from resobj_d2.command import run_command
-from resobj_d2.process import start_log
+from resobj_d2.process import parse_yaml, start_log
 
 from .entries import parse_entry
 from .record import Record
@@ -134,7 +134,7 @@ def parse_source(words: Sequence[str]) -> str | dict:
         if not sign:
             raise ValueError(f"the source is a name or KEY=VALUE ..., got {word!r} among others")
         # Lists and numbers as in a config; everything else is text.
-        entry[key] = yaml.safe_load(value) if value[:1] == "[" or value.isdecimal() else value
+        entry[key] = parse_yaml(value, key) if value[:1] == "[" or value.isdecimal() else value
     return entry
 
 

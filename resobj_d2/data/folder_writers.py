@@ -21,7 +21,7 @@ from .writing import (
     refuse_equal,
     say_lost,
 )
-from .yolo_txt import label_of
+from .yolo_txt import label_of, read_yaml
 
 __all__ = ["write_voc", "write_yolo"]
 
@@ -138,7 +138,7 @@ def _yolo_content(yaml_file: Path, record: Record) -> dict:
     names = record.class_names
     if not yaml_file.exists():
         return {"names": dict(enumerate(names))}
-    content = yaml.safe_load(yaml_file.read_text(encoding="utf-8"))
+    content = read_yaml(yaml_file, str(yaml_file))
     there = content.get("names") if isinstance(content, dict) else None
     if there not in (names, dict(enumerate(names))):
         raise ValueError(f"{yaml_file} is of other classes: {there!r} there, {names} here")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from resobj_d2.process import parse_yaml
 
 from .assemble import Rows, assemble, image_table
 from .notes import Notes
@@ -17,10 +18,9 @@ from .text_files import read_text
 from .values import whole_number_of
 from .yolo_lines import LineReader
 
-__all__ = ["YoloFolder", "label_of", "read_yolo", "yolo_folder", "yolo_yaml"]
+__all__ = ["YoloFolder", "label_of", "read_yaml", "read_yolo", "yolo_folder", "yolo_yaml"]
 
 _LONGEST_YAML = 1_000_000  # characters
-_DEEPEST_YAML = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     where = f"dataset '{dataset_name}' ({yaml_file})"
     if not yaml_file.is_file():
         raise FileNotFoundError(f"{where}: there is no such yaml file")
-    content = _parse_yaml(read_text(yaml_file, where), where)
+    content = read_yaml(yaml_file, where)
     if not isinstance(content, dict) or "names" not in content:
         raise ValueError(f"{where}: a YOLO data set needs 'names', the list of its classes")
     given = content.get(split)
@@ -110,7 +110,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     if not entries or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
         splits = [k for k in ("train", "val", "test") if content.get(k)]
         raise ValueError(f"{where}: there is no split '{split}'; it has {', '.join(splits)}")
-    names = _checked_names(_names_by_number(content["names"], where), where)
+    names = _names_of(yaml_file, content["names"], where)
     if "nc" in content and whole_number_of(content["nc"]) != len(names):
         raise ValueError(f"{where}: 'nc' is {content['nc']!r}, but 'names' has {len(names)} names")
     root = _root(yaml_file, content.get("path"))
@@ -129,21 +129,22 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     )
 
 
-def _parse_yaml(text: str, where: str) -> object:
+def read_yaml(yaml_file: Path, where: str, *, strings: bool = False) -> object:
+    """The content of a ``data.yaml``, within limits; see :func:`resobj_d2.process.parse_yaml`."""
+    text = read_text(yaml_file, where)
     if len(text) > _LONGEST_YAML:
         raise ValueError(f"{where}: a yaml of {len(text)} characters is no list of classes")
-    try:
-        depth = 0
-        for event in yaml.parse(text):  # which takes ever longer the deeper it gets
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{where}: aliases (*) are refused: they may expand")
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST_YAML:
-                raise ValueError(f"{where}: values are nested too deeply")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid yaml: {' '.join(str(error).split())}") from None
+    return parse_yaml(text, where, max_nodes=_LONGEST_YAML, aliases=False, strings=strings)
+
+
+def _names_of(yaml_file: Path, given: object, where: str) -> tuple[str, ...]:
+    """The names as they are written: a class may be called ``yes`` or ``1.0``."""
+    values = _names_by_number(given, where)
+    content = read_yaml(yaml_file, where, strings=True)
+    assert isinstance(content, dict)
+    names = _names_by_number(content["names"], where)
+    pairs = zip(values, names, strict=True)
+    return _checked_names(["" if value is None else name for value, name in pairs], where)
 
 
 def _root(yaml_file: Path, given: object) -> Path:
@@ -221,14 +222,14 @@ def _names_by_number(names: object, where: str) -> list:
 
 
 def _checked_names(names: list, where: str) -> tuple[str, ...]:
-    texts = [str(n).strip() if isinstance(n, (str, int, float)) else "" for n in names]
-    if not texts or not all(texts):
+    stripped = [name.strip() if isinstance(name, str) else "" for name in names]
+    if not stripped or not all(stripped):
         shown = reprlib.repr(names)
-        raise ValueError(f"{where}: the names of the classes must be texts, got {shown}")
-    twice = [name for position, name in enumerate(texts) if name in texts[:position]]
+        raise ValueError(f"{where}: the names of the classes must be strings, got {shown}")
+    twice = [name for name, count in Counter(stripped).items() if count > 1]
     if twice:
         raise ValueError(f"{where}: two classes are called {twice[0]!r}")
-    return tuple(texts)
+    return tuple(stripped)
 
 
 def _keypoint_shape(shape: object, where: str) -> tuple[int, int]:

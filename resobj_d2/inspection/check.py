@@ -179,7 +179,7 @@ def _across(
             leaks = {roles[first], roles[second]} not in ({"train"}, {"test"}, {""})
             level, kind = ("error", "leak") if leaks else ("warning", "shared")
             text = f"pictures of '{first}' are in '{second}' too"
-            text += ", so the test is of what was learned by heart" if leaks else ""
+            text += ", so the model is tested on training pictures" if leaks else ""
             found += finding(level, kind, text, shared)
     learned = {
         name for n in names if "train" in roles[n] for name in _classes_with_objects(records[n])

@@ -18,6 +18,7 @@ from resobj_d2.data.convert import parse_source
 from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available, register_datasets
 from resobj_d2.data.voc_xml import VOC_CLASSES, parse_xml, voc_folder
+from resobj_d2.data.yolo_txt import read_yaml
 
 __all__ = ["Target", "find_target"]
 
@@ -29,7 +30,7 @@ _SOURCES = (
     "DATASETS.REGISTER"
 )
 _NOT_NEAR = ": the folder that its file names are relative to is not near it: give --images"
-_YAML_BYTES = 2**20
+_YAML_BYTES = 2**20  # of a yaml that may be YOLO's
 _SAMPLED = 100  # pictures that a folder is judged by
 
 
@@ -109,23 +110,24 @@ def _registered(entries: Sequence[dict], roles: dict[str, str]) -> Target:
     return _named({name: roles.get(name, "") for name in names}, "the command line")
 
 
-def _head(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(_YAML_BYTES).decode("utf-8", errors="replace")
-
-
 def _is_yolo(path: Path) -> bool:
-    """Whether a yaml lists classes, as no configuration does; its text is not interpreted."""
-    text = _head(path)
-    return bool(re.search(r"^names\s*:", text, re.M)) and not re.search(r"^MODEL\s*:", text, re.M)
+    """Whether a yaml lists classes, as no configuration does."""
+    if path.stat().st_size > _YAML_BYTES:
+        return False
+    try:
+        content = read_yaml(path, str(path))
+    except ValueError:  # which is told as a configuration's
+        return False
+    return isinstance(content, dict) and "names" in content and "MODEL" not in content
 
 
 def _yolo(path: Path) -> Target:
+    content = read_yaml(path, str(path))
     # "test:" with nothing after it is what templates of this file have.
-    filled = r"^{}\s*:[ \t]*([^\s#]|(#.*)?\n\s*-)"
-    text = _head(path)
     splits = [
-        split for split in ("train", "val", "test") if re.search(filled.format(split), text, re.M)
+        split
+        for split in ("train", "val", "test")
+        if isinstance(content, dict) and content.get(split)
     ]
     entries = [
         {"name": split, "format": "yolo", "yaml": str(path), "split": split}

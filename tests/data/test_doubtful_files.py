@@ -141,3 +141,35 @@ def test_blanks_cost_nothing(tmp_path):
     start = time.process_time()
     assert read_object(tmp_path / "a.json", {}) == {}
     assert time.process_time() - start < 1.5
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("[yes, off, 1.0, 2020-01-01, 0x1F]", ["yes", "off", "1.0", "2020-01-01", "0x1F"]),
+        ("{0: No, 1: 012}", ["No", "012"]),
+    ],
+)
+def test_names_of_classes_are_as_written(tmp_path, names, expected):
+    Image.new("RGB", (100, 100)).save(tmp_path / "p.png")
+    (tmp_path / "p.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "data.yaml").write_text(f"train: .\nnames: {names}\n")
+    register_datasets([{"name": "x", "format": "yolo", "yaml": str(tmp_path / "data.yaml")}])
+    assert dataset_record("x").class_names == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("d: 2020-13-45", "a value cannot be read: month must be in 1..12"),
+        ("d: " + "9" * 5000, "a number of more than 1000 characters in line 3"),
+        ("names: [a, ~]", "the names of the classes must be strings, got"),
+        ("d: !!python/name:os.system", "Tags that run code are refused"),
+    ],
+)
+def test_values_that_cannot_be_read_are_told_with_their_file(tmp_path, line, message):
+    (tmp_path / "data.yaml").write_text(f"train: .\nnames: [c]\n{line}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        register_datasets([{"name": "x", "format": "yolo", "yaml": str(tmp_path / "data.yaml")}])
+    assert str(caught.value).startswith(f"dataset 'x' ({tmp_path / 'data.yaml'})")
+    assert "\n" not in str(caught.value)

@@ -269,6 +269,7 @@ def test_files_and_folders_of_every_format(write_set, tmp_path, capsys):
     [
         ("names: [a]\ntrain: x\nval:\n  - x\ntest:  # optional\n", ["train", "val"]),
         ("path: .\ntest: x\nnames:\n  0: a\n", ["test"]),
+        ('"names": [a]\n"val": x\ntest:\n', ["val"]),
     ],
 )
 def test_the_splits_of_a_yolo_yaml(text, splits, tmp_path):
