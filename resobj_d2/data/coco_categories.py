@@ -31,7 +31,7 @@ def read_categories(
         need_names: False for a file that other code registered: a missing name is the id.
 
     Raises:
-        ValueError: an id is no whole number, a name is no string, or two categories in use share one.
+        ValueError: an id is no whole number, a name no string, or two categories in use share one.
     """
     categories = []
     for item in items:
