@@ -42,6 +42,7 @@ _RETINANET_NAMES = (
 )
 
 _NUMBERED = re.compile(r"model_\d{7,}\.pth")
+_FINAL = "model_final.pth"
 
 
 def rename_retinanet_weights(weights: dict) -> dict:
@@ -192,9 +193,11 @@ class ResObjCheckpointer(DetectionCheckpointer):
         return ""
 
     def _to_resume(self) -> list[Path]:
-        """Checkpoints of the folder: first the one that ``last_checkpoint`` names, then by age."""
+        """Checkpoints of a run: first the one that ``last_checkpoint`` names, then by age."""
         folder = Path(self.save_dir or ".")
-        files = [p for p in folder.glob("model*.pth") if p.name != "model_best.pth" and p.is_file()]
+        # Of a run: weights from elsewhere may lie in its folder too.
+        names = [p for p in folder.glob("model_*.pth") if _NUMBERED.fullmatch(p.name)]
+        files = [p for p in (*names, folder / _FINAL) if p.is_file()]
         files.sort(key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
         tag = folder / "last_checkpoint"
         if not tag.is_file():
@@ -219,7 +222,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
         if key not in self._readable:
-            self._readable[key] = why_unreadable(str(path))
+            ours = _NUMBERED.fullmatch(path.name) or path.name == _FINAL
+            self._readable[key] = why_unreadable(str(path), of_run=bool(ours))
         return self._readable[key]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:

@@ -93,8 +93,13 @@ def check_archive(path: str) -> None:
         raise DamagedCheckpointError(f"{path} is damaged: the checksum of {broken} is wrong")
 
 
-def why_unreadable(path: str) -> str:
-    """What is wrong with a checkpoint of torch; "" where it can be read."""
+def why_unreadable(path: str, *, of_run: bool = False) -> str:
+    """What is wrong with a checkpoint of torch; "" where it can be read.
+
+    Args:
+        path: of the file.
+        of_run: it has to be of a run, not weights alone.
+    """
     try:
         check_archive(path)
         in_place = zipfile.is_zipfile(path)
@@ -105,6 +110,8 @@ def why_unreadable(path: str) -> str:
         return torch_reason(path, error)
     if not isinstance(content, dict):
         return f"{path} holds a {type(content).__name__}, not weights"
+    if of_run and "iteration" not in content:
+        return f"{path} has no iteration to go on from (for its weights alone, set MODEL.WEIGHTS)"
     return ""
 
 

@@ -167,6 +167,34 @@ def test_last_checkpoint_is_believed_before_the_newest(run):
     assert resumed(run) == 2
 
 
+@pytest.mark.parametrize("tag", [None, "model_0000099.pth"])
+def test_weights_from_elsewhere_are_not_resumed(run, tag):
+    """By their name, however new they are."""
+    (run / "last_checkpoint").unlink()
+    if tag:
+        (run / "last_checkpoint").write_text(tag)
+    weights = nn.Linear(4, 4).state_dict()
+    for name in ("zoo", "average", "final_run2", "best.old", "000005", "0000007a"):
+        torch.save({"model": weights, "iteration": 9}, run / f"model_{name}.pth")
+    assert resumed(run) == 3
+    for path in run.glob("model_000000[123].pth"):
+        path.unlink()
+    checkpointer = ResObjCheckpointer(nn.Linear(4, 4), str(run))
+    assert not checkpointer.has_checkpoint() and checkpointer.get_checkpoint_file() == ""
+
+
+def test_checkpoint_without_iteration_is_of_no_run(run, caplog):
+    (run / "last_checkpoint").unlink()
+    torch.save({"model": nn.Linear(4, 4).state_dict()}, run / "model_final.pth")
+    with caplog.at_level(logging.WARNING):
+        assert resumed(run) == 3
+    assert "model_final.pth has no iteration to go on from" in caplog.text
+    for path in run.glob("model_000000[123].pth"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="nothing to resume from: .*set MODEL.WEIGHTS"):
+        ResObjCheckpointer(nn.Linear(4, 4), str(run)).resume_or_load("", resume=True)
+
+
 def damage(path, how):
     data = path.read_bytes()
     if how == "empty":
