@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from resobj_d2.data.register import check_names, check_num_classes, register_datasets
+from resobj_d2.data.class_checks import check_num_classes
+from resobj_d2.data.register import check_names, register_datasets
 from resobj_d2.registry import did_you_mean
 
 from .defaults import add_resobj_config

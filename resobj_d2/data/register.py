@@ -22,7 +22,6 @@ from detectron2.data.build import (
 )
 
 from .catalog import adopt
-from .categories import same_names
 from .dicts import record_dicts
 from .entries import (
     CocoEntry,
@@ -47,7 +46,6 @@ __all__ = [
     "YoloEntry",
     "check_available",
     "check_names",
-    "check_num_classes",
     "evaluation_records",
     "register_datasets",
     "training_records",
@@ -193,47 +191,6 @@ def _with_proposals(
         add_proposals(part, path)
         records += part
     return records
-
-
-def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[str]) -> None:
-    """Compare the class counts of the model's heads with those of its data sets.
-
-    Args:
-        num_classes: config key to value, for instance ``{"MODEL.DENSE.NUM_CLASSES": 80}``.
-        dataset_names: registered data sets for training and testing.
-
-    Raises:
-        ValueError: a count differs, or the classes of two data sets do; the message names key, data
-            set, classes and the remedy.
-    """
-    first: tuple[str, list[str]] | None = None
-    for name in dataset_names:
-        classes = _class_names(name)
-        if classes is None:
-            continue
-        for key, value in num_classes.items():
-            if value != len(classes):
-                shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-                raise ValueError(
-                    f"{key} is {value}, but dataset '{name}' has {len(classes)} classes: {shown}. "
-                    f"Set it in the config file or add to the command line: {key} {len(classes)}"
-                )
-        first = first or (name, classes)
-        if not same_names(classes, first[1]):
-            raise ValueError(
-                f"datasets '{first[0]}' and '{name}' have different classes, so class numbers mean "
-                f"different things: {', '.join(first[1])} and {', '.join(classes)}. Give both the "
-                f"same 'classes' in their entries of DATASETS.REGISTER"
-            )
-
-
-def _class_names(dataset_name: str) -> list[str] | None:
-    """Class names of a data set, which may have to be loaded for it; None if it has none."""
-    metadata = MetadataCatalog.get(dataset_name)
-    if metadata.get("thing_classes") is None and metadata.get("registered_from") is None:
-        DatasetCatalog.get(dataset_name)  # register_coco_instances sets the classes when it loads
-    classes = metadata.get("thing_classes")
-    return None if classes is None else list(classes)
 
 
 def _is_registered(entry: Entry) -> bool:

@@ -15,7 +15,14 @@ from .record import Category, Record
 from .text_files import read_text
 from .values import FLAGS, number_of, whole_number_of
 
-__all__ = ["VOC_CLASSES", "VocFolder", "read_voc", "voc_folder"]
+__all__ = [
+    "VOC_CLASSES",
+    "VocFolder",
+    "foreign_class",
+    "named_classes",
+    "read_voc",
+    "voc_folder",
+]
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -115,6 +122,36 @@ def _listed(root: Path, lists: Path, split: str, where: str) -> VocFolder:
     return VocFolder(xml_files, PictureFolder(root / "JPEGImages"), repeated)
 
 
+def named_classes(root: Path, split: str, dataset_name: str) -> list[str]:
+    """The names that the objects of a split have, in alphabetical order.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`voc_folder` and :func:`parse_xml`.
+    """
+    names: set[str] = set()
+    for file in voc_folder(root, split, dataset_name).xml_files.values():
+        tree = parse_xml(file, f"dataset '{dataset_name}' ({file.absolute()})")
+        names.update(_name_of(item) for item in tree.iter("object"))
+    return sorted(names - {""})
+
+
+def foreign_class(name: str, present: Sequence[str]) -> str:
+    """What is told where a name is none of VOC's, and no classes were given.
+
+    Args:
+        present: names that the files have.
+    """
+    shown = f"[{', '.join(present)}]" if len(present) <= 100 else "[...]"
+    return (
+        f"class '{name}' is not among VOC's 20: list the classes of its files in its entry of "
+        f"DATASETS.REGISTER, classes: {shown}, and set the number of classes to {len(present)}"
+    )
+
+
+def _name_of(item: ElementTree.Element) -> str:
+    return (item.findtext("name") or "").strip()
+
+
 def read_voc(
     root: Path,
     split: str,
@@ -211,7 +248,7 @@ class _Reader:
         return picture_size(file)
 
     def _add(self, row: int, label: str, item: ElementTree.Element, where: str) -> None:
-        name = (item.findtext("name") or "").strip()
+        name = _name_of(item)
         number = self.numbers.get(name)
         if number is None:
             if self.subset and name:

@@ -17,7 +17,7 @@ from resobj_d2.data.coco_json import read_coco_json
 from resobj_d2.data.convert import parse_source
 from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available, register_datasets
-from resobj_d2.data.voc_xml import VOC_CLASSES, parse_xml, voc_folder
+from resobj_d2.data.voc_xml import VOC_CLASSES, named_classes
 from resobj_d2.data.yolo_txt import read_yaml
 
 __all__ = ["Target", "find_target"]
@@ -200,14 +200,12 @@ def _voc(path: Path) -> Target:
         splits = [split for split in _SPLITS if (path / split).is_dir()]
     names: set[str] = set()
     for split in splits or [""]:
-        for identity, file in voc_folder(path, split, path.name).xml_files.items():
-            tree = parse_xml(file, f"{path}: {identity}")
-            names.update((item.findtext("name") or "").strip() for item in tree.iter("object"))
+        names.update(named_classes(path, split, path.name))
     entries = []
     for split in splits or [""]:
         entry = {"name": split or path.absolute().name, "format": "voc", "root": str(path)}
         entry |= {"split": split} if split else {}
         # VOC's own order where the classes are VOC's.
         known = names <= set(VOC_CLASSES)
-        entries.append(entry if known else {**entry, "classes": sorted(names - {""})})
+        entries.append(entry if known else {**entry, "classes": sorted(names)})
     return _registered(entries, _SPLITS)

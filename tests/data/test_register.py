@@ -12,10 +12,10 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, tran
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
+from resobj_d2.data.class_checks import check_num_classes
 from resobj_d2.data.mapper import ImageErrorMapper
 from resobj_d2.data.register import (
     check_available,
-    check_num_classes,
     register_datasets,
     training_records,
 )
