@@ -297,7 +297,7 @@ class _Reader:
         if number is None or not 0 < number < 2**31:
             raise ValueError(
                 f"{self.where}: image {image['id']!r}: '{key}' must be a whole number of pixels, "
-                f"at least 1, got {value!r}"
+                f"at least 1, got {reprlib.repr(value)}"
             )
         if type(value) is not int:
             self.notes.add("text_number", f"image {image['id']}: {key} {value!r}")

@@ -52,6 +52,7 @@ def kinds(record):
         "0 .5 .5 .2 .2 .45 .45 .55 .55",  # two keypoints
         "0 .5 .5 .2 .2 .45 .45 1 .55 .55 0",  # with visibility
         "0 .5 .5 .2 .2 .45 .45 2 .55 .55 2",
+        "0 .5 .5 .2 .2 .93 1",
         "0 .5 .5 .2 .2 .93 7",  # score and number of a track
     ],
 )

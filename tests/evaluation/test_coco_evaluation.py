@@ -3,33 +3,22 @@
 import copy
 import json
 import math
-import re
 import sys
 
 import numpy as np
 import pytest
-import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
-from detectron2.structures import Boxes, Instances
+from detectron2.evaluation import COCOEvaluator
 from PIL import Image
 
 from resobj_d2.data.register import register_datasets
 from resobj_d2.evaluation import CocoEvaluator, build_coco_evaluator, build_evaluator
 from resobj_d2.evaluation.backend import evaluate_detections, load_backend
 from resobj_d2.evaluation.ground_truth import prepare_ground_truth
+from tests.evaluation.predictions import evaluate_listed
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
-
-BACKENDS = ("pycocotools", "faster-coco-eval")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend_name(request):
-    if request.param == "faster-coco-eval":
-        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is optional")
-    return request.param
 
 
 def _annotation(identity, image, category, box):
@@ -62,23 +51,6 @@ def _register(tmp_path, content, name="example"):
     register_datasets([{"name": name, "json": str(json_file), "images": str(tmp_path)}])
 
 
-def _instances(detections):
-    """Instances from (x0, y0, x1, y1), class number, score."""
-    instances = Instances((100, 100))
-    boxes = torch.tensor([box for box, _, _ in detections], dtype=torch.float32).reshape(-1, 4)
-    instances.pred_boxes = Boxes(boxes)
-    instances.pred_classes = torch.tensor([label for _, label, _ in detections]).long()
-    instances.scores = torch.tensor([score for _, _, score in detections])
-    return instances
-
-
-def _evaluate(evaluator, detections_of_images):
-    evaluator.reset()
-    for image_id, detections in detections_of_images.items():
-        evaluator.process([{"image_id": image_id}], [{"instances": _instances(detections)}])
-    return evaluator.evaluate()
-
-
 CAT = 0
 EXAMPLE_DETECTIONS = {
     1: [((0, 0, 10, 10), CAT, 0.9)],  # exact
@@ -98,7 +70,7 @@ def test_example_worked_out_by_hand(tmp_path, backend_name):
     """
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example", backend_name=backend_name)
-    results = _evaluate(evaluator, EXAMPLE_DETECTIONS)["bbox"]
+    results = evaluate_listed(evaluator, EXAMPLE_DETECTIONS)["bbox"]
     low, high = 100 * 56 / 101, 100 * 34 / 101
     expected = {
         "AP": (low + high) / 2 / 2,
@@ -140,7 +112,7 @@ def test_ap_at_single_thresholds(tmp_path, backend_name):
         for (x, y), iou, score in zip(corners, (0.93, 0.82, 0.77), (0.9, 0.8, 0.7), strict=True)
     ]
     evaluator = CocoEvaluator("example", backend_name=backend_name)
-    results = _evaluate(evaluator, {1: found, 2: []})["bbox"]
+    results = evaluate_listed(evaluator, {1: found, 2: []})["bbox"]
     expected = {"AP75": 100.0, "AP80": 100 * 67 / 101, "AP90": 100 * 34 / 101}
     # 3 boxes up to .75, 2 at .8, 1 at .85 and .9, none at .95.
     expected["AP"] = (6 * expected["AP75"] + expected["AP80"] + 2 * expected["AP90"]) / 10
@@ -151,17 +123,17 @@ def test_ap_at_single_thresholds(tmp_path, backend_name):
 def test_evaluating_twice_gives_the_same(tmp_path, backend_name):
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example", backend_name=backend_name, distributed=False)
-    first = _evaluate(evaluator, EXAMPLE_DETECTIONS)["bbox"]
+    first = evaluate_listed(evaluator, EXAMPLE_DETECTIONS)["bbox"]
     again = evaluator.evaluate()["bbox"]
     assert again["AP"] == first["AP"] > 20
-    assert _evaluate(evaluator, EXAMPLE_DETECTIONS)["bbox"]["AP"] == first["AP"]
+    assert evaluate_listed(evaluator, EXAMPLE_DETECTIONS)["bbox"]["AP"] == first["AP"]
 
 
 def test_results_file_has_the_ids_of_the_json(tmp_path, backend_name):
     _register(tmp_path, _example())
     output = tmp_path / "inference"
     evaluator = CocoEvaluator("example", output_dir=str(output), backend_name=backend_name)
-    _evaluate(evaluator, EXAMPLE_DETECTIONS)
+    evaluate_listed(evaluator, EXAMPLE_DETECTIONS)
     stored = json.loads((output / "coco_instances_results.json").read_text())
     assert [(item["image_id"], item["category_id"]) for item in stored] == [(1, 3), (2, 3), (2, 3)]
     assert stored[2]["bbox"] == pytest.approx([0, 0, 10, 7.2])
@@ -170,7 +142,7 @@ def test_results_file_has_the_ids_of_the_json(tmp_path, backend_name):
 def test_no_detection_is_ap_zero(tmp_path, backend_name):
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example", backend_name=backend_name)
-    results = _evaluate(evaluator, {1: [], 2: []})["bbox"]
+    results = evaluate_listed(evaluator, {1: [], 2: []})["bbox"]
     for key in ("AP", "AP50", "AP75", "AP80", "AP90", "AR@100", "AP-cat", "AP-dog"):
         assert results[key] == 0.0
     assert math.isnan(results["AP-bird"])
@@ -182,7 +154,7 @@ def test_images_without_ground_truth_give_nan_and_not_an_error(tmp_path, backend
     _register(tmp_path, content)
     evaluator = CocoEvaluator("example", backend_name=backend_name)
     for detections in (EXAMPLE_DETECTIONS, {1: [], 2: []}):
-        results = _evaluate(evaluator, detections)["bbox"]
+        results = evaluate_listed(evaluator, detections)["bbox"]
         assert all(math.isnan(value) for value in results.values())
 
 
@@ -193,13 +165,13 @@ def test_false_positives_on_an_empty_image_count(tmp_path, backend_name):
     _register(tmp_path, content)
     evaluator = CocoEvaluator("example", backend_name=backend_name)
     box = (0, 0, 10, 10)
-    results = _evaluate(evaluator, {1: [(box, CAT, 0.9)], 2: [(box, CAT, 0.5)]})["bbox"]
+    results = evaluate_listed(evaluator, {1: [(box, CAT, 0.9)], 2: [(box, CAT, 0.5)]})["bbox"]
     assert results["AP50"] == pytest.approx(50.0)  # precision 1/2 at every recall
 
 
 def test_nothing_processed_gives_no_result(tmp_path, backend_name):
     _register(tmp_path, _example())
-    assert _evaluate(CocoEvaluator("example", backend_name=backend_name), {}) == {}
+    assert evaluate_listed(CocoEvaluator("example", backend_name=backend_name), {}) == {}
 
 
 def test_test_set_without_annotations_is_saved_and_not_evaluated(tmp_path, backend_name):
@@ -208,7 +180,7 @@ def test_test_set_without_annotations_is_saved_and_not_evaluated(tmp_path, backe
     _register(tmp_path, content)
     output = tmp_path / "out"
     evaluator = CocoEvaluator("example", output_dir=str(output), backend_name=backend_name)
-    assert _evaluate(evaluator, EXAMPLE_DETECTIONS) == {}
+    assert evaluate_listed(evaluator, EXAMPLE_DETECTIONS) == {}
     assert len(json.loads((output / "coco_instances_results.json").read_text())) == 3
 
 
@@ -216,7 +188,7 @@ def test_class_outside_the_dataset_is_explained(tmp_path):
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example")
     with pytest.raises(ValueError, match="class 5, but dataset 'example' has 3 classes"):
-        _evaluate(evaluator, {1: [((0, 0, 5, 5), 5, 0.9)]})
+        evaluate_listed(evaluator, {1: [((0, 0, 5, 5), 5, 0.9)]})
 
 
 def test_image_ids_may_be_text(tmp_path, backend_name):
@@ -228,7 +200,7 @@ def test_image_ids_may_be_text(tmp_path, backend_name):
     _register(tmp_path, content)
     evaluator = CocoEvaluator("example", backend_name=backend_name)
     detections = {f"night-{i}": found for i, found in EXAMPLE_DETECTIONS.items()}
-    assert _evaluate(evaluator, detections)["bbox"]["AP50"] == pytest.approx(100 * 28 / 101)
+    assert evaluate_listed(evaluator, detections)["bbox"]["AP50"] == pytest.approx(100 * 28 / 101)
 
 
 def test_prepare_ground_truth():
@@ -296,8 +268,10 @@ def test_equals_detectron2s_own_evaluator(coco_eval_data, backend_name):
         x, y, w, h = item["bbox"]
         entry = ((x, y, x + w, y + h), numbers[item["category_id"]], item["score"])
         detections.setdefault(item["image_id"], []).append(entry)
-    ours = _evaluate(CocoEvaluator("val2014_100", backend_name=backend_name), detections)["bbox"]
-    theirs = _evaluate(COCOEvaluator("val2014_100", use_fast_impl=False), detections)["bbox"]
+    ours = evaluate_listed(CocoEvaluator("val2014_100", backend_name=backend_name), detections)[
+        "bbox"
+    ]
+    theirs = evaluate_listed(COCOEvaluator("val2014_100", use_fast_impl=False), detections)["bbox"]
     assert len(theirs) == 86  # six metrics and eighty classes
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs, abs=1e-6, nan_ok=True)
     assert {"AP60", "AP80", "AP90", "AR@100", "ARl@100", "AP50-1"} <= set(ours) - set(theirs)
@@ -308,7 +282,7 @@ def test_restriction_to_some_images(tmp_path, backend_name):
     """On the first image alone: one cat of two found, no dog: 51 of 101 recall points."""
     _register(tmp_path, _example())
     evaluator = CocoEvaluator("example", backend_name=backend_name)
-    _evaluate(evaluator, EXAMPLE_DETECTIONS)
+    evaluate_listed(evaluator, EXAMPLE_DETECTIONS)
     assert evaluator.evaluate(img_ids=[1])["bbox"]["AP"] == pytest.approx(100 * 51 / 101)
 
 
@@ -326,90 +300,10 @@ def test_auto_prefers_the_faster_one_and_leaves_pycocotools_alone(tmp_path):
     _register(tmp_path, _example())
     cfg = get_cfg()
     cfg.TEST.COCO_BACKEND, cfg.TEST.GIOU_EVAL = "auto", False
-    results = _evaluate(build_coco_evaluator(cfg, "example", None), EXAMPLE_DETECTIONS)
+    results = evaluate_listed(build_coco_evaluator(cfg, "example", None), EXAMPLE_DETECTIONS)
     assert results["bbox"]["AP50"] == pytest.approx(100 * 28 / 101)
     assert load_backend("auto").name == "faster-coco-eval"
     assert sys.modules["pycocotools.cocoeval"].COCOeval.__module__ == "pycocotools.cocoeval"
-
-
-VOC_XML = (
-    """<annotation><size><width>100</width><height>100</height></size>{objects}</annotation>"""
-)
-VOC_OBJECT = """<object><name>{name}</name><pose>x</pose><truncated>0</truncated><difficult>
-{difficult}</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{right}</xmax>
-<ymax>{bottom}</ymax></bndbox></object>"""
-
-
-def _write_voc(root, objects_of_images):
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for identity, objects in objects_of_images.items():
-        Image.new("RGB", (100, 100)).save(root / "JPEGImages" / f"{identity}.jpg")
-        body = "".join(
-            VOC_OBJECT.format(name=n, difficult=d, x=x, y=y, right=r, bottom=b)
-            for n, d, (x, y, r, b) in objects
-        )
-        (root / "Annotations" / f"{identity}.xml").write_text(VOC_XML.format(objects=body))
-    (root / "ImageSets" / "Main" / "test.txt").write_text("\n".join(objects_of_images))
-
-
-def _voc_evaluator(root, output, backend_name="pycocotools", **entry):
-    entry = {"name": "v", "format": "voc", "root": str(root), "split": "test", **entry}
-    register_datasets([{**entry, "classes": ["cat", "dog"]}])
-    cfg = get_cfg()
-    cfg.TEST.COCO_BACKEND, cfg.TEST.GIOU_EVAL = backend_name, False
-    return build_evaluator(cfg, "v", str(output))
-
-
-def test_voc_folder_gives_both_metrics(tmp_path, backend_name):
-    """Cat: one box found, one missed, a difficult one found: ignored by both metrics.
-
-    VOC (area under the curve): precision 1 up to recall 1/2: AP 1/2. COCO: 51 of 101 points.
-    """
-    objects = {
-        "a": [("cat", 0, (1, 1, 10, 10)), ("cat", 0, (31, 31, 40, 40))],
-        "b": [("cat", 1, (1, 1, 10, 10)), ("dog", 0, (51, 51, 60, 60))],
-    }
-    _write_voc(tmp_path / "voc", objects)
-    evaluator = _voc_evaluator(tmp_path / "voc", tmp_path / "out", backend_name)
-    assert isinstance(evaluator, DatasetEvaluators)
-    found = {
-        "a": [((0, 0, 10, 10), 0, 0.9)],
-        "b": [((0, 0, 10, 10), 0, 0.95), ((50, 50, 60, 60), 1, 0.5)],
-    }
-    results = _evaluate(evaluator, found)
-    assert results["bbox"]["AP-cat"] == pytest.approx(100 * 51 / 101)
-    assert results["bbox"]["AP-dog"] == pytest.approx(100.0)
-    assert results["voc"]["AP50"] == pytest.approx(75.0)
-
-
-def test_voc_2007_uses_eleven_points(tmp_path):
-    """Recall 1/2 reached at precision 1: 6 of 11 points."""
-    _write_voc(tmp_path / "voc", {"a": [("cat", 0, (1, 1, 10, 10)), ("cat", 0, (31, 31, 40, 40))]})
-    root = tmp_path / "voc"
-    (root / "Annotations" / "a.xml").write_text(
-        (root / "Annotations" / "a.xml").read_text().replace("</annotation>", "")
-        + VOC_OBJECT.format(name="dog", difficult=0, x=51, y=51, right=60, bottom=60)
-        + "</annotation>"
-    )
-    evaluator = _voc_evaluator(root, tmp_path / "out", year=2007)
-    found = {"a": [((0, 0, 10, 10), 0, 0.9), ((50, 50, 60, 60), 1, 0.5)]}
-    results = _evaluate(evaluator, found)
-    assert results["voc"]["AP50"] == pytest.approx(100 * (6 / 11 + 1) / 2)
-
-
-def test_xml_without_vocs_tags_and_with_parts_of_pixels_gets_both_metrics(tmp_path):
-    """The mean is over the classes that are there: no dog is neither found nor missed."""
-    _write_voc(tmp_path / "voc", {"a": [("cat", 0, (1.25, 1, 10, 10))]})
-    xml_file = tmp_path / "voc" / "Annotations" / "a.xml"
-    text = xml_file.read_text().replace("<pose>x</pose><truncated>0</truncated>", "")
-    xml_file.write_text(re.sub("(?s)<difficult>.*</difficult>", "", text))
-    evaluator = _voc_evaluator(tmp_path / "voc", tmp_path / "out")
-    results = _evaluate(evaluator, {"a": [((0.25, 0, 10, 10), 0, 0.9)]})
-    assert results["bbox"]["AP-cat"] == pytest.approx(100.0)
-    assert results["voc"]["AP"] == results["voc"]["AP50"] == pytest.approx(100.0)
-    assert results["voc"]["AP50-cat"] == pytest.approx(100.0)
-    assert math.isnan(results["voc"]["AP50-dog"])
 
 
 def test_unknown_evaluator_type_is_explained():

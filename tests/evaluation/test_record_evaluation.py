@@ -9,64 +9,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import load_voc_instances
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
-from detectron2.structures import Boxes, Instances
-from PIL import Image
+from detectron2.evaluation import COCOEvaluator
 
-from resobj_d2.data.register import register_datasets
 from resobj_d2.evaluation import CocoEvaluator, build_evaluator
-from resobj_d2.evaluation.voc import VocEvaluator
+from tests.evaluation.predictions import evaluate, instances, register
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 BACKENDS = ("pycocotools", "faster-coco-eval")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend_name(request):
-    if request.param == "faster-coco-eval":
-        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is optional")
-    return request.param
-
-
-def instances(boxes, scores=None, classes=None, size=(300, 300), **more):
-    found = Instances(size)
-    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    number = len(found.pred_boxes)
-    found.scores = torch.tensor(scores if scores is not None else [0.9] * number)
-    found.pred_classes = torch.tensor(classes if classes is not None else [0] * number).long()
-    for name, value in more.items():
-        found.set(name, value)
-    return found
-
-
-def evaluate(evaluator, found):
-    evaluator.reset()
-    for image, detections in found.items():
-        evaluator.process([{"image_id": image}], [{"instances": detections}])
-    return evaluator.evaluate()
-
-
-def register(tmp_path, annotations, images=(1,), categories=("cat",), size=300, **entry):
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{i}.png", "width": size, "height": size} for i in images
-        ],
-        "categories": [
-            c if isinstance(c, dict) else {"id": i, "name": c} for i, c in enumerate(categories, 1)
-        ],
-        "annotations": [
-            {"id": i, "image_id": images[0], "category_id": 1, **a}
-            for i, a in enumerate(annotations, 1)
-        ],
-    }
-    for i in images:
-        Image.new("RGB", (size, size)).save(tmp_path / f"{i}.png")
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    entry = {"name": "set", "json": str(tmp_path / "truth.json"), "images": str(tmp_path), **entry}
-    register_datasets([entry])
 
 
 def grid(number):
@@ -401,57 +351,3 @@ def test_both_implementations_agree(task, seed):
             np.testing.assert_allclose(first, second, rtol=0, atol=1e-9)
         assert figures[0].category_ids == figures[1].category_ids
         assert figures[0].ap() > 0
-
-
-VOC_XML = "<annotation><size><width>300</width><height>300</height></size>{}</annotation>"
-VOC_OBJECT = """<object><name>{name}</name><pose>x</pose><truncated>0</truncated><difficult>
-{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax>
-<ymax>{box[3]}</ymax></bndbox></object>"""
-
-
-@pytest.mark.parametrize("year", [2007, 2012])
-def test_vocs_metric_is_detectron2s(tmp_path, year):
-    """On whole pixels and scores of three digits, to which Detectron2 rounds."""
-    draw = np.random.default_rng(year)
-    names = ("cat", "dog", "bird")
-    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (tmp_path / folder).mkdir(parents=True)
-    found = {}
-    scores = iter(draw.permutation(1000) / 1000)  # no ties, whose order is Detectron2's secret
-    for image in ("a", "b", "c", "d", "e", "f"):
-        Image.new("RGB", (300, 300)).save(tmp_path / "JPEGImages" / f"{image}.jpg")
-        objects, boxes, classes = [], [], []
-        for _ in range(draw.integers(2, 9)):
-            size = draw.integers(5, 100, 2)
-            first = draw.integers(1, 200, 2)
-            box = [*first, *(first + size)]
-            number = int(draw.integers(0, 3))
-            difficult = int(draw.random() < 0.3)
-            objects.append(VOC_OBJECT.format(name=names[number], difficult=difficult, box=box))
-            for _ in range(draw.integers(0, 3)):
-                moved = np.array(box) - [1, 1, 0, 0] + draw.integers(-4, 5, 4)
-                boxes.append(moved.clip(0).tolist())
-                classes.append(number if draw.random() < 0.8 else int(draw.integers(0, 3)))
-        found[image] = instances(boxes, [float(next(scores)) for _ in boxes], classes)
-        xml = tmp_path / "Annotations" / f"{image}.xml"
-        xml.write_text(VOC_XML.format("".join(objects)))
-    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("\n".join(found))
-    entry = {"name": "v", "format": "voc", "root": str(tmp_path), "split": "test", "year": year}
-    register_datasets([{**entry, "classes": list(names)}])
-    ours = evaluate(VocEvaluator("v"), found)["voc"]
-    theirs = evaluate(PascalVOCDetectionEvaluator("v"), found)["bbox"]
-    assert 5 < theirs["AP"] < 95
-    assert {key: ours[key] for key in theirs} == pytest.approx(theirs, abs=1e-9)
-    assert load_voc_instances(str(tmp_path), "test", names)[0]["image_id"] == "a"
-
-
-def test_voc_metric_is_over_the_classes_that_are_there(tmp_path):
-    MetadataCatalog.get("other").set(thing_classes=["cat", "dog"])
-    annotations = [{"bbox": [0, 0, 10, 10]}, {"bbox": [50, 50, 9, 9], "difficult": 1}]
-    register(tmp_path, annotations, categories=("cat", "dog"))
-    found = {1: instances([[0, 0, 10, 10], [50, 50, 59, 59], [80, 80, 90, 90]], [0.9, 0.95, 0.2])}
-    results = evaluate(VocEvaluator("set"), found)["voc"]
-    assert results["AP"] == pytest.approx(100)
-    assert results["AP50"] == pytest.approx(100)
-    assert results["AP50-cat"] == pytest.approx(100)
-    assert math.isnan(results["AP50-dog"])
