@@ -35,7 +35,7 @@ ALLOWED = {
         "checkpoint", "compat", "data", "evaluation", "launch", "losses", "modeling", "ops",
         "plots", "process",
     },
-    "inference": {"command", "config", "checkpoint", "data", "process"},
+    "inference": {"command", "config", "checkpoint", "data", "modeling", "process"},
     "inspection": {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
     },

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
+from resobj_d2.modeling.feature_maps import explained_feature_maps
 from resobj_d2.process import replacing
 
 __all__ = ["Cost", "Network", "count", "main", "table", "time_forward"]
@@ -191,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Datasets are not used, so they need not be registered.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
         cfg = load_config(path, opts, training=False, imports=args.imports)
-        model = build_model(cfg).eval()
+        with explained_feature_maps(cfg):
+            model = build_model(cfg).eval()
         models.append(model)
         costs.append(count(Path(path).stem, model, tuple(args.size)))
     if args.rounds:

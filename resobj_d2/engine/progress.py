@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 
 import torch
-from detectron2.engine import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils import comm
 
 from resobj_d2.process import progress_bar
 from resobj_d2.process.console import CONSOLE_ONLY
 
-__all__ = ["EvaluationProgress", "ProgressHook", "duration"]
+from .summary import Contents
+
+__all__ = ["EvaluationProgress", "ProgressHook", "duration", "evaluate_with_progress"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,3 +162,27 @@ class EvaluationProgress(DatasetEvaluator):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def evaluate_with_progress(
+    trainer: type[DefaultTrainer],
+    cfg,
+    model,
+    *,
+    contents: Mapping[str, Contents],
+    check: Callable[[], None] = lambda: None,
+) -> OrderedDict:
+    """Evaluate on all of ``DATASETS.TEST``, and show how far it is.
+
+    Args:
+        contents: of the data sets, on the main process.
+        check: called for each batch.
+    """
+    evaluators = []
+    for name in cfg.DATASETS.TEST:
+        images = contents[name].images if name in contents else 0
+        progress = EvaluationProgress(
+            name=name, total=math.ceil(images / comm.get_world_size()), check=check
+        )
+        evaluators.append(DatasetEvaluators([progress, trainer.build_evaluator(cfg, name)]))
+    return trainer.test(cfg, model, evaluators)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from inspect import getattr_static
 
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -22,6 +20,7 @@ from resobj_d2.data.categories import check_stored_classes, dataset_categories
 from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
+from resobj_d2.modeling.feature_maps import explained_feature_maps
 from resobj_d2.process import hold_folder, release_folder, replacing
 
 from .accumulation import accumulated_step
@@ -34,7 +33,7 @@ from .interrupt import EvaluationStopped, InterruptHook
 from .loaders import build_test_loader, build_train_loader
 from .multi_scale import MultiScale
 from .process_state import ProcessState
-from .progress import EvaluationProgress, ProgressHook
+from .progress import ProgressHook, evaluate_with_progress
 from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
 from .summary import (
@@ -173,7 +172,7 @@ class Trainer(DefaultTrainer):
         results = None
         with contextlib.nullcontext() if average is None else average.applied():
             with contextlib.suppress(EvaluationStopped):
-                results = _evaluate(
+                results = evaluate_with_progress(
                     type(self),
                     self.cfg,
                     self.model,
@@ -332,6 +331,11 @@ class Trainer(DefaultTrainer):
             self._pictures.append(output)
 
     @classmethod
+    def build_model(cls, cfg):
+        with explained_feature_maps(cfg):
+            return super().build_model(cfg)
+
+    @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
         return build_schedule(cfg, optimizer)
 
@@ -372,32 +376,8 @@ def evaluate(cfg, *, resume: bool = False) -> OrderedDict:
     contents = test_contents(cfg) if comm.is_main_process() else {}
     if comm.is_main_process():
         logger.info("%s\n", evaluation_summary(cfg, model, test=contents, weights=weights))
-    results = _evaluate(Trainer, cfg, model, contents=contents)
+    results = evaluate_with_progress(Trainer, cfg, model, contents=contents)
     if comm.is_main_process():
         logger.info("%s", results_table(results))
         verify_results(cfg, results)
     return results
-
-
-def _evaluate(
-    trainer: type[DefaultTrainer],
-    cfg,
-    model,
-    *,
-    contents: Mapping[str, Contents],
-    check: Callable[[], None] = lambda: None,
-) -> OrderedDict:
-    """Evaluate on all of ``DATASETS.TEST``, and show how far it is.
-
-    Args:
-        contents: of the data sets, on the main process.
-        check: called for each batch.
-    """
-    evaluators = []
-    for name in cfg.DATASETS.TEST:
-        images = contents[name].images if name in contents else 0
-        progress = EvaluationProgress(
-            name=name, total=math.ceil(images / comm.get_world_size()), check=check
-        )
-        evaluators.append(DatasetEvaluators([progress, trainer.build_evaluator(cfg, name)]))
-    return trainer.test(cfg, model, evaluators)

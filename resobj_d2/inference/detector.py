@@ -11,6 +11,7 @@ from torch import nn
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import override_list
+from resobj_d2.modeling.feature_maps import explained_feature_maps
 
 __all__ = ["build_detector"]
 
@@ -38,7 +39,8 @@ def build_detector(
     else:
         options = [*override_list(overrides), "DATASETS.REGISTER", [], "DATASETS.TEST", ()]
         config = load_config(os.fspath(config), options, training=False)
-    model = build_model(config)
+    with explained_feature_maps(config):
+        model = build_model(config)
     if weights is not None:
         ResObjCheckpointer(model, strict=True, cfg=config).load(weights)
     return model

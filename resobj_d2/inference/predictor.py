@@ -24,6 +24,7 @@ from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
+from resobj_d2.modeling.feature_maps import explained_feature_maps
 
 from .classes import choose_classes
 from .inputs import SingleImage, in_batches, is_single, to_rgb
@@ -301,7 +302,8 @@ def _load_model(cfg: CfgNode) -> tuple[nn.Module, list[dict]]:
             "MODEL.WEIGHTS is empty, so there is no trained model to predict with: "
             "give MODEL.WEIGHTS path/to/model_final.pth"
         )
-    model = build_model(cfg)
+    with explained_feature_maps(cfg):
+        model = build_model(cfg)
     extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model, extra.get("categories", [])
 
