@@ -17,7 +17,7 @@ class Kind:
     """A kind of note.
 
     Attributes:
-        text: follows the count in the message.
+        text: what there is, in the plural; the count follows it in the message.
         mended: whether something was changed or left out.
         needed_for: "" where it concerns every use; "masks" or "keypoints" where it matters only to
             those who use them, and is said to them.
@@ -144,7 +144,7 @@ class Notes:
         for kind, count in self._counts.items():
             examples = tuple(self._examples[kind])
             shown = "; ".join(examples)
-            message = f"{self.where}: {count} {KINDS[kind].text}, for instance {shown}"
+            message = f"{self.where}: {KINDS[kind].text} ({count} in all), for instance {shown}"
             notes.append(Note(kind=kind, count=count, examples=examples, message=message))
         return tuple(notes)
 

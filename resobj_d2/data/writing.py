@@ -57,7 +57,7 @@ def join_images_of_a_file(record: Record) -> Record:
     if len(kept) == len(images):
         return record
     logger.warning(
-        "dataset '%s': %d images are of a file that another image has, and are joined with it",
+        "dataset '%s': images of a file that another image has are joined with it (%d in all)",
         *(record.name, len(images) - len(kept)),
     )
     position = np.zeros(len(images), dtype=np.int64)
@@ -171,6 +171,6 @@ def say_lost(record: Record, name: str, **kinds: bool) -> None:
             sum(k is not None for k in table.keypoints) if kinds.get("keypoints") else 0
         ),
     }
-    lost = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    lost = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
     if lost:
         logger.warning("dataset '%s': %s stay out, which %s does not hold", record.name, lost, name)

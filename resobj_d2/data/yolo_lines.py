@@ -68,7 +68,7 @@ class LineReader:
         else:
             expected = f" and {count * width} of keypoints" if count else ", or a polygon"
             raise ValueError(
-                f"{place}: {len(values)} numbers follow the class, "
+                f"{place}: {len(values)} {_follow(len(values))} the class, "
                 f"4 of a box{expected} were expected"
                 + (". Is it a file of predictions with scores?" if len(values) == 5 else "")
             )
@@ -113,6 +113,10 @@ def _is_doubtful(values: Sequence[float], normalized: bool) -> bool:
         points = rest.reshape(-1, 3)
         candidates.append(points[points[:, 2] > 0, :2])
     return any(bool(((p >= low) & (p <= high)).all()) for p in candidates)
+
+
+def _follow(count: int) -> str:
+    return "number follows" if count == 1 else "numbers follow"
 
 
 def _keypoints_of(points: np.ndarray, scale: tuple[int, int]) -> np.ndarray:

@@ -148,8 +148,8 @@ def test_what_a_format_cannot_hold_is_said(tmp_path, caplog, to):
     (tmp_path / "source.json").write_text(json.dumps(content))
     source = {"json": str(tmp_path / "source.json"), "images": str(tmp_path)}
     entry = convert(source, to=to, output=tmp_path / "out", pictures="copy")
-    assert "1 crowd regions" in caplog.text
-    assert ("1 marks of difficult objects" in caplog.text) == (to != "voc")
+    assert "crowd regions (1)" in caplog.text
+    assert ("marks of difficult objects (1)" in caplog.text) == (to != "voc")
     record = read(entry, "again")
     assert record.annotations.boxes == pytest.approx(np.array([[1, 2, 9, 9]]))
     assert record.annotations.difficult.tolist() == [to == "voc"]

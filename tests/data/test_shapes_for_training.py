@@ -52,7 +52,7 @@ def test_objects_without_a_mask_leave_the_training_of_masks_with_a_word(
     with caplog.at_level(logging.WARNING):
         found = objects(records("MODEL.MASK_ON", True))
     assert [item["segmentation"][0].tolist() for item in found] == POLYGON
-    assert "1 segmentations are no masks" in caplog.text and "annotation 12" in caplog.text
+    assert "segmentations are no masks" in caplog.text and "annotation 12" in caplog.text
     assert "2 of 3 objects of DATASETS.TRAIN (pets) have no usable mask" in caplog.text
 
 

@@ -84,7 +84,10 @@ def test_images_of_one_file_are_joined(make, tmp_path, caplog, to):
     source = make(["a.jpg", "a.jpg", "b.jpg"])
     record = read(convert(source, to=to, output=tmp_path / "out"))
     assert boxes_of(record) == {"a.jpg": [1, 2], "b.jpg": [3]}
-    assert "'source': 1 images are of a file that another image has" in caplog.text
+    assert (
+        "'source': images of a file that another image has are joined with it (1 in all)"
+        in caplog.text
+    )
 
 
 def test_coco_keeps_images_of_one_file_apart(make, tmp_path):
