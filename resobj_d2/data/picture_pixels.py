@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,7 +21,9 @@ _REFUSED = {
     "bits",
     "LAB": "colours in L*a*b* are not supported; save it as RGB",
 }
-_said: set[str] = set()
+# A byte for each topic that has been said, in memory that the workers of a data loader share.
+_TOPICS = ("16 bits", "frames")
+_said = mmap.mmap(-1, len(_TOPICS))
 
 
 class ImageError(ValueError):
@@ -28,9 +31,10 @@ class ImageError(ValueError):
 
 
 def say_once(topic: str, message: str) -> None:
-    """A warning, once for each topic in the life of a process."""
-    if topic not in _said:
-        _said.add(topic)
+    """A warning, once for each of ``_TOPICS`` in a process and those that are forked from it."""
+    position = _TOPICS.index(topic)
+    if not _said[position]:
+        _said[position] = 1
         logger.warning("%s (said once)", message)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
@@ -117,7 +119,7 @@ def test_sixteen_bit_colour_is_scaled_like_sixteen_bit_grey(write):
 
 
 def test_sixteen_bits_are_scaled_by_the_picture_s_own_range_which_is_said_once(write, caplog):
-    picture_pixels._said.clear()
+    picture_pixels._said[:] = bytes(2)
     path = write(np.uint16([[0, 1000, 4095]]))  # of a camera with 12 bits
     with caplog.at_level(logging.WARNING):
         assert np.array_equal(read_picture(path), grey([[0, 62, 255]]))
@@ -133,7 +135,7 @@ def test_sixteen_bits_are_scaled_by_the_picture_s_own_range_which_is_said_once(w
 
 
 def test_only_the_first_frame_is_said_once(write, caplog):
-    picture_pixels._said.clear()
+    picture_pixels._said[:] = bytes(2)
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     with caplog.at_level(logging.WARNING):
         for name in ("x.tif", "y.gif", "z.png"):
@@ -316,3 +318,31 @@ def test_a_picture_in_memory_is_turned_and_named(noise):
     closed = Image.open(io.BytesIO(buffer.getvalue()[: len(buffer.getvalue()) // 2]))
     with pytest.raises(ImageError, match="^the picture: "):
         picture_to_rgb(closed)
+
+
+def messages_of(paths):
+    heard = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger("resobj_d2.data.pictures").addHandler(handler)
+    for path in paths:
+        read_picture(path)
+    logging.getLogger("resobj_d2.data.pictures").removeHandler(handler)
+    return heard
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers that are spawned say it each")
+def test_workers_say_it_once_together(write):
+    picture_pixels._said[:] = bytes(2)
+    path = write(np.uint16([[0, 1000, 4095]]))
+
+    def of_worker():
+        loader = torch.utils.data.DataLoader(
+            [path], num_workers=1, collate_fn=messages_of, multiprocessing_context="fork"
+        )
+        return list(loader)
+
+    (first,) = of_worker()
+    assert len(first) == 1 and "16-bit pixels are scaled" in first[0]
+    assert of_worker() == [[]]
+    assert messages_of([path]) == []
