@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["TrainLoader", "local_randomness"]
 # (index of the record, its place in the stream that all processes share)
 Item = tuple[int, int]
 MOST_ATTEMPTS = 100
+MANY_IMAGES = 1_000_000  # whose order takes a while
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -99,6 +103,12 @@ class TrainLoader:
         # A generator: nothing is loaded before the first batch is asked for, when a run that goes
         # on has set ``seed`` and ``start``.
         seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        if self.start * self.batch_size >= MANY_IMAGES:
+            logger.info(
+                "Finding the place in the order of the images: %d batches are left out, which "
+                "takes about a second for a million images",
+                self.start,
+            )
         items = itertools.chain.from_iterable(
             itertools.islice(self._batches_of_items(seed), self.start, None)
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
 
+from resobj_d2.data import train_loader
 from resobj_d2.data.train_loader import TrainLoader, local_randomness
 
 SHAPES = [(20, 10), (10, 20), (20, 10), (10, 20), (10, 10)]  # width, height
@@ -112,3 +113,12 @@ def test_without_a_seed_it_draws_one():
     assert batches[0] != batches[1]
     torch.manual_seed(0)
     assert first(2, loader(seed=None)) == batches[0]
+
+
+def test_a_place_that_takes_a_while_to_find_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(train_loader, "MANY_IMAGES", 30)
+    with caplog.at_level("INFO", logger="resobj_d2"):
+        first(1, loader(start=9))
+        assert not caplog.records
+        first(1, loader(start=10))
+    assert "10 batches are left out" in caplog.text
