@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 __all__ = ["refuse_earlier_run"]
 
-_CHECKPOINT = re.compile(r"model_(\d+|final)\.pth")
+_CHECKPOINT = re.compile(r"model_(\d{7,}|final)\.pth")
 
 
 def refuse_earlier_run(folder: str, *, how_to_resume: str) -> None:

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from resobj_d2.compat import training_sampler
 from resobj_d2.data.mapper import ImageErrorMapper, build_test_mapper, build_train_mapper
+from resobj_d2.data.missing_pictures import check_pictures_exist
 from resobj_d2.data.register import evaluation_records, training_records
 from resobj_d2.data.train_loader import TrainLoader
 
@@ -23,8 +24,11 @@ def build_train_loader(cfg) -> TrainLoader:
 
     Raises:
         ValueError: as :func:`training_records`; or a batch cannot be divided among the processes.
+        FileNotFoundError: pictures are missing. The main process alone asks for all of them.
     """
     records = training_records(cfg)
+    if comm.is_main_process():
+        check_pictures_exist(records, cfg.DATASETS.TRAIN)
     world_size = comm.get_world_size()
     images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if images % (world_size * parts):

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from resobj_d2.data.missing_pictures import check_pictures_exist
 from resobj_d2.ops import describe_operators
 
 from .best import Best
@@ -58,8 +59,17 @@ def count_contents(records: Iterable[dict]) -> Contents:
 
 
 def test_contents(cfg: CfgNode) -> dict[str, Contents]:
-    """By name of the data set, for ``DATASETS.TEST``."""
-    return {name: count_contents(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST}
+    """By name of the data set, for ``DATASETS.TEST``.
+
+    Raises:
+        FileNotFoundError: pictures are missing.
+    """
+    contents = {}
+    for name in cfg.DATASETS.TEST:
+        records = DatasetCatalog.get(name)
+        check_pictures_exist(records, [name])
+        contents[name] = count_contents(records)
+    return contents
 
 
 def start_summary(

@@ -19,6 +19,7 @@ CONSOLE_ONLY = {"destination": "console"}
 
 _PACKAGE = "resobj_d2"
 _LOGGED = (_PACKAGE, "detectron2", "fvcore", "py.warnings")
+_LOOP = "detectron2.engine.train_loop"
 _MOST_EARLY_RECORDS = 1000
 
 
@@ -28,6 +29,8 @@ class _Console(logging.Handler):
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "destination", "console") != "console":
             return False
+        if record.name == _LOOP and record.exc_info:
+            return False  # the exception goes on to the command, which tells it
         return record.levelno >= logging.WARNING or _is_own(record)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -82,13 +82,15 @@ def test_diverging_run_says_why(run, tmp_path):
     assert (tmp_path / "out" / "nonfinite_batch_rank0.pth").exists()
 
 
-def test_missing_image_is_named(run, tmp_path):
+def test_missing_images_are_told_before_the_training(run, tmp_path):
     code, output = run("SOLVER.MAX_ITER", 1)
     assert code == 0, output
     images = sorted(tmp_path.glob("scenes/train/*.png"))[4:]  # the first few are checked at start
-    assert images
+    assert len(images) == 12
     for image in images:
         image.unlink()
     code, output = run("OUTPUT_DIR", tmp_path / "second")
     assert code != 0
-    assert re.search(r"image \d+, \S*scenes/train/\S+.png, does not exist", output)
+    shown = ", ".join(map(str, images[:3]))
+    assert f"error: dataset 'tiny_train': 12 of 16 pictures do not exist: {shown}, ..." in output
+    assert output.count("error:") == 1 and "iteration" not in output

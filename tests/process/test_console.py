@@ -47,6 +47,18 @@ def test_console_is_short_and_the_file_has_everything(tmp_path, capsys):
         assert re.search(rf"^\[\d\d/\d\d \d\d:\d\d:\d\d\] {re.escape(line)}", text, re.M), line
 
 
+def test_what_ends_a_training_is_left_to_the_command(tmp_path, capsys):
+    log_to_folder(str(tmp_path))
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    try:
+        raise OSError("no such picture")
+    except OSError:
+        loop.exception("Exception during training:")
+    loop.error("something else")
+    assert capsys.readouterr().out == "error: something else\n"
+    assert "OSError: no such picture" in (tmp_path / "log.txt").read_text()
+
+
 def test_file_has_what_was_logged_before_there_was_a_folder(tmp_path, capsys):
     start_log()
     own.warning("first")
