@@ -54,6 +54,7 @@ def test_evaluation_and_training_ask_before_they_start(coco_content, write_coco,
     options = ["DATASETS.TRAIN", "('pets',)", "DATASETS.TEST", "('pets',)", "MODEL.DEVICE", "cpu"]
     cfg = load_config("", [*options, "MODEL.ROI_HEADS.NUM_CLASSES", "2"], training=False)
     cfg.defrost()
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     cfg.DATASETS.TRAIN = ("pets",)  # which is not kept for an evaluation
     assert test_contents(cfg)["pets"].images == 3
     build_train_loader(cfg)
