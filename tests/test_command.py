@@ -39,7 +39,7 @@ MISTAKES = {
     ),
     "a value of another type": (
         lambda: load_config("", ["SOLVER.MAX_ITER", "many"]),
-        "Type mismatch (<class 'int'> vs. <class 'str'>)",
+        "SOLVER.MAX_ITER must be a whole number, got 'many'",
     ),
     "Detectron2's registry": (
         lambda: BACKBONE_REGISTRY.get("foo"),

@@ -26,6 +26,7 @@ from detectron2.config import CfgNode
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
+from resobj_d2.config.load import merge_overrides
 from resobj_d2.data.categories import check_stored_classes
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -83,7 +84,7 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
     for point in points:
         varied = cfg.clone()
         varied.defrost()
-        varied.merge_from_list([x for pair in point.items() for x in pair])
+        merge_overrides(varied, [x for pair in point.items() for x in pair])
         scorings.append(scoring_of(varied))
         configs.append(varied)  # evaluators follow TEST.DETECTIONS_PER_IMAGE too
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")

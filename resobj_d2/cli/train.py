@@ -32,9 +32,15 @@ def _run(args) -> None:
 
 
 def _load(args):
-    return load_config(
+    cfg = load_config(
         args.config_file, args.opts, training=not args.eval_only, imports=args.imports
     )
+    if not (args.config_file or (cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN)):
+        raise ValueError(
+            "there is no configuration: give --config-file FILE, or a NAME that "
+            "`resobj-d2 configs` lists"
+        )
+    return cfg
 
 
 def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -18,7 +18,8 @@ from .defaults import add_resobj_config
 from .imports import import_modules
 from .run_checks import check_run, check_values
 from .unused import check_unused_keys
-from .zoo import find_config, load_yaml_with_base
+from .values import fitted_file, fitted_overrides
+from .zoo import find_config, know_zoo, load_yaml_with_base, refuse_part
 
 __all__ = ["class_counts", "load_config"]
 
@@ -47,13 +48,15 @@ def load_config(
 
     Raises:
         FileNotFoundError: no such yaml or name, or a registered dataset's files are missing.
-        ValueError: there is no such key; a dataset is not registered, or the number of classes
-            differs from its; a key that is set, but that nothing in this model reads; a batch
-            size, learning rate or schedule that nothing can be trained with.
+        ValueError: the yaml is one to build on; there is no such key, or its value is of another
+            kind; a dataset is not registered, or the number of classes differs from its; a key that
+            is set, but that nothing in this model reads; a batch size, learning rate or schedule
+            that nothing can be trained with.
         ImportError: a module of ``IMPORTS`` cannot be imported.
     """
     if config_file:
         config_file = str(find_config(config_file))
+        refuse_part(config_file)
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
     modules = list(dict.fromkeys([*imports_of(config_file, opts), *imports]))
@@ -62,7 +65,7 @@ def load_config(
     add_resobj_config(cfg)
     if config_file:
         merge_file(cfg, config_file)
-    _merge_overrides(cfg, opts)
+    merge_overrides(cfg, opts)
     cfg.IMPORTS = modules  # a dumped configuration needs those of the command line, too
     if _device_type(cfg.MODEL.DEVICE) == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
@@ -88,15 +91,24 @@ def merge_file(cfg: CfgNode, config_file: str) -> None:
         FileNotFoundError, ConfigFileError: as :func:`.yaml_file.load_yaml_with_base`.
         ValueError: there is no such key, or its value is of another kind.
     """
-    _check_kinds(load_yaml_with_base(config_file), cfg, config_file)
     with explained_keys(cfg, config_file):
-        cfg.merge_from_file(config_file, allow_unsafe=False)
+        content = fitted_file(load_yaml_with_base(config_file), cfg, config_file)
+        cfg.__dict__["load_yaml_with_base"] = lambda *_, **__: content
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        finally:
+            know_zoo(cfg)
 
 
-def _merge_overrides(cfg: CfgNode, opts: Sequence[str]) -> None:
+def merge_overrides(cfg: CfgNode, opts: Sequence) -> None:
+    """Merge alternating keys and values into ``cfg``; an int may stand for a float.
+
+    Raises:
+        ValueError: there is no such key, or its value is of another kind.
+    """
     keys = [key for key in opts[::2] if _value(cfg, key) is not None]
     with explained_keys(cfg, "the overrides KEY VALUE"):
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(fitted_overrides(opts, cfg))
     empty = [key for key in keys if _value(cfg, key) is None]
     if empty:
         raise ValueError(f"the overrides KEY VALUE: {empty[0]} must have a value, got None")
@@ -108,22 +120,6 @@ def _value(cfg: CfgNode, key: str) -> object:
     for part in str(key).split("."):
         value = value.get(part) if isinstance(value, CfgNode) else None
     return value
-
-
-def _check_kinds(raw: Mapping, cfg: CfgNode, config_file: str, prefix: str = "") -> None:
-    """Nodes are nodes, and no key is left without a value; yacs compares the types of values."""
-    for key, value in raw.items():
-        if key not in cfg:
-            continue  # explained when it is merged
-        default = cfg[key]
-        if isinstance(default, CfgNode) and not isinstance(value, Mapping):
-            raise ValueError(
-                f"{config_file}: {prefix}{key} is a node with keys of its own, got {value!r:.80}"
-            )
-        if isinstance(default, CfgNode):
-            _check_kinds(value, default, config_file, f"{prefix}{key}.")
-        elif value is None and default is not None:
-            raise ValueError(f"{config_file}: {prefix}{key} has no value")
 
 
 def imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
@@ -138,7 +134,7 @@ def imports_of(config_file: str, opts: Sequence[str]) -> list[str]:
             )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key == "IMPORTS":
-            _merge_overrides(given, [key, value])
+            merge_overrides(given, [key, value])
     return list(given.IMPORTS)
 
 

@@ -33,12 +33,15 @@ __all__ = [
     "know_zoo",
     "load_yaml_with_base",
     "override_list",
+    "refuse_part",
     "zoo_entries",
     "zoo_folder",
     "zoo_names",
 ]
 
 SCHEME = "resobj_d2://"
+# Folders of what is not complete in itself.
+_PARTS = {"methods/": "method", "schedules/": "schedule"}
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -125,9 +128,44 @@ def _matches(name: str) -> list[str]:
     return [known for known in zoo_names() if "/" not in wanted and Path(known).name == wanted]
 
 
+def refuse_part(path: str) -> None:
+    """Refuse a yaml of the zoo's methods and schedules, which is not complete in itself.
+
+    Raises:
+        ValueError: the message says how to build on it, and which configurations do.
+    """
+    folder, file = zoo_folder().resolve(), Path(path).resolve()
+    name = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
+    if not name.startswith(tuple(_PARTS)):
+        return
+    wholes = [entry.name for entry in zoo_entries() if name in _bases(folder / entry.name)]
+    whole = min(wholes, key=len, default="")
+    raise ValueError(
+        f"{name} is a {_PARTS[name.split('/')[0] + '/']} to build on, not a complete "
+        f'configuration: name it in the _BASE_ of a yaml, as "{SCHEME}{name}"'
+        + (f", or take one that does: {whole}" if whole else "")
+    )
+
+
+def _bases(file: Path) -> set[str]:
+    """Names of the yamls of the zoo that one names in its ``_BASE_``."""
+    from resobj_d2.process import parse_yaml
+
+    content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    bases = content.get("_BASE_", []) if isinstance(content, dict) else []
+    found = [file.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
+    return {os.path.relpath(path, zoo_folder()) for path in found}
+
+
 def _suggestion(text: str) -> str:
     by_stem = {Path(name).stem: name for name in zoo_names()}
-    similar = difflib.get_close_matches(Path(text).stem, by_stem, n=3)
+    wanted = Path(text).stem
+    # Whole ones whose name goes on, the plainest first, before those that are merely similar.
+    longer = sorted(
+        (x for x in by_stem if x.startswith(wanted) and not by_stem[x].startswith(tuple(_PARTS))),
+        key=lambda stem: (len(stem), stem),
+    )
+    similar = longer[:3] or difflib.get_close_matches(wanted, by_stem, n=3)
     if not similar:
         return ". `resobj-d2 configs` lists those that come with the package"
     return f". Did you mean {' or '.join(by_stem[stem] for stem in similar)}?"

@@ -22,6 +22,7 @@ from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
+from resobj_d2.config.load import merge_overrides
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 from resobj_d2.modeling.feature_maps import explained_feature_maps
@@ -114,7 +115,7 @@ class Predictor:
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
-            cfg.merge_from_list([*opts, *given])
+            merge_overrides(cfg, [*opts, *given])
             cfg.freeze()
         else:
             cfg = load_prediction_config(os.fspath(config), [*opts, *given])

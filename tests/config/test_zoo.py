@@ -174,3 +174,10 @@ def test_a_list_of_the_zoo_needs_no_torch(repository):
         check=True,
         env={**os.environ, "PYTHONPATH": str(Path(resobj_d2.__file__).parents[1])},
     )
+
+
+def test_a_longer_name_is_suggested_before_parts_that_are_similar():
+    with pytest.raises(FileNotFoundError) as caught:
+        find_config("retinanet_resobj_t2")
+    first = str(caught.value).partition("Did you mean ")[2].split()[0]
+    assert first == "COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml"
