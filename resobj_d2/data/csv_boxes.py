@@ -44,9 +44,10 @@ _BOXES = {
 }
 _SIZES = (("imagewidth", "imageheight"), ("imgwidth", "imgheight"), ("width", "height"))
 # Other columns that may be a box's width and height, or its right and bottom.
+_PREFIX = "(b|box|bbox|d|delta|o|obj|object|r|rect|roi)?"
 _SIDES = (
-    re.compile(r"(?!im).*(w|x|width|right)[0-9]?"),
-    re.compile(r"(?!im|path|depth).*(h|y|height|bottom)[0-9]?"),
+    re.compile(_PREFIX + "(w|width|x|xmax|x2|right)"),
+    re.compile(_PREFIX + "(h|height|y|ymax|y2|bottom)"),
 )
 _HEADERLESS = ("path", "x1", "y1", "x2", "y2", "class")
 
@@ -89,18 +90,7 @@ def read_csv(
     where = f"dataset '{dataset_name}' ({csv_file})"
     if not csv_file.is_file():
         raise FileNotFoundError(f"{where}: there is no such csv file")
-    text = read_text(csv_file, where)
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    try:
-        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    except csv.Error as error:
-        raise ValueError(f"{where}: not valid csv: {error}") from None
-    numbered = [
-        (n, row) for n, row in enumerate(lines, start=1) if any(cell.strip() for cell in row)
-    ]
-    if not numbered:
-        raise ValueError(f"{where}: the file is empty")
+    numbered = _numbered_rows(csv_file, where)
     columns, has_header = _columns(numbered[0][1], where)
     notes = Notes(where)
     reader = _Reader(where, columns, PictureFolder(image_root), notes)
@@ -124,6 +114,23 @@ def read_csv(
         refuse=box_format is None,
     )
     return record if classes is None else select_classes(record, classes)
+
+
+def _numbered_rows(csv_file: Path, where: str) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with the numbers of their lines."""
+    text = read_text(csv_file, where)
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"{where}: not valid csv: {error}") from None
+    numbered = [
+        (n, row) for n, row in enumerate(lines, start=1) if any(cell.strip() for cell in row)
+    ]
+    if not numbered:
+        raise ValueError(f"{where}: the file is empty")
+    return numbered
 
 
 def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:

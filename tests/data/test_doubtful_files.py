@@ -114,8 +114,12 @@ def test_csv_width_and_height_beside_the_boxs_are_the_pictures(csv, names):
 def test_csv_width_and_height_of_unknown_meaning_are_refused(csv):
     with pytest.raises(ValueError, match="'width' and 'height' may be the box's or the picture's"):
         csv("filename,width,height,class,x,y,dx,dy\np.png,100,100,c,10,20,30,40\n")
-    record = csv("filename,path,depth,class,x,y,width,height\np.png,p,3,c,10,20,30,40\n")
-    assert record.annotations.boxes.tolist() == [[10, 20, 30, 40]]
+
+
+@pytest.mark.parametrize("others", ["index,quality,image_width,image_height", "left,top,depth,max"])
+def test_csv_width_and_height_are_the_boxs_beside_columns_of_other_use(csv, others):
+    text = f"filename,category,x,y,width,height,{others}\np.png,c,10,20,30,40,100,100,100,100\n"
+    assert csv(text).annotations.boxes.tolist() == [[10, 20, 30, 40]]
 
 
 def test_csv_names_of_one_picture(csv):

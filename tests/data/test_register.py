@@ -10,7 +10,6 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, transforms
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import BoxMode
 
 from resobj_d2.data.class_checks import check_num_classes
 from resobj_d2.data.mapper import ImageErrorMapper
@@ -327,77 +326,3 @@ def test_scenes_that_cannot_be_used_are_refused_at_registration(tmp_path):
     (tmp_path / "scenes").mkdir()
     with pytest.raises(FileExistsError, match="not written by the scene generator"):
         register_datasets([entry])
-
-
-def test_voc_entry(write_voc):
-    root = write_voc({"a": [("rose", 0, (1, 1, 40, 30))], "b": [("tulip", 1, (11, 6, 20, 15))]})
-    entry = {"name": "flowers", "format": "voc", "root": str(root), "split": "train"}
-    register_datasets([{**entry, "classes": ["tulip", "rose"]}])
-    metadata = MetadataCatalog.get("flowers")
-    assert metadata.evaluator_type == "pascal_voc"
-    assert (metadata.thing_classes, metadata.year) == (["tulip", "rose"], 2012)
-    first, second = DatasetCatalog.get("flowers")
-    assert first["file_name"] == f"{root}/JPEGImages/a.jpg"
-    assert (first["image_id"], first["height"], first["width"]) == ("a", 30, 40)
-    assert first["annotations"] == [
-        {
-            "bbox": [0.0, 0.0, 40.0, 30.0],
-            "bbox_mode": BoxMode.XYXY_ABS,
-            "category_id": 1,
-            "difficult": 0,
-        }
-    ]
-    assert second["annotations"][0]["bbox"] == [10.0, 5.0, 20.0, 15.0]
-    assert second["annotations"][0]["difficult"] == 1
-    register_datasets([{**entry, "classes": ("tulip", "rose")}])  # a tuple is the same entry
-
-
-def test_voc_errors_name_the_file(write_voc):
-    root = write_voc({"a": [("rose", 0, (1, 1, 40, 30))]})
-    entry = {"name": "flowers", "format": "voc", "root": str(root), "split": "train"}
-    register_datasets([entry])
-    with pytest.raises(ValueError, match=r"a\.xml\): class 'rose' is not among .*tvmonitor"):
-        DatasetCatalog.get("flowers")
-    (root / "Annotations" / "a.xml").write_text("<annotation>")
-    with pytest.raises(ValueError, match=r"a\.xml\): not valid XML"):
-        DatasetCatalog.get("flowers")
-    (root / "Annotations" / "a.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a\.xml\): there is no such file"):
-        DatasetCatalog.get("flowers")
-    with pytest.raises(FileNotFoundError, match=r"no list of images .*Main/val\.txt"):
-        register_datasets([{**entry, "name": "b", "split": "val"}])
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
-        register_datasets([{**entry, "name": "c", "root": str(root / "nowhere")}])
-    with pytest.raises(ValueError, match="'year' must be 2007 or 2012, got 2010"):
-        register_datasets([{**entry, "name": "d", "year": 2010}])
-    with pytest.raises(ValueError, match="'classes' must be a list of distinct strings"):
-        register_datasets([{**entry, "name": "e", "classes": ["x", "x"]}])
-
-
-def test_voc_agrees_with_detectron2s_reader(write_voc):
-    from detectron2.data.datasets import load_voc_instances
-
-    root = write_voc({f"{i:03d}": [("cat", i % 2, (1 + i, 2, 20 + i, 25))] for i in range(3)})
-    register_datasets([{"name": "v", "format": "voc", "root": str(root), "split": "train"}])
-    theirs = load_voc_instances(str(root), "train", MetadataCatalog.get("v").thing_classes)
-    for ours, other in zip(DatasetCatalog.get("v"), theirs, strict=True):
-        annotations = ours.pop("annotations")
-        for annotation in annotations:
-            annotation.pop("difficult")
-        assert annotations == other.pop("annotations")
-        assert ours.pop("dataset_name") == "v"
-        assert ours == other
-
-
-def test_voc_degenerate_box_is_dropped(write_voc, caplog):
-    # (10, 5) to (9, 20) in pixels from 1: no width even with both ends included.
-    root = write_voc({"a": [("cat", 0, (10, 5, 9, 20)), ("dog", 0, (1, 1, 9, 9))]})
-    register_datasets([{"name": "v", "format": "voc", "root": str(root), "split": "train"}])
-    with caplog.at_level(logging.WARNING):
-        (record,) = DatasetCatalog.get("v")
-    assert len(record["annotations"]) == 1
-    assert "for instance annotation a.xml object 1 of image a" in caplog.text
-    assert (
-        "boxes have no positive finite size and are left out of training and evaluation (1 in all)"
-        in caplog.text
-    )
