@@ -230,8 +230,9 @@ class ResObjCheckpointer(DetectionCheckpointer):
         """As Detectron2's; where the last checkpoint is damaged, the newest that can be read."""
         if resume and self.has_checkpoint():
             extra = self.load(self.get_checkpoint_file())
-            names = extra.get("written", [])  # those of earlier versions have none
-            self.written = [name for name in names if _NUMBERED.fullmatch(name)]
+            names = extra.get("written")  # those of earlier versions have none
+            names = names if isinstance(names, list) else []
+            self.written = [name for name in names if _NUMBERED.fullmatch(str(name))]
             return extra
         return self.load(path, checkpointables=[])
 

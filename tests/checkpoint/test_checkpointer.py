@@ -183,6 +183,23 @@ def test_weights_from_elsewhere_are_not_resumed(run, tag):
     assert not checkpointer.has_checkpoint() and checkpointer.get_checkpoint_file() == ""
 
 
+@pytest.mark.parametrize(
+    "content, names",
+    [
+        (["model_0000003.pth", "../model_0000004.pth", "log.txt", 7], ["model_0000003.pth"]),
+        (5, []),
+        (None, []),
+    ],
+)
+def test_resumed_run_knows_what_was_written(tmp_path, content, names):
+    """And takes nothing else for it: these names are those of files that it may remove."""
+    state = {"model": nn.Linear(4, 4).state_dict(), "iteration": 3, "written": content}
+    torch.save(state, tmp_path / "model_0000003.pth")
+    checkpointer = ResObjCheckpointer(nn.Linear(4, 4), str(tmp_path))
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.written == names
+
+
 def test_checkpoint_without_iteration_is_of_no_run(run, caplog):
     (run / "last_checkpoint").unlink()
     torch.save({"model": nn.Linear(4, 4).state_dict()}, run / "model_final.pth")
