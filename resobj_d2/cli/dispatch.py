@@ -72,7 +72,7 @@ DATA = (
     Command(
         name="convert",
         summary="write a data set as COCO json, Pascal VOC, YOLO or CSV",
-        module="data.convert",
+        module="inspection.convert_command",
         uses_operators=False,
     ),
 )

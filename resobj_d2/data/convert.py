@@ -1,38 +1,39 @@
 """Converting data sets between formats.
 
-    resobj-d2 data convert format=voc root=VOCdevkit/VOC2012 split=train --to yolo --output out
-
-The source is an entry of ``DATASETS.REGISTER`` as KEY=VALUE, or the name of a registered data set.
-What is written is the checked record: mended where registration mends, with the same warnings. It
-prints the entry that registers the result.
+What is written is the checked record: mended where registration mends, with the same warnings.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import contextlib
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from resobj_d2.command import run_command
-from resobj_d2.process import parse_yaml, start_log
+from resobj_d2.process import parse_yaml
 
 from .entries import parse_entry
 from .record import Record
-from .writers import PICTURES, WRITERS
+from .writers import WRITERS
 
-__all__ = ["convert", "main", "parse_source"]
+__all__ = ["convert", "parse_source"]
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
-    source: str | dict, *, to: str, output: Path, split: str = "train", pictures: str = "link"
+    source: str | dict | Record,
+    *,
+    to: str,
+    output: Path,
+    split: str = "train",
+    pictures: str = "link",
 ) -> dict:
     """Write a data set in another format.
 
     Args:
-        source: name of a registered data set, or an entry of ``DATASETS.REGISTER``.
+        source: name of a registered data set, an entry of ``DATASETS.REGISTER``, or a record.
         to: one of :data:`.writers.WRITERS`.
         output: folder, which may hold other splits of the set.
         split: what the result is called there.
@@ -46,25 +47,50 @@ def convert(
             is read back whole.
         FileExistsError: the split is there already.
     """
-    from .catalog import dataset_record
-    from .register import check_available, register_datasets
     from .writing import join_images_of_a_file
 
-    if isinstance(source, dict):
-        source = {"name": "the source", **source}
-        register_datasets([source])
-        source = str(source["name"])
-    check_available([source], "the source")
-    output.mkdir(parents=True, exist_ok=True)
-    record = dataset_record(source)
+    record = source if isinstance(source, Record) else _record_of(source)
     if to != "coco":  # the others know a picture by its file
         record = join_images_of_a_file(record)
-    entry = WRITERS[to](record, output.absolute(), split, pictures)
-    _check_written(record, entry, f"{record.name} as {to}")
+    with _no_empty_folder(output):
+        output.mkdir(parents=True, exist_ok=True)
+        entry = WRITERS[to](record, output.absolute(), split, pictures)
+    written = _check_written(record, entry, f"{record.name} as {to}")
+    images, boxes = len(written.images), len(written.annotations)
+    logger.info(
+        "%d picture%s and %d box%s are written to %s",
+        *(images, "" if images == 1 else "s", boxes, "" if boxes == 1 else "es", output),
+    )
     return entry
 
 
-def _check_written(record: Record, entry: dict, name: str) -> None:
+def _record_of(source: str | dict) -> Record:
+    from .catalog import dataset_record
+    from .register import check_available, register_datasets
+
+    if isinstance(source, dict):
+        source = {"name": "source", **source}
+        register_datasets([source], "the source")
+        source = str(source["name"])
+    check_available([source], "the source")
+    return dataset_record(source)
+
+
+@contextlib.contextmanager
+def _no_empty_folder(output: Path):
+    """Where writing is refused, folders that it has made and that are empty go."""
+    there = output.exists()
+    try:
+        yield
+    except Exception:
+        if not there:
+            for folder, _, _ in os.walk(output, topdown=False):
+                with contextlib.suppress(OSError):  # it has files
+                    os.rmdir(folder)
+        raise
+
+
+def _check_written(record: Record, entry: dict, name: str) -> Record:
     """Read the result, and refuse it where something is missing."""
     from .open_entry import open_entry
 
@@ -81,43 +107,7 @@ def _check_written(record: Record, entry: dict, name: str) -> None:
                 f"dataset '{record.name}' has {kind} {before}, but what was written is read as "
                 f"{after}: do not use {again.source}"
             )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status.
-
-    Raises:
-        ValueError, OSError: as :func:`convert`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 data convert",
-        description="Convert a data set between COCO json, Pascal VOC, YOLO and CSV.",
-        epilog="Example: %(prog)s format=voc root=VOC2012 split=train --to yolo --output out",
-    )
-    parser.add_argument(
-        "source",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="an entry of DATASETS.REGISTER: format=coco json=... images=...; or the name of one "
-        "of Detectron2's data sets",
-    )
-    parser.add_argument("--to", required=True, choices=list(WRITERS), help="the format to write")
-    parser.add_argument("--output", required=True, type=Path, help="the folder to write to")
-    parser.add_argument("--split", help="what to call it there (default: the source's split)")
-    parser.add_argument(
-        "--pictures",
-        choices=PICTURES,
-        default="link",
-        help="link the pictures (default), copy them, or leave them where they are",
-    )
-    args = parser.parse_args(argv)
-    source = parse_source(args.source)
-    split = args.split or (source.get("split") if isinstance(source, dict) else None) or "train"
-    start_log()
-    entry = convert(source, to=args.to, output=args.output, split=split, pictures=args.pictures)
-    entry = {"name": f"{args.output.absolute().name}_{split}", **entry}
-    print(yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10**6), end="")
-    return 0
+    return again
 
 
 def parse_source(words: Sequence[str]) -> str | dict:
@@ -136,7 +126,3 @@ def parse_source(words: Sequence[str]) -> str | dict:
         # Lists and numbers as in a config; everything else is text.
         entry[key] = parse_yaml(value, key) if value[:1] == "[" or value.isdecimal() else value
     return entry
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, uses_operators=False))

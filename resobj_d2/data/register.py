@@ -54,7 +54,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def register_datasets(entries: Iterable[Mapping]) -> None:
+def register_datasets(entries: Iterable[Mapping], where: str = "DATASETS.REGISTER") -> None:
     """Check and register every entry of ``DATASETS.REGISTER``.
 
     Categories are read at once, so ``MetadataCatalog`` is complete afterwards; the records are
@@ -62,14 +62,19 @@ def register_datasets(entries: Iterable[Mapping]) -> None:
     :func:`check_available`: prediction needs their class names alone. Registering an equal entry
     again does nothing, so every process of a launcher may call this.
 
+    Args:
+        entries: a list of dicts.
+        where: they come from, for messages.
+
     Raises:
         ValueError: an entry is malformed, its name is taken, or its annotations are inconsistent.
         FileNotFoundError: a file or folder is missing; the message has its absolute path.
     """
     if isinstance(entries, (str, Mapping)) or not isinstance(entries, Iterable):
-        raise ValueError(f"DATASETS.REGISTER must be a list of dicts, got {entries!r}")
+        raise ValueError(f"{where} must be a list of dicts, got {entries!r}")
     for position, raw in enumerate(entries):
-        entry = parse_entry(raw, f"DATASETS.REGISTER[{position}]")
+        label = f"{where}[{position}]" if where == "DATASETS.REGISTER" else where
+        entry = parse_entry(raw, label)
         if not _is_registered(entry):
             _register(entry.name, open_entry(entry))
             MetadataCatalog.get(entry.name).registered_from = entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def find_target(
     if re.match(r"\w+=", words[0]):
         entry = parse_source(words)
         assert isinstance(entry, dict)
-        return _registered([{"name": "data", **entry}], {})
+        return _registered([{"name": _name_of(entry), **entry}], {})
     word, overrides = words[0], list(words[1:])
     path = Path(word).expanduser()
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _is_yolo(path):
@@ -104,8 +104,20 @@ def _named(roles: dict[str, str], where: str, cfg: object = None) -> Target:
     return Target(records=records, roles=roles, cfg=cfg)
 
 
+def _name_of(entry: Mapping) -> str:
+    """What a data set is called whose entry has no name: as its split, its file or its folder."""
+    if entry.get("split"):
+        return str(entry["split"])
+    if entry.get("format") == "yolo" and "yaml" in entry:
+        return "train"  # the default
+    for key in ("json", "csv", "root", "images"):
+        if entry.get(key):
+            return Path(str(entry[key])).expanduser().absolute().stem
+    return "data"
+
+
 def _registered(entries: Sequence[dict], roles: dict[str, str]) -> Target:
-    register_datasets(entries)
+    register_datasets(entries, "the command line")
     names = [str(entry["name"]) for entry in entries]
     return _named({name: roles.get(name, "") for name in names}, "the command line")
 

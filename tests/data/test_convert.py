@@ -1,8 +1,12 @@
 """Data sets go from format to format and come back as they were."""
 
+import ast
 import dataclasses
 import itertools
 import json
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ import yaml
 from PIL import Image
 
 from resobj_d2.data.catalog import dataset_record
-from resobj_d2.data.convert import convert, main
+from resobj_d2.data.convert import convert
 from resobj_d2.data.register import register_datasets
+from resobj_d2.inspection.convert_command import main
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -162,10 +167,19 @@ def test_splits_of_other_classes_do_not_mix(source, tmp_path):
         convert(fewer, to="yolo", output=tmp_path / "out", split="val")
 
 
+def printed(capsys):
+    """The entries that were printed, for a configuration and for the command line."""
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    (entry,) = (yaml.safe_load(line) for line in lines if line.startswith("- {"))
+    (words,) = (shlex.split(line) for line in lines if line.startswith("DATASETS.REGISTER "))
+    assert ast.literal_eval(words[1]) == entry
+    return entry[0], lines
+
+
 def test_the_command_prints_the_entry(source, tmp_path, capsys):
     words = [f"{key}={value}" for key, value in source.items()] + ["classes=[ant, zebra]"]
     assert main([*words, "--to", "voc", "--output", str(tmp_path / "ants"), "--split", "val"]) == 0
-    entry = yaml.safe_load(capsys.readouterr().out.splitlines()[-1])
+    entry, _ = printed(capsys)
     assert entry["name"] == "ants_val" and entry["classes"] == ["ant", "zebra"]
     register_datasets([entry])
     assert dataset_record("ants_val").class_names == ["ant", "zebra"]
@@ -173,8 +187,48 @@ def test_the_command_prints_the_entry(source, tmp_path, capsys):
     assert picture.is_symlink() and picture.resolve() == tmp_path / "pictures" / "a" / "1.png"
 
 
+def test_words_in_any_order_and_the_split_of_the_file(source, tmp_path, capsys):
+    words = [f"{key}={value}" for key, value in source.items()]
+    options = ["--to", "coco", "--output", str(tmp_path / "gr\u00f6\u00dfe")]
+    assert main([words[0], *options, *words[1:]]) == 0
+    entry, lines = printed(capsys)
+    assert (entry["name"], Path(entry["json"]).name) == ("gr\u00f6\u00dfe_source", "source.json")
+    assert sum("gr\u00f6\u00dfe_source" in line for line in lines) == 2
+    assert any(line.startswith("3 pictures and 8 boxes are written") for line in lines)
+
+
+def test_a_bare_path_is_read_as_by_the_check(source, tmp_path, capsys):
+    json_file = tmp_path / "pictures" / "val.json"
+    shutil.copy(source["json"], json_file)
+    assert main([str(json_file), "--to", "yolo", "--output", str(tmp_path / "yolo")]) == 0
+    entry, _ = printed(capsys)
+    assert (entry["name"], entry["split"]) == ("yolo_val", "val")
+    assert main([entry["yaml"], "--to", "csv", "--output", str(tmp_path / "csv")]) == 0
+    entry, _ = printed(capsys)
+    assert entry["name"] == "csv_val"
+    convert(source, to="yolo", output=tmp_path / "yolo", split="train")
+    both = [str(tmp_path / "yolo"), "--to", "csv", "--output", str(tmp_path / "both")]
+    with pytest.raises(ValueError, match="several data sets, train, val: choose one with --split"):
+        main(both)
+    assert main([*both, "--split", "train"]) == 0
+    assert printed(capsys)[0]["name"] == "both_train"
+
+
+def test_refused_conversions_leave_no_folder(source, tmp_path):
+    (tmp_path / "pictures" / "a" / "1.png").rename(tmp_path / "pictures" / "a" / "2.png")
+    content = json.loads((tmp_path / "source.json").read_text())
+    content["images"][0]["file_name"] = "a/2.png"
+    (tmp_path / "source.json").write_text(json.dumps(content))
+    for to in ("voc", "yolo"):
+        with pytest.raises(ValueError, match="dataset 'source'.* do not differ"):
+            convert(source, to=to, output=tmp_path / "out", split="train")
+    with pytest.raises(ValueError, match=r"^the source \('source'\): unknown format"):
+        convert({"format": "x"}, to="voc", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_words_that_are_no_source(tmp_path):
     with pytest.raises(ValueError, match="KEY=VALUE ..., got 'b' among others"):
         main(["a=1", "b", "--to", "voc", "--output", str(tmp_path)])
-    with pytest.raises(ValueError, match="'coco_2017_vl', which is not registered. Did you mean"):
+    with pytest.raises(FileNotFoundError, match="coco_2017_vl"):
         main(["coco_2017_vl", "--to", "voc", "--output", str(tmp_path)])

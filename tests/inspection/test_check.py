@@ -261,7 +261,7 @@ def test_files_and_folders_of_every_format(write_set, tmp_path, capsys):
     assert main([str(tmp_path)]) == 0  # a folder with one json, cells.json
     assert "cells: 2 pictures, 3 objects" in capsys.readouterr().out
     words = [f"{key}={value}" for key, value in source.items()]
-    assert main(words) == 0 and "data: 2 pictures, 3 objects" in capsys.readouterr().out
+    assert main(words) == 0 and "cells: 2 pictures, 3 objects" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
