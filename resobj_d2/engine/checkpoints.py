@@ -35,6 +35,9 @@ class KeepLast(HookBase):
         self.number = number
         self._seen = ""
 
+    def before_train(self) -> None:
+        self._remove()  # what a killed run has left
+
     def after_step(self) -> None:
         if self.checkpointer.last_saved != self._seen:
             self._seen = self.checkpointer.last_saved

@@ -44,6 +44,18 @@ def test_last_checkpoints_are_kept(scenes_trainer, tmp_path):
     assert (folder / "model_final.pth").is_file() and (folder / "model_best.pth.old").is_file()
 
 
+def test_resumed_run_writes_the_list_of_an_uninterrupted_one(scenes_trainer, tmp_path):
+    options = [*SOLVER, "SOLVER.CHECKPOINT_KEEP", 2]
+    scenes_trainer("whole", *options, "SOLVER.MAX_ITER", 5).train()
+    scenes_trainer("run", *options, "SOLVER.MAX_ITER", 4).train()
+    resumed = scenes_trainer("run", *options, "SOLVER.MAX_ITER", 5)
+    resumed.resume_or_load()
+    resumed.train()
+    for folder in ("whole", "run"):
+        final = torch.load(tmp_path / folder / "model_final.pth", weights_only=True)
+        assert final["written"] == [f"model_{i:07d}.pth" for i in (2, 3, 4)]
+
+
 def test_checkpoints_of_an_earlier_run_stay(scenes_trainer, tmp_path):
     """Of lower and of higher iterations, which somebody has put beside a run that is resumed."""
     folder = tmp_path / "run"
