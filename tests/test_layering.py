@@ -32,8 +32,8 @@ ALLOWED = {
     "config": {"data", "losses", "matching", "modeling", "options", "process", "registry"},
     "checkpoint": {"data", "modeling", "process"},
     "engine": {
-        "checkpoint", "compat", "data", "evaluation", "launch", "losses", "modeling", "ops",
-        "plots", "process",
+        "checkpoint", "compat", "config", "data", "evaluation", "launch", "losses", "modeling",
+        "ops", "plots", "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "modeling", "process"},
     "inspection": {

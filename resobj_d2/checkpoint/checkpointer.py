@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -311,16 +311,30 @@ class ResObjCheckpointer(DetectionCheckpointer):
         ]
 
     def _refuse_random_layers(self, incompatible) -> None:
-        rows = [
-            f"  {name}: checkpoint {tuple(actual)}, model {tuple(expected)}"
-            for name, actual, expected in incompatible.incorrect_shapes
-        ]
         parameters = {name for name, _ in self.model.named_parameters()}
-        rows += [
-            f"  {k}: not in the checkpoint" for k in incompatible.missing_keys if k in parameters
-        ]
-        if rows:
+        other = {
+            name: f"{name}: checkpoint {tuple(actual)}, model {tuple(expected)}"
+            for name, actual, expected in incompatible.incorrect_shapes
+        }
+        # Detectron2 counts those of another shape as missing too.
+        missing = [k for k in incompatible.missing_keys if k in parameters and k not in other]
+        differences = []
+        if other:
+            differences.append(f"{_number(other)} of another shape ({_few(other.values())})")
+        if missing:
+            differences.append(f"{_number(missing)} not in the checkpoint ({_few(missing)})")
+        if differences:
             raise CheckpointError(
                 "the checkpoint was trained with another configuration (number of classes, "
-                "anchors, channels, method?):\n" + "\n".join(rows)
+                f"anchors, channels, method?): {', and '.join(differences)}. Take the config.yaml "
+                "of its run"
             )
+
+
+def _number(tensors: Sized) -> str:
+    return "1 tensor is" if len(tensors) == 1 else f"{len(tensors)} tensors are"
+
+
+def _few(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    return "; ".join(texts[:3]) + ("; ..." if len(texts) > 3 else "")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 
+import torch
 from detectron2.engine import default_argument_parser
 
 from resobj_d2.command import add_import_option, one_line_per_process
@@ -15,6 +18,8 @@ from resobj_d2.launch import launch, place_from_environment, was_restarted
 from resobj_d2.process import start_log
 
 __all__ = ["main"]
+
+logger = logging.getLogger(__name__)
 
 
 @one_line_per_process
@@ -43,6 +48,25 @@ def _load(args):
     return cfg
 
 
+def _check_number(processes: int) -> None:
+    """Tell at once what each process would find out for itself, much later.
+
+    Raises:
+        ValueError: there are GPUs, but not as many as processes.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and processes > gpus:
+        raise ValueError(f"--num-gpus {processes}: this machine has {gpus} that can be used")
+    if not gpus:
+        logger.warning(
+            "--num-gpus %d, but no GPU can be used: %d processes share the %d CPU cores, and it "
+            "takes minutes until they have started",
+            processes,
+            processes,
+            os.cpu_count() or 1,
+        )
+
+
 def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | None = None) -> int:
     """The command; takes Detectron2's arguments."""
     parser = default_argument_parser(epilog=(examples or _EXAMPLES).format(prog=prog))
@@ -53,6 +77,7 @@ def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | 
     if args.config_file:
         args.config_file = str(find_config(args.config_file))  # Detectron2 copies it to the log
     if args.num_gpus > 1:
+        _check_number(args.num_gpus)
         _load(args)  # a mistake is told once, not by every process
     # Detectron2's default is one port per user, which two runs on a machine would share.
     chosen = args.num_machines > 1 or args.dist_url != parser.get_default("dist_url")

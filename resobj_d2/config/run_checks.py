@@ -81,8 +81,10 @@ def _check_steps(solver: CfgNode) -> None:
     if beyond:
         scale = solver.MAX_ITER / (max(solver.STEPS) * 9 / 8)
         fitting = tuple(int(step * scale) for step in solver.STEPS)
+        # At iteration 0, or twice at the same one, it would not be the schedule that was meant.
+        useful = fitting and min(fitting) > 0 and len(set(fitting)) == len(fitting)
+        form = f'"{fitting}", or "()" for a constant rate' if useful else '"()", a constant rate'
         raise ValueError(
             f"SOLVER.STEPS {tuple(solver.STEPS)} are not all below SOLVER.MAX_ITER "
-            f"{solver.MAX_ITER}, so the learning rate would not drop: give SOLVER.STEPS "
-            f'"{fitting}", or "()" for a constant rate'
+            f"{solver.MAX_ITER}, so the learning rate would not drop: give SOLVER.STEPS {form}"
         )

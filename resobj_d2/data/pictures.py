@@ -45,6 +45,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
+_NETWORK = ("http", "https", "ftp")  # which PathManager would download
 MAX_SIDE = 2**18  # pixels; Pillow's memory grows with the number of rows as well
 MAX_PNG_CHUNKS = 500_000
 
@@ -105,6 +106,8 @@ def rgb_to_format(rgb: np.ndarray, image_format: str) -> np.ndarray:
 
 def _open(name: str) -> tuple[Image.Image, Image.Image | None]:
     """The decoded picture of a file, and of 16-bit colour the lower bytes."""
+    if "://" in name and name.partition("://")[0].lower() in _NETWORK:
+        raise ImageError(f"{name}: pictures are read from the disk alone: download it first")
     try:
         path = PathManager.get_local_path(name)
         if not os.path.exists(path):

@@ -90,11 +90,13 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{config_key} must hold names of data sets, got {name!r:.80}")
         if name not in DatasetCatalog:
-            similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
+            similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.8)
             raise ValueError(
                 f"{config_key} names '{name}', which is not registered. "
                 + (f"Did you mean {' or '.join(map(repr, similar))}? " if similar else "")
-                + "Your own data are registered with DATASETS.REGISTER, see docs/datasets.md."
+                + "Your own data are registered with DATASETS.REGISTER "
+                f"\"[{{'name': '{name}', 'json': 'FILE.json', 'images': 'FOLDER'}}]\", "
+                "see docs/datasets.md."
             )
         adopt(name)
 

@@ -20,7 +20,7 @@ from resobj_d2.process.console import FILE_ONLY, log_to_folder
 
 from .earlier_run import refuse_earlier_run
 
-__all__ = ["run_setup"]
+__all__ = ["make_output_folder", "run_setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
     goes_on = getattr(args, "resume", False) or was_restarted()
     if args is not None and not (eval_only or goes_on):
         refuse_earlier_run(cfg.OUTPUT_DIR, how_to_resume="add --resume")
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    make_output_folder(cfg.OUTPUT_DIR)
     if not eval_only and comm.is_main_process():
         hold_folder(cfg.OUTPUT_DIR)
     log_to_folder(cfg.OUTPUT_DIR, rank=rank)
@@ -65,6 +65,19 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
     precision = cfg.get("FLOAT32_PRECISION", "")  # upstream main alone has the key
     if precision:
         defaults._set_float32_precision(precision)
+
+
+def make_output_folder(path: str) -> None:
+    """Make ``OUTPUT_DIR`` where it is missing.
+
+    Raises:
+        OSError: it cannot be made; the message names the key.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if os.path.isfile(path) else error.strerror
+        raise OSError(f"OUTPUT_DIR {path} cannot be created: {reason}") from error
 
 
 def _log_circumstances(cfg: CfgNode, args: Namespace | None) -> None:

@@ -205,7 +205,7 @@ def final_summary(
     rows += [
         ("logs", f"{cfg.OUTPUT_DIR}: log.txt, metrics.json, config.yaml, model.txt"),
         ("curves", f"tensorboard --logdir {cfg.OUTPUT_DIR}"),
-        ("evaluate", evaluate_command(file, cfg.OUTPUT_DIR)),
+        *([("evaluate", evaluate_command(file, cfg.OUTPUT_DIR))] if cfg.DATASETS.TEST else []),
         ("predict", predict_command(file, cfg.OUTPUT_DIR)),
     ]
     title = f"Evaluation after iteration {iterations}:"
@@ -255,7 +255,8 @@ def _describe_device(cfg: CfgNode) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"{device.type}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
     processes = comm.get_world_size()
     return name + (f", {processes} processes" if processes > 1 else "")
 

@@ -16,7 +16,9 @@ from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
+from resobj_d2.config import class_counts
 from resobj_d2.data.categories import check_stored_classes, dataset_categories
+from resobj_d2.data.class_checks import check_num_classes
 from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
@@ -36,6 +38,7 @@ from .process_state import ProcessState
 from .progress import ProgressHook, evaluate_with_progress
 from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
+from .startup import make_output_folder
 from .summary import (
     VALIDATION,
     Contents,
@@ -74,13 +77,14 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg, *, how_to_resume: str = RESUME_IN_PYTHON) -> None:
+        check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
         check_evaluators(cfg)
         if cfg.TEST.VALIDATION_LOSS:
             validation_records(cfg)
         stock = Trainer.__dict__["build_evaluator"], DefaultTrainer.__dict__["test"]
         if stock == tuple(getattr_static(type(self), x) for x in ("build_evaluator", "test")):
             check_metric(cfg)
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        make_output_folder(cfg.OUTPUT_DIR)
         if comm.is_main_process():
             hold_folder(cfg.OUTPUT_DIR)
         self._how_to_resume = how_to_resume

@@ -98,6 +98,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     """
     images: dict[Path, Path] = {}
     for text in inputs:
+        if "://" in text:
+            raise FileNotFoundError(f"{text} is not on this machine: download it first")
         path = Path(text).expanduser()
         if path.is_file():
             matches = [path]
@@ -158,7 +160,7 @@ def predict_images(
                 image, steps = predictor.detect(path)
             except (ImageError, torch.OutOfMemoryError) as error:
                 files.failed[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
-                logger.warning("%s is left out: %s", progress, error)
+                logger.warning("%s is left out: %s", progress, str(error).removeprefix(f"{path}: "))
                 continue
             results.add(_coco_results(predictor, steps[-1], number))
             images.add([_coco_image(number, path, image)])
@@ -239,11 +241,8 @@ def _save_pictures(
 
 def _warn_if_nothing_is_drawn(best_scores: Sequence[float], threshold: float) -> None:
     if best_scores and max(best_scores) < threshold:
-        logger.warning(
-            "nothing is drawn: the best score is %.3g, the confidence threshold %g",
-            max(best_scores),
-            threshold,
-        )
+        text = "nothing is drawn: the best score is %.3g, the confidence threshold %g"
+        logger.warning(text, max(best_scores), threshold)
 
 
 def _draw_steps(
@@ -354,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = find_images(options.input)
     except OSError as error:
         return _complain(str(error))
+    if os.path.isfile(options.output):
+        return _complain(f"--output {options.output} is a file: give the name of a folder")
     try:
         cfg = load_prediction_config(options.config_file, options.opts, imports=options.imports)
         predictor = Predictor(cfg)
@@ -365,12 +366,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(message.removesuffix(".") + hint if hint else message)
     folder = os.path.abspath(options.output)
     try:
+        limits = (options.confidence_threshold, options.draw_limit)
         files = predict_images(
-            predictor,
-            paths,
-            options.output,
-            confidence_threshold=options.confidence_threshold,
-            draw_limit=options.draw_limit,
+            predictor, paths, options.output, confidence_threshold=limits[0], draw_limit=limits[1]
         )
     except Exception as error:
         if wants_traceback() or not is_users_mistake(error):

@@ -132,7 +132,7 @@ def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
             marker="." if len(series) == 1 else None,
         )
     axis.set_yscale(scale)
-    axis.set_ylabel(label)
+    axis.set_ylabel(f"{label} (log scale)" if scale == "log" else label)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 

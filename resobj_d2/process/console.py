@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
+import re
 import sys
 
 __all__ = ["CONSOLE_ONLY", "FILE_ONLY", "log_to_folder", "progress_bar", "start_log"]
@@ -20,6 +21,7 @@ CONSOLE_ONLY = {"destination": "console"}
 _PACKAGE = "resobj_d2"
 _LOGGED = (_PACKAGE, "detectron2", "fvcore", "py.warnings")
 _LOOP = "detectron2.engine.train_loop"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_EARLY_RECORDS = 1000
 
 
@@ -49,7 +51,8 @@ class _Console(logging.Handler):
         text = super().format(record)
         if not _is_own(record):
             first, *others = text.strip().splitlines() or [""]
-            text = f"{first} (more in log.txt)" if others else first
+            names = _few(others) if first.endswith(":") else ""
+            text = f"{first}{names} (more in log.txt)" if others else first
         if record.levelno < logging.WARNING:
             return text
         return f"{'error' if record.levelno >= logging.ERROR else 'warning'}: {text}"
@@ -80,6 +83,12 @@ class _Early(logging.Handler):
 
 def _is_own(record: logging.LogRecord) -> bool:
     return record.name == _PACKAGE or record.name.startswith(f"{_PACKAGE}.")
+
+
+def _few(lines: list[str]) -> str:
+    """The first of a list that another package logs, without colours, and how many there are."""
+    names = [_COLOUR.sub("", line).strip() for line in lines]
+    return f" {', '.join(names[:3])}{f', ... {len(names)} in all' if len(names) > 3 else ''}"
 
 
 def start_log(*, rank: int = 0) -> None:

@@ -81,6 +81,18 @@ def test_misspelt_key_is_explained(tmp_path, where):
     assert "Did you mean MODEL.DENSE.OBJECTNESS" in str(caught.value)
 
 
+def test_data_that_are_not_registered_are_told_how_to():
+    with pytest.raises(ValueError, match="'cells_train', which is not registered. Your own") as e:
+        load_config("small/cells_retinanet_fl")
+    assert "[{'name': 'cells_train', 'json': 'FILE.json', 'images': 'FOLDER'}]" in str(e.value)
+
+
+def test_one_iteration_has_no_steps(repository, scenes_options):
+    opts = [*scenes_options, "SOLVER.MAX_ITER", "1"]
+    with pytest.raises(ValueError, match=r'give SOLVER.STEPS "\(\)", a constant rate$'):
+        load_config(str(repository / SCENES), opts)
+
+
 def test_key_like_no_other_gets_no_suggestion():
     with pytest.raises(ValueError, match="there is no key QQQQQQQQ$"):
         load_config("", ["QQQQQQQQ", "1"])

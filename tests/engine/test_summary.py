@@ -71,7 +71,7 @@ def test_many_classes_stay_within_the_width():
 )
 def test_final_summary_names_the_checkpoint_to_use(best, checkpoints, used):
     text = final_summary(
-        SimpleNamespace(OUTPUT_DIR="out"),
+        SimpleNamespace(OUTPUT_DIR="out", DATASETS=SimpleNamespace(TEST=("cells_test",))),
         {"bbox": BBOX},
         best=best,
         last="out/model_final.pth",
@@ -113,3 +113,9 @@ def test_model_file_lists_structure_and_parameters():
     assert "(0): Linear(in_features=2, out_features=3" in file.getvalue()
     rows = [line.split() for line in file.getvalue().splitlines()[-2:]]
     assert rows == [["0.weight", "(3,", "2)", "6"], ["0.bias", "(3,)", "3", "frozen"]]
+
+
+def test_without_a_test_set_there_is_no_command_to_evaluate():
+    cfg = SimpleNamespace(OUTPUT_DIR="out", DATASETS=SimpleNamespace(TEST=()))
+    text = final_summary(cfg, None, best=None, last="out/a.pth", pictures=[], iterations=3)
+    assert " eval " not in text and " predict " in text

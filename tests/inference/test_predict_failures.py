@@ -177,3 +177,19 @@ def test_predict_reads_as_the_reader_does(resobj, tmp_path, caplog):
     assert list(files.failed) == [tmp_path / "float.tif"]
     with pytest.raises(ImageError, match="floating-point"):
         predictor.read(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.png", "HTTPS://127.0.0.1:9/a.png"])
+def test_pictures_are_not_downloaded(resobj, address, capsys):
+    with pytest.raises(ImageError, match="from the disk alone: download it first"):
+        Predictor(*resobj)(address)
+    assert main(["--config-file", "no.yaml", "--input", address, "--output", "out"]) == 2
+    assert f"{address} is not on this machine: download it first" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_told_before_the_model_is_loaded(photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    output.write_text("mine")
+    arguments = ["--config-file", "no.yaml", "--input", str(photos), "--output", str(output)]
+    assert main(arguments) == 2
+    assert f"--output {output} is a file: give the name of a folder" in capsys.readouterr().err

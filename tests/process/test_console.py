@@ -86,6 +86,17 @@ def test_warnings_of_any_package_reach_the_file(tmp_path, capsys):
     assert "py.warnings WARNING: " in text and "FutureWarning: late\nwords\n" in text
 
 
+def test_a_list_of_another_package_is_shown_in_part(tmp_path, capsys):
+    log_to_folder(str(tmp_path))
+    names = [f"  \x1b[35mhead.{i}.weight\x1b[0m" for i in range(5)]
+    detectron2.warning("keys that are not used:\n" + "\n".join(names))
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: keys that are not used: head.0.weight, head.1.weight, head.2.weight, ... 5 in all"
+        " (more in log.txt)"
+    ]
+    assert "head.4.weight" in (tmp_path / "log.txt").read_text()
+
+
 def test_further_processes_write_to_files_of_their_own(tmp_path, capsys):
     start_log(rank=3)
     own.warning("early")

@@ -1,0 +1,39 @@
+"""What ``train`` tells before it starts."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from resobj_d2.cli import train
+from resobj_d2.engine.startup import make_output_folder
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_without_a_configuration_it_says_what_to_give(eval_only):
+    with pytest.raises(ValueError, match="there is no configuration: give --config-file FILE"):
+        train._load(Namespace(config_file="", opts=[], eval_only=eval_only, imports=[]))
+
+
+def test_more_processes_than_gpus_are_told_at_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    train._check_number(2)
+    with pytest.raises(ValueError, match="--num-gpus 8: this machine has 2 that can be used"):
+        train._check_number(8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train.logger, "warning", lambda text, *x: told.append(text % x))
+    train._check_number(8)
+    assert "no GPU can be used: 8 processes share" in told[-1]
+
+
+def test_an_output_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
+    taken = tmp_path / "fast.yaml"
+    taken.write_text("")
+    with pytest.raises(OSError, match=f"OUTPUT_DIR {taken} cannot be created: it is a file"):
+        make_output_folder(str(taken))
+    with pytest.raises(OSError, match="OUTPUT_DIR /proc/x cannot be created: No such file"):
+        make_output_folder("/proc/x")
+    make_output_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
