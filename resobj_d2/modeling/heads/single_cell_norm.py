@@ -1,11 +1,12 @@
-"""EfficientDet's batch normalisation."""
+"""Normalisation of maps that may have a single cell."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SingleCellBatchNorm"]
+__all__ = ["SingleCellBatchNorm", "SingleCellGroupNorm"]
 
 
 class SingleCellBatchNorm(nn.BatchNorm2d):
@@ -32,4 +33,18 @@ class SingleCellBatchNorm(nn.BatchNorm2d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
+        return super().forward(x)
+
+
+class SingleCellGroupNorm(nn.GroupNorm):
+    """Group normalisation of an image alone as in a batch.
+
+    A group of one channel has one value on a map of one cell, which is normalised to zero: the
+    bias is left. torch's layer does so in a batch, but raises an error for a single image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (N, C, ...), keeping its shape."""
+        if x.numel() == self.num_groups:
+            return super().forward(torch.cat([x, x]))[:1]
         return super().forward(x)

@@ -14,8 +14,11 @@ from resobj_d2.options import Option
 from resobj_d2.structures import TowerFeatures
 
 from .predictors import init_conv
+from .single_cell_norm import SingleCellGroupNorm
 
 __all__ = ["ConvStack", "ConvTower", "NoTower"]
+
+GROUPS = 32  # of Detectron2's "GN"
 
 Channels = Annotated[int, Option("width of the convolutions", key="CHANNELS")]
 NumConvs = Annotated[
@@ -45,7 +48,8 @@ class ConvStack(nn.Sequential):
         for _ in range(num_convs):
             layers.append(nn.Conv2d(width, channels, kernel_size=3, padding=1))
             if norm:
-                layers.append(get_norm(norm, channels))
+                own = SingleCellGroupNorm(GROUPS, channels) if norm == "GN" else None
+                layers.append(own or get_norm(norm, channels))
             layers.append(nn.ReLU())
             width = channels
         super().__init__(*layers)
@@ -78,6 +82,11 @@ class ConvTower(Tower):
         tasks: Sequence[str] = ("cls", "box"),
     ) -> None:
         super().__init__()
+        if norm == "GN" and num_convs and channels % GROUPS:
+            raise ValueError(
+                f"TOWER.CHANNELS {channels} with TOWER.NORM=GN must be a multiple of {GROUPS}, the "
+                "number of groups"
+            )
         if norm in ("BN", "SyncBN"):
             # Levels have different statistics, so shared running means would fit none of them.
             raise ValueError(f"TOWER.NORM={norm} needs statistics per level; use GN")
