@@ -103,7 +103,7 @@ COMMANDS = (
         module="cli.configs",
         uses_operators=False,
     ),
-    Command(name="data", summary="check, convert", commands=DATA),
+    Command(name="data", summary="check a data set; convert it to another format", commands=DATA),
     Command(name="analyze", summary="cost, proposals, sweep, curves", commands=ANALYZE),
     Command(
         name="doctor",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Sequence
 
 import torch
-from detectron2.engine import default_argument_parser
 
 from resobj_d2.command import add_import_option, one_line_per_process
 from resobj_d2.config import load_config
@@ -48,6 +48,29 @@ def _load(args):
     return cfg
 
 
+def _parser(prog: str, epilog: str) -> argparse.ArgumentParser:
+    """Detectron2's arguments, in words that are true here."""
+    parser = argparse.ArgumentParser(
+        prog=prog, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    evaluates = prog.endswith(" eval")
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
+    resumed = "go on from the last checkpoint of OUTPUT_DIR"
+    if evaluates:
+        resumed = "evaluate the last checkpoint of OUTPUT_DIR, not MODEL.WEIGHTS"
+    add("--resume", action="store_true", help=resumed)
+    what = argparse.SUPPRESS if evaluates else "evaluate MODEL.WEIGHTS and do not train"
+    add("--eval-only", action="store_true", help=what)
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes of this machine, one a GPU")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines in all (default 1)")
+    add("--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="where machines meet: tcp://HOST:PORT")
+    add_import_option(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configuration")
+    return parser
+
+
 def _check_number(processes: int) -> None:
     """Tell at once what each process would find out for itself, much later.
 
@@ -69,9 +92,7 @@ def _check_number(processes: int) -> None:
 
 def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | None = None) -> int:
     """The command; takes Detectron2's arguments."""
-    parser = default_argument_parser(epilog=(examples or _EXAMPLES).format(prog=prog))
-    parser.prog = prog
-    add_import_option(parser)
+    parser = _parser(prog, (examples or _EXAMPLES).format(prog=prog))
     args = parser.parse_args(argv)
     start_log()
     if args.config_file:
@@ -79,15 +100,13 @@ def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | 
     if args.num_gpus > 1:
         _check_number(args.num_gpus)
         _load(args)  # a mistake is told once, not by every process
-    # Detectron2's default is one port per user, which two runs on a machine would share.
-    chosen = args.num_machines > 1 or args.dist_url != parser.get_default("dist_url")
     several = args.num_gpus * args.num_machines > 1 or place_from_environment() is not None
     launch(
         _run if several else _run.__wrapped__,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
-        dist_url=args.dist_url if chosen else "auto",
+        dist_url=args.dist_url,
         args=(args,),
     )
     return 0

@@ -37,3 +37,14 @@ def test_an_output_folder_that_cannot_be_made_is_named_with_its_key(tmp_path):
         make_output_folder("/proc/x")
     make_output_folder(str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("prog", ["resobj-d2 train", "resobj-d2 eval"])
+def test_help_is_of_this_command(prog, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"], prog=prog)
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {prog} ") and "LazyConfig" not in text
+    assert ("--eval-only" in text.partition("Examples")[0]) == (prog == "resobj-d2 train")
+    args = train._parser(prog, "").parse_args(["--config-file", "a", "--resume", "SEED", "1"])
+    assert (args.config_file, args.resume, args.opts) == ("a", True, ["SEED", "1"])
