@@ -88,7 +88,7 @@ def record_from_dicts(
             if not 0 <= item["category_id"] < len(categories):
                 raise ValueError(
                     f"{label} has class {item['category_id']}, but thing_classes of its metadata "
-                    f"has {len(categories)} names"
+                    f"has {len(categories)} name{'' if len(categories) == 1 else 's'}"
                 )
             rows.add(
                 image=row,

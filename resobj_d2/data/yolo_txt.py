@@ -112,7 +112,8 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
         raise ValueError(f"{where}: there is no split '{split}'; it has {', '.join(splits)}")
     names = _names_of(yaml_file, content["names"], where)
     if "nc" in content and whole_number_of(content["nc"]) != len(names):
-        raise ValueError(f"{where}: 'nc' is {content['nc']!r}, but 'names' has {len(names)} names")
+        counted = f"{len(names)} name{'' if len(names) == 1 else 's'}"
+        raise ValueError(f"{where}: 'nc' is {content['nc']!r}, but 'names' has {counted}")
     root = _root(yaml_file, content.get("path"))
     files: list[Path] = []
     for entry in entries:

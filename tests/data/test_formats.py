@@ -265,6 +265,7 @@ def test_yaml_that_expands_is_refused(tmp_path):
         ({"names": ["a", "a"]}, "two classes are called 'a'"),
         ({"names": {"0": "a", "2": "b"}}, r"numbers of 'names' must be 0 to 1, got \['0', '2'\]"),
         ({"nc": 3}, "'nc' is 3, but 'names' has 2 names"),
+        ({"nc": 3, "names": ["cat"]}, "'nc' is 3, but 'names' has 1 name$"),
         ({"train": None}, "there is no split 'train'; it has val"),
         ({"train": "nowhere"}, "there is no folder or list .*nowhere"),
         ({"kpt_shape": 17}, "'kpt_shape' must be"),
