@@ -15,6 +15,8 @@ def train_arguments(repository):
         "SOLVER.STEPS", "()",
     ]  # fmt: skip
 
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
+
     def build(folder, output, *opts, flags=(), config="scenes_retinanet_resobj_t2"):
         entries = [
             {"name": f"tiny_{split}", "format": "scenes", "split": split, "root": str(folder),
@@ -27,8 +29,7 @@ def train_arguments(repository):
             "DATASETS.REGISTER", str(entries),
             "DATASETS.TRAIN", "('tiny_train',)",
             "DATASETS.TEST", "('tiny_val',)",
-            "INPUT.MIN_SIZE_TRAIN", "(64,)",
-            "INPUT.MIN_SIZE_TEST", "64",
+            *(() if "INPUT.FIXED_SIZE" in opts else sizes),
             *(retinanet if "retinanet" in config else ()),
             "SOLVER.IMS_PER_BATCH", "4",
             "SOLVER.MAX_ITER", "8",
