@@ -153,7 +153,7 @@ def test_demo_times_itself_says_what_it_does_and_fails_below_the_floor(demo):
     assert re.search(r"An iteration takes \S+ s here, too long for 0.01 minutes", ran.stdout)
     assert "AP50 must reach 99." in ran.stdout
     ap50 = re.search(r"^bbox +\S+ +(\S+)", ran.stdout, re.M)[1]
-    failed = f"error: the demo failed: AP50 {ap50} after 3 iterations, it must reach 99"
+    failed = f"error: the demo failed: AP50 {ap50} after 3 iterations, but it must reach 99"
     assert failed in ran.stdout.splitlines() and ran.returncode == 1
     for name in ("detections.png", "steps.png", "objectness_curves.png"):
         path = demo.folder / "output/demo" / name
