@@ -248,8 +248,9 @@ class Trainer(DefaultTrainer):
         self._place_random_numbers()
         if comm.is_main_process():
             hold_folder(self.cfg.OUTPUT_DIR)
-            self._begin()
         try:
+            if comm.is_main_process():
+                self._begin()
             with self.interrupt.listening():
                 super().train()
         except TrainingEnded as end:

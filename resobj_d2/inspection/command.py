@@ -12,11 +12,12 @@ Every picture is opened. The exit status is 0 where nothing is wrong, 1 where so
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resobj_d2 import __version__
@@ -47,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_intermixed_args(argv)
     start_log()
-    # The report has them, with their examples.
-    logging.getLogger("resobj_d2.data.notes").setLevel(logging.ERROR)
-    target = find_target([args.target, *args.opts], images=args.images, imports=args.imports)
-    report = check_records(target.records, target.roles, cfg=target.cfg, workers=args.workers)
+    with _without_notes():
+        target = find_target([args.target, *args.opts], images=args.images, imports=args.imports)
+        report = check_records(target.records, target.roles, cfg=target.cfg, workers=args.workers)
     print(report_text(report))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             for path in write_sheets(record, args.output, args.browse):
                 print(path)
     return exit_status(report, strict=args.strict)
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """No warnings about the data while they are read: the report has them, with their examples."""
+    notes = logging.getLogger("resobj_d2.data.notes")
+    before = notes.level
+    notes.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        notes.setLevel(before)
 
 
 def _parser() -> argparse.ArgumentParser:
