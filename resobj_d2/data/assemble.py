@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import reprlib
 from array import array
 from collections import Counter
@@ -17,6 +18,8 @@ from .notes import Notes
 from .record import AnnotationTable, Category, ImageTable, Record
 
 __all__ = ["Rows", "assemble", "image_table"]
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(kw_only=True)
@@ -97,8 +100,12 @@ def assemble(
         hint: whether the format lets the user say ``box_format``.
 
     Raises:
-        ValueError: the boxes follow another convention than ``box_format``.
+        ValueError: the boxes follow another convention than ``box_format``; the name of a class or
+            file has control characters, which would act on the terminal that shows it.
     """
+    for text in (*(category.name for category in categories), *images.files):
+        if _CONTROL.search(text):
+            raise ValueError(f"{notes.where}: the name {text!r} has control characters")
     _note_shared_files(images, notes)
     table = AnnotationTable(
         ids=rows.ids,
