@@ -28,7 +28,6 @@ class Kind:
     needed_for: str = ""
 
 
-# docs/datasets.md has a row for each.
 KINDS = {
     "text_number": Kind(
         "numbers are written as text, or whole ones as fractions like 3.0; they are read as numbers"
@@ -100,6 +99,7 @@ KINDS = {
     ),
     "no_label_file": Kind("pictures have no label file and count as empty", mended=False),
 }  # fmt: skip
+"""Every kind of note by its name; docs/datasets.md has a row for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
