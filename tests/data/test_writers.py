@@ -58,14 +58,14 @@ def test_pictures_that_differ_in_their_ending_are_refused(make, tmp_path, to):
     source = make(["a.jpg", "a.png", "b.jpg"])
     with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png do not differ in their names"):
         convert(source, to=to, output=tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_endings_that_yolo_does_not_find_are_refused(make, tmp_path):
     source = make(["a.jfif", "b.jpg"])
     with pytest.raises(ValueError, match=r"a\.jfif has none of \.jpg"):
         convert(source, to="yolo", output=tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     record = read(convert("source", to="voc", output=tmp_path / "voc"))
     assert boxes_of(record) == {"a.jfif": [1], "b.jpg": [2]}
 
@@ -108,15 +108,15 @@ def test_a_second_voc_split_does_not_take_the_boxes_of_the_first(make, tmp_path)
 def test_layouts_that_hold_the_pictures_cannot_leave_them(make, tmp_path, to):
     with pytest.raises(ValueError, match="layout holds the pictures: link or copy them"):
         convert(make(["a.jpg", "b.jpg"]), to=to, output=tmp_path / "out", pictures="none")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("to", ["voc", "yolo", "csv"])
-@pytest.mark.parametrize("name", [" cat", "cat\x01", "c\nat"])
+@pytest.mark.parametrize("name", [" cat", "cat\u2028", "c\ufffeat"])
 def test_class_names_that_would_change_are_refused(make, tmp_path, to, name):
     with pytest.raises(ValueError, match="would be read back as another one"):
         convert(make(["a.jpg"], categories=[name]), to=to, output=tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_splits_of_a_csv_have_the_classes_of_the_set(make, tmp_path):

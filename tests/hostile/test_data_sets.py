@@ -26,6 +26,7 @@ def write(name, folder):
     return root if name.startswith("voc") else root / next(iter(DATA_SETS[name]))
 
 
+@pytest.mark.usefixtures("clean_catalogs")
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_data_check_tells_what_is_wrong(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
