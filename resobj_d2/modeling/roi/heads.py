@@ -178,9 +178,9 @@ def _with_ground_truth(
 
 def _suppression_of(cfg) -> Suppression | None:
     """What ``MODEL.RESOBJ_ROI.NMS`` names, or None for Detectron2's NMS."""
-    node = cfg.MODEL.RESOBJ_ROI.clone()
-    if node.NMS == "greedy":
+    if cfg.MODEL.RESOBJ_ROI.NMS == "greedy":
         return None
+    node = cfg.MODEL.RESOBJ_ROI.clone()
     node.defrost()
     node.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
     return build(Suppression, node)
