@@ -25,8 +25,8 @@ def wait_for(pattern, path, process, seconds=200):
 
 
 def rows(output):
-    """The summaries' ``name  text`` lines."""
-    return dict(re.findall(r"^([a-z ]+?)  +(\S.*)$", output, re.M))
+    """The summaries' ``name  text`` lines; a long path stands in the line below its name."""
+    return dict(re.findall(r"^([a-z][a-z ]*?)(?: {2,}|\n {2,})(\S.*)$", output, re.M))
 
 
 def table(output):
