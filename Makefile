@@ -37,7 +37,7 @@ demo: setup
 # A process per core up to four (each takes a gigabyte or two), and one thread in each.
 test: setup
 	@echo "now: all tests"
-	@OMP_NUM_THREADS=1 $(python) -m pytest -m "slow or not slow" -n auto --maxprocesses 4 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(python) -m pytest -m "slow or not slow" -n auto --maxprocesses 4 --dist loadfile
 
 # Material for MkDocs greets every build with news of other projects unless told not to. Not --quiet:
 # it silences warnings, and those that are silenced fail nothing.

@@ -36,18 +36,6 @@ RESNET = [
 ]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several processes (``--dist loadgroup``) what shares expensive fixtures shares one.
-
-    That is a file, and all of ``tests/install``, which builds the package once.
-    """
-    for item in items:
-        in_install = item.path.parent.name == "install"
-        group = "install" if in_install else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).resolve().parent.parent
