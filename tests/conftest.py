@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a tiny detector's configuration and random batches."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def tiny_options() -> list[str]:
     import tests.toy_backbone  # noqa: F401 (registers it)
 
     return list(TINY)
+
+
+@pytest.fixture(autouse=True)
+def restored_logs():
+    """A command that a test runs sets up logging; the next test finds it as it was."""
+    loggers = [logging.getLogger(name) for name in ("resobj_d2", "detectron2", "fvcore")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from resobj_d2.process import parse_yaml
+from resobj_d2.process.yaml_text import parse_yaml
 
 __all__ = ["fitted_file", "fitted_overrides"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from resobj_d2.process import YamlError, parse_yaml
+from resobj_d2.process.yaml_text import YamlError, parse_yaml
 
 __all__ = ["ConfigFileError", "load_yaml_with_base"]
 

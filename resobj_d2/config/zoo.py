@@ -149,7 +149,7 @@ def refuse_part(path: str) -> None:
 
 def _bases(file: Path) -> set[str]:
     """Names of the yamls of the zoo that one names in its ``_BASE_``."""
-    from resobj_d2.process import parse_yaml
+    from resobj_d2.process.yaml_text import parse_yaml
 
     content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     bases = content.get("_BASE_", []) if isinstance(content, dict) else []

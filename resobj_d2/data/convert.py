@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from resobj_d2.process import parse_yaml
+from resobj_d2.process.yaml_text import parse_yaml
 
 from .entries import parse_entry
 from .record import Record

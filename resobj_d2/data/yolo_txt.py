@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resobj_d2.process import parse_yaml
+from resobj_d2.process.yaml_text import parse_yaml
 
 from .assemble import Rows, assemble, image_table
 from .notes import Notes
@@ -131,7 +131,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
 
 
 def read_yaml(yaml_file: Path, where: str, *, strings: bool = False) -> object:
-    """The content of a ``data.yaml``, within limits; see :func:`resobj_d2.process.parse_yaml`."""
+    """The content of a ``data.yaml``, within the limits of :mod:`resobj_d2.process.yaml_text`."""
     text = read_text(yaml_file, where)
     if len(text) > _LONGEST_YAML:
         raise ValueError(f"{where}: a yaml of {len(text)} characters is no list of classes")

@@ -1,19 +1,19 @@
-"""What a command needs around everything else: warnings, log, signals, files; without torch."""
+"""What a command needs around everything else: warnings, log, signals, files; without torch.
+
+``yaml_text`` needs PyYAML and is imported by itself: ``resobj-d2 doctor`` runs without any package.
+"""
 
 from .console import progress_bar, start_log
 from .files import put_in_place, replacing
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet_imports
-from .yaml_text import YamlError, parse_yaml
 
 __all__ = [
     "FolderInUse",
     "StopRequest",
-    "YamlError",
     "forward_to_children",
     "hold_folder",
-    "parse_yaml",
     "progress_bar",
     "put_in_place",
     "quiet_imports",
