@@ -273,6 +273,7 @@ class Candidates:
         factors: the fused probabilities by name, each (C,); on request also ``<name>_step<t>``,
             those after t refinements.
         levels: (C,) int64, the pyramid level of each.
+        rows: (C,) int64, the prior of each, a row of its stream's :class:`Priors`.
     """
 
     boxes: Tensor
@@ -280,6 +281,7 @@ class Candidates:
     scores: Tensor
     factors: dict[str, Tensor]
     levels: Tensor
+    rows: Tensor
 
     def take(self, index: Tensor) -> Candidates:
         """The candidates with indices ``index`` (D,), in that order."""
@@ -289,6 +291,7 @@ class Candidates:
             scores=self.scores[index],
             factors={name: value[index] for name, value in self.factors.items()},
             levels=self.levels[index],
+            rows=self.rows[index],
         )
 
     @classmethod
@@ -307,4 +310,5 @@ class Candidates:
                 for name in names
             },
             levels=torch.cat([p.levels for p in parts]),
+            rows=torch.cat([p.rows for p in parts]),
         )

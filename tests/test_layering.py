@@ -40,7 +40,8 @@ ALLOWED = {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
     },
     "analysis": {
-        "command", "config", "checkpoint", "data", "engine", "evaluation", "modeling", "process",
+        "command", "config", "checkpoint", "data", "engine", "evaluation", "inspection",
+        "modeling", "ops", "process", "structures",
     },
     "demo": {"command", "config", "engine", "inference", "ops", "process"},
     # Its table names the modules of all commands; these it imports itself.

@@ -27,6 +27,8 @@ MODULES = (
     "resobj_d2.inspection.check",
     "resobj_d2.inspection.anchors",
     "resobj_d2.inspection.suggestion",
+    "resobj_d2.analysis.dump",
+    "resobj_d2.analysis.dump_file",
     "resobj_d2.evaluation",
     "resobj_d2.engine",
     "resobj_d2.inference.predictor",

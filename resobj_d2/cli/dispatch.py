@@ -41,6 +41,11 @@ class Command:
 
 ANALYZE = (
     Command(
+        name="dump",
+        summary="one pass over a data set, written down for the report and other analyses",
+        module="analysis.dump",
+    ),
+    Command(
         name="cost",
         summary="parameters, FLOPs and forward time of configurations side by side",
         module="analysis.cost",
@@ -104,7 +109,7 @@ COMMANDS = (
         uses_operators=False,
     ),
     Command(name="data", summary="check a data set; convert it to another format", commands=DATA),
-    Command(name="analyze", summary="cost, proposals, sweep, curves", commands=ANALYZE),
+    Command(name="analyze", summary="dump, cost, proposals, sweep, curves", commands=ANALYZE),
     Command(
         name="doctor",
         summary="what is installed and native, and what to do about the rest",

@@ -149,6 +149,20 @@ class ResObjDenseDetector(nn.Module):
             self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
         ]
 
+    @torch.no_grad()
+    def detections_with_outputs(
+        self, batched_inputs: list[dict]
+    ) -> tuple[list[dict], dict[str, StreamOutput], list[tuple[int, int]]]:
+        """Detections and what they were made from, every refinement included.
+
+        Returns:
+            A list like that of :meth:`forward` at inference; the predictions by stream, in pixels
+            of the network's input; and the (height, width) that each image has there.
+        """
+        images = self._preprocess(batched_inputs)
+        outputs = self.predict(images)
+        return self._detect(batched_inputs, images, outputs), outputs, images.image_sizes
+
     @property
     def scoring(self) -> Scoring:
         """How predictions become detections; may be replaced."""

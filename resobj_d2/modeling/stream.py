@@ -128,6 +128,10 @@ class DenseStream(nn.Module):
             return prediction.anchors
         return self.coder.decode(prediction.anchors, prediction.deltas, priors.anchor_strides)
 
+    def boxes_per_stage(self, output: StreamOutput) -> list[Tensor]:
+        """(N, R, 4) for every stage that moves boxes; the last are the detector's."""
+        return [self._boxes(x, output.priors) for x in output.stages if x.box is not None]
+
     @torch.no_grad()
     def _refined(self, prediction: StagePrediction, priors: Priors) -> Tensor:
         """The anchors of the next stage: (N, R, 4), detached, not clipped to the image.
@@ -295,6 +299,7 @@ class DenseStream(nn.Module):
                     **{name: p[i, detected.rows[i, :count]] for name, p in steps.items()},
                 },
                 levels=sum((detected.rows[i, :count] >= end).long() for end in ends),
+                rows=detected.rows[i, :count],
             )
             for i, count in enumerate(detected.counts.tolist())
         ]

@@ -63,7 +63,9 @@ def test_missing_factors_are_one():
         number = torch.zeros(1, dtype=torch.int64)
         factors = {name: torch.tensor([value]) for name, value in factors.items()}
         score = torch.tensor([0.5])
-        return Candidates(boxes=boxes, classes=number, scores=score, factors=factors, levels=number)
+        return Candidates(
+            boxes=boxes, classes=number, scores=score, factors=factors, levels=number, rows=number
+        )
 
     merged = Candidates.cat([candidates(cls=0.5, objectness=0.25), candidates(cls=0.75)])
     assert merged.factors["cls"].tolist() == [0.5, 0.75]

@@ -39,9 +39,11 @@ def test_suppress_is_per_class_and_keeps_factors():
         scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
         factors={"cls": torch.ones(4), "objectness": torch.tensor([0.9, 0.8, 0.7, 0.6])},
         levels=torch.tensor([0, 1, 2, 3]),
+        rows=torch.tensor([7, 8, 9, 30]),
     )
     left = postprocess().suppress(candidates)
     assert left.levels.tolist() == [0, 2, 3]
+    assert left.rows.tolist() == [7, 9, 30]
     found = to_instances(left, (40, 40))
     assert found.image_size == (40, 40)
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])

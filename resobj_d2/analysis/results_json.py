@@ -1,0 +1,91 @@
+"""Detections of any toolkit, from a COCO results json."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resobj_d2.data.record import Record
+from resobj_d2.evaluation.check_detections import check_detections
+
+__all__ = ["Results", "read_results"]
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+_TYPES = (int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """D detections in the order of the file.
+
+    Attributes:
+        image_index: (D,) int64, rows of the record's images.
+        classes: (D,) int64, class numbers.
+        boxes: (D, 4) float64 corners.
+        scores: (D,) float64.
+    """
+
+    image_index: np.ndarray
+    classes: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+def read_results(path: str | os.PathLike, record: Record) -> Results:
+    """Read the detections of a record's images.
+
+    Raises:
+        ValueError: it is no list of detections, or of other images or classes.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid json: {error}") from error
+    if not isinstance(content, list):
+        raise ValueError(
+            f"{path} holds no list: a COCO results json is a list of detections, each with "
+            f"{', '.join(_KEYS)}"
+        )
+    for position, item in enumerate(content):
+        _check(item, f"{path}: detection {position}")
+    check_detections(content, ["bbox"], record.name)
+    images = {identity: row for row, identity in enumerate(record.images.ids)}
+    classes = record.class_numbers
+    _refuse_unknown(path, "image_id", content, images, record)
+    _refuse_unknown(path, "category_id", content, classes, record)
+    boxes = np.array([item["bbox"] for item in content], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Results(
+        image_index=np.array([images[x["image_id"]] for x in content], dtype=np.int64),
+        classes=np.array([classes[x["category_id"]] for x in content], dtype=np.int64),
+        boxes=boxes,
+        scores=np.array([x["score"] for x in content], dtype=np.float64),
+    )
+
+
+def _check(item: object, where: str) -> None:
+    if not isinstance(item, dict) or any(key not in item for key in _KEYS):
+        raise ValueError(f"{where} needs {', '.join(_KEYS)}")
+    box = item["bbox"]
+    numbers = [item["score"], *(box if isinstance(box, list) else ())]
+    if len(numbers) != 5 or not all(type(number) in _TYPES for number in numbers):
+        raise ValueError(f"{where}: bbox must be four numbers and score one")
+    if not isinstance(item["image_id"], (int, str)) or not isinstance(item["category_id"], int):
+        raise ValueError(f"{where}: image_id and category_id must be ids of the data set")
+
+
+def _refuse_unknown(
+    path: str | os.PathLike, key: str, content: list[dict], known: dict, record: Record
+) -> None:
+    unknown = list(dict.fromkeys(item[key] for item in content if item[key] not in known))
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        raise ValueError(
+            f"{path} has {key} {shown}, which dataset '{record.name}' ({record.source}) does not "
+            "have: it is of another data set"
+        )
