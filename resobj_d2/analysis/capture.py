@@ -66,13 +66,18 @@ class Capture:
         self.limit = limit
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: list[dict]) -> tuple[list[Instances], list[list[Pool]]]:
-        """The detections of each image in output pixels, and its candidates by source.
+    def __call__(
+        self, batched_inputs: list[dict]
+    ) -> tuple[list[list[Instances]], list[list[Pool]]]:
+        """Of each image the detections at every step, in output pixels, and its candidates.
+
+        The last step's are the detector's; a detector without refinements has one step.
 
         Raises:
             ValueError: the model detects no objects.
         """
-        return self._detections(self.model(batched_inputs)), [[] for _ in batched_inputs]
+        found = self._detections(self.model(batched_inputs))
+        return [[x] for x in found], [[] for _ in found]
 
     def _detections(self, outputs: list[dict]) -> list[Instances]:
         for output in outputs:
@@ -101,8 +106,10 @@ class DenseCapture(Capture):
         self.factors = list(dict.fromkeys(names))
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: list[dict]) -> tuple[list[Instances], list[list[Pool]]]:
-        outputs, streams, sizes = self.model.detections_with_outputs(batched_inputs)
+    def __call__(
+        self, batched_inputs: list[dict]
+    ) -> tuple[list[list[Instances]], list[list[Pool]]]:
+        steps, streams, sizes = self.model.detections_with_outputs(batched_inputs)
         pools: list[list[Pool]] = [[] for _ in sizes]
         scoring = self.model.postprocess
         for name, stream in self.model.streams.items():
@@ -124,7 +131,8 @@ class DenseCapture(Capture):
                         anchors=output.priors.boxes,
                     )
                 )
-        return self._detections(outputs), pools
+        found = zip(*(self._detections(outputs) for outputs in steps), strict=True)
+        return [list(x) for x in found], pools
 
 
 class TwoStageCapture(Capture):
@@ -150,7 +158,9 @@ class TwoStageCapture(Capture):
         self._kept: dict[object, tuple] = {}
 
     @torch.no_grad()
-    def __call__(self, batched_inputs: list[dict]) -> tuple[list[Instances], list[list[Pool]]]:
+    def __call__(
+        self, batched_inputs: list[dict]
+    ) -> tuple[list[list[Instances]], list[list[Pool]]]:
         self._kept = {}
         watched = [self.model.roi_heads, *self.predictors]
         watched += [] if self._rpn is None else [self._rpn]
@@ -166,7 +176,7 @@ class TwoStageCapture(Capture):
         for own, pool in zip(pools, self._scored(proposals, sizes), strict=True):
             own.append(pool)
         self._kept = {}
-        return outputs, pools
+        return [[x] for x in outputs], pools
 
     def _keep(self, module: nn.Module, arguments: tuple, result: object) -> None:
         self._kept[module] = (arguments, result)

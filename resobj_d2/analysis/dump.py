@@ -87,9 +87,11 @@ def dump_model(cfg, output: str | os.PathLike, *, max_candidates: int = DEFAULT_
     with write_dump(output, record, about, sources=capture.sources) as writer:
         for inputs in _with_bar(Trainer.build_test_loader(cfg, record.name), len(record.images)):
             detections, pools = capture(inputs)
-            for x, instances, own in zip(inputs, detections, pools, strict=True):
+            for x, steps, own in zip(inputs, detections, pools, strict=True):
                 row = rows[x["image_id"]]
-                _add_detections(writer, row, instances.to("cpu"), capture.factors)
+                for step, instances in enumerate(steps[:-1]):
+                    _add_detections(writer, row, instances.to("cpu"), (), step)
+                _add_detections(writer, row, steps[-1].to("cpu"), capture.factors)
                 _add_candidates(writer, row, x, own, capture)
     return Path(output)
 
@@ -161,7 +163,11 @@ def _with_bar(loader, total: int) -> Iterator[list[dict]]:
 
 
 def _add_detections(
-    writer: DumpWriter, row: int, instances: Instances, names: Sequence[str]
+    writer: DumpWriter,
+    row: int,
+    instances: Instances,
+    names: Sequence[str],
+    step: int | None = None,
 ) -> None:
     # Instances carry the factors where there is more than one.
     factors = {
@@ -175,6 +181,7 @@ def _add_detections(
         scores=instances.scores.numpy(),
         classes=instances.pred_classes.numpy(),
         factors=factors,
+        step=step,
     )
 
 

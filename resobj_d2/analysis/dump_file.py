@@ -36,6 +36,7 @@ __all__ = [
 KIND, VERSION = "resobj_d2 dump", 1
 CORNERS = ("x0", "y0", "x1", "y1")
 FACTOR = "p_"
+_MOST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +195,31 @@ class Dump:
             factors=table.factors(np.float32),
         )
 
+    @functools.cached_property
+    def steps(self) -> list[DetectionTable]:
+        """The detections at steps 0..T of Residual Objectness; the last are ``detections``.
+
+        Without refinements these are the only ones.
+
+        Raises:
+            ValueError, ImportError: as :func:`load_dump`.
+        """
+        columns = read_columns(self.path, "steps")
+        if columns is None:
+            return [self.detections]
+        number = _Columns(self.path / "steps", columns).number("step", np.int64)
+        tables = []
+        for step in range(self.about["num_steps"]):
+            own = {name: column[number == step] for name, column in columns.items()}
+            tables.append(
+                _detections_from(
+                    _Columns(self.path / "steps", own),
+                    num_images=len(self.images),
+                    num_classes=len(self.class_names),
+                )
+            )
+        return [*tables, self.detections]
+
 
 class _Columns:
     """The columns of one file, checked as they are taken."""
@@ -286,6 +312,9 @@ def read_about(folder: Path) -> dict:
             f"{folder} is a dump of version {about.get('version')!r}, and this package reads "
             f"{VERSION}: update the package, or make the dump again"
         )
+    steps = about.get("num_steps")
+    if not isinstance(steps, int) or not 0 <= steps <= _MOST_STEPS:
+        raise ValueError(f"{path}: num_steps must be in 0..{_MOST_STEPS}")
     for key in ("class_names", "sources"):
         names = about.get(key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

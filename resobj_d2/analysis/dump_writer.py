@@ -54,6 +54,7 @@ class DumpWriter:
         self._folder = folder
         self._detections: dict[int, dict[str, np.ndarray]] = {}
         self._candidates = ColumnWriter(folder, "candidates")
+        self._steps = ColumnWriter(folder, "steps")
 
     def objects_of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """(n, 4) corners of an image's objects, and (n,) bool, whether they are crowd regions."""
@@ -73,8 +74,14 @@ class DumpWriter:
         scores: np.ndarray,
         classes: np.ndarray,
         factors: Mapping[str, np.ndarray],
+        step: int | None = None,
     ) -> None:
         """The detections of an image in any order.
+
+        Args:
+            image: row of the record's images.
+            boxes, scores, classes, factors: (n, 4) corners, and (n,) each.
+            step: an earlier refinement that they were scored with; None for the detector's own.
 
         Raises:
             ValueError: a class number is not the data set's.
@@ -93,7 +100,11 @@ class DumpWriter:
             **box_columns(boxes.astype(np.float64)),
             **{name: c.astype(np.float64) for name, c in factor_columns(factors).items()},
         }
-        self._detections[image] = {name: column[order] for name, column in columns.items()}
+        columns = {name: column[order] for name, column in columns.items()}
+        if step is None:
+            self._detections[image] = columns
+        else:
+            self._steps.write({"step": np.full(len(scores), step, dtype=np.int8), **columns})
 
     def add_candidates(self, columns: Mapping[str, np.ndarray]) -> None:
         """Rows of the table of candidates as its file has them."""
@@ -102,6 +113,7 @@ class DumpWriter:
     def close(self) -> None:
         """Write what is not written yet."""
         self._candidates.close()
+        self._steps.close()
         self._write("images", _image_columns(self._record))
         self._write("objects", self._object_columns())
         self._write("detections", self._detection_columns())

@@ -143,25 +143,24 @@ class ResObjDenseDetector(nn.Module):
             T + 1 lists, each like that of :meth:`forward` at inference (ResObj, Figure 5). Each
             detection also has the objectness after every step as ``objectness_step<t>_score``.
         """
-        images = self._preprocess(batched_inputs)
-        outputs = self.predict(images)
-        return [
-            self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
-        ]
+        return self.detections_with_outputs(batched_inputs)[0]
 
     @torch.no_grad()
     def detections_with_outputs(
         self, batched_inputs: list[dict]
-    ) -> tuple[list[dict], dict[str, StreamOutput], list[tuple[int, int]]]:
-        """Detections and what they were made from, every refinement included.
+    ) -> tuple[list[list[dict]], dict[str, StreamOutput], list[tuple[int, int]]]:
+        """Detections at every step and what they were made from.
 
         Returns:
-            A list like that of :meth:`forward` at inference; the predictions by stream, in pixels
-            of the network's input; and the (height, width) that each image has there.
+            T + 1 lists as of :meth:`detections_per_step`; the predictions by stream, in pixels of
+            the network's input; and the (height, width) that each image has there.
         """
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images)
-        return self._detect(batched_inputs, images, outputs), outputs, images.image_sizes
+        steps = [
+            self._detect(batched_inputs, images, outputs, step=t) for t in range(self.num_steps + 1)
+        ]
+        return steps, outputs, images.image_sizes
 
     @property
     def scoring(self) -> Scoring:

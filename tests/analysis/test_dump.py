@@ -120,6 +120,13 @@ def test_dense_detector(tiny_resobj, configured):
     score = (factors["cls"] * factors["objectness"]) ** (1 - alpha)
     score *= factors["quality"] ** alpha
     np.testing.assert_allclose(score, table.scores, rtol=1e-4)
+    assert len(dump.steps) == 3 and dump.steps[-1] is dump.detections
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
+    inputs = next(iter(Trainer.build_test_loader(cfg, "dump_val")))
+    for own, outputs in zip(dump.steps, model.detections_per_step(inputs), strict=True):
+        expected = outputs[0]["instances"].scores
+        np.testing.assert_allclose(own.scores[own.image_index == 0], expected, rtol=1e-5)
     # Two stages move the boxes: prior, after the first, after the second.
     assert len(table.stages) == 2
     assert np.abs(table.stages[0] - table.priors).max() > 0.1
