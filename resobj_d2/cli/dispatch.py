@@ -56,6 +56,12 @@ ANALYZE = (
         module="analysis.proposals",
     ),
     Command(
+        name="errors",
+        summary="what a detector loses by: kinds of errors with their dAP, confusions",
+        module="analysis.errors",
+        uses_operators=False,
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",
@@ -109,7 +115,7 @@ COMMANDS = (
         uses_operators=False,
     ),
     Command(name="data", summary="check a data set; convert it to another format", commands=DATA),
-    Command(name="analyze", summary="dump, cost, proposals, sweep, curves", commands=ANALYZE),
+    Command(name="analyze", summary="dump, errors, sweep, cost, ...", commands=ANALYZE),
     Command(
         name="doctor",
         summary="what is installed and native, and what to do about the rest",
