@@ -3,7 +3,7 @@
 ::
 
     resobj-d2 analyze errors output/RUN
-    resobj-d2 analyze errors results.json --truth annotations/val.json
+    resobj-d2 analyze errors results.json --data annotations/val.json
 
 After Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020.
 Every false positive has one kind of error, and every missed object one or none; dAP is what the

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from resobj_d2.data.record import Record
-from resobj_d2.evaluation.check_detections import check_detections
-from resobj_d2.evaluation.ground_truth import image_numbers
+
+from .dump_file import Dump
+from .results_json import check_entries
 
 __all__ = ["Detections", "EvaluationSet", "Objects", "ranks"]
-
-_KEYS = {"image_id", "category_id", "bbox", "score"}  # of a COCO results json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,22 +114,76 @@ class EvaluationSet:
         Raises:
             ValueError: an entry is of an unknown image or category, or cannot be judged.
         """
-        numbers = image_numbers(record)
-        # COCO's evaluation goes through images by number, which decides between equal scores.
-        order = np.argsort(list(numbers.values()), kind="stable") if numbers else np.zeros(0, int)
-        rows = np.empty_like(order)
-        rows[order] = np.arange(len(order))
-        by_id = {identity: int(row) for identity, row in zip(record.images.ids, rows, strict=True)}
         name = name or record.name
-        sizes = np.stack((record.images.widths, record.images.heights), axis=-1)
+        check_entries(results, record, name)
+        table = record.annotations
+        images = {identity: row for row, identity in enumerate(record.images.ids)}
+        classes = record.class_numbers
         return cls(
             name=name,
             class_names=record.class_names,
-            image_ids=[record.images.ids[row] for row in order],
-            files=[record.images.files[row] for row in order],
-            sizes=sizes.reshape(-1, 2)[order],
-            objects=_objects(record, rows),
-            detections=_detections(results, by_id, record.class_numbers, name, limit),
+            image_ids=list(record.images.ids),
+            files=list(record.images.files),
+            sizes=np.stack((record.images.widths, record.images.heights), axis=-1),
+            objects=Objects(
+                images=table.images,
+                classes=table.classes,
+                boxes=table.boxes.reshape(-1, 4),
+                areas=table.areas,
+                crowd=table.crowd,
+                difficult=table.difficult & ~table.crowd,
+            ),
+            detections=Detections(
+                images=np.array([images[x["image_id"]] for x in results], dtype=np.int64),
+                classes=np.array([classes[x["category_id"]] for x in results], dtype=np.int64),
+                boxes=np.array([x["bbox"] for x in results], dtype=np.float64).reshape(-1, 4),
+                scores=np.array([x["score"] for x in results], dtype=np.float64),
+            ),
+        )._in_order(limit)
+
+    @classmethod
+    def of_dump(cls, dump: Dump, *, name: str = "", limit: int | None = None) -> EvaluationSet:
+        """From a dump; ``name`` and ``limit`` as in :meth:`of`."""
+        images, objects, found = dump.images, dump.objects, dump.detections
+        return cls(
+            name=name or dump.path.absolute().name,
+            class_names=list(dump.class_names),
+            image_ids=list(images.ids),
+            files=list(images.files),
+            sizes=np.stack((images.widths, images.heights), axis=-1),
+            objects=Objects(
+                images=objects.image_index,
+                classes=objects.classes,
+                boxes=_with_sizes(objects.boxes),
+                areas=objects.areas,
+                crowd=objects.crowd,
+                difficult=objects.ignore & ~objects.crowd,
+            ),
+            detections=Detections(
+                images=found.image_index,
+                classes=found.classes,
+                boxes=_with_sizes(found.boxes),
+                scores=found.scores,
+            ),
+        )._in_order(limit)
+
+    def _in_order(self, limit: int | None) -> EvaluationSet:
+        """Images as COCO's evaluation goes through them, which decides between equal scores."""
+        ids = self.image_ids
+        order = np.arange(len(ids))
+        if all(isinstance(identity, int) for identity in ids):
+            order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+        rows = np.empty_like(order)
+        rows[order] = np.arange(len(order))
+        objects = dataclasses.replace(self.objects, images=rows[self.objects.images])
+        found = dataclasses.replace(self.detections, images=rows[self.detections.images])
+        return dataclasses.replace(
+            self,
+            image_ids=[ids[row] for row in order],
+            files=[self.files[row] for row in order],
+            sizes=self.sizes.reshape(-1, 2)[order],
+            objects=objects.take(np.argsort(objects.images, kind="stable")),
+            detections=_best_first(found, limit),
         )
 
     @property
@@ -148,73 +201,17 @@ class EvaluationSet:
         return np.bincount(self.objects.classes[~ignored], minlength=self.num_classes)
 
 
-def _objects(record: Record, rows: np.ndarray) -> Objects:
-    table = record.annotations
-    images = rows[table.images] if len(table) else np.zeros(0, np.int64)
-    order = np.argsort(images, kind="stable")
-    return Objects(
-        images=images[order],
-        classes=table.classes[order],
-        boxes=table.boxes.reshape(-1, 4)[order],
-        areas=table.areas[order],
-        crowd=table.crowd[order],
-        difficult=(table.difficult & ~table.crowd)[order],
-    )
+def _with_sizes(boxes: np.ndarray) -> np.ndarray:
+    """(n, 4) corners to x, y, width, height."""
+    return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
 
 
-def _detections(
-    results: Sequence[Mapping],
-    image_rows: Mapping[int | str, int],
-    class_numbers: Mapping[int, int],
-    name: str,
-    limit: int | None,
-) -> Detections:
-    for number, item in enumerate(results):
-        if not _is_detection(item):
-            raise ValueError(
-                f"'{name}': entry {number} of the results is not a detection: it has to have "
-                "image_id, category_id, bbox [x, y, width, height] and score, as in a COCO results "
-                "json"
-            )
-    _refuse_unknown(results, "image_id", image_rows, name, "images")
-    _refuse_unknown(results, "category_id", class_numbers, name, "categories")
-    check_detections(list(results), ["bbox"], name)
-    images = np.array([image_rows[item["image_id"]] for item in results], dtype=np.int64)
-    scores = np.array([item["score"] for item in results], dtype=np.float64)
-    found = Detections(
-        images=images,
-        classes=np.array([class_numbers[x["category_id"]] for x in results], dtype=np.int64),
-        boxes=np.array([item["bbox"] for item in results], dtype=np.float64).reshape(-1, 4),
-        scores=scores,
-    ).take(np.lexsort((-scores, images)))
+def _best_first(found: Detections, limit: int | None) -> Detections:
+    """By image and falling score, at most ``limit`` of each image and class."""
+    found = found.take(np.lexsort((-found.scores, found.images)))
     if limit is None or not len(found):
         return found
     return found.take(ranks(found.images, found.classes) < limit)
-
-
-def _is_detection(item: object) -> bool:
-    if not isinstance(item, Mapping) or not _KEYS <= set(item):
-        return False
-    box = item["bbox"]
-    return (
-        isinstance(item["image_id"], (int, str))
-        and isinstance(item["category_id"], int)
-        and isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(isinstance(x, (int, float)) for x in (*box, item["score"]))
-    )
-
-
-def _refuse_unknown(
-    results: Sequence[Mapping], key: str, known: Mapping, name: str, kind: str
-) -> None:
-    unknown = list(dict.fromkeys(x[key] for x in results if x[key] not in known))
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-        raise ValueError(
-            f"'{name}': the results have {len(unknown)} {kind} that the data set does not have, "
-            f"{shown}: they belong to another data set"
-        )
 
 
 def ranks(images: np.ndarray, classes: np.ndarray) -> np.ndarray:

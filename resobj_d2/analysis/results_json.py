@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from resobj_d2.data.record import Record
 from resobj_d2.evaluation.check_detections import check_detections
 
-__all__ = ["Results", "read_results"]
+__all__ = ["Results", "check_entries", "read_entries", "read_results"]
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _TYPES = (int, float)
@@ -42,6 +43,27 @@ def read_results(path: str | os.PathLike, record: Record) -> Results:
         ValueError: it is no list of detections, or of other images or classes.
         OSError: it cannot be read.
     """
+    content = read_entries(path)
+    check_entries(content, record, os.fspath(path))
+    images = {identity: row for row, identity in enumerate(record.images.ids)}
+    classes = record.class_numbers
+    boxes = np.array([item["bbox"] for item in content], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Results(
+        image_index=np.array([images[x["image_id"]] for x in content], dtype=np.int64),
+        classes=np.array([classes[x["category_id"]] for x in content], dtype=np.int64),
+        boxes=boxes,
+        scores=np.array([x["score"] for x in content], dtype=np.float64),
+    )
+
+
+def read_entries(path: str | os.PathLike) -> list:
+    """The list that a COCO results json is, not checked any further.
+
+    Raises:
+        ValueError: it is not valid json, or not a list.
+        OSError: it cannot be read.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -51,21 +73,20 @@ def read_results(path: str | os.PathLike, record: Record) -> Results:
             f"{path} holds no list: a COCO results json is a list of detections, each with "
             f"{', '.join(_KEYS)}"
         )
+    return content
+
+
+def check_entries(content: Sequence, record: Record, where: str) -> None:
+    """Refuse entries that are no detections, or not of this data set.
+
+    Raises:
+        ValueError: the message begins with ``where``, as all of this module.
+    """
     for position, item in enumerate(content):
-        _check(item, f"{path}: detection {position}")
+        _check(item, f"{where}: detection {position}")
     check_detections(content, ["bbox"], record.name)
-    images = {identity: row for row, identity in enumerate(record.images.ids)}
-    classes = record.class_numbers
-    _refuse_unknown(path, "image_id", content, images, record)
-    _refuse_unknown(path, "category_id", content, classes, record)
-    boxes = np.array([item["bbox"] for item in content], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return Results(
-        image_index=np.array([images[x["image_id"]] for x in content], dtype=np.int64),
-        classes=np.array([classes[x["category_id"]] for x in content], dtype=np.int64),
-        boxes=boxes,
-        scores=np.array([x["score"] for x in content], dtype=np.float64),
-    )
+    _refuse_unknown(where, "image_id", content, set(record.images.ids), record)
+    _refuse_unknown(where, "category_id", content, set(record.class_numbers), record)
 
 
 def _check(item: object, where: str) -> None:
@@ -80,12 +101,12 @@ def _check(item: object, where: str) -> None:
 
 
 def _refuse_unknown(
-    path: str | os.PathLike, key: str, content: list[dict], known: dict, record: Record
+    where: str, key: str, content: Sequence[dict], known: Set, record: Record
 ) -> None:
     unknown = list(dict.fromkeys(item[key] for item in content if item[key] not in known))
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise ValueError(
-            f"{path} has {key} {shown}, which dataset '{record.name}' ({record.source}) does not "
+            f"{where} has {key} {shown}, which dataset '{record.name}' ({record.source}) does not "
             "have: it is of another data set"
         )

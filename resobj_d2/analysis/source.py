@@ -1,9 +1,8 @@
-"""Where an analysis of detections takes them from: a run's folder, or a COCO results json."""
+"""Where an analysis of detections takes them from: a run, a dump, or a COCO results json."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available
 from resobj_d2.inspection.target import find_target
 
+from .dump_file import load_dump
 from .evaluation_set import EvaluationSet
+from .results_json import read_entries
 
-__all__ = ["add_source_options", "load_source", "read_results"]
+__all__ = ["add_source_options", "load_source"]
 
 RESULTS = "coco_instances_results.json"
 
@@ -28,19 +29,19 @@ def add_source_options(parser: argparse.ArgumentParser, *, several: bool = False
         parser: of the command.
         several: take one source or more, as ``args.sources``, instead of one, as ``args.source``.
     """
-    about = "the folder of a run that was evaluated, or detections as a COCO results json"
+    about = "the folder of a run that was evaluated, a dump, or a COCO results json"
     if several:
         parser.add_argument("sources", nargs="+", metavar="SOURCE", help=about)
     else:
         parser.add_argument("source", metavar="SOURCE", help=about)
     parser.add_argument(
-        "--truth",
-        metavar="DATA",
+        "--data",
+        metavar="WHAT",
         help="ground truth of a results json: a COCO json, another file or folder that `resobj-d2 "
         "data check` reads, or a registered name",
     )
     parser.add_argument("--images", metavar="DIR", help="pictures of a COCO json")
-    parser.add_argument("--dataset", metavar="NAME", help="of a run, or truth, with several")
+    parser.add_argument("--dataset", metavar="NAME", help="of a run, or of --data, with several")
     parser.add_argument(
         "--limit",
         type=_positive,
@@ -65,22 +66,31 @@ def load_source(source: str | os.PathLike, args: argparse.Namespace) -> Evaluati
         ValueError: the files do not fit, or a choice is missing.
     """
     path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a folder of a run or dump nor a results json")
+    name = path.stem if path.is_file() else path.absolute().name
+    if path.is_dir() and not list(path.glob(f"inference/*/{RESULTS}")):
+        if (path / "about.json").is_file() or (path / "dump" / "about.json").is_file():
+            dump = load_dump(path)
+            _refuse_unannotated(dump.about.get("annotated", True), str(dump.about.get("dataset")))
+            return EvaluationSet.of_dump(dump, name=name, limit=args.limit)
     if path.is_dir():
-        record, results = _run_files(path, args.truth, args.images, args.dataset)
-    elif not path.is_file():
-        raise FileNotFoundError(f"{path} is neither the folder of a run nor a results json")
-    elif not args.truth:
-        raise ValueError(f"{path}: say with --truth what the ground truth is, such as a COCO json")
+        record, results = _run_files(path, args.data, args.images, args.dataset)
+    elif not args.data:
+        raise ValueError(f"{path}: say with --data what the ground truth is, such as a COCO json")
     else:
-        record, results = _truth(args.truth, args.images, args.dataset), path
-    if not record.annotated:
-        raise ValueError(f"dataset '{record.name}' has no annotations: nothing can be judged")
-    name = path.absolute().name if path.is_dir() else path.stem
-    return EvaluationSet.of(record, read_results(results), name=name, limit=args.limit)
+        record, results = _truth(args.data, args.images, args.dataset), path
+    _refuse_unannotated(record.annotated, record.name)
+    return EvaluationSet.of(record, read_entries(results), name=name, limit=args.limit)
+
+
+def _refuse_unannotated(annotated: object, dataset: str) -> None:
+    if not annotated:
+        raise ValueError(f"dataset '{dataset}' has no annotations: nothing can be judged")
 
 
 def _run_files(
-    folder: Path, truth: str | None, images: str | None, dataset: str | None
+    folder: Path, data: str | None, images: str | None, dataset: str | None
 ) -> tuple[Record, Path]:
     """Ground truth and results of a run."""
     if not (folder / "config.yaml").is_file():
@@ -94,8 +104,8 @@ def _run_files(
         )
     name = _one_of(names, dataset, f"{folder} has results on")
     results = found[names.index(name)]
-    if truth:
-        return _truth(truth, images, None), results
+    if data:
+        return _truth(data, images, None), results
     load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
     check_available([name], "the run's DATASETS.TEST")
     return dataset_record(name), results
@@ -115,19 +125,4 @@ def _truth(word: str, images: str | None, dataset: str | None) -> Record:
         # No picture is needed to judge boxes.
         return read_coco_json(path, path.stem, images or "", ours=False)
     records = find_target([word], images=images).records
-    return records[_one_of(list(records), dataset, f"--truth {word} has the data sets")]
-
-
-def read_results(path: Path) -> list[dict]:
-    """The entries of a COCO results json.
-
-    Raises:
-        ValueError: it is not valid json, or not a list.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid json: {error}") from None
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: a COCO results json is a list of detections, this is not one")
-    return content
+    return records[_one_of(list(records), dataset, f"--data {word} has the data sets")]

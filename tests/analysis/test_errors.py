@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resobj_d2.analysis.dump import dump_detections
 from resobj_d2.analysis.errors import (
     KINDS,
     analyze_errors,
@@ -16,7 +17,8 @@ from resobj_d2.analysis.errors import (
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.matching import match, overlapping_pairs
 from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision, precision_by_threshold
-from resobj_d2.analysis.source import RESULTS, read_results
+from resobj_d2.analysis.results_json import read_entries
+from resobj_d2.analysis.source import RESULTS
 from resobj_d2.data.coco_json import read_coco_json
 from tests.analysis import plain_loops
 
@@ -30,7 +32,7 @@ def real(shared_data):
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     record = read_coco_json(folder / "instances_val2014_100.json", "val", ours=False)
-    results = read_results(folder / "instances_val2014_fakebbox100_results.json")
+    results = read_entries(folder / "instances_val2014_fakebbox100_results.json")
     return EvaluationSet.of(record, results, limit=100)
 
 
@@ -189,12 +191,12 @@ def test_impossible_thresholds_are_refused():
 @pytest.mark.parametrize(
     "entry, message",
     [
-        ({"image_id": 9}, "1 images that the data set does not have, 9: they belong to another"),
-        ({"category_id": 3}, "1 categories that the data set does not have, 3"),
+        ({"image_id": 9}, "x has image_id 9, which dataset 'the data set' .* does not have"),
+        ({"category_id": 3}, "x has category_id 3, which"),
         ({"score": float("nan")}, "1 detections have a score of NaN"),
-        ({"bbox": [1, 2, 3]}, "entry 0 of the results is not a detection"),
-        ({"bbox": ["1", 2, 3, 4]}, "entry 0 of the results is not a detection"),
-        ({"image_id": [1]}, "entry 0 of the results is not a detection"),
+        ({"bbox": [1, 2, 3]}, "x: detection 0: "),
+        ({"bbox": ["1", 2, 3, 4]}, "x: detection 0: "),
+        ({"image_id": [1]}, "x: detection 0: "),
         ({"bbox": [1, 2, -3, 4]}, "negative size"),
     ],
 )
@@ -218,7 +220,7 @@ def files(tmp_path):
 
 def test_command(files, capsys):
     output = files / "errors.json"
-    arguments = [str(files / "results.json"), "--truth", str(files / "truth.json")]
+    arguments = [str(files / "results.json"), "--data", str(files / "truth.json")]
     assert main([*arguments, "--json", str(output)]) == 0
     printed = capsys.readouterr().out
     # Class a has one of two objects, b none: (51 / 101 + 0) / 2.
@@ -261,6 +263,18 @@ def test_command_on_a_runs_folder(run, capsys):
         main([str(run)])
 
 
+def test_a_dump_gives_the_same(files, run, capsys):
+    dump_detections(
+        plain_loops.record([(0, 0, BOX), (0, 1, FAR), (1, 0, BOX)]),
+        files / "results.json",
+        files / "made",
+    )
+    main([str(files / "made")])
+    from_dump = capsys.readouterr().out
+    main([str(run), "--dataset", "first_val"])
+    assert from_dump.replace("made", "run") == capsys.readouterr().out
+
+
 def test_a_run_that_was_not_evaluated_is_told_how(run):
     for file in run.rglob(RESULTS):
         file.unlink()
@@ -273,11 +287,11 @@ def test_a_run_that_was_not_evaluated_is_told_how(run):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["results.json"], "say with --truth what the ground truth is"),
-        (["nothing.json"], "is neither the folder of a run nor a results json"),
-        (["truth.json", "--truth", "truth.json"], "is a list of detections, this is not one"),
+        (["results.json"], "say with --data what the ground truth is"),
+        (["nothing.json"], "is neither a folder of a run or dump nor a results json"),
+        (["truth.json", "--data", "truth.json"], "holds no list: a COCO results json is a list"),
         (["."], "is not the folder of a run: it has no config.yaml"),
-        (["results.json", "--truth", "results.json"], "Is it a results file?"),
+        (["results.json", "--data", "results.json"], "Is it a results file?"),
     ],
 )
 def test_wrong_sources_are_refused(files, monkeypatch, arguments, message):
