@@ -1,7 +1,7 @@
 """Losses as sums over anchors, and the normaliser, the only place that divides them."""
 
 from .base import BoxLoss, ClassLoss, Normalizer, SigmoidScores
-from .box_overlap import GIoULoss, IoULoss, NegativeLogIoULoss
+from .box_overlap import CIoULoss, DIoULoss, GIoULoss, IoULoss, NegativeLogIoULoss
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY
 from .classification import SigmoidCE, SigmoidFocalLoss, sigmoid_focal_loss
 from .gradient_harmonizing import GHMCLoss, GHMRLoss
@@ -24,7 +24,9 @@ __all__ = [
     "NORMALIZER_REGISTRY",
     "BalancedL1Loss",
     "BoxLoss",
+    "CIoULoss",
     "ClassLoss",
+    "DIoULoss",
     "ForegroundCount",
     "ForegroundCountPlusOne",
     "ForegroundEMA",

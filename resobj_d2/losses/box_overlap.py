@@ -11,7 +11,7 @@ from resobj_d2 import ops
 from .base import BoxLoss
 from .build import BOX_LOSS_REGISTRY
 
-__all__ = ["GIoULoss", "IoULoss", "NegativeLogIoULoss"]
+__all__ = ["CIoULoss", "DIoULoss", "GIoULoss", "IoULoss", "NegativeLogIoULoss"]
 
 
 def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -65,3 +65,23 @@ class GIoULoss(BoxLoss):
 
     def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return ops.giou_loss(pred.float(), target.float(), mask)
+
+
+@BOX_LOSS_REGISTRY.register()
+class DIoULoss(BoxLoss):
+    """``1 - DIoU`` (Zheng et al. 2020, Eq. 7): also pulls the centres together."""
+
+    compares = "boxes"
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ops.diou_loss(pred.float(), target.float(), mask)
+
+
+@BOX_LOSS_REGISTRY.register()
+class CIoULoss(BoxLoss):
+    """``1 - CIoU`` (Zheng et al. 2020, Eq. 10): also makes the aspect ratios agree."""
+
+    compares = "boxes"
+
+    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ops.ciou_loss(pred.float(), target.float(), mask)

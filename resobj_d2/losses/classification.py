@@ -24,8 +24,10 @@ def sigmoid_focal_loss(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    weight: Tensor | None = None,
+    reduction: str = "sum",
 ) -> Tensor:
-    """Focal loss with positive and negative terms, ``-a_t (1 - p_t)^gamma log p_t``, summed.
+    """Focal loss with positive and negative terms, ``-a_t (1 - p_t)^gamma log p_t``, in float32.
 
     See RetinaNet, Eq. 5.
 
@@ -37,11 +39,20 @@ def sigmoid_focal_loss(
         alpha: weight of the positive class, with ``1 - alpha`` for the others; a negative value
             disables the weighting.
         gamma: focusing exponent; 0 gives alpha-weighted cross entropy.
+        weight, reduction: see :func:`resobj_d2.ops.sigmoid_focal_loss`.
 
     Returns:
         Scalar float32 sum; gradients are zero outside ``mask``, whatever the logits there.
     """
-    return ops.sigmoid_focal_loss(logits.float(), labels, mask, alpha=alpha, gamma=gamma)
+    return ops.sigmoid_focal_loss(
+        logits.float(),
+        labels,
+        mask,
+        alpha=alpha,
+        gamma=gamma,
+        weight=weight,
+        reduction=reduction,
+    )
 
 
 @CLS_LOSS_REGISTRY.register()

@@ -31,6 +31,18 @@ def require_dtype(op: str, dtype: torch.dtype, **tensors: Tensor) -> None:
             raise TypeError(f"{op}: {name} must be a tensor of {dtype}, got {given}")
 
 
+def require_integer(op: str, **tensors: Tensor) -> None:
+    """Raises TypeError unless each argument is a tensor of integers."""
+    for name, value in tensors.items():
+        is_tensor = isinstance(value, Tensor)
+        if is_tensor and not (
+            value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+        ):
+            continue
+        given = value.dtype if is_tensor else type(value).__name__
+        raise TypeError(f"{op}: {name} must be a tensor of integers, got {given}")
+
+
 def require_same_device(op: str, **tensors: Tensor) -> None:
     """Raises ValueError unless all arguments are on the device of the first."""
     (first_name, first), *others = tensors.items()
@@ -97,3 +109,18 @@ def require_constant_target(op: str, pred: Tensor, target: Tensor) -> None:
     require_same_device(op, pred=pred, target=target)
     if target.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{op}: no gradient is computed for target; pass target.detach()")
+
+
+def require_box_pairs(op: str, pred: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    """Raises unless these are the arguments of a loss between boxes (..., 4)."""
+    require_constant_target(op, pred, target)
+    if pred.dim() == 0 or pred.shape[-1] != 4:
+        raise ValueError(f"{op}: pred must have shape (..., 4), got {tuple(pred.shape)}")
+    if mask is not None:
+        require_dtype(op, torch.bool, mask=mask)
+        if mask.shape != pred.shape[:-1]:
+            raise ValueError(
+                f"{op}: mask must have the shape of pred without the last dimension, "
+                f"{tuple(pred.shape[:-1])}, got {tuple(mask.shape)}"
+            )
+        require_same_device(op, pred=pred, mask=mask)

@@ -1,12 +1,13 @@
-"""Balanced L1, summed."""
+"""Balanced L1."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, compute_dtype, require_constant_target, require_positive
+from ._checks import as_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
+from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
 def _fake_balanced(pred, target, alpha=0.5, gamma=1.5, beta=1.0):
@@ -53,8 +54,10 @@ def balanced_l1_loss(
     alpha: float = 0.5,
     gamma: float = 1.5,
     beta: float = 1.0,
-) -> Tensor:  # ()
-    """Sum of balanced L1 (Pang et al., Libra R-CNN, Eq. 8 and 9) over all elements.
+    weight: Tensor | None = None,  # broadcasts to pred
+    reduction: str = "sum",
+) -> Tensor:  # (), or the shape of pred for "none"
+    """Balanced L1 (Pang et al., Libra R-CNN, Eq. 8 and 9), summed over all elements.
 
     With ``u = |pred - target| / beta`` and ``b = exp(gamma / alpha) - 1``, the loss is ``beta``
     times ``alpha / b (b u + 1) ln(b u + 1) - alpha u`` for u < 1, and ``beta`` times
@@ -69,20 +72,27 @@ def balanced_l1_loss(
         gamma: slope for differences of ``beta`` or more; at least ``alpha / 1000``
             and at most 80 ``alpha``.
         beta: difference at which the loss becomes linear; positive.
+        weight: factor of each element's loss, floating point, for example (P, 1); default 1. May
+            carry a gradient.
+        reduction: ``"sum"``; ``"mean"``: the sum divided by the number of elements, whatever their
+            weights, and 0 if there are none; ``"none"``: the loss of each element. The sum without
+            a weight, and with it the mean, is a kernel's.
 
     A NaN makes the loss and the gradient of its element NaN.
 
     Returns:
-        Scalar in float64 if an input is float64, else float32; half precision is computed in
-        float32 and its gradient comes back in half precision. It can be differentiated once.
+        Scalar, or the shape of ``pred`` for ``"none"``, in float64 if an input is float64, else
+        float32; half precision is computed in float32 and its gradient comes back in half
+        precision. The kernel's sum can be differentiated once.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape, a device or a number is wrong, or ``target`` requires a gradient.
+        ValueError: a shape, a device or an option is wrong, or ``target`` requires a gradient.
     """
     op = "balanced_l1_loss"
     require_constant_target(op, pred, target)
-    dtype = compute_dtype(pred, target)
+    check_reduction(op, reduction, weight, pred.shape, pred)
+    dtype = weighted_dtype(weight, pred, target)
     require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")
@@ -90,4 +100,14 @@ def balanced_l1_loss(
         raise ValueError(
             f"{op}: gamma must be at least alpha / 1000, got {gamma} and alpha {alpha}"
         )
-    return _balanced_l1_loss(as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta)
+    arguments = as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta
+    if is_plain_sum(reduction, weight):
+        return _balanced_l1_loss(*arguments)
+    return reduce_terms(
+        lambda: reference.elementwise_balanced_l1_loss(*arguments),
+        lambda: _balanced_l1_loss(*arguments),
+        pred.shape,
+        None,
+        weight,
+        reduction,
+    )

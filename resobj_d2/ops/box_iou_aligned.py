@@ -8,6 +8,10 @@ from . import reference
 from ._checks import as_dtype, compute_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
 
+KINDS = ("iou", "giou", "diou", "ciou")
+# Composed of the IoU and plain torch; the kernels compute the others.
+COMPOSED = ("diou", "ciou")
+
 
 def _fake_aligned(pred: Tensor, target: Tensor, kind: str = "iou") -> Tensor:
     return pred.new_empty(pred.shape[0])
@@ -61,7 +65,8 @@ def box_iou_aligned(
     Args:
         pred: (P, 4) XYXY, floating point.
         target: (P, 4) XYXY, same unit and device as ``pred``.
-        kind: ``"iou"`` or ``"giou"``.
+        kind: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``. The alpha of CIoU is a constant of
+            the gradient, as published.
 
     Returns:
         (P,) in float64 if an input is float64, else float32; half precision is computed in
@@ -81,7 +86,12 @@ def box_iou_aligned(
             f"got {tuple(target.shape)}"
         )
     require_same_device(op, pred=pred, target=target)
-    if kind not in ("iou", "giou"):
-        raise ValueError(f"{op}: kind must be iou or giou, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     dtype = compute_dtype(pred, target)
-    return _box_iou_aligned(as_dtype(pred, dtype), as_dtype(target, dtype), kind)
+    pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
+    if kind in COMPOSED:
+        return reference.distance_overlap(
+            pred, target, kind, lambda *boxes: _box_iou_aligned(*boxes, "iou")
+        )
+    return _box_iou_aligned(pred, target, kind)

@@ -1,19 +1,13 @@
-"""The generalized IoU loss, summed."""
+"""The generalized IoU loss."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import (
-    as_dtype,
-    compute_dtype,
-    require_constant_target,
-    require_dtype,
-    require_same_device,
-)
+from ._checks import as_dtype, require_box_pairs
 from ._library import define_op, no_backward
+from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
 def _fake_giou(pred, target, mask=None):
@@ -54,8 +48,11 @@ def giou_loss(
     pred: Tensor,  # (..., 4)
     target: Tensor,  # (..., 4)
     mask: Tensor | None = None,  # (...) bool
-) -> Tensor:  # ()
-    """Sum of ``1 - GIoU`` over pairs of boxes (Rezatofighi et al., CVPR 2019, Algorithm 1).
+    *,
+    weight: Tensor | None = None,  # broadcasts to (...)
+    reduction: str = "sum",
+) -> Tensor:  # (), or (...) for "none"
+    """``1 - GIoU``, summed over pairs of boxes (Rezatofighi et al., CVPR 2019, Algorithm 1).
 
     ``GIoU = I / (U + 1e-7) - (C - U) / (C + 1e-7)`` with the areas of intersection, union and
     smallest enclosing box. A pair of boxes without area thus has a loss of 1 (or 2 if they are
@@ -69,26 +66,33 @@ def giou_loss(
         mask: (...) bool, the pairs that count; default all. Pairs outside the mask contribute
             neither loss nor gradient, even if they are not finite; a NaN inside it makes the loss
             NaN.
+        weight: factor of each pair's loss, floating point; default 1. May carry a gradient.
+        reduction: ``"sum"``; ``"mean"``: the sum divided by the number of pairs that count,
+            whatever their weights, and 0 if there are none; ``"none"``: the loss of each pair, 0
+            outside the mask. The sum without a weight, and with it the mean, is a kernel's; the
+            rest is composed of plain torch operators, as fast as torchvision's loss.
 
     Returns:
-        Scalar in float64 if an input is float64, else float32; half precision is computed in
-        float32 and its gradient comes back in half precision. It can be differentiated once.
+        Scalar, or (...) for ``"none"``, in float64 if an input is float64, else float32; half
+        precision is computed in float32 and its gradient comes back in half precision. The
+        kernel's sum can be differentiated once.
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: a shape or a device is wrong, or ``target`` requires a gradient.
+        ValueError: a shape, a device or ``reduction`` is wrong, or ``target`` requires a gradient.
     """
     op = "giou_loss"
-    require_constant_target(op, pred, target)
-    if pred.dim() == 0 or pred.shape[-1] != 4:
-        raise ValueError(f"{op}: pred must have shape (..., 4), got {tuple(pred.shape)}")
-    if mask is not None:
-        require_dtype(op, torch.bool, mask=mask)
-        if mask.shape != pred.shape[:-1]:
-            raise ValueError(
-                f"{op}: mask must have the shape of pred without the last dimension, "
-                f"{tuple(pred.shape[:-1])}, got {tuple(mask.shape)}"
-            )
-        require_same_device(op, pred=pred, mask=mask)
-    dtype = compute_dtype(pred, target)
-    return _giou_loss(as_dtype(pred, dtype), as_dtype(target, dtype), mask)
+    require_box_pairs(op, pred, target, mask)
+    check_reduction(op, reduction, weight, pred.shape[:-1], pred)
+    dtype = weighted_dtype(weight, pred, target)
+    pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
+    if is_plain_sum(reduction, weight):
+        return _giou_loss(pred, target, mask)
+    return reduce_terms(
+        lambda: reference.elementwise_box_loss(pred, target, mask, "giou"),
+        lambda: _giou_loss(pred, target, mask),
+        pred.shape[:-1],
+        mask,
+        weight,
+        reduction,
+    )

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import compute_dtype, require_floating, require_positive, require_same_device
+from ._checks import (
+    compute_dtype,
+    require_floating,
+    require_integer,
+    require_positive,
+    require_same_device,
+)
 from ._library import define_op
 
 SOFT_METHODS = ("linear", "gaussian")
@@ -148,6 +154,34 @@ def batched_nms_padded(
     return torch.ops.resobj_d2.batched_nms_padded(boxes, scores, idxs, iou_threshold, max_output)
 
 
+def nms(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    iou_threshold: float,
+    max_output: int = -1,
+) -> Tensor:  # (D,)
+    """:func:`batched_nms` of boxes that are all of one class."""
+    op = "nms"
+    candidates = _of_one_class(op, boxes, scores)
+    _check_greedy(op, iou_threshold, max_output)
+    if boxes.shape[0] == 0:
+        return candidates[2]
+    return torch.ops.resobj_d2.batched_nms(*candidates, iou_threshold, max_output)
+
+
+def nms_padded(
+    boxes: Tensor,  # (C, 4)
+    scores: Tensor,  # (C,)
+    iou_threshold: float,
+    max_output: int = -1,
+) -> tuple[Tensor, Tensor]:  # (P,), ()
+    """:func:`batched_nms_padded` of boxes that are all of one class."""
+    op = "nms_padded"
+    candidates = _of_one_class(op, boxes, scores)
+    _check_greedy(op, iou_threshold, max_output)
+    return torch.ops.resobj_d2.batched_nms_padded(*candidates, iou_threshold, max_output)
+
+
 def soft_nms(
     boxes: Tensor,  # (C, 4)
     scores: Tensor,  # (C,)
@@ -274,9 +308,7 @@ def _checked_candidates(
     if _are_ready(boxes, scores, idxs):
         return boxes, scores, idxs
     require_floating(op, boxes=boxes, scores=scores)
-    if not isinstance(idxs, Tensor) or idxs.is_floating_point() or idxs.dtype == torch.bool:
-        given = idxs.dtype if isinstance(idxs, Tensor) else type(idxs).__name__
-        raise TypeError(f"{op}: idxs must be a tensor of integers, got {given}")
+    require_integer(op, idxs=idxs)
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{op}: boxes must have shape (number, 4), got {tuple(boxes.shape)}")
     for name, value in (("scores", scores), ("idxs", idxs)):
@@ -288,6 +320,11 @@ def _checked_candidates(
     require_same_device(op, boxes=boxes, scores=scores, idxs=idxs)
     dtype = compute_dtype(boxes, scores)
     return boxes.to(dtype), scores.to(dtype), idxs.long()
+
+
+def _of_one_class(op: str, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    require_floating(op, boxes=boxes, scores=scores)
+    return _checked_candidates(op, boxes, scores, torch.zeros_like(scores, dtype=torch.int64))
 
 
 def _are_ready(boxes: Tensor, scores: Tensor, idxs: Tensor) -> bool:

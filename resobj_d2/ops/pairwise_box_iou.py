@@ -15,7 +15,9 @@ from ._checks import (
 )
 from ._library import define_op
 
-KINDS = ("iou", "giou", "iof")
+KINDS = ("iou", "giou", "diou", "ciou", "iof")
+# Composed of the IoU and plain torch; the kernels compute the others.
+COMPOSED = ("diou", "ciou")
 
 
 def _fake(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
@@ -62,6 +64,11 @@ def pairwise_box_iou(
             IoU where the smallest enclosing box has no area. The corners of each box are sorted
             first, as in :func:`giou_loss`; to the other kinds, to matching and to NMS a box with
             swapped corners overlaps nothing.
+            ``"diou"``: distance IoU (Zheng et al., AAAI 2020, Eq. 6 and 7), in [-1, 1]: the IoU
+            minus the squared distance of the centres over the squared diagonal of the smallest
+            enclosing box; ``"ciou"``: complete IoU (Eq. 8 to 11), in [-1.5, 1], also minus a
+            term for different aspect ratios. Corners are sorted as for GIoU. They take several
+            temporary (M, R) tensors.
             ``"iof"``: intersection over the area of the ``boxes2`` box, the fraction of an
             anchor inside an ignore (crowd) region in ``boxes1``; 0 for a box without area.
         out: tensor to write the result to and return: of the result's shape, dtype and device, any
@@ -70,7 +77,9 @@ def pairwise_box_iou(
 
     Returns:
         (M, R) in float64 if an input is float64, else float32 (half precision is computed in
-        float32). A pair with a NaN coordinate gets the worst value of its kind: 0, or -1 for GIoU.
+        float32). A pair with a NaN coordinate gets the worst value of its kind: 0, -1 for GIoU
+        and DIoU, -1.5 for CIoU; so does for DIoU and CIoU one with a coordinate beyond 1e18
+        (float64: 3e150).
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or ``out`` has the wrong dtype.
@@ -87,6 +96,8 @@ def pairwise_box_iou(
     dtype = compute_dtype(boxes1, boxes2)
     boxes1, boxes2 = as_dtype(boxes1, dtype), as_dtype(boxes2, dtype)
     if out is None:
+        if kind in COMPOSED:
+            return _composed(boxes1, boxes2, kind)
         return torch.ops.resobj_d2.pairwise_box_iou(boxes1, boxes2, kind)
     require_dtype(op, dtype, out=out)
     require_same_device(op, boxes1=boxes1, out=out)
@@ -96,8 +107,17 @@ def pairwise_box_iou(
         )
     if out.requires_grad:
         raise ValueError(f"{op}: out must not require a gradient: the result has none")
+    if kind in COMPOSED:
+        return out.copy_(_composed(boxes1, boxes2, kind))
     target = (
         out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     )
     torch.ops.resobj_d2._pairwise_box_iou_out(boxes1.detach(), boxes2.detach(), kind, target)
     return out if target is out else out.copy_(target)
+
+
+def _composed(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
+    def iou(first: Tensor, second: Tensor) -> Tensor:
+        return torch.ops.resobj_d2.pairwise_box_iou(first[:, 0], second, "iou")
+
+    return reference.distance_overlap(boxes1.detach()[:, None], boxes2.detach(), kind, iou)

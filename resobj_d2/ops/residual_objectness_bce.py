@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, compute_dtype
+from ._checks import as_dtype
 from ._library import define_op, no_backward
+from ._reduction import check_reduction, is_plain_sum, weighted, weighted_dtype
 
 DETACH = ("all", "objectness", "none")
 MIN_SCOPES = ("image", "batch", "level", "none")
@@ -23,7 +24,7 @@ MAX_LEVELS = 32
 class ResidualObjectnessOutput(NamedTuple):
     """Result of :func:`residual_objectness_bce`; only ``losses`` carries a gradient."""
 
-    losses: Tensor  # (T+1,) sum of the binary cross entropy at step 0..T
+    losses: Tensor  # (T+1,) binary cross entropy at step 0..T, reduced; unreduced (T+1, N, R)
     counts: Tensor  # (T+1,) int64, number of anchors in each sum
     thresholds: Tensor  # (T, G) minimum foreground logit before steps 1..T; +inf without foreground
     score_sums: Tensor  # (T+1, 2) sum of sigmoid(o_t) over background and over foreground
@@ -109,6 +110,8 @@ def residual_objectness_bce(
     min_scope: str = "image",
     unselected: str = "update",
     anchors_per_level: Sequence[int] = (),
+    weight: Tensor | None = None,  # broadcasts to (N, R)
+    reduction: str = "sum",
 ) -> ResidualObjectnessOutput:
     """Sums of the objectness loss and of the T residual losses (Algorithm 1).
 
@@ -138,6 +141,11 @@ def residual_objectness_bce(
             whose residuals then get no gradient.
         anchors_per_level: L anchor counts that sum to R, in the order of the anchors; for
             ``min_scope="level"`` only.
+        weight: factor of each anchor's loss, floating point, at every step; default 1. It changes
+            the losses only, not what is selected, and may carry a gradient.
+        reduction: ``"sum"``; ``"mean"``: each step's sum divided by its count, whatever the
+            weights, and 0 if that is 0; ``"none"``: (T+1, N, R), 0 for anchors that are not in a
+            sum. The sum without a weight, and with it the mean, is a kernel's.
 
     Returns:
         :class:`ResidualObjectnessOutput`, in float64 if an input is float64, else float32; half
@@ -154,18 +162,35 @@ def residual_objectness_bce(
     anchors_per_level = list(anchors_per_level)
     _check_tensors(logits, residuals, labels)
     _check_options(detach, min_scope, unselected, anchors_per_level, logits.shape[1])
-    dtype = compute_dtype(logits, residuals)
-    return ResidualObjectnessOutput(
-        *_residual_objectness_bce(
-            as_dtype(logits, dtype),
-            as_dtype(residuals, dtype),
-            labels,
-            detach,
-            min_scope,
-            unselected,
-            anchors_per_level,
-        )
+    check_reduction("residual_objectness_bce", reduction, weight, logits.shape, logits)
+    dtype = weighted_dtype(weight, logits, residuals)
+    compute = _residual_objectness_bce
+    if weight is not None or reduction == "none":
+        compute = reference.residual_objectness_terms
+    losses, *others = compute(
+        as_dtype(logits, dtype),
+        as_dtype(residuals, dtype),
+        labels,
+        detach,
+        min_scope,
+        unselected,
+        anchors_per_level,
     )
+    if not is_plain_sum(reduction, weight):
+        losses = _reduced(losses, labels, others[0], weight, reduction)
+    return ResidualObjectnessOutput(losses, *others)
+
+
+def _reduced(
+    losses: Tensor, labels: Tensor, counts: Tensor, weight: Tensor | None, reduction: str
+) -> Tensor:
+    """The losses are one by one if there is a weight or no reduction, else summed."""
+    if weight is not None:
+        losses = weighted(losses, labels >= 0, weight)
+    if reduction == "none":
+        return losses
+    summed = losses if losses.dim() == 1 else losses.sum(dim=(1, 2))
+    return summed if reduction == "sum" else summed / counts.clamp(min=1)
 
 
 def _check_tensors(logits: Tensor, residuals: Tensor, labels: Tensor) -> None:

@@ -19,8 +19,8 @@ def page(repository):
 
 def test_the_table_lists_every_operator(page):
     listed = re.findall(r"^\| `(\w+)` \|", page, re.M)
-    operators = [name for name in ops.__all__ if hasattr(torch.ops.resobj_d2, name)]
-    assert sorted(listed) == sorted(operators)
+    functions = {name for name in ops.__all__ if name.islower()}
+    assert sorted(listed) == sorted(functions - {"describe_operators", "native_status"})
 
 
 def test_the_table_says_which_operators_have_a_gradient(page):
@@ -28,7 +28,8 @@ def test_the_table_says_which_operators_have_a_gradient(page):
     without = {row[1].strip(" `") for row in rows if row[4].strip() == "none"}
     defined = torch._C._dispatch_get_all_op_names()
     with_backward = {name for name in ops.__all__ if f"resobj_d2::_{name}_backward" in defined}
-    assert with_backward and without == {row[1].strip(" `") for row in rows} - with_backward
+    with_backward |= {"ciou_loss", "diou_loss"}  # by torch's operators
+    assert without == {row[1].strip(" `") for row in rows} - with_backward
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -10,6 +10,8 @@ from fvcore.nn import giou_loss
 from resobj_d2.losses import (
     BOX_LOSS_REGISTRY,
     BalancedL1Loss,
+    CIoULoss,
+    DIoULoss,
     GIoULoss,
     IoULoss,
     L1Loss,
@@ -21,6 +23,8 @@ PRED = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
 TARGET = torch.tensor([[2.0, 0.0, 6.0, 4.0]])
 APART = torch.tensor([[8.0, 0.0, 12.0, 4.0]])
 YES = torch.tensor([True])
+# CIoU's term for a line and a square that do not overlap: v = 4 / pi^2 (pi / 4)^2 = 1 / 4.
+LINE = 0.25**2 / 1.25
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,9 @@ YES = torch.tensor([True])
         (IoULoss(), 2 / 3, 1.0),
         (NegativeLogIoULoss(), math.log(3), -math.log(1e-6)),
         (GIoULoss(), 2 / 3, 1 + 4 * 4 / (12 * 4)),
+        # The centres are 2 and 8 apart, the hulls 6x4 and 12x4; all boxes are square.
+        (DIoULoss(), 2 / 3 + 4 / 52, 1 + 64 / 160),
+        (CIoULoss(), 2 / 3 + 4 / 52, 1 + 64 / 160),
     ],
 )
 def test_overlap_losses_by_hand(loss, expected, apart):
@@ -48,7 +55,9 @@ def test_gradient_of_log_iou_by_hand():
     assert pred.grad[0, 0].item() == pytest.approx(-4 / 24)
 
 
-@pytest.mark.parametrize("loss", [IoULoss(), NegativeLogIoULoss(), GIoULoss()])
+@pytest.mark.parametrize(
+    "loss", [IoULoss(), NegativeLogIoULoss(), GIoULoss(), DIoULoss(), CIoULoss()]
+)
 def test_swapped_corners_are_sorted(loss):
     crossed = PRED[:, [2, 3, 0, 1]].clone().requires_grad_()
     value = loss(crossed, TARGET, YES)
@@ -63,6 +72,16 @@ def test_giou_agrees_with_fvcore():
     boxes = torch.cat((corner, corner + size), dim=-1)
     ours = GIoULoss()(boxes[0], boxes[1], torch.ones(40, dtype=torch.bool))
     torch.testing.assert_close(ours, giou_loss(boxes[0], boxes[1], reduction="sum"))
+
+
+def test_ciou_by_hand():
+    """A box of 4x2 in one of 4x4: IoU 1/2, the same corner, centres 1 apart."""
+    pred = torch.tensor([[2.0, 0.0, 6.0, 2.0]])
+    v = 4 / math.pi**2 * (math.atan(2) - math.atan(1)) ** 2
+    distance = 0.5 + 1 / 32
+    assert DIoULoss()(pred, TARGET, YES).item() == pytest.approx(distance, rel=1e-5)
+    expected = distance + v**2 / (0.5 + v)
+    assert CIoULoss()(pred, TARGET, YES).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_l1_by_hand():
@@ -122,6 +141,9 @@ def test_mmdet_form_of_balanced_l1_by_hand():
         (NegativeLogIoULoss(), -math.log(1e-6), -math.log(1e-6)),
         # Within the target: hull = union, GIoU 0. Apart: hull 12x4, union 16.
         (GIoULoss(), 1.0, 1 + 32 / 48),
+        # The centres are 1 and 10 apart.
+        (DIoULoss(), 1 + 1 / 32, 1 + 100 / 160),
+        (CIoULoss(), 1 + 1 / 32 + LINE, 1 + 100 / 160 + LINE),
     ],
 )
 def test_a_box_without_area_has_a_loss_and_a_finite_gradient(loss, expected, apart):

@@ -62,6 +62,27 @@ def _reference_dense(cls_logits, deltas, anchors, *, num_classes, factor_logits=
     )  # fmt: skip
 
 
+def _reference_loss(kind):
+    def loss(pred, target, mask=None):
+        return reference.elementwise_box_loss(pred, target, mask, kind).sum()
+
+    return loss
+
+
+def _reference_nms(op):
+    def nms(boxes, scores, iou_threshold, max_output=-1):
+        return op(boxes, scores, torch.zeros(len(boxes)), iou_threshold, max_output)
+
+    return nms
+
+
+def _reference_fusion(boxes, scores, idxs, models, *, model_weights, iou_threshold=0.55,
+                      confidence="mean"):  # fmt: skip
+    return reference.weighted_box_fusion(
+        boxes, scores, idxs, models, model_weights, iou_threshold, confidence
+    )
+
+
 def _skip_unless_built(backend: str) -> None:
     status = ops.native_status()[backend]
     if status != "native":
@@ -80,16 +101,21 @@ REFERENCES = {
     "batched_nms": reference.batched_nms,
     "batched_nms_padded": reference.batched_nms_padded,
     "box_iou_aligned": reference.box_iou_aligned,
+    "ciou_loss": _reference_loss("ciou"),
     "dense_detections": _reference_dense,
+    "diou_loss": _reference_loss("diou"),
     "giou_loss": reference.giou_loss,
     "match_anchors": _reference_match,
     "matrix_nms": _reference_matrix,
+    "nms": _reference_nms(reference.batched_nms),
+    "nms_padded": _reference_nms(reference.batched_nms_padded),
     "pairwise_box_iou": reference.pairwise_box_iou,
     "reassign_anchors": _reference_reassign,
     "residual_objectness_bce": _reference_residual,
     "sigmoid_focal_loss": reference.sigmoid_focal_loss,
     "soft_nms": _reference_soft,
     "soft_nms_padded": functools.partial(_reference_soft, op=reference.soft_nms_padded),
+    "weighted_box_fusion": _reference_fusion,
 }
 
 

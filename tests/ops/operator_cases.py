@@ -17,11 +17,14 @@ class Case:
         make: arguments by name, for inputs of about a given size; empty for size 0.
         gradients: arguments that get a gradient.
         many: a size large enough for several threads.
+        composed: it has no entry of its own in ``torch.ops.resobj_d2``; where it has a gradient,
+            it consists of torch's operators and can be differentiated any number of times.
     """
 
     make: Callable[[int], dict]
     gradients: tuple[str, ...] = ()
     many: int = 50000
+    composed: bool = False
 
 
 def rand(*shape):
@@ -94,6 +97,21 @@ def nms_arguments(size):
     return {**candidate_arguments(size), "iou_threshold": 0.5}
 
 
+def one_class_arguments(size):
+    return {"boxes": boxes(size), "scores": rand(size), "iou_threshold": 0.5}
+
+
+def fusion_arguments(size):
+    models = torch.randint(0, 3, (size,))
+    return {
+        **candidate_arguments(size),
+        "models": models,
+        "model_weights": [1.0, 2.0, 0.5],
+        "iou_threshold": 0.3,
+        "confidence": "mean",
+    }
+
+
 def dense_arguments(size):
     return {
         "cls_logits": [torch.randn(2, 2 * 3, size, 1)],
@@ -112,17 +130,28 @@ CASES = {
     "batched_nms": Case(nms_arguments),
     "batched_nms_padded": Case(nms_arguments),
     "box_iou_aligned": Case(aligned_arguments, ("pred", "target")),
+    "ciou_loss": Case(giou_arguments, ("pred",), composed=True),
     "dense_detections": Case(dense_arguments, many=20000),
+    "diou_loss": Case(giou_arguments, ("pred",), composed=True),
     "giou_loss": Case(giou_arguments, ("pred",)),
     "match_anchors": Case(match_arguments, many=20000),
     "matrix_nms": Case(candidate_arguments, many=4500),
+    "nms": Case(one_class_arguments, composed=True),
+    "nms_padded": Case(one_class_arguments, composed=True),
     "pairwise_box_iou": Case(overlap_arguments, many=5000),
     "reassign_anchors": Case(reassign_arguments, many=20000),
     "residual_objectness_bce": Case(residual_arguments, ("logits", "residuals"), many=40000),
     "sigmoid_focal_loss": Case(focal_arguments, ("logits",)),
     "soft_nms": Case(candidate_arguments, many=4500),
     "soft_nms_padded": Case(candidate_arguments, many=4500),
+    "weighted_box_fusion": Case(fusion_arguments, many=300),
 }
+# Each of its steps depends on the one before: a kernel would gain little.
+WITHOUT_KERNELS = {"weighted_box_fusion"}
+# Sums of torch's operators, which depend on the number of threads.
+COMPOSED_LOSSES = [name for name, case in CASES.items() if case.gradients and case.composed]
+# Their gradient is a kernel's, which has none itself.
+DIFFERENTIABLE_ONCE = [n for n, case in CASES.items() if case.gradients and not case.composed]
 DIFFERENTIABLE = [name for name, case in CASES.items() if case.gradients]
 
 

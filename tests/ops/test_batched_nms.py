@@ -291,3 +291,39 @@ def test_kernels_reject_what_the_wrapper_rejects(native_device, position, value,
     for op in (torch.ops.resobj_d2.batched_nms, torch.ops.resobj_d2.batched_nms_padded):
         with pytest.raises(RuntimeError, match=message):
             op(*moved)
+
+
+def test_nms_is_batched_nms_of_one_class(impl):
+    boxes, scores, _ = (tensor.to(impl.device) for tensor in candidates(80, 1, 3))
+    for threshold, limit in ((0.3, -1), (0.6, 7)):
+        expected = plain_nms(boxes, scores, torch.zeros(80), threshold)
+        expected = expected if limit < 0 else expected[:limit]
+        assert impl.nms(boxes, scores, threshold, limit).tolist() == expected
+        keep, count = impl.nms_padded(boxes, scores, threshold, limit)
+        assert keep[: len(expected)].tolist() == expected and count == len(expected)
+        assert len(keep) == (80 if limit < 0 else limit) and (keep[count:] == -1).all()
+
+
+def test_nms_agrees_with_torchvision():
+    peer = pytest.importorskip("torchvision.ops").nms
+    boxes, scores, _ = candidates(200, 1, 4)
+    assert torch.equal(ops.nms(boxes, scores, 0.5), peer(boxes, scores, 0.5))
+    assert ops.nms(boxes[:0], scores[:0], 0.5).shape == (0,)
+
+
+@pytest.mark.parametrize("op", [ops.nms, ops.nms_padded])
+def test_errors_of_nms_name_it_and_the_argument(op):
+    boxes, scores = torch.zeros(2, 4), torch.zeros(2)
+    name = f"^{op.__name__}: "
+    with pytest.raises(ValueError, match=name + r"scores must have shape \(2,\), one for each box"):
+        op(boxes, scores[:1], 0.5)
+    with pytest.raises(ValueError, match=name + r"scores must have shape \(2,\), one for each box"):
+        op(boxes, torch.zeros(2, 2), 0.5)
+    with pytest.raises(ValueError, match=name + r"boxes must have shape \(number, 4\)"):
+        op(boxes[:, :3], scores, 0.5)
+    with pytest.raises(TypeError, match=name + "boxes must be a floating-point tensor"):
+        op(boxes.long(), scores, 0.5)
+    with pytest.raises(ValueError, match=name + "iou_threshold must be 0 or more"):
+        op(boxes, scores, -1.0)
+    with pytest.raises(ValueError, match=name + "max_output must be -1"):
+        op(boxes, scores, 0.5, -2)

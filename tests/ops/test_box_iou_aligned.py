@@ -166,7 +166,7 @@ def test_not_contiguous(native_device):
 
 GOOD = torch.zeros(2, 4)
 BAD_ARGUMENTS = [
-    ((GOOD, GOOD, "iof"), ValueError, "kind must be iou or giou, got 'iof'"),
+    ((GOOD, GOOD, "iof"), ValueError, "kind must be one of iou, giou, diou, ciou, got 'iof'"),
     ((GOOD.long(), GOOD), TypeError, "pred must be a floating-point tensor, got torch.int64"),
     ((GOOD, [[0, 0, 1, 1]]), TypeError, "target must be a floating-point tensor, got list"),
     ((torch.zeros(2, 5), GOOD), ValueError, r"pred must have shape .* got \(2, 5\)"),

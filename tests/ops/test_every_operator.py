@@ -10,7 +10,9 @@ import torch
 from resobj_d2 import ops
 from tests.ops.operator_cases import (
     CASES,
+    COMPOSED_LOSSES,
     DIFFERENTIABLE,
+    DIFFERENTIABLE_ONCE,
     arguments_of,
     change,
     change_all,
@@ -19,7 +21,7 @@ from tests.ops.operator_cases import (
 )
 
 # Their results have no shape known beforehand; all others never make the host wait.
-WAIT_FOR_THE_DEVICE = {"batched_nms", "soft_nms"}
+WAIT_FOR_THE_DEVICE = {"batched_nms", "nms", "soft_nms", "weighted_box_fusion"}
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -50,8 +52,10 @@ def assert_same_bits(results, expected):
 
 
 def test_every_operator_is_listed():
-    public = {name for name in ops.__all__ if hasattr(torch.ops.resobj_d2, name)}
-    assert public == set(CASES)
+    public = {name for name in ops.__all__ if name.islower()}
+    assert public - {"describe_operators", "native_status"} == set(CASES)
+    composed = {name for name in CASES if not hasattr(torch.ops.resobj_d2, name)}
+    assert composed == {name for name, case in CASES.items() if case.composed}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,7 +69,8 @@ def test_only_the_listed_arguments_get_gradients(name, device):
     assert any(result.requires_grad for result in results) == bool(CASES[name].gradients)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+# The gradient of CIoU takes one of its factors for a constant, as published.
+@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE if name != "ciou_loss"])
 def test_gradcheck(name, device):
     arguments = change_all(arguments_of(name, 6, device), floating_to(torch.float64))
     keys = CASES[name].gradients
@@ -79,7 +84,7 @@ def test_gradcheck(name, device):
     assert torch.autograd.gradcheck(differentiable, inputs)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", DIFFERENTIABLE_ONCE)
 def test_a_second_derivative_is_an_error(name, device):
     arguments = arguments_of(name, 6, device)
     inputs = [arguments[key].requires_grad_() for key in CASES[name].gradients]
@@ -127,7 +132,7 @@ def test_half_precision_is_computed_in_float32(name, dtype, device):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in COMPOSED_LOSSES])
 def test_results_do_not_depend_on_the_number_of_threads(name, threads):
     if ops.native_status()["cpu"] != "native":
         pytest.skip("torch's own sums depend on the number of threads")
@@ -153,7 +158,8 @@ def test_the_host_waits_for_cuda_only_if_it_must(name):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = sum("called a synchronizing" in str(warning.message) for warning in caught)
-    assert waits == (name in WAIT_FOR_THE_DEVICE)
+    assert (waits > 0) == (name in WAIT_FOR_THE_DEVICE)
+    assert waits <= 1 or name == "weighted_box_fusion"
 
 
 @pytest.mark.parametrize("name", CASES)

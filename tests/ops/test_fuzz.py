@@ -12,13 +12,14 @@ import pytest
 
 from resobj_d2 import ops
 from tests.ops import fuzz
+from tests.ops.fuzz_arguments import ARGUMENTS
 from tests.ops.operator_cases import CASES, DIFFERENTIABLE
 
 CALLS = int(os.environ.get("RESOBJ_FUZZ_CALLS", "20000"))
 
 
 def test_every_operator_is_called():
-    assert set(fuzz.ARGUMENTS) == set(CASES)
+    assert set(ARGUMENTS) == set(CASES)
     assert {name: CASES[name].gradients for name in DIFFERENTIABLE} == fuzz.GRADIENTS
 
 

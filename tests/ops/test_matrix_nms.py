@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resobj_d2 import ops
+from resobj_d2.ops.nms import MATRIX_KERNELS
 from tests.ops.nms_inputs import BOXES, GOOD, INF, NAN, SCORES, candidates, on, plain_iou, tensors
 
 
@@ -63,7 +64,7 @@ def test_decay_is_compensated_by_the_overlap_of_the_better_box(impl):
     assert result[2].item() == pytest.approx(0.7 * math.exp(-1 / 18), rel=1e-6)
 
 
-@pytest.mark.parametrize("kernel", ops.nms.MATRIX_KERNELS)
+@pytest.mark.parametrize("kernel", MATRIX_KERNELS)
 @pytest.mark.parametrize("count, classes", [(1, 1), (17, 1), (300, 1), (200, 9)])
 def test_agrees_with_plain_python(impl, kernel, count, classes):
     inputs = candidates(count, classes, 2)
@@ -79,7 +80,7 @@ def test_duplicates_and_ties(impl):
     assert impl.matrix_nms(*inputs, kernel="linear").tolist() == [0.5, 0, 0, 0.25]
 
 
-@pytest.mark.parametrize("kernel", ops.nms.MATRIX_KERNELS)
+@pytest.mark.parametrize("kernel", MATRIX_KERNELS)
 def test_odd_input(impl, kernel):
     boxes = [[0.0, 0, 4, 4], [0, NAN, 4, 4], [4, 4, 0, 0], [0, 0, 4, 4], [0, 0, 4, 4], [1, 1, 1, 1]]
     scores = [NAN, 0.9, 0.8, INF, 0.6, 0.7]

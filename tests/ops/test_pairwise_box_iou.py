@@ -120,7 +120,11 @@ def test_not_contiguous(impl):
 
 GOOD = torch.zeros(2, 4)
 BAD_ARGUMENTS = [
-    ((GOOD, GOOD, "diou"), ValueError, "kind must be one of iou, giou, iof, got 'diou'"),
+    (
+        (GOOD, GOOD, "eiou"),
+        ValueError,
+        "kind must be one of iou, giou, diou, ciou, iof, got 'eiou'",
+    ),
     ((GOOD.long(), GOOD), TypeError, "boxes1 must be a floating-point tensor, got torch.int64"),
     ((GOOD, [[0, 0, 1, 1]]), TypeError, "boxes2 must be a floating-point tensor, got list"),
     ((GOOD, torch.zeros(4)), ValueError, r"boxes2 must have shape \(number, 4\), got \(4,\)"),

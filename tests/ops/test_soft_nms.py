@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from resobj_d2 import ops
+from resobj_d2.ops.nms import SOFT_METHODS
 from tests.ops.nms_inputs import BOXES, GOOD, INF, NAN, SCORES, candidates, on, plain_iou, tensors
 
 
@@ -71,7 +72,7 @@ def test_decay_changes_the_order(impl):
     check_soft(result, [0, 3, 2, 1], [0.9, 0.6, 0.32, 0.4 * 2 / 3 * 2 / 5])
 
 
-@pytest.mark.parametrize("method", ops.nms.SOFT_METHODS)
+@pytest.mark.parametrize("method", SOFT_METHODS)
 # 300 boxes of a class are more than a block has threads.
 @pytest.mark.parametrize("count, classes", [(1, 1), (2, 1), (60, 1), (300, 1), (250, 4), (700, 30)])
 def test_agrees_with_plain_python(impl, method, count, classes):
@@ -96,7 +97,7 @@ def test_ties_in_score_go_to_the_first_box(impl):
     check_soft(result, [0, 1, 2], [0.9, 0.3, 0.3 * (1 - 1 / 3)])
 
 
-@pytest.mark.parametrize("method", ops.nms.SOFT_METHODS)
+@pytest.mark.parametrize("method", SOFT_METHODS)
 def test_without_a_minimum_score_every_box_is_taken_once(impl, method):
     boxes = [[0.0, 0, 4, 4]] * 40
     scores = [1 - 0.01 * i for i in range(40)]
@@ -106,7 +107,7 @@ def test_without_a_minimum_score_every_box_is_taken_once(impl, method):
     assert new_scores[0] == 1 and (new_scores[1:] == 0).all()
 
 
-@pytest.mark.parametrize("method", ops.nms.SOFT_METHODS)
+@pytest.mark.parametrize("method", SOFT_METHODS)
 def test_odd_input(impl, method):
     boxes = [[0.0, 0, 4, 4], [0, NAN, 4, 4], [4, 4, 0, 0], [0, 0, 4, 4], [0, 0, 4, 4], [1, 1, 1, 1]]
     scores = [NAN, 0.9, 0.8, INF, -1.0, 0.7]

@@ -3,10 +3,15 @@
 Read these first; the kernels in ``csrc/`` must agree with them. They favour clarity over speed.
 """
 
-from .balanced_l1_loss import balanced_l1_loss, balanced_l1_loss_backward
+from ._box_pairs import distance_overlap
+from .balanced_l1_loss import (
+    balanced_l1_loss,
+    balanced_l1_loss_backward,
+    elementwise_balanced_l1_loss,
+)
 from .box_iou_aligned import box_iou_aligned, box_iou_aligned_backward
 from .dense_detections import dense_detections, empty_detections
-from .giou_loss import giou_loss, giou_loss_backward
+from .giou_loss import elementwise_box_loss, giou_loss, giou_loss_backward
 from .match_anchors import match_anchors
 from .nms import batched_nms, batched_nms_padded, matrix_nms, soft_nms, soft_nms_padded
 from .pairwise_box_iou import pairwise_box_iou, pairwise_box_iou_out
@@ -16,11 +21,27 @@ from .residual_objectness_bce import (
     foreground_minima,
     residual_objectness_bce,
     residual_objectness_bce_backward,
+    residual_objectness_terms,
     selected_by,
 )
-from .sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_backward
+from .sigmoid_focal_loss import (
+    counted,
+    elementwise_focal_loss,
+    elementwise_soft_focal_loss,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_backward,
+)
+from .weighted_box_fusion import weighted_box_fusion
 
 __all__ = [
+    "weighted_box_fusion",
+    "distance_overlap",
+    "residual_objectness_terms",
+    "elementwise_soft_focal_loss",
+    "elementwise_focal_loss",
+    "elementwise_box_loss",
+    "elementwise_balanced_l1_loss",
+    "counted",
     "balanced_l1_loss",
     "balanced_l1_loss_backward",
     "batched_nms",

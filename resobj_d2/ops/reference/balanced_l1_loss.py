@@ -15,6 +15,13 @@ def balanced_l1_loss(
 
     See :func:`resobj_d2.ops.balanced_l1_loss`.
     """
+    return elementwise_balanced_l1_loss(pred, target, alpha, gamma, beta).sum()
+
+
+def elementwise_balanced_l1_loss(
+    pred: Tensor, target: Tensor, alpha: float, gamma: float, beta: float
+) -> Tensor:
+    """The terms of the sum, in the shape of ``pred``."""
     b = math.expm1(gamma / alpha)
     difference = pred - target
     u = difference * _sign(difference) / beta
@@ -22,7 +29,7 @@ def balanced_l1_loss(
     near = torch.where(u < 1, u, torch.zeros_like(u))
     curved = alpha / b * (b * near + 1) * torch.log1p(b * near) - alpha * near
     straight = gamma * u + gamma / b - alpha
-    return beta * torch.where(u < 1, curved, straight).sum()
+    return beta * torch.where(u < 1, curved, straight)
 
 
 def balanced_l1_loss_backward(

@@ -1,4 +1,4 @@
-"""The generalized IoU loss in plain torch."""
+"""The losses 1 - GIoU, 1 - DIoU and 1 - CIoU in plain torch."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import torch
 from torch import Tensor
 
 from ._box_pairs import (
+    EPSILON,
+    HUGE,
     PairGeometry,
     PairSlopes,
+    distance_penalty,
     gradient_of_first,
     in_order_of,
     pair_geometry,
     sort_corners,
 )
-
-# Coordinates of `limit` or more are multiplied by `factor` so that no area overflows.
-_HUGE = {
-    torch.float32: {"limit": 2.0**60, "factor": 2.0**-67, "epsilon": 1e-19},
-    torch.float64: {"limit": 2.0**500, "factor": 2.0**-524, "epsilon": 1e-100},
-}
-_EPSILON = 1e-7
 
 
 def giou_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -27,15 +23,24 @@ def giou_loss(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
 
     See :func:`resobj_d2.ops.giou_loss`.
     """
+    return elementwise_box_loss(pred, target, mask, "giou").sum()
+
+
+def elementwise_box_loss(pred: Tensor, target: Tensor, mask: Tensor | None, kind: str) -> Tensor:
+    """(...) 1 - ``"giou"``, ``"diou"`` or ``"ciou"`` of each pair; 0 outside the mask."""
     if mask is not None:
         # Replaced rather than multiplied by zero, so that no NaN leaks.
         pred = torch.where(mask[..., None], pred, pred.new_zeros(()))
         target = torch.where(mask[..., None], target, target.new_zeros(()))
     scale, epsilon = _scale(pred, target)
-    pair = pair_geometry(sort_corners(pred) * scale, sort_corners(target) * scale)
+    first, second = sort_corners(pred) * scale, sort_corners(target) * scale
+    pair = pair_geometry(first, second)
     iou = pair.intersection / (pair.union + epsilon)
-    loss = 1 - (iou - (pair.hull - pair.union) / (pair.hull + epsilon))
-    return (loss if mask is None else loss * mask).sum()
+    if kind == "giou":
+        loss = 1 - (iou - (pair.hull - pair.union) / (pair.hull + epsilon))
+    else:
+        loss = 1 - iou + distance_penalty(first, second, iou, kind, epsilon)
+    return loss if mask is None else loss * mask
 
 
 def giou_loss_backward(
@@ -62,10 +67,10 @@ def _giou_loss_slopes(pair: PairGeometry, epsilon: Tensor) -> PairSlopes:
 
 def _scale(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(..., 1) factor for the coordinates and (...) epsilon added to the areas."""
-    huge = _HUGE[pred.dtype]
+    huge = HUGE[pred.dtype]
     is_huge = torch.cat((pred, target), dim=-1).abs().gt(huge["limit"]).any(dim=-1)
     one = pred.new_ones(())
     return (
         torch.where(is_huge, one * huge["factor"], one)[..., None],
-        torch.where(is_huge, one * huge["epsilon"], one * _EPSILON),
+        torch.where(is_huge, one * huge["epsilon"], one * EPSILON),
     )

@@ -22,9 +22,26 @@ def residual_objectness_bce(
 
     See :func:`resobj_d2.ops.residual_objectness_bce`.
     """
+    losses, *others = residual_objectness_terms(
+        logits, residuals, labels, detach, min_scope, unselected, anchors_per_level
+    )
+    counts, thresholds, scores, numbers = others
+    return losses.sum(dim=(1, 2)), counts, thresholds, scores, numbers
+
+
+def residual_objectness_terms(
+    logits: Tensor,
+    residuals: Tensor,
+    labels: Tensor,
+    detach: str,
+    min_scope: str,
+    unselected: str,
+    anchors_per_level: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same with the terms of the sums, (T+1, N, R), 0 for anchors that are not in a sum."""
     valid = labels >= 0
     foreground = labels > 0
-    losses = [_masked_bce_sum(logits, foreground, valid)]
+    losses = [_masked_bce(logits, foreground, valid)]
     counts = [valid.sum()]
     kinds = torch.stack((labels == 0, foreground))
     scores = [_score_sums(logits, kinds)]
@@ -36,7 +53,7 @@ def residual_objectness_bce(
         minima = foreground_minima(previous.detach(), foreground, min_scope, anchors_per_level)
         selected = valid & selected_by(previous, minima, min_scope, anchors_per_level)
         updated = previous + residual
-        losses.append(_masked_bce_sum(updated, foreground, selected))
+        losses.append(_masked_bce(updated, foreground, selected))
         counts.append(selected.sum())
         thresholds.append(minima)
         previous = updated if unselected == "update" else torch.where(selected, updated, previous)
@@ -136,8 +153,8 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, values.new_zeros(()))
 
 
-def _masked_bce_sum(logits: Tensor, foreground: Tensor, mask: Tensor) -> Tensor:
+def _masked_bce(logits: Tensor, foreground: Tensor, mask: Tensor) -> Tensor:
     # Masked before and after, so that a NaN outside the mask reaches neither sum nor gradient.
     logits = _masked(logits, mask)
     bce = -F.logsigmoid(torch.where(foreground, logits, -logits))
-    return _masked(bce, mask).sum()
+    return _masked(bce, mask)
