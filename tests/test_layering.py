@@ -45,6 +45,7 @@ ALLOWED = {
         "command", "config", "checkpoint", "data", "engine", "evaluation", "inspection",
         "modeling", "ops", "process", "structures",
     },
+    "report": {"analysis", "command", "data", "process"},
     "demo": {"command", "config", "engine", "inference", "ops", "process"},
     # Its table names the modules of all commands; these it imports itself.
     "cli": {"command", "config", "engine", "launch", "process"},

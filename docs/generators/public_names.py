@@ -29,6 +29,7 @@ MODULES = (
     "resobj_d2.inspection.suggestion",
     "resobj_d2.analysis.dump",
     "resobj_d2.analysis.dump_file",
+    "resobj_d2.report.command",
     "resobj_d2.evaluation",
     "resobj_d2.engine",
     "resobj_d2.inference.predictor",

@@ -252,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--weights", metavar="FILE", help="a checkpoint, in place of MODEL.WEIGHTS")
     add("--detections", metavar="JSON", help="a COCO results json, in place of a model")
     add("--data", metavar="WHAT", help="with --detections: what `data check` takes as a data set")
+    add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
     add("--output", metavar="DIR", help="folder to make (default: dump in OUTPUT_DIR)")
     add(
         "--candidates",
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     start_log()
     path = _from_json(args, parser) if args.detections else _from_model(args, parser)
-    print(path)
+    print(f"{path}\nlook at it with: resobj-d2 report {path}")
     return 0
 
 
@@ -284,7 +285,9 @@ def _from_json(args, parser: argparse.ArgumentParser) -> Path:
     if bool(args.config_file) == bool(args.data):
         parser.error("--detections needs one of --config-file and --data")
     if args.data:
-        records = find_target([args.data, *args.opts], imports=args.imports).records
+        records = find_target(
+            [args.data, *args.opts], images=args.images, imports=args.imports
+        ).records
         if len(records) != 1:
             names = ", ".join(records)
             raise ValueError(f"a dump is of one data set, and {args.data} has {names}")

@@ -117,6 +117,12 @@ COMMANDS = (
     Command(name="data", summary="check a data set; convert it to another format", commands=DATA),
     Command(name="analyze", summary="dump, errors, sweep, cost, ...", commands=ANALYZE),
     Command(
+        name="report",
+        summary="a page that shows what is wrong with a detector",
+        module="report.command",
+        uses_operators=False,
+    ),
+    Command(
         name="doctor",
         summary="what is installed and native, and what to do about the rest",
         module="doctor",

@@ -1,0 +1,104 @@
+"""What a page is made of: sections of tables, plots and text, without any markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Code", "Heading", "Plot", "Section", "Table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A drawing.
+
+    Attributes:
+        svg: from :mod:`.plots`.
+        alt: what it shows, in a sentence.
+        caption: how to read it.
+    """
+
+    svg: str
+    alt: str
+    caption: str
+    kind: str = "plot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """A title within a section."""
+
+    text: str
+    kind: str = "heading"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Text as it is, folded away."""
+
+    caption: str
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of values by column.
+
+    Attributes:
+        rows: with the same keys, which are the header.
+        caption: above it.
+        digits: of numbers after the point.
+        limit: most rows that are shown.
+    """
+
+    rows: Sequence[Mapping[str, object]]
+    caption: str
+    digits: int = 1
+    limit: int = 40
+    kind: str = "table"
+
+    @property
+    def header(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.rows[0]) if self.rows else []
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers."""
+        kinds = (int, float, type(None))
+        return [all(isinstance(row[name], kinds) for row in self.rows) for name in self.header]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """What is shown."""
+        return [[self._text(row[name]) for name in self.header] for row in self.rows[: self.limit]]
+
+    @property
+    def more(self) -> str:
+        """A line about the rows that are not shown."""
+        hidden = len(self.rows) - self.limit
+        return f"... and {hidden} more" if hidden > 0 else ""
+
+    def _text(self, value: object) -> str:
+        if value is None or value != value:
+            return "-"
+        return f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: for links.
+        short: in the navigation.
+        title, text: above the blocks.
+        blocks: in their order.
+    """
+
+    key: str
+    short: str
+    title: str
+    text: str = ""
+    blocks: list[Plot | Table | Heading | Code] = field(default_factory=list)

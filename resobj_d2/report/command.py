@@ -1,0 +1,100 @@
+"""One page that shows what is wrong with a detector.
+
+::
+
+    resobj-d2 report output/RUN
+    resobj-d2 report output/FIRST output/SECOND --output both.html
+
+A run has to have a dump (`resobj-d2 analyze dump`), or to be evaluated (`resobj-d2 eval`). A dump
+shows more: the anchors' share in missed objects, and the detections at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from resobj_d2.command import run_command
+from resobj_d2.process import replacing, start_log
+
+from .judge import judge
+from .page import render
+from .subject import find_subjects
+
+__all__ = ["main", "write_report"]
+
+_MOST_PICTURES = 200
+
+
+def write_report(
+    paths: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    pictures: int = 24,
+    title: str = "",
+    dataset: str | None = None,
+) -> Path:
+    """Write the report of one run or more.
+
+    Args:
+        paths: folders of dumps, or of runs that have one or were evaluated.
+        output: the HTML file; its folder is made.
+        pictures: how many to show, at most; scaled so that the file stays below 15 MB.
+        title: of the page; by default the names of the runs.
+        dataset: of a run that was evaluated on several.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: there is nothing to report.
+        ValueError: a file is damaged, or the runs are of different data sets.
+    """
+    output = Path(output).expanduser()
+    judgements = [judge(subject) for subject in find_subjects(paths, dataset=dataset)]
+    text = render(judgements, pictures=pictures, title=title)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as file:
+        file.write(text)
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 report", description=__doc__.partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folder of a run, or of a dump")
+    add("--output", metavar="FILE", help="the page (default: report.html in the first folder)")
+    add(
+        "--pictures",
+        type=_count,
+        default=24,
+        metavar="N",
+        help=f"pictures to show, 0 to {_MOST_PICTURES} (default: %(default)s)",
+    )
+    add("--title", default="", help="of the page (default: the names of the runs)")
+    add("--dataset", metavar="NAME", help="of a run that was evaluated on several")
+    args = parser.parse_args(argv)
+    start_log()
+    output = args.output or os.path.join(args.runs[0], "report.html")
+    path = write_report(
+        args.runs, output, pictures=args.pictures, title=args.title, dataset=args.dataset
+    )
+    print(path)
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= _MOST_PICTURES:
+        raise argparse.ArgumentTypeError(f"must be in 0..{_MOST_PICTURES}, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, uses_operators=False))

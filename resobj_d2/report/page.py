@@ -1,0 +1,162 @@
+"""The page as HTML: one file with style, script, plots and pictures in it, and no network.
+
+Names of classes, files and runs are of others: Jinja2 escapes everything that is not marked as made
+here, and the page's own policy lets no other script run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from resobj_d2 import __version__
+from resobj_d2.analysis.errors import KINDS
+
+from .blocks import Plot, Section
+from .judge import Judgement
+from .pictures import IGNORED, RIGHT, Picture, choose_images, load_pictures
+from .sections import sections_of
+from .summary import summarise
+
+__all__ = ["render"]
+
+_FOLDER = Path(__file__).parent / "page"
+_PICTURE_BYTES = 10 * 2**20
+_STRIPS = 3
+_KIND_NAMES = {
+    "Cls": "wrong class",
+    "Loc": "loose box",
+    "Both": "loose box, wrong class",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+
+
+def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = "") -> str:
+    """The whole page.
+
+    Args:
+        judgements: of the runs, on the same images.
+        pictures: how many to show, at most.
+        title: by default the names of the runs.
+    """
+    data = judgements[0].data
+    images = choose_images(judgements, pictures)
+    shown = load_pictures(judgements, images, max_bytes=_PICTURE_BYTES)
+    names = [one.subject.name for one in judgements]
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True)
+    environment.filters["code"] = _with_code
+    return environment.get_template("report.html").render(
+        title=title or ", ".join(names),
+        subtitle=f"{len(data.image_ids)} images, {int((~data.objects.ignored).sum())} objects, "
+        f"{_classes(data.class_names)}",
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        summaries=[summarise(one) for one in judgements],
+        sections=[_with_markup(section) for section in sections_of(judgements)],
+        runs=names,
+        class_names=data.class_names,
+        threshold=f"{judgements[0].counts[-1].best_score:.2f}",
+        pictures=shown,
+        pictures_text=_pictures_text(len(shown), len(data.image_ids)),
+        strips=_strips(judgements, shown),
+        steps_text="The same network and boxes, scored with the objectness after each residual. "
+        "The score limit above applies here too: false detections should go, and right ones stay.",
+        data=_json(judgements, shown),
+        footer=f"Made by resobj_d2 {__version__}. This file needs no network.",
+    )
+
+
+def _classes(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"1 class: {names[0]}"
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"{len(names)} classes: {shown}"
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence in which what stands between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _pictures_text(shown: int, total: int) -> str:
+    if shown == total:
+        return "All pictures, those with most errors first. Choose one to enlarge it."
+    worst = shown - shown // 4
+    return (
+        f"The {worst} of {total} pictures with most errors at the score of the best F1, then "
+        f"{shown - worst} spread over the others. Choose one to enlarge it."
+    )
+
+
+def _strips(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> list[dict]:
+    """Some pictures at every step, of each run with refinements."""
+    strips = []
+    for run, one in enumerate(judgements):
+        if len(one.errors) < 2:
+            continue
+        readable = [k for k, picture in enumerate(shown) if picture.source]
+        for k in readable[:_STRIPS]:
+            picture = shown[k]
+            strips.append(
+                {
+                    "run": run,
+                    "picture": k,
+                    "name": picture.name,
+                    "width": picture.width,
+                    "height": picture.height,
+                    "steps": list(range(len(one.errors))),
+                }
+            )
+    return strips
+
+
+def _with_markup(section: Section) -> Section:
+    """Plots are made here, so their markup stays."""
+    blocks = [
+        replace(block, svg=Markup(block.svg)) if isinstance(block, Plot) else block
+        for block in section.blocks
+    ]
+    return replace(section, blocks=blocks)
+
+
+def _json(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> Markup:
+    """What the script reads, as text that cannot end its element."""
+    data = judgements[0].data
+    content = {
+        "images": len(data.image_ids),
+        "classes": data.class_names,
+        "right": RIGHT,
+        "ignored": IGNORED,
+        "kinds": [*(_KIND_NAMES[kind] for kind in KINDS), "right", "not judged"],
+        "runs": [
+            {
+                "steps": len(one.errors),
+                "curves": [
+                    {
+                        "right": counts.right.tolist(),
+                        "wrong": counts.wrong.tolist(),
+                        "objects": counts.objects,
+                    }
+                    for counts in one.counts
+                ],
+            }
+            for one in judgements
+        ],
+        "pictures": [picture.boxes for picture in shown],
+    }
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

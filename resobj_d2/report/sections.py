@@ -1,0 +1,293 @@
+"""The pages below the summary, each with its plots, tables and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from resobj_d2.analysis.errors import KINDS, confusion_table
+from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision
+
+from . import plots
+from .blocks import Code, Heading, Plot, Section, Table
+from .judge import Judgement
+from .subject import read_scalars
+
+__all__ = ["sections_of"]
+
+_MOST_POINTS = 400  # of a curve
+
+
+def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
+    """All pages that there is something to show on."""
+    found = [
+        _comparison(judgements),
+        _errors(judgements),
+        _precision(judgements),
+        _classes(judgements),
+        _steps(judgements),
+        _training(judgements),
+        _about(judgements),
+    ]
+    return [section for section in found if section is not None and section.blocks]
+
+
+def _comparison(judgements: Sequence[Judgement]) -> Section | None:
+    if len(judgements) < 2:
+        return None
+    rows = []
+    for one in judgements:
+        counts = one.counts[-1]
+        rows.append(
+            {
+                "run": one.subject.name,
+                "AP": one.average(),
+                "AP50": one.average(0.5),
+                "AP75": one.average(0.75),
+                "best F1": 100 * float(counts.f1[counts.best]),
+                "at score": round(counts.best_score, 2),
+                "recall": 100 * float(counts.recall[counts.best]),
+                "precision": 100 * float(counts.precision[counts.best]),
+            }
+        )
+    return Section(
+        key="comparison",
+        short="Comparison",
+        title="Side by side",
+        text="The same images and objects for all runs.",
+        blocks=[Table(rows=rows, caption="In percent; score limits by F1", digits=2)],
+    )
+
+
+def _errors(judgements: Sequence[Judgement]) -> Section:
+    costs = {
+        one.subject.name: {
+            str(row["error"]): row["dAP"] for row in one.last.table() if row["error"] in KINDS
+        }
+        for one in judgements
+    }
+    blocks: list = []
+    if any(value is not None for row in costs.values() for value in row.values()):
+        blocks.append(
+            Plot(
+                svg=plots.bars(costs, label="points of AP50 that correcting it alone would give"),
+                alt="Cost of each kind of error in points of AP50",
+                caption="The longest bar is what to work on first. Cls: right place, wrong class. "
+                "Loc: right class, IoU of .1 to .5. Both: both of these. Dupe: a second detection "
+                "of a found object. Bkg: no object within IoU .1. Miss: objects that nothing is "
+                "near. The bars do not add up to what is missing to 100, since a correction also "
+                "changes what the others cost.",
+            )
+        )
+    for one in judgements:
+        blocks += _named(one, judgements)
+        table = [{k: v for k, v in row.items()} for row in one.last.table()]
+        blocks.append(Table(rows=table, caption="Errors at IoU .50 (dAP in points)", digits=2))
+        confidence = one.counts[-1].best_score
+        pairs = confusion_table(one.data, confidence=confidence)
+        mixed = [row for row in pairs if row["object"] != row["detection"]]
+        if mixed:
+            title = f"What is taken for what, at scores of {confidence:.2f} or more"
+            blocks.append(Table(rows=mixed, caption=title, limit=15))
+    return Section(
+        key="errors",
+        short="Errors",
+        title="What it loses by",
+        text="After TIDE (Bolya et al., ECCV 2020): every wrong detection has one kind of error, "
+        "and its cost is the AP that would be gained if this kind alone did not happen.",
+        blocks=blocks,
+    )
+
+
+def _precision(judgements: Sequence[Judgement]) -> Section | None:
+    if not any(one.counts[-1].objects for one in judgements):
+        return None
+    precision, f1, marks, best = {}, {}, {}, {}
+    for one in judgements:
+        counts, name = one.counts[-1], one.subject.name
+        known = ~np.isnan(counts.precision)
+        precision[name] = (counts.recall[known], counts.precision[known])
+        f1[name] = (counts.thresholds, counts.f1)
+        if known[counts.best]:
+            marks[name] = (counts.recall[counts.best], counts.precision[counts.best])
+        best[name] = (counts.best_score, counts.f1[counts.best])
+    overlap = {
+        one.subject.name: (
+            list(IOU_THRESHOLDS),
+            [mean_precision(row) or 0.0 for row in one.precision],
+        )
+        for one in judgements
+    }
+    return Section(
+        key="precision",
+        short="Precision",
+        title="Precision, recall and the score",
+        blocks=[
+            Plot(
+                svg=plots.curves(
+                    precision, x_label="recall", y_label="precision", unit_square=True, marks=marks
+                ),
+                alt="Precision over recall of all classes together",
+                caption="All classes together, IoU .50; every point is a lowest score. The mark is "
+                "the one with the highest F1. A curve that ends early cannot find more at any "
+                "score; one that starts low has confident mistakes.",
+            ),
+            Plot(
+                svg=plots.curves(
+                    f1, x_label="lowest score", y_label="F1", unit_square=True, marks=best
+                ),
+                alt="F1 over the lowest score",
+                caption="A broad top means that the choice of the score matters little.",
+            ),
+            Plot(
+                svg=plots.curves(
+                    overlap, x_label="IoU that counts as right", y_label="AP", height=3.0
+                ),
+                alt="AP over the IoU threshold",
+                caption="A steep fall to the right means boxes that are found but not tight.",
+            ),
+        ],
+    )
+
+
+def _classes(judgements: Sequence[Judgement]) -> Section | None:
+    names = judgements[0].data.class_names
+    if len(names) < 2:
+        return None
+    averages = {one.subject.name: one.class_averages() for one in judgements}
+    first = averages[judgements[0].subject.name]
+    order = sorted(names, key=lambda name: -1 if first[name] is None else first[name])
+    positives = dict(zip(names, judgements[0].data.positives().tolist(), strict=True))
+    rows = [
+        {
+            "class": name,
+            "objects": positives[name],
+            **{
+                ("AP" if len(averages) == 1 else f"AP, {run}"): values[name]
+                for run, values in averages.items()
+            },
+        }
+        for name in order
+    ]
+    shown = order[:30]
+    return Section(
+        key="classes",
+        short="Classes",
+        title="By class",
+        text="Worst first. A class with few objects has an AP that says little.",
+        blocks=[
+            Plot(
+                svg=plots.bars(
+                    {run: {n: values[n] for n in shown} for run, values in averages.items()},
+                    label="AP",
+                ),
+                alt="AP of each class, worst first",
+                caption="AP over IoU .50 to .95."
+                + (f" The {len(shown)} worst of {len(order)}." if len(order) > 30 else ""),
+            ),
+            Table(rows=rows, caption="AP by class", limit=100),
+        ],
+    )
+
+
+def _steps(judgements: Sequence[Judgement]) -> Section | None:
+    refined = [one for one in judgements if len(one.errors) > 1]
+    blocks: list = []
+    for one in refined:
+        rows = []
+        for step, (errors, counts) in enumerate(zip(one.errors, one.counts, strict=True)):
+            costs = {str(row["error"]): row["dAP"] for row in errors.table()}
+            rows.append(
+                {
+                    "step": f"{step} (base)" if step == 0 else str(step),
+                    "AP50": mean_precision(errors.precision),
+                    "best F1": 100 * float(counts.f1[counts.best]),
+                    "at score": round(counts.best_score, 2),
+                    "detections": int(counts.right[0] + counts.wrong[0]),
+                    "dAP of Bkg": costs["Bkg"],
+                    "dAP of Miss": costs["Miss"],
+                }
+            )
+        blocks += _named(one, judgements)
+        blocks.append(Table(rows=rows, caption="Scored with the objectness of each step", digits=2))
+    return Section(
+        key="refinement",
+        short="Objectness",
+        title="What the residual steps change",
+        text="The same network and boxes, scored with the objectness after 0, 1, ... residuals "
+        "(Residual Objectness, Figure 5).",
+        blocks=blocks,
+    )
+
+
+def _training(judgements: Sequence[Judgement]) -> Section | None:
+    blocks: list = []
+    for one in judgements:
+        scalars = read_scalars(one.subject.folder) if one.subject.folder else {}
+        panels = _panels(scalars)
+        if not panels:
+            continue
+        blocks += _named(one, judgements)
+        blocks.append(
+            Plot(
+                svg=plots.lines(panels, x_label="iteration"),
+                alt="Scalars of the training over its iterations",
+                caption="Losses should fall and AP rise until the end: an AP that falls while the "
+                "loss goes on falling is overfitting; both still moving at the end asks for a "
+                "longer training.",
+            )
+        )
+    return Section(key="training", short="Training", title="The training", blocks=blocks)
+
+
+def _panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
+    """The scalars that a person looks at, by panel."""
+    groups = {
+        "loss, all terms": [n for n in scalars if n == "total_loss"],
+        "terms of the loss": [n for n in scalars if n.startswith("loss_")],
+        "AP": [n for n in ("bbox/AP", "bbox/AP50", "bbox/AP75") if n in scalars],
+        "validation loss": [n for n in scalars if n == "validation/total_loss"],
+        "mean objectness of positives": [
+            n for n in scalars if n.startswith("objectness/") and n.endswith("/positive")
+        ],
+        "mean objectness of negatives": [
+            n for n in scalars if n.startswith("objectness/") and n.endswith("/negative")
+        ],
+        "learning rate": [n for n in scalars if n == "lr"],
+    }
+    return {
+        title: {name.rpartition("bbox/")[2]: _thin(scalars[name]) for name in sorted(names)}
+        for title, names in groups.items()
+        if names
+    }
+
+
+def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """At most some hundred points, as means of consecutive ones."""
+    size = -(-len(points) // _MOST_POINTS)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [p[-1][0] for p in parts], [sum(value for _, value in p) / len(p) for p in parts]
+
+
+def _about(judgements: Sequence[Judgement]) -> Section:
+    blocks: list = []
+    for one in judgements:
+        data, about = one.data, one.subject.about
+        rows = [
+            ("images", len(data.image_ids)),
+            ("objects to find", int((~data.objects.ignored).sum())),
+            ("ignored objects and crowd regions", int(data.objects.ignored.sum())),
+            ("detections", len(data.detections)),
+            *((key, about[key]) for key in ("dataset", "weights", "detections") if about.get(key)),
+        ]
+        blocks += _named(one, judgements)
+        table = [{"what": what, "value": str(value)} for what, value in rows]
+        blocks.append(Table(rows=table, caption="Data and detector"))
+        if about.get("config"):
+            blocks.append(Code(caption="Configuration", text=str(about["config"])))
+    return Section(key="about", short="About", title="What was measured", blocks=blocks)
+
+
+def _named(one: Judgement, judgements: Sequence[Judgement]) -> list[Heading]:
+    return [Heading(text=one.subject.name)] if len(judgements) > 1 else []

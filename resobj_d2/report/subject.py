@@ -1,0 +1,156 @@
+"""What a report is about: a dump, or a run that was evaluated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from resobj_d2.analysis.dump_file import Dump, load_dump
+from resobj_d2.analysis.evaluation_set import EvaluationSet
+from resobj_d2.analysis.source import load_source
+
+__all__ = ["Subject", "find_subjects", "read_scalars"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One detector on one data set.
+
+    Attributes:
+        name: of the run.
+        steps: ground truth and detections at steps 0..T of Residual Objectness; the last are the
+            detector's.
+        folder: of the run, with its ``metrics.json``; None where there is none.
+        about: of the dump; empty without one.
+        anchor_ious: (N,) best IoU of any anchor with each object; None where it is not known.
+    """
+
+    name: str
+    steps: list[EvaluationSet]
+    folder: Path | None
+    about: dict
+    anchor_ious: np.ndarray | None = None
+
+    @property
+    def data(self) -> EvaluationSet:
+        """Ground truth and the detector's own detections."""
+        return self.steps[-1]
+
+
+def find_subjects(
+    paths: Sequence[str | os.PathLike], *, dataset: str | None = None
+) -> list[Subject]:
+    """What the words of the command name.
+
+    Args:
+        paths: of dumps, or of runs that have one or were evaluated.
+        dataset: of a run that was evaluated on several.
+
+    Raises:
+        FileNotFoundError: there is nothing to report.
+        ValueError: a file is damaged, or the runs are of different classes or images.
+    """
+    subjects = [_find(Path(path).expanduser(), dataset) for path in paths]
+    first = subjects[0].data
+    for subject in subjects[1:]:
+        data = subject.data
+        if data.class_names != first.class_names or data.image_ids != first.image_ids:
+            raise ValueError(
+                f"'{subject.name}' was made on another data set than '{subjects[0].name}': runs "
+                "in one report need the same images and classes"
+            )
+    names = _distinct_names([Path(path).expanduser().absolute() for path in paths], subjects)
+    return [replace(s, name=name) for s, name in zip(subjects, names, strict=True)]
+
+
+def _find(path: Path, dataset: str | None) -> Subject:
+    if (path / "about.json").is_file():
+        return _from_dump(path)
+    results = sorted(path.glob(f"inference/{dataset or '*'}/coco_instances_results.json"))
+    dump = path / "dump" / "about.json"
+    if dump.is_file():
+        if all(file.stat().st_mtime <= dump.stat().st_mtime + 1 for file in results):
+            return _from_dump(path / "dump")
+        logger.warning(
+            "%s is older than the last evaluation, which is reported instead; `resobj-d2 analyze "
+            "dump` makes it again",
+            dump.parent,
+        )
+    options = argparse.Namespace(data=None, images=None, dataset=dataset, limit=None)
+    data = load_source(path, options)
+    return Subject(name=data.name, steps=[data], folder=path, about={})
+
+
+def _from_dump(path: Path) -> Subject:
+    dump = load_dump(path)
+    run = path.absolute().parent
+    is_run = any((run / name).is_file() for name in ("metrics.json", "config.yaml"))
+    name = run.name if path.name == "dump" else path.absolute().name
+    if not dump.about.get("annotated", True):
+        raise ValueError(f"{path}: its data set has no annotations, so nothing can be judged")
+    return Subject(
+        name=name,
+        steps=[
+            EvaluationSet.of_dump(replace(dump, detections=table), name=name)
+            for table in dump.steps
+        ],
+        folder=run if is_run else None,
+        about=dump.about,
+        anchor_ious=_anchor_ious(dump),
+    )
+
+
+def _anchor_ious(dump: Dump) -> np.ndarray:
+    """Those of the dump's objects, in the order that the analyses have them in."""
+    objects = replace(dump.objects, areas=dump.objects.anchor_ious)
+    return EvaluationSet.of_dump(replace(dump, objects=objects)).objects.areas
+
+
+def _distinct_names(paths: Sequence[Path], subjects: Sequence[Subject]) -> list[str]:
+    """Names of runs; those that are the same get their folder, then a number."""
+    names = [subject.name for subject in subjects]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({k + 1})" for k, name in enumerate(names)]
+    return names
+
+
+def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars of a run's ``metrics.json`` over its iterations; empty without that file.
+
+    Where a run was resumed from an earlier iteration, the later values stay. Lines that are
+    damaged are left out.
+    """
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    series: dict[str, dict[int, float]] = {}
+    last = -1
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                scalars = json.loads(line[line.rfind("{") :])
+            except (ValueError, RecursionError):
+                continue
+            iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
+            if not isinstance(iteration, int):
+                continue
+            if iteration < last:
+                for values in series.values():
+                    for later in [x for x in values if x >= iteration]:
+                        del values[later]
+            last = iteration
+            for name, value in scalars.items():
+                if isinstance(value, (int, float)) and name != "iteration" and value == value:
+                    series.setdefault(name, {})[iteration] = float(value)
+    return {name: sorted(values.items()) for name, values in series.items()}

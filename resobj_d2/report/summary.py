@@ -1,0 +1,247 @@
+"""The first thing that a person reads: what a detector does well, loses by, and what to try.
+
+Every sentence has the figure that it follows from. The rules are short on purpose: they name the
+largest effect and what usually helps, and leave the rest to the pages below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resobj_d2.analysis.errors import ErrorAnalysis
+
+from .judge import Judgement
+
+__all__ = ["Figure", "Summary", "summarise"]
+
+# What an anchor has to reach with some object to be trained on it, in most configurations.
+_ANCHOR_IOU = 0.5
+_NOTICEABLE = 0.5  # points of AP
+_NAMES = {
+    "Cls": "Wrong classes",
+    "Loc": "Loose boxes",
+    "Both": "Loose boxes of a wrong class",
+    "Dupe": "Duplicates",
+    "Bkg": "Detections of background",
+    "Miss": "Missed objects",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number at the top.
+
+    Attributes:
+        name, value: as shown.
+        meaning: in a sentence.
+    """
+
+    name: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The summary of one run.
+
+    Attributes:
+        name: of the run.
+        figures: the main numbers.
+        columns: titles with their sentences.
+    """
+
+    name: str
+    figures: list[Figure]
+    columns: list[tuple[str, list[str]]]
+
+
+def summarise(judgement: Judgement) -> Summary:
+    """What a run does well, what it loses most by, and what to try."""
+    if not (~judgement.data.objects.ignored).any():
+        nothing = ["The data set has no objects to find, so there is nothing to judge."]
+        return Summary(name=judgement.subject.name, figures=[], columns=[("Result", nothing)])
+    return Summary(
+        name=judgement.subject.name,
+        figures=_figures(judgement),
+        columns=[
+            ("What it does well", _strengths(judgement)),
+            ("What it loses most by", _losses(judgement)),
+            ("What to try", _advice(judgement)),
+        ],
+    )
+
+
+def _figures(judgement: Judgement) -> list[Figure]:
+    counts = judgement.counts[-1]
+    best = counts.best
+    return [
+        Figure(
+            name="AP",
+            value=_percent(judgement.average()),
+            meaning="COCO's average precision over IoU thresholds .50 to .95",
+        ),
+        Figure(name="AP50", value=_percent(judgement.average(0.5)), meaning="at IoU .50"),
+        Figure(name="AP75", value=_percent(judgement.average(0.75)), meaning="at IoU .75"),
+        Figure(
+            name="best score limit",
+            value=f"{counts.best_score:.2f}",
+            meaning="with the highest F1, the harmonic mean of precision and recall",
+        ),
+        Figure(
+            name="precision there",
+            value=_percent(100 * float(counts.precision[best])),
+            meaning="part of its detections that are right, in percent",
+        ),
+        Figure(
+            name="recall there",
+            value=_percent(100 * float(counts.recall[best])),
+            meaning="part of the objects that are found, in percent",
+        ),
+    ]
+
+
+def _strengths(judgement: Judgement) -> list[str]:
+    counts = judgement.counts[-1]
+    everything = 100 * float(counts.recall[0])
+    best = counts.best
+    if not counts.right[0]:
+        return ["None of its detections is right."]
+    items = [
+        f"At a score of {counts.best_score:.2f} or more, "
+        f"{100 * float(counts.precision[best]):.0f} % of its detections are right and "
+        f"{100 * float(counts.recall[best]):.0f} % of the objects are found.",
+        f"{everything:.1f} % of the objects are among its detections of any score"
+        + (": the rest of the way is to score them better." if everything >= 90 else "."),
+    ]
+    classes = {k: v for k, v in judgement.class_averages().items() if v is not None}
+    if len(classes) > 1:
+        name = max(classes, key=lambda k: classes[k])
+        items.append(f"Its best class is {name}, with an AP of {classes[name]:.1f}.")
+    cheap = [
+        _NAMES[str(row["error"])].lower()
+        for row in judgement.last.table()
+        if row["error"] in _NAMES and row["dAP"] is not None and row["dAP"] < _NOTICEABLE
+    ]
+    if cheap:
+        items.append(f"Costing less than {_NOTICEABLE} points of AP50 each: {', '.join(cheap)}.")
+    return items
+
+
+def _ranked(errors: ErrorAnalysis) -> list[tuple[str, float, int]]:
+    """Kinds of errors with what they cost and their number, dearest first."""
+    rows = [
+        (str(row["error"]), float(row["dAP"]), int(row["count"]))
+        for row in errors.table()
+        if row["error"] in _NAMES and row["dAP"] is not None
+    ]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def _losses(judgement: Judgement) -> list[str]:
+    errors = judgement.last
+    objects = int((~judgement.data.objects.ignored).sum())
+    items = []
+    for kind, cost, count in _ranked(errors)[:3]:
+        if cost < _NOTICEABLE:
+            continue
+        what = (
+            f"{count} of {objects} objects"
+            if kind == "Miss"
+            else f"{count} detections of any score"
+        )
+        items.append(f"{_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
+    classes = {k: v for k, v in judgement.class_averages().items() if v is not None}
+    if len(classes) > 1:
+        name = min(classes, key=lambda k: classes[k])
+        items.append(f"Its worst class is {name}, with an AP of {classes[name]:.1f}.")
+    sizes = {k: v for k, v in judgement.recall_by_size.items() if v is not None}
+    if len(sizes) > 1:
+        low, high = min(sizes, key=lambda k: sizes[k]), max(sizes, key=lambda k: sizes[k])
+        if sizes[high] - sizes[low] > 5:
+            items.append(
+                f"Of {low} objects it finds {sizes[low]:.0f} %, of {high} ones {sizes[high]:.0f} %."
+            )
+    tight, loose = judgement.average(0.75), judgement.average(0.5)
+    if tight is not None and loose and tight < 0.6 * loose:
+        items.append(
+            f"AP falls from {loose:.1f} at IoU .50 to {tight:.1f} at .75: boxes are found, but "
+            "not tight."
+        )
+    return items or ["Nothing stands out."]
+
+
+def _advice(judgement: Judgement) -> list[str]:
+    ranked = [kind for kind, cost, _ in _ranked(judgement.last) if cost >= _NOTICEABLE]
+    items = [_ADVICE[kind](judgement) for kind in ranked[:3]]
+    counts = judgement.counts[-1]
+    if counts.right[0]:
+        items.append(
+            f"For use, keep detections of {counts.best_score:.2f} or more: `resobj-d2 predict "
+            f"--confidence-threshold {counts.best_score:.2f}`."
+        )
+    return items or ["Train longer, or look at the data with `resobj-d2 data check`."]
+
+
+def _about_missed(judgement: Judgement) -> str:
+    ious, missed = judgement.subject.anchor_ious, judgement.last.missed
+    if ious is not None and missed.any() and not np.isnan(ious[missed]).any():
+        low = ious[missed] < _ANCHOR_IOU
+        if low.mean() > 0.3:
+            return (
+                f"{int(low.sum())} of the {int(missed.sum())} missed objects have no anchor with "
+                f"an IoU of {_ANCHOR_IOU}: `resobj-d2 data check CONFIG` suggests sizes and "
+                "ratios that fit, or a larger INPUT.MIN_SIZE."
+            )
+        return (
+            f"{int((~low).sum())} of the {int(missed.sum())} missed objects have a fitting anchor, "
+            "so anchors are not the reason: train longer, or with more such examples."
+        )
+    return (
+        "Missed objects: look at the pictures below for what they share (size, crowding, "
+        "blur); `resobj-d2 data check CONFIG` compares the anchors with them."
+    )
+
+
+def _about_background(judgement: Judgement) -> str:
+    errors = judgement.last
+    background = errors.kinds == 4  # KINDS.index("Bkg")
+    sure = int((judgement.data.detections.scores[background] >= 0.5).sum())
+    has_objectness = judgement.subject.about.get("num_steps", 0) > 0
+    method = (
+        "one more step (OBJECTNESS.STEPS) or a longer training"
+        if has_objectness
+        else "Residual Objectness (resobj-d2 configs, retinanet_resobj_...) or focal loss"
+    )
+    return (
+        f"Detections of background, {sure} of them with a score above 0.5: look for objects that "
+        f"were not annotated first; then try {method}."
+    )
+
+
+_ADVICE = {
+    "Cls": lambda j: (
+        "Wrong classes: the table of confusions below names the pairs. More examples "
+        "of them, or merging classes that nobody needs apart, helps more than another loss."
+    ),
+    "Loc": lambda j: (
+        "Loose boxes: a box loss on the overlap (BOX_LOSS.NAME GIoULoss), a predicted IoU "
+        "in the score (QUALITY.ENABLED, RetinaNet-Conf) or a second stage (STAGES [{}])."
+    ),
+    "Both": lambda j: (
+        "Loose boxes of a wrong class are mostly parts or groups of objects: look at "
+        "them in the pictures before changing anything."
+    ),
+    "Dupe": lambda j: (
+        "Duplicates: a lower NMS threshold, or matrix or soft NMS; `resobj-d2 analyze "
+        "sweep` compares them without another training."
+    ),
+    "Bkg": _about_background,
+    "Miss": _about_missed,
+}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or np.isnan(value) else f"{value:.1f}"

@@ -1,0 +1,214 @@
+"""What a report says is what can be counted by hand, and names in it are text."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resobj_d2.report import plots
+from resobj_d2.report.blocks import Table
+from resobj_d2.report.command import main, write_report
+from resobj_d2.report.judge import judge
+from resobj_d2.report.pictures import choose_images, load_pictures
+from resobj_d2.report.subject import find_subjects, read_scalars
+from resobj_d2.report.summary import _about_missed, summarise
+
+from .conftest import CONTENT, HOSTILE, RESULTS
+
+
+@pytest.fixture(scope="module")
+def judgement(make_dump):
+    return judge(find_subjects([make_dump(name="mine")])[0])
+
+
+def at(judgement, score):
+    counts = judgement.counts[-1]
+    k = int(round(100 * score))
+    return int(counts.right[k]), int(counts.wrong[k])
+
+
+def test_counts_by_hand(judgement):
+    """Two of three objects are found; the detection in the crowd region is neither."""
+    assert judgement.counts[-1].objects == 3
+    assert at(judgement, 0.0) == (2, 2)
+    assert at(judgement, 0.6) == (2, 1)  # a limit keeps the scores that equal it
+    assert at(judgement, 0.61) == (1, 1)
+    assert at(judgement, 0.91) == (0, 0)
+    counts = judgement.counts[-1]
+    assert counts.best_score == 0.6 and counts.f1[counts.best] == pytest.approx(4 / 6)
+    assert np.isnan(counts.precision[100]) and counts.recall[60] == pytest.approx(2 / 3)
+    # Areas 400 and 900 are small, 2000 is medium: the missed one.
+    assert judgement.recall_by_size == {"small": 100.0, "medium": 0.0, "large": None}
+
+
+def test_summary_names_what_costs_most(judgement):
+    summary = summarise(judgement)
+    figures = {figure.name: figure.value for figure in summary.figures}
+    # Class 1: .9 right, .7 wrong, .6 right: precision 1 up to recall .5, then 2/3.
+    average = (51 * 1 + 50 * 2 / 3) / 101
+    assert figures["AP50"] == f"{100 * average / 2:.1f}"
+    assert figures["best score limit"] == "0.60"
+    text = {title: " ".join(items) for title, items in summary.columns}
+    assert (
+        "At a score of 0.60 or more, 67 % of its detections are right" in text["What it does well"]
+    )
+    assert "Loose boxes: 50.0 points of AP50 (1 detections" in text["What it loses most by"]
+    assert "Of medium objects it finds 0 %, of small ones 100 %" in text["What it loses most by"]
+    assert "--confidence-threshold 0.60" in text["What to try"]
+
+
+def test_missed_objects_without_an_anchor_are_told(judgement):
+    ious = np.array([0.9, 0.2, 0.8, np.nan])
+    missed = np.array([False, True, False, False])
+    last = dataclasses.replace(judgement.last, missed=missed)
+    subject = dataclasses.replace(judgement.subject, anchor_ious=ious)
+    known = dataclasses.replace(judgement, subject=subject, errors=[last])
+    assert "1 of the 1 missed objects have no anchor" in _about_missed(known)
+    subject = dataclasses.replace(subject, anchor_ious=np.full(4, 0.9))
+    known = dataclasses.replace(judgement, subject=subject, errors=[last])
+    assert "have a fitting anchor" in _about_missed(known)
+
+
+def test_pictures_with_most_errors_come_first(judgement):
+    # At .60: picture 1 misses one, picture 2 has none wrong, picture 3 one of background.
+    assert choose_images([judgement], 2) == [0, 2]
+    assert sorted(choose_images([judgement], 24)) == [0, 1, 2]
+    assert choose_images([judgement], 0) == []
+
+
+def test_pictures_are_scaled_until_they_fit(judgement):
+    whole = load_pictures([judgement], [0, 1, 2], max_bytes=10**7)
+    assert all(picture.source.startswith("data:image/jpeg;base64,") for picture in whole)
+    boxes = whole[1].boxes
+    assert boxes["objects"] == [[10, 10, 30, 30, 0, 0], [40, 0, 24, 48, 0, 1]]
+    right, ignored = 6, 7
+    assert boxes["runs"] == [
+        [[[44, 10, 10, 10, 0, 0.8, ignored, -1], [10, 10, 30, 29, 0, 0.6, right, 0]]]
+    ]
+    large = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8)
+    path = judgement.data.files[0]
+    small = Image.open(path).copy()
+    try:
+        Image.fromarray(large).save(path)
+        for limit in (600_000, 60_000):
+            found = load_pictures([judgement], [0], max_bytes=limit)[0]
+            assert 0 < len(found.source) <= limit
+            assert found.width == 64  # boxes are in pixels of the data set
+    finally:
+        small.save(path)
+
+
+class _Text(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.scripts = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_names_are_text_and_nothing_is_loaded(page):
+    source = page.read_text(encoding="utf-8")
+    assert HOSTILE not in source and "<b>.png" not in source
+    parser = _Text()
+    parser.feed(source)
+    assert HOSTILE in "".join(parser.text)
+    assert not [x for x in parser.tags if any(name.startswith("on") for name in x[1])]
+    links = [a.get("src") or a.get("href") for t, a in parser.tags if t not in ("use", "a")]
+    assert all(x.startswith("data:image/jpeg") for x in links if x)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', source, re.DOTALL)[1])
+    assert data["classes"] == ["cat $x$", HOSTILE]
+    ids = re.findall(r'\bid="([^"]+)"', source)
+    assert len(ids) == len(set(ids))
+
+
+def test_missing_pictures_and_several_runs(make_dump, tmp_path, capsys):
+    first, second = make_dump(name="a"), make_dump(RESULTS[:2], name="a")
+    for file in (second.parent / "images").iterdir():
+        file.unlink()
+    output = tmp_path / "new" / "page.html"
+    assert main([str(second), str(first), "--output", str(output), "--pictures", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(output)
+    text = output.read_text()
+    assert text.count('class="none"') == 3 and "Side by side" in text
+    names = [f"{folder.parent.name}/a" for folder in (second, first)]
+    assert all(f"<h3>{name}</h3>" in text for name in names)
+    other = make_dump([], {**CONTENT, "images": CONTENT["images"][:2]}, name="b")
+    with pytest.raises(ValueError, match="'b' was made on another data set than 'a'"):
+        write_report([first, other], output)
+
+
+CROWD = {**CONTENT, "annotations": CONTENT["annotations"][3:]}
+EMPTY = {**CONTENT, "annotations": []}
+ONE_CLASS = {
+    **CONTENT,
+    "categories": CONTENT["categories"][:1],
+    "annotations": [x for x in CONTENT["annotations"] if x["category_id"] == 1],
+}
+
+
+@pytest.mark.parametrize(
+    "results, content, said",
+    [
+        ([], CONTENT, "None of its detections is right"),
+        (RESULTS, CROWD, "no objects to find"),
+        (RESULTS, EMPTY, "no objects to find"),
+        ([x for x in RESULTS if x["category_id"] == 1], ONE_CLASS, "1 class: cat $x$"),
+    ],
+    ids=["no detections", "all crowd", "no objects", "one class"],
+)
+def test_little_data_gives_a_page_without_nan(make_dump, tmp_path, results, content, said):
+    page = write_report([make_dump(results, content)], tmp_path / "page.html", pictures=1)
+    text = page.read_text()
+    assert said in text
+    assert not re.search(r">\s*nan\b", text, re.IGNORECASE)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+        write_report([tmp_path], tmp_path / "page.html")
+    with pytest.raises(FileNotFoundError, match="neither a folder of a run or dump"):
+        write_report([tmp_path / "nothing"], tmp_path / "page.html")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--pictures", "9999"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_scalars_of_a_resumed_and_killed_run(tmp_path):
+    lines = [
+        {"iteration": 19, "total_loss": 3.0, "lr": 0.1},
+        {"iteration": 39, "total_loss": 2.0},
+        {"iteration": 59, "total_loss": 1.5, "bbox/AP": float("nan")},
+        {"iteration": 39, "total_loss": 2.5},  # resumed from 20
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"iteration": 59, "total'
+    (tmp_path / "metrics.json").write_text(text)
+    found = read_scalars(tmp_path)
+    assert found["total_loss"] == [(19, 3.0), (39, 2.5)] and found["lr"] == [(19, 0.1)]
+    assert not found.get("bbox/AP") and read_scalars(tmp_path / "nowhere") == {}
+
+
+def test_plots_follow_the_page_and_do_not_read_formulas():
+    series = {"a $x$": ([0.0, 1.0], [0.0, 1.0]), "b": ([0.0], [0.5])}
+    first = plots.curves(series, x_label="x", y_label="y", marks={"b": (0.0, 0.5)})
+    second = plots.curves(series, x_label="x", y_label="y")
+    assert "a $x$" in first and "var(--series-1)" in first and "#0a0b" not in first
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
+    assert ids[0] and not ids[0] & ids[1]
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', first))
+    assert used and used <= ids[0]
+    bars = plots.bars({"run": {"a": 1.5, "b": None}}, label="AP")
+    assert ">1.5<" in bars and ">-<" in bars
+
+
+def test_tables_show_what_does_not_exist_as_a_dash():
+    table = Table(rows=[{"n": 1, "x": float("nan")}, {"n": 2, "x": 0.25}], caption="", limit=1)
+    assert table.cells == [["1", "-"]] and table.numeric == [True, True]
+    assert table.more == "... and 1 more"
