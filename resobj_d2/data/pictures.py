@@ -46,6 +46,8 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
 _NETWORK = ("http", "https", "ftp")  # which PathManager would download
+# Their decoders hold several copies: at Pillow's limit they take more than 2 GB.
+_DECODED_IN_COPIES = ("WEBP", "JPEG2000")
 MAX_SIDE = 2**18  # pixels; Pillow's memory grows with the number of rows as well
 MAX_PNG_CHUNKS = 500_000
 
@@ -236,6 +238,8 @@ def _check_size(picture: Image.Image, name: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name}: it has no pixels ({width}x{height})")
     limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and picture.format in _DECODED_IN_COPIES:
+        limit //= 2
     if limit is not None and width * height > limit:
         raise ImageError(f"{name}: {width}x{height} pixels are more than {limit}{_RAISE_LIMIT}")
     if max(width, height) > MAX_SIDE:

@@ -171,6 +171,19 @@ def test_the_limit_of_pixels_is_pillows(write, noise, monkeypatch, limit, pixels
     assert np.array_equal(read_picture(path), noise)
 
 
+@pytest.mark.parametrize("ending", ["webp", "jp2"])
+def test_the_limit_of_formats_with_large_decoders_is_half_of_it(
+    noise, tmp_path, monkeypatch, ending
+):
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(noise).save(path, lossless=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 95)
+    with pytest.raises(ImageError, match=f"^{path}: 8x6 pixels are more than 47; if"):
+        read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96)
+    assert np.array_equal(read_picture(path), noise)
+
+
 @pytest.mark.parametrize(
     "pixels, message",
     [
