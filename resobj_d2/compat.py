@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
     "ddp_on_cpu",
+    "default_logging",
     "training_sampler",
     "update_loss_normalizer",
 ]
@@ -87,3 +88,17 @@ def ddp_on_cpu(device: str) -> Iterator[None]:
         yield
     finally:
         defaults.create_ddp_model = original
+
+
+@contextlib.contextmanager
+def default_logging(setup: Callable[[], object]) -> Iterator[None]:
+    """What ``DefaultTrainer`` does where nobody has set up logging.
+
+    Its own ``setup_logger`` prints the whole model, and nothing of this package.
+    """
+    original = defaults.setup_logger
+    defaults.setup_logger = setup
+    try:
+        yield
+    finally:
+        defaults.setup_logger = original

@@ -65,13 +65,15 @@ def tiny_options() -> list[str]:
 @pytest.fixture(autouse=True)
 def restored_logs():
     """A command that a test runs sets up logging; the next test finds it as it was."""
-    loggers = [logging.getLogger(name) for name in ("resobj_d2", "detectron2", "fvcore")]
+    names = ("resobj_d2", "detectron2", "fvcore", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

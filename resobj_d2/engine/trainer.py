@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import weakref
@@ -15,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu
+from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, default_logging
 from resobj_d2.config import class_counts
 from resobj_d2.data.categories import check_stored_classes, dataset_categories
 from resobj_d2.data.class_checks import check_num_classes
@@ -23,7 +24,8 @@ from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.modeling.feature_maps import explained_feature_maps
-from resobj_d2.process import hold_folder, release_folder, replacing
+from resobj_d2.process import hold_folder, quiet_imports, release_folder, replacing
+from resobj_d2.process.console import log_to_folder
 
 from .accumulation import accumulated_step
 from .best import BestCheckpoint, check_metric
@@ -61,12 +63,19 @@ logger = logging.getLogger(__name__)
 RESUME_IN_PYTHON = "call trainer.resume_or_load(resume=True) before trainer.train()"
 
 
+def _log_to(cfg) -> None:
+    """Set up logging, unless whoever called has done so for this package."""
+    if not logger.isEnabledFor(logging.INFO):
+        quiet_imports()
+        log_to_folder(cfg.OUTPUT_DIR, rank=comm.get_rank())
+
+
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for this package's detectors, and Detectron2's on COCO and VOC data.
 
-    :func:`run_setup` first gives it a console that a person can follow. Ctrl-C ends
-    :meth:`train` with a checkpoint to resume from. A run that was killed and resumed from its last
-    checkpoint ends with the weights of one that was not, on CPUs to the bit.
+    Where nothing has set up logging, it logs as :func:`run_setup` does. Ctrl-C ends :meth:`train`
+    with a checkpoint to resume from. A run that was killed and resumed from its last checkpoint
+    ends with the weights of one that was not, on CPUs to the bit.
 
     Args:
         cfg: of :func:`resobj_d2.config.load_config`. ``OUTPUT_DIR`` is made where it is missing.
@@ -94,7 +103,7 @@ class Trainer(DefaultTrainer):
         self._test_contents: dict[str, Contents] = {}
         self.seed = choose_seed(cfg.SEED)
         seed_all_rng(self.seed + comm.get_rank())
-        with ddp_on_cpu(cfg.MODEL.DEVICE):
+        with ddp_on_cpu(cfg.MODEL.DEVICE), default_logging(functools.partial(_log_to, cfg)):
             super().__init__(cfg)
 
     def build_hooks(self) -> list:

@@ -7,7 +7,7 @@ from .console import progress_bar, start_log
 from .files import put_in_place, replacing
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
-from .third_party import quiet_imports
+from .third_party import quiet, quiet_imports
 
 __all__ = [
     "FolderInUse",
@@ -16,6 +16,7 @@ __all__ = [
     "hold_folder",
     "progress_bar",
     "put_in_place",
+    "quiet",
     "quiet_imports",
     "release_folder",
     "replacing",

@@ -5,12 +5,14 @@ Each is filtered by its own words; every other warning is shown as always.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
 
-__all__ = ["quiet_imports"]
+__all__ = ["quiet", "quiet_imports"]
 
 # (category, beginning of the message). No commas: PYTHONWARNINGS could not hold them.
 _WARNINGS = (
@@ -56,8 +58,7 @@ def quiet_imports() -> None:
     To be called before they are imported. Processes that are started later inherit the filters
     through ``PYTHONWARNINGS``. A second call changes nothing.
     """
-    for category, words in _WARNINGS:
-        warnings.filterwarnings("ignore", message=re.escape(words), category=category)
+    _ignore_warnings()
     # A colon ends the message there.
     rules = [f"ignore:{words.split(':')[0]}:{category.__name__}" for category, words in _WARNINGS]
     present = list(filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")))
@@ -67,3 +68,16 @@ def quiet_imports() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(f, _Drop) and f.words == words for f in logger.filters):
             logger.addFilter(_Drop(words))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the known warnings inside it alone, for where a process is the user's own."""
+    with warnings.catch_warnings():
+        _ignore_warnings()
+        yield
+
+
+def _ignore_warnings() -> None:
+    for category, words in _WARNINGS:
+        warnings.filterwarnings("ignore", message=re.escape(words), category=category)

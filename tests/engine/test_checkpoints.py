@@ -86,11 +86,10 @@ def test_all_checkpoints_are_kept_otherwise(scenes_trainer, tmp_path):
 def test_training_ends_when_it_has_not_become_better_for_a_while(
     scenes_trainer, tmp_path, evaluations, caplog
 ):
+    caplog.set_level("INFO", logger="resobj_d2")
     options = [*SOLVER, *EVALUATED, "TEST.PATIENCE", 2, "TEST.BEST_METRIC", "bbox/AP50"]
     evaluations(10.0, 30.0, 20.0, 30.0, name="AP50")
-    trainer = scenes_trainer("run", *options)
-    with caplog.at_level("INFO", logger="resobj_d2"):
-        results = trainer.train()
+    results = scenes_trainer("run", *options).train()
     assert results["bbox"]["AP50"] == 30.0
     words = "Training ends after iteration 4 of 6: 2 evaluations have not been better than "
     assert words + "bbox/AP50 30.0 after iteration 2" in caplog.text
@@ -185,11 +184,12 @@ def test_validation_loss_is_measured_and_changes_nothing(scenes_trainer, tmp_pat
         *EVALUATED, "TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 2,
         "INPUT.MULTI_SCALE", "[64, 96]", "SEED", 1,
     ]  # fmt: skip
+    caplog.set_level("INFO", logger="resobj_d2")
     scenes_trainer("without", *options).train()
+    caplog.clear()
     extra = ["TEST.VALIDATION_LOSS", True, "TEST.BEST_METRIC", "validation/total_loss"]
-    with caplog.at_level("INFO", logger="resobj_d2"):
-        trainer = scenes_trainer("with", *options, *extra)
-        results = trainer.train()
+    trainer = scenes_trainer("with", *options, *extra)
+    results = trainer.train()
     plain, measured = (
         torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
         for name in ("without", "with")

@@ -55,12 +55,13 @@ def optimizer_tensors(trainer):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["SOLVER.EMA_DECAY", 0.5]], ids=["plain", "average"])
 def test_interrupted_and_resumed_equals_uninterrupted(make_trainer, tmp_path, options, caplog):
+    caplog.set_level("INFO", logger="resobj_d2")
     whole = make_trainer("whole", *options)
     whole.train()
+    caplog.clear()
     first = make_trainer("half", *options)
     first.register_hooks([CtrlC(1)])
-    with caplog.at_level("INFO", logger="resobj_d2"):
-        assert interrupted(first).code == 130
+    assert interrupted(first).code == 130
     path = tmp_path / "half/model_0000001.pth"
     assert (tmp_path / "half/last_checkpoint").read_text() == path.name
     own = [r.getMessage() for r in caplog.records if r.name.startswith("resobj_d2.")]
@@ -146,12 +147,12 @@ def test_last_evaluation_is_left_with_the_final_checkpoint(make_trainer, tmp_pat
 def test_signal_in_the_last_iteration_leaves_the_evaluation_out(
     make_trainer, tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", logger="resobj_d2")
     evaluations = Evaluations(interrupted=None)
     monkeypatch.setattr(Trainer, "test", staticmethod(evaluations))
     trainer = evaluations.trainer = make_trainer("run")
     trainer.register_hooks([CtrlC(3)])
-    with caplog.at_level("INFO", logger="resobj_d2"):
-        interrupted(trainer)
+    interrupted(trainer)
     assert evaluations.count == 0
     assert [r.getMessage()[:7] for r in caplog.records].count("Stopped") == 1
     assert (tmp_path / "run/last_checkpoint").read_text() == "model_final.pth"
