@@ -23,8 +23,9 @@ from .worker import Job, Row
 TIMEOUT = 900
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Namespace:
+    description = "Every operator against its peers, side by side."
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", default="1,2", help="CPU threads, default 1,2")
     parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')
@@ -49,8 +50,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def main(argv: list[str]) -> int:
-    options = parse(argv)
+def main(argv: list[str], prog: str = "python -m benchmarks") -> int:
+    options = parse(argv, prog)
     try:
         cases = select_cases(
             all_cases(), only=options.only, device=options.device, quick=options.quick

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
             sys.path.insert(0, str(checkout))
             from benchmarks.__main__ import main as run
 
-            return run(list(argv))
+            return run(list(argv), prog="resobj-d2 bench")
     raise FileNotFoundError(
         "bench needs the checkout of resobj_d2, whose folder benchmarks/ is not installed: clone "
         "the repository and run it there"

@@ -30,8 +30,7 @@ def test_help_is_the_commands_own(words, capsys):
         main([*words, "--help"])
     assert exit_.value.code == 0
     output = capsys.readouterr()
-    name = "python -m benchmarks" if words == ["bench"] else f"resobj-d2 {' '.join(words)}"
-    assert output.out.startswith(f"usage: {name} ")
+    assert output.out.startswith(f"usage: resobj-d2 {' '.join(words)} ")
     assert "operators:" not in output.err
 
 
