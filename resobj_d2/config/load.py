@@ -67,8 +67,8 @@ def load_config(
         merge_file(cfg, config_file)
     merge_overrides(cfg, opts)
     cfg.IMPORTS = modules  # a dumped configuration needs those of the command line, too
-    if _device_type(cfg.MODEL.DEVICE) == "cuda" and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", cfg.MODEL.DEVICE)
+    asked = cfg.MODEL.DEVICE
+    if _device_type(asked) == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_unused_keys(cfg, given=opts[::2])
     check_values(cfg)
@@ -80,6 +80,8 @@ def load_config(
     for key in ("TRAIN", "TEST"):
         check_names(cfg.DATASETS[key], f"DATASETS.{key}")
     check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if cfg.MODEL.DEVICE != asked:  # last: a caller may try again with other data sets
+        logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", asked)
     cfg.freeze()
     return cfg
 
