@@ -20,7 +20,7 @@ from resobj_d2.process.console import FILE_ONLY, log_to_folder
 
 from .earlier_run import refuse_earlier_run
 
-__all__ = ["make_output_folder", "run_setup"]
+__all__ = ["log_by_default", "make_output_folder", "run_setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,13 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
     precision = cfg.get("FLOAT32_PRECISION", "")  # upstream main alone has the key
     if precision:
         defaults._set_float32_precision(precision)
+
+
+def log_by_default(cfg: CfgNode) -> None:
+    """Log as :func:`run_setup` does, unless whoever called has set up this package's logging."""
+    if not logger.isEnabledFor(logging.INFO):
+        quiet_imports()
+        log_to_folder(cfg.OUTPUT_DIR, rank=comm.get_rank())
 
 
 def make_output_folder(path: str) -> None:

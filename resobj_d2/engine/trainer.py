@@ -24,8 +24,7 @@ from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.modeling.feature_maps import explained_feature_maps
-from resobj_d2.process import hold_folder, quiet_imports, release_folder, replacing
-from resobj_d2.process.console import log_to_folder
+from resobj_d2.process import hold_folder, release_folder, replacing
 
 from .accumulation import accumulated_step
 from .best import BestCheckpoint, check_metric
@@ -40,7 +39,7 @@ from .process_state import ProcessState
 from .progress import ProgressHook, evaluate_with_progress
 from .randomness import choose_seed, seed_iteration
 from .schedule import build_schedule
-from .startup import make_output_folder
+from .startup import log_by_default, make_output_folder
 from .summary import (
     VALIDATION,
     Contents,
@@ -61,13 +60,6 @@ logger = logging.getLogger(__name__)
 
 # Of a script it is not known what it would understand.
 RESUME_IN_PYTHON = "call trainer.resume_or_load(resume=True) before trainer.train()"
-
-
-def _log_to(cfg) -> None:
-    """Set up logging, unless whoever called has done so for this package."""
-    if not logger.isEnabledFor(logging.INFO):
-        quiet_imports()
-        log_to_folder(cfg.OUTPUT_DIR, rank=comm.get_rank())
 
 
 class Trainer(DefaultTrainer):
@@ -103,7 +95,7 @@ class Trainer(DefaultTrainer):
         self._test_contents: dict[str, Contents] = {}
         self.seed = choose_seed(cfg.SEED)
         seed_all_rng(self.seed + comm.get_rank())
-        with ddp_on_cpu(cfg.MODEL.DEVICE), default_logging(functools.partial(_log_to, cfg)):
+        with ddp_on_cpu(cfg.MODEL.DEVICE), default_logging(functools.partial(log_by_default, cfg)):
             super().__init__(cfg)
 
     def build_hooks(self) -> list:
@@ -217,6 +209,10 @@ class Trainer(DefaultTrainer):
         self.best.consider(results, iteration=iteration, file=file)
         if results and not at_end:
             logger.info("Evaluation after iteration %d: %s", iteration + 1, results_line(results))
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # Detectron2's is one more if nothing was left
+        super().after_train()
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps of the trainer, the optimizer's state among it."""

@@ -1,5 +1,7 @@
 """A run that ends anywhere and is resumed has the weights of one that went through, to the bit."""
 
+import json
+
 import pytest
 import torch
 from detectron2.engine import HookBase
@@ -89,3 +91,14 @@ def test_drawn_seed_repeats_the_run(scenes_trainer, tmp_path):
     assert_same(final(tmp_path, "drawn")["model"], final(tmp_path, "given")["model"])
     with pytest.raises(AssertionError, match=r"weight|bias"):
         assert_same(final(tmp_path, "drawn")["model"], final(tmp_path, "other")["model"])
+
+
+def test_finished_run_is_evaluated_again_at_its_end(scenes_trainer, tmp_path):
+    options = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('tiny_val',)", "SEED", 1]
+    scenes_trainer("run", *options).train()
+    again = scenes_trainer("run", *options)
+    again.resume_or_load(resume=True)
+    again.train()
+    lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
+    evaluated = [line["iteration"] for line in map(json.loads, lines) if "bbox/AP" in line]
+    assert evaluated == [2, 2]
