@@ -29,7 +29,7 @@ def markdown(
     shown = rows if limit is None else rows[:limit]
     cells = [{key: _cell(value, digits) for key, value in row.items()} for row in shown]
     numeric = [
-        all(isinstance(row[key], (int, float, type(None))) for row in shown)
+        all(type(row[key]) in (int, float, type(None)) for row in shown)
         for key in (shown[0] if shown else {})
     ]
     text = tabulate(

@@ -62,6 +62,24 @@ ANALYZE = (
         uses_operators=False,
     ),
     Command(
+        name="breakdown",
+        summary="AP by class, size, shape, crowding and IoU",
+        module="analysis.breakdown",
+        uses_operators=False,
+    ),
+    Command(
+        name="thresholds",
+        summary="the score threshold of each class: precision, recall, F1",
+        module="analysis.thresholds",
+        uses_operators=False,
+    ),
+    Command(
+        name="calibration",
+        summary="how often detections of each score are right",
+        module="analysis.calibration",
+        uses_operators=False,
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",

@@ -98,6 +98,14 @@ def _program_keys() -> list[Key]:
             readers=evaluator,
         ),
         Key(
+            "PREDICT.SCORE_THRESH",
+            [],
+            "list[float]",
+            "lowest scores of what `predict` and `Predictor` give: one for each class, or one for "
+            "all; [] for the detector's own. Evaluations count every detection",
+            readers=(Reader("Predictor"),),
+        ),
+        Key(
             "TEST.GIOU_EVAL",
             False,
             "bool",

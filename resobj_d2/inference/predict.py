@@ -6,11 +6,11 @@
 For every image ``<name>.png`` shows the detections. With Residual Objectness ``<name>_steps.png``
 shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbalance Reduction").
 
-``results.json`` holds every detection of every image in COCO's results format, whatever its score,
-with the category ids of the first dataset of ``DATASETS.TEST``, else those that the checkpoint
-carries, else class numbers from 0. Image ids count the input files from 1; ``images.json``, a COCO
-dataset without annotations, says which file each one is and what the categories are called. To
-evaluate on a dataset use ``resobj-d2 eval``.
+``results.json`` holds every detection of every image in COCO's results format, whatever its score
+(``PREDICT.SCORE_THRESH`` sets lowest ones by class), with the category ids of the first dataset of
+``DATASETS.TEST``, else those that the checkpoint carries, else class numbers from 0. Image ids
+count the input files from 1; ``images.json``, a COCO dataset without annotations, says which file
+each one is and what the categories are called. To evaluate on a dataset use ``resobj-d2 eval``.
 
 Results are written as they come, to ``results.json.partial`` and ``images.json.partial``, which get
 their names at the end: a run that is interrupted or fails keeps what it has. An image that cannot
@@ -327,8 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
     add("--output", required=True, metavar="DIR", help="folder for pictures and results.json")
     add(
-        "--confidence-threshold", type=_fraction, default=0.3, metavar="SCORE",
-        help="lowest score of the boxes drawn (default 0.3)",
+        "--confidence-threshold", type=_fraction, metavar="SCORE",
+        help="lowest score of the boxes drawn (default 0.3; 0 with PREDICT.SCORE_THRESH)",
     )  # fmt: skip
     add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
@@ -366,9 +366,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(message.removesuffix(".") + hint if hint else message)
     folder = os.path.abspath(options.output)
     try:
-        limits = (options.confidence_threshold, options.draw_limit)
+        lowest, limit = options.confidence_threshold, options.draw_limit
+        lowest = lowest if lowest is not None else 0.0 if cfg.PREDICT.SCORE_THRESH else 0.3
         files = predict_images(
-            predictor, paths, options.output, confidence_threshold=limits[0], draw_limit=limits[1]
+            predictor, paths, options.output, confidence_threshold=lowest, draw_limit=limit
         )
     except Exception as error:
         if wants_traceback() or not is_users_mistake(error):

@@ -22,7 +22,7 @@ from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
-from resobj_d2.config.load import merge_overrides
+from resobj_d2.config.load import class_counts, merge_overrides
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 from resobj_d2.modeling.feature_maps import explained_feature_maps
@@ -57,8 +57,8 @@ class Predictor:
         num_steps: T of Residual Objectness, 0 without.
 
     Raises:
-        ValueError: there is neither a model nor ``MODEL.WEIGHTS``; the number of ``class_names`` is
-            not the model's.
+        ValueError: there is neither a model nor ``MODEL.WEIGHTS``; the number of ``class_names``,
+            or of scores in ``PREDICT.SCORE_THRESH``, is not the model's.
         OSError, CheckpointError: the weights cannot be read or are another model's.
     """
 
@@ -83,6 +83,9 @@ class Predictor:
         classes = choose_classes(cfg, stored, class_names)
         self.class_names = classes.names
         self._category_ids = classes.ids
+        counts = class_counts(cfg).values()
+        number = next(iter(counts), len(self.class_names))
+        self._lowest_scores = _lowest_scores(cfg.PREDICT.SCORE_THRESH, number)
 
     @classmethod
     def from_config(
@@ -252,7 +255,16 @@ class Predictor:
             steps = self.model.detections_per_step(batch)
         else:
             steps = [self.model(batch)]
-        return [[_instances(step[i]) for step in steps] for i in range(len(batch))]
+        return [[self._kept(_instances(step[i])) for step in steps] for i in range(len(batch))]
+
+    def _kept(self, detections: Instances) -> Instances:
+        """Those that reach the score of their class."""
+        lowest = self._lowest_scores
+        if not len(lowest):
+            return detections
+        if len(lowest) > 1:
+            lowest = lowest[detections.pred_classes]
+        return detections[detections.scores >= lowest]
 
     def _prepared(self, rgb: np.ndarray, name: str) -> dict:
         """One picture as Detectron2's mapper hands it to a model."""
@@ -307,6 +319,18 @@ def _load_model(cfg: CfgNode) -> tuple[nn.Module, list[dict]]:
         model = build_model(cfg)
     extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model, extra.get("categories", [])
+
+
+def _lowest_scores(values: Sequence[float], num_classes: int) -> torch.Tensor:
+    """The value of ``PREDICT.SCORE_THRESH``, for each class or for all of them."""
+    if len(values) > 1 and num_classes and len(values) != num_classes:
+        raise ValueError(
+            f"PREDICT.SCORE_THRESH has {len(values)} scores for {num_classes} classes: give one "
+            "for each class, one for all, or []"
+        )
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"PREDICT.SCORE_THRESH must be scores from 0 to 1, got {list(values)}")
+    return torch.tensor(list(values), dtype=torch.float32)
 
 
 def _instances(output: dict) -> Instances:

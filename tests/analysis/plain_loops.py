@@ -1,5 +1,7 @@
 """The evaluation of boxes written once more, box by box: what the fast code is compared with."""
 
+import dataclasses
+
 import numpy as np
 
 from resobj_d2.analysis.evaluation_set import EvaluationSet
@@ -38,27 +40,37 @@ def rows_of(data):
     return images
 
 
-def match(data, threshold):
-    """COCO's matching, as its paper's code does it; fills "used", "object" and "ignored"."""
+def match(data, threshold, *, ignored=(), outside=()):
+    """COCO's matching box by box; fills "used", "object" and "ignored".
+
+    Args:
+        ignored: rows of further objects that need not be found.
+        outside: rows of detections that are not judged where they find nothing.
+    """
     images = rows_of(data)
     for objects, found in images:
+        for o in objects:
+            o["ignored"] |= o["row"] in ignored
         for x in found:
-            best, best_iou = None, threshold
-            for wanted in (False, True):
-                for o in objects:
-                    if o["class"] != x["class"] or o["ignored"] != wanted:
-                        continue
-                    if o["used"] and not o["crowd"]:
-                        continue
-                    value = iou(x["box"], o["box"], o["crowd"])
-                    if value >= best_iou:
-                        best, best_iou = o, value
-                if best is not None:
-                    break
+            same = [o for o in objects if o["class"] == x["class"]]
+            best = _best_free(x, [o for o in same if not o["ignored"]], threshold)
+            if best is None:
+                best = _best_free(x, [o for o in same if o["ignored"]], threshold)
             if best is not None:
                 best["used"] = True
                 x["object"], x["ignored"] = best, best["ignored"]
+            elif x["row"] in outside:
+                x["ignored"] = True
     return images
+
+
+def _best_free(x, objects, threshold):
+    best, best_iou = None, threshold
+    for o in objects:
+        value = iou(x["box"], o["box"], o["crowd"])
+        if value >= best_iou and (o["crowd"] or not o["used"]):
+            best, best_iou = o, value
+    return best
 
 
 def average_precision(points, positives):
@@ -78,9 +90,9 @@ def average_precision(points, positives):
     return total / 101
 
 
-def precisions(data, threshold):
+def precisions(data, threshold, **groups):
     """AP of each class; None without objects."""
-    images = match(data, threshold)
+    images = match(data, threshold, **groups)
     result = []
     for number in range(data.num_classes):
         points = [
@@ -251,6 +263,15 @@ def evaluation_set(objects, detections, *, classes=2, images=None, name="made"):
         images = max([x[0] for x in (*objects, *detections)], default=0) + 1
     truth = record(objects, classes=classes, images=images)
     return EvaluationSet.of(truth, results(detections), name=name)
+
+
+def only_images(data, kept):
+    """The set without the objects and detections of all but some images."""
+    return dataclasses.replace(
+        data,
+        objects=data.objects.take(np.isin(data.objects.images, kept)),
+        detections=data.detections.take(np.isin(data.detections.images, kept)),
+    )
 
 
 def random_set(seed, *, images=12, classes=3, crowd=True, ties=True):

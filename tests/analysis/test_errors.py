@@ -17,23 +17,11 @@ from resobj_d2.analysis.errors import (
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.matching import match, overlapping_pairs
 from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision, precision_by_threshold
-from resobj_d2.analysis.results_json import read_entries
 from resobj_d2.analysis.source import RESULTS
-from resobj_d2.data.coco_json import read_coco_json
 from tests.analysis import plain_loops
 
 BOX = [100, 100, 100, 100]
 FAR = [300, 300, 50, 50]
-
-
-@pytest.fixture
-def real(shared_data):
-    folder = shared_data / "coco_eval" / "val2014_100"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
-    record = read_coco_json(folder / "instances_val2014_100.json", "val", ours=False)
-    results = read_entries(folder / "instances_val2014_fakebbox100_results.json")
-    return EvaluationSet.of(record, results, limit=100)
 
 
 def gains(data):
@@ -78,10 +66,8 @@ def test_confusions_equal_plain_loops(seed):
     assert counts[0, -1] and counts[-1, 0]
 
 
-def test_precision_equals_cocos_on_real_data(real, shared_data):
-    expected = json.loads(
-        (shared_data / "coco_eval" / "val2014_100" / "expected_stats.json").read_text()
-    )["bbox"]
+def test_precision_equals_cocos_on_real_data(real, coco_example):
+    expected = json.loads((coco_example / "expected_stats.json").read_text())["bbox"]
     values = precision_by_threshold(real)
     assert mean_precision(values) == pytest.approx(100 * expected[0], abs=1e-6)
     assert mean_precision(values[0]) == pytest.approx(100 * expected[1], abs=1e-6)

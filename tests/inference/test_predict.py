@@ -299,6 +299,20 @@ def test_command(weights, resobj, photos, tmp_path, capsys):
     assert "1 of 3 images were left out" in captured.err and "broken.png" in captured.err
 
 
+def test_command_with_a_score_for_each_class(weights, resobj, photos, tmp_path, caplog):
+    cfg, model = resobj
+    scores = sorted(Predictor(cfg, model)(photos / "a.png").scores.tolist())
+    lowest = [0.0, scores[len(scores) // 2], 1.0]
+    output = tmp_path / "out"
+    options = ["PREDICT.SCORE_THRESH", str(lowest)]
+    with caplog.at_level("INFO"):
+        assert main([*arguments(weights, photos / "a.png", output), *options]) == 0
+    found = read_json(output / "results.json")
+    assert 0 < len(found) < len(scores)
+    assert all(item["score"] >= lowest[item["category_id"]] for item in found)
+    assert f"{len(found)} detections of at least 0" in caplog.text  # all of them are drawn
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [

@@ -255,3 +255,35 @@ def test_dicts_by_hand(resobj):
     assert nested == [[predictor.to_dicts(detections)], [[second]]]
     assert json.loads(json.dumps(nested)) == nested
     assert predictor.to_dicts(detections[:0]) == [] == predictor.to_dicts([])
+
+
+def test_scores_of_each_class_decide_what_is_given(resobj, photos):
+    cfg, model = resobj
+    path = photos / "a.png"
+    everything = Predictor(cfg, model)(path)
+    middle = [everything.scores[everything.pred_classes == k].median().item() for k in range(3)]
+    cfg.PREDICT.SCORE_THRESH = middle
+    kept = Predictor(cfg, model)(path)
+    expected = [
+        i
+        for i, (score, k) in enumerate(
+            zip(everything.scores.tolist(), everything.pred_classes.tolist(), strict=True)
+        )
+        if score >= middle[k]
+    ]
+    assert 0 < len(expected) < len(everything)
+    assert_equal(kept, everything[expected])
+    assert all(len(step) < len(everything) for step in Predictor(cfg, model).per_step(path))
+    cfg.PREDICT.SCORE_THRESH = [max(middle)]
+    assert_equal(Predictor(cfg, model)(path), everything[everything.scores >= max(middle)])
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [([0.5, 0.5], "has 2 scores for 3 classes: give one for each"), ([1.5], "from 0 to 1")],
+)
+def test_wrong_scores_of_classes_are_refused(resobj, value, message):
+    cfg, model = resobj
+    cfg.PREDICT.SCORE_THRESH = value
+    with pytest.raises(ValueError, match=f"PREDICT.SCORE_THRESH .*{message}"):
+        Predictor(cfg, model)

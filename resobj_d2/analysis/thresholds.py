@@ -1,0 +1,267 @@
+"""At which score to cut a detector off: precision, recall and F1 of every class by threshold.
+
+::
+
+    resobj-d2 analyze thresholds output/RUN
+    resobj-d2 analyze thresholds output/RUN --precision 0.9 --plot curves.png
+
+By default the threshold of each class is that of its highest F1. It ends with the override that
+`resobj-d2 predict` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resobj_d2.command import run_command
+from resobj_d2.process import replacing
+
+from .evaluation_set import EvaluationSet
+from .matching import match, overlapping_pairs
+from .source import add_source_options, load_source
+from .tables import Row, markdown, write_json
+
+__all__ = ["Curve", "main", "score_curves", "threshold_override", "threshold_table"]
+
+KEY = "PREDICT.SCORE_THRESH"
+_DIGITS = 5  # of thresholds, rounded down
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a class has at each of its scores as the threshold, the highest first.
+
+    Attributes:
+        name: of the class, or "all": every detection with its own class.
+        objects: number of objects to find.
+        scores: (n,) different thresholds; a detection of the same score counts.
+        precision, recall, f1: (n,) from 0 to 1. Without objects recall and F1 are 0.
+    """
+
+    name: str
+    objects: int
+    scores: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+    def best(self, *, precision: float | None = None, recall: float | None = None) -> int | None:
+        """Position of the threshold that fits best; None without detections or objects.
+
+        Args:
+            precision: the most recall with at least this precision.
+            recall: the most precision with at least this recall. Without both the highest F1.
+
+        Where the wish cannot be met: the highest precision or recall there is. Of equal ones the
+        highest threshold.
+        """
+        if not len(self.scores) or not self.objects:
+            return None
+        if precision is not None:
+            return _most(self.recall, self.precision, precision)
+        if recall is not None:
+            return _most(self.precision, self.recall, recall)
+        return int(np.argmax(self.f1))
+
+
+def _most(wanted: np.ndarray, bounded: np.ndarray, bound: float) -> int:
+    """Where ``wanted`` is highest with ``bounded`` at least at ``bound``, else ``bounded``."""
+    allowed = bounded >= bound
+    if not allowed.any():
+        return int(np.argmax(bounded))
+    return int(np.argmax(np.where(allowed, wanted, -1.0)))
+
+
+def score_curves(data: EvaluationSet, *, threshold: float = 0.5) -> list[Curve]:
+    """Precision, recall and F1 by score: of all classes together, then of each.
+
+    Args:
+        data: ground truth and detections.
+        threshold: of IoU, from which on a detection is right.
+    """
+    matches = match(data, overlapping_pairs(data, threshold), threshold)
+    judged = np.flatnonzero(~matches.ignored)
+    scores = data.detections.scores[judged]
+    judged = judged[np.argsort(-scores, kind="stable")]
+    scores, correct = data.detections.scores[judged], matches.correct[judged]
+    classes, positives = data.detections.classes[judged], data.positives()
+    curves = [_curve("all", scores, correct, int(positives.sum()))]
+    for number, name in enumerate(data.class_names):
+        own = classes == number
+        curves.append(_curve(name, scores[own], correct[own], int(positives[number])))
+    return curves
+
+
+def _curve(name: str, scores: np.ndarray, correct: np.ndarray, objects: int) -> Curve:
+    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True][: len(scores)])
+    hits = np.cumsum(correct)[last]
+    precision = hits / (last + 1)
+    recall = hits / max(objects, 1)
+    return Curve(
+        name=name,
+        objects=objects,
+        scores=scores[last],
+        precision=precision,
+        recall=recall,
+        f1=2 * hits / np.maximum(last + 1 + objects, 1),
+    )
+
+
+def threshold_table(
+    curves: Sequence[Curve], *, precision: float | None = None, recall: float | None = None
+) -> list[Row]:
+    """The threshold of each class, with what it has there.
+
+    Args:
+        curves: of :func:`score_curves`.
+        precision, recall: as in :meth:`Curve.best`.
+
+    Returns:
+        Rows with ``class``, ``objects``, ``threshold``, ``precision``, ``recall``, ``F1`` in
+        percent and ``reached``: whether the wish is met there. Thresholds are rounded down to
+        five digits. None where there are no objects or no detections.
+    """
+    rows: list[Row] = []
+    for curve in curves:
+        row: Row = {"class": curve.name, "objects": curve.objects}
+        at = curve.best(precision=precision, recall=recall)
+        if at is None:
+            rows.append({**row, **dict.fromkeys(_FIGURES)})
+            continue
+        reached = curve.precision[at] >= (precision or 0) and curve.recall[at] >= (recall or 0)
+        figures = (curve.precision[at], curve.recall[at], curve.f1[at])
+        values = [_floor(curve.scores[at]), *(100 * float(x) for x in figures), bool(reached)]
+        rows.append({**row, **dict(zip(_FIGURES, values, strict=True))})
+    return rows
+
+
+_FIGURES = ("threshold", "precision", "recall", "F1", "reached")
+
+
+def _floor(score: float) -> float:
+    # What is a round number already stays one.
+    return math.floor(score * 10**_DIGITS + 1e-6) / 10**_DIGITS
+
+
+def threshold_override(rows: Sequence[Row]) -> list[str]:
+    """KEY and VALUE for `resobj-d2 predict`; classes without a threshold get that of "all".
+
+    Args:
+        rows: of :func:`threshold_table`.
+    """
+    whole = rows[0]["threshold"]
+    values = [whole if row["threshold"] is None else row["threshold"] for row in rows[1:]]
+    return [KEY, str([0.0 if value is None else value for value in values])]
+
+
+def curve_rows(curves: Sequence[Curve], most: int = 200) -> list[Row]:
+    """Points for drawing: ``class``, ``threshold``, ``precision``, ``recall``, ``F1``.
+
+    Args:
+        curves: of :func:`score_curves`.
+        most: points of a curve, evenly chosen among its detections.
+    """
+    rows: list[Row] = []
+    for curve in curves:
+        number = len(curve.scores)
+        for i in np.unique(np.linspace(0, number - 1, min(number, most)).round().astype(int)):
+            rows.append(
+                {
+                    "class": curve.name,
+                    "threshold": float(curve.scores[i]),
+                    "precision": 100 * float(curve.precision[i]),
+                    "recall": 100 * float(curve.recall[i]),
+                    "F1": 100 * float(curve.f1[i]),
+                }
+            )
+    return rows
+
+
+def plot_curves(curves: Sequence[Curve], path: Path, *, most: int = 8) -> None:
+    """Draw precision against recall, and F1 against the threshold, with the best one marked.
+
+    Args:
+        curves: of :func:`score_curves`.
+        path: of the picture; its ending is the format.
+        most: classes that are drawn, those with the most objects.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    classes = sorted(curves[1:], key=lambda curve: -curve.objects)[:most]
+    for curve in [*classes, curves[0]]:
+        style = {"color": "black", "linewidth": 2} if curve is curves[0] else {"linewidth": 1.2}
+        left.plot(100 * curve.recall, 100 * curve.precision, label=_text(curve.name), **style)
+        right.plot(curve.scores, 100 * curve.f1, **style)
+        at = curve.best()
+        if at is not None:
+            color = right.lines[-1].get_color()
+            left.plot(100 * curve.recall[at], 100 * curve.precision[at], "o", color=color, ms=4)
+            right.plot(curve.scores[at], 100 * curve.f1[at], "o", color=color, ms=4)
+    left.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 101), ylim=(0, 101))
+    right.set(xlabel="score threshold", ylabel="F1 (%)", xlim=(0, 1), ylim=(0, 101))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8, loc="lower left")
+    with replacing(path, binary=True) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=150)
+
+
+def _text(name: str) -> str:
+    """Dollars would start a formula, and a leading underscore hides a name from the legend."""
+    return name.replace("$", r"\$") if not name.startswith("_") else f" {name}".replace("$", r"\$")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 analyze thresholds", description=__doc__.partition("\n")[0]
+    )
+    add_source_options(parser)
+    parser.add_argument("--iou", type=_fraction, default=0.5, help="of a match (default 0.5)")
+    wish = parser.add_mutually_exclusive_group()
+    text = "instead of the highest F1: the threshold with the most {} at this {} or more"
+    wish.add_argument("--precision", type=_fraction, help=text.format("recall", "precision"))
+    wish.add_argument("--recall", type=_fraction, help=text.format("precision", "recall"))
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves to .png or .svg")
+    args = parser.parse_args(argv)
+    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot {args.plot}: the ending must be .png, .svg or .pdf")
+    data = load_source(args.source, args)
+    curves = score_curves(data, threshold=args.iou)
+    rows = threshold_table(curves, precision=args.precision, recall=args.recall)
+    override = threshold_override(rows)
+    shown = [{**row, "threshold": _shown(row["threshold"])} for row in rows]
+    if args.precision is None and args.recall is None:
+        shown = [{k: v for k, v in row.items() if k != "reached"} for row in shown]
+    print(f"{data.name}, at an IoU of {args.iou:g}\n\n{markdown(shown, limit=30)}")
+    print(f'\nFor resobj-d2 predict ...:\n  {override[0]} "{override[1]}"')
+    if args.plot:
+        plot_curves(curves, args.plot)
+    if args.json:
+        tables = {"thresholds": rows, "overrides": override, "curves": curve_rows(curves)}
+        write_json(args.json, tables)
+    return 0
+
+
+def _shown(threshold: object) -> str:
+    return "-" if threshold is None else f"{threshold:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, uses_operators=False))
