@@ -175,13 +175,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 analyze cost", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("configs", nargs="+", metavar="YAML", help="the first is the reference")
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=0, help="number of forward passes to time")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's default otherwise")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides for all of them"
+        "configs",
+        nargs="+",
+        metavar="YAML",
+        help="files, or names of configurations; the first is the reference",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(512, 512),
+        metavar=("H", "W"),
+        help="of the image in pixels (default: 512 512)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="forward passes to time (default: 0, no time)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads; torch's default otherwise"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures to this file"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to all of the configurations",
     )
     add_import_option(parser)
     args = parser.parse_args(argv)

@@ -180,14 +180,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 analyze proposals", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a yaml, or the name of a configuration",
+    )
     add_import_option(parser)
     parser.add_argument(
-        "--limits", nargs="+", type=int, default=[100, 300, 1000], help="proposals per image"
+        "--limits",
+        nargs="+",
+        type=int,
+        default=[100, 300, 1000],
+        metavar="N",
+        help="best proposals of an image that count (default: 100 300 1000)",
     )
-    parser.add_argument("--json", type=Path, help="also write all results to this file")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
+        "--json", type=Path, metavar="FILE", help="also write all results to this file"
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="changes to the configuration, as MODEL.WEIGHTS FILE",
     )
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)

@@ -123,14 +123,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a yaml, or the name of a configuration",
+    )
     add_import_option(parser)
     parser.add_argument(
-        "--vary", nargs="+", action="append", required=True, metavar=("KEY", "VALUE")
+        "--vary",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("KEY", "VALUE"),
+        help="a key of the configuration and the values to try; several --vary make a grid",
     )
-    parser.add_argument("--json", type=Path, help="also write all results to this file")
     parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of the config"
+        "--json", type=Path, metavar="FILE", help="also write all results to this file"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the configuration, as MODEL.WEIGHTS FILE",
     )
     args = parser.parse_args(argv)
     axes = {key: values for key, *values in args.vary}
