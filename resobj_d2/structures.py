@@ -231,6 +231,8 @@ class Targets:
         excluded_class: (N, R) int64, a class for which the anchor is not a negative, -1 for none;
             None if the assigner excludes nothing.
         box_weights: (N, R) factor of each anchor's box loss; None means 1.
+        background_ious: lowest and highest IoU at which anchors are background, for samplers that
+            spread background over its IoUs; None if the labels do not follow from IoUs.
     """
 
     labels: Tensor
@@ -240,6 +242,7 @@ class Targets:
     num_classes: int
     excluded_class: Tensor | None = None
     box_weights: Tensor | None = None
+    background_ious: tuple[float, float] | None = None
 
     @property
     def valid(self) -> Tensor:

@@ -49,9 +49,8 @@ ROI = (
     WITH_HEADS,
     _is_a("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, ResObjROIHeads, ResObjCascadeROIHeads),
 )
-# Detectron2 has keys of its own for these: BATCH_SIZE_PER_IMAGE, POSITIVE_FRACTION and the lowest
-# of IOU_THRESHOLDS.
-DETECTRON2_OPTIONS = ("SIZE", "POSITIVE_FRACTION", "NEGATIVE_IOU")
+# Detectron2 has keys of its own for these: BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION.
+DETECTRON2_OPTIONS = ("SIZE", "POSITIVE_FRACTION")
 
 
 def rcnn_keys() -> list[Key]:

@@ -11,7 +11,7 @@ from .build import (
 )
 from .coders import DeltaCoder, LTRBCoder
 from .fsaf_assigner import FSAFAssigner
-from .max_iou_assigner import MaxIoUAssigner
+from .max_iou_assigner import MaxIoUAssigner, background_range
 from .octave_priors import OctaveAnchors, octave_anchors
 from .priors import AnchorGrid
 from .samplers import (
@@ -51,6 +51,7 @@ __all__ = [
     "YOLOAnchors",
     "YOLOAssigner",
     "YOLOCoder",
+    "background_range",
     "build_two_stage_sampler",
     "octave_anchors",
     "ssd_anchors",

@@ -55,8 +55,8 @@ class Assigner:
     Class attributes:
         needs_predictions: it reads the detached StagePrediction, whose ``cls`` then has K logits
             with class probabilities as sigmoids, whatever the class loss.
-        labels_by_iou: ``Targets.matched_ious`` also holds the IoU of background anchors; otherwise
-            it is 0 there.
+        labels_by_iou: ``Targets.matched_ious`` also holds the IoU of background anchors, and
+            ``Targets.background_ious`` its range; otherwise they are 0 and None.
         weighs_boxes: its targets have ``box_weights``.
     """
 

@@ -47,5 +47,4 @@ def build_two_stage_sampler(node: CfgNode, detectron2: CfgNode) -> Sampler | Non
     node.defrost()
     node.SIZE = detectron2.BATCH_SIZE_PER_IMAGE
     node.POSITIVE_FRACTION = detectron2.POSITIVE_FRACTION
-    node.NEGATIVE_IOU = detectron2.IOU_THRESHOLDS[0]
     return build(SAMPLER_REGISTRY.get(node.NAME), node)

@@ -16,7 +16,24 @@ from resobj_d2.structures import IGNORE, GroundTruth, Priors, StagePrediction, T
 from .base import Assigner
 from .build import ASSIGNER_REGISTRY
 
-__all__ = ["MaxIoUAssigner"]
+__all__ = ["MaxIoUAssigner", "background_range"]
+
+
+def background_range(
+    thresholds: Sequence[float], labels: Sequence[int]
+) -> tuple[float, float] | None:
+    """Lowest and highest IoU of the intervals that are background, between 0 and 1.
+
+    Args:
+        thresholds: ascending bounds of the intervals.
+        labels: of the intervals, one more; 0 is background.
+
+    Returns:
+        None if no interval is background.
+    """
+    bounds = [0.0, *thresholds, 1.0]
+    background = [i for i, label in enumerate(labels) if label == 0]
+    return (bounds[background[0]], bounds[background[-1] + 1]) if background else None
 
 
 @ASSIGNER_REGISTRY.register()
@@ -109,4 +126,5 @@ class MaxIoUAssigner(Assigner):
             matched_ious=match.ious,
             gt_index=match.gt_index,
             num_classes=self.num_classes,
+            background_ious=background_range(self.iou_thresholds, self.iou_labels),
         )

@@ -166,9 +166,8 @@ class IoUBalancedSampler(RandomSampler):
     If a bin has too few, random other negatives make up the number.
 
     Args:
-        num_bins: K bins of equal width over IoUs from 0 to ``negative_iou``.
-        negative_iou: the IoU below which the assigner makes an anchor background. Background
-            above it (a stage may have other thresholds) counts in the last bin.
+        num_bins: K bins of equal width over the IoUs at which the assigner makes an anchor
+            background (``Targets.background_ious``). Background outside counts in the nearest bin.
     """
 
     needs_ious = True
@@ -182,27 +181,25 @@ class IoUBalancedSampler(RandomSampler):
         num_bins: Annotated[
             int,
             Option(
-                "bins over the IoUs from 0 to NEGATIVE_IOU",
+                "bins over the IoUs of background",
                 source="Libra R-CNN, section 3.1",
             ),
         ] = 3,
-        negative_iou: Annotated[float, Option("IoU below which anchors are background")] = 0.4,
     ) -> None:
         super().__init__(
             size=size, positive_fraction=positive_fraction, instance_balanced=instance_balanced
         )
-        if num_bins < 1 or not 0 < negative_iou <= 1:
-            raise ValueError(
-                "SAMPLER.NUM_BINS must be at least 1 and NEGATIVE_IOU in (0, 1], "
-                f"got {num_bins} and {negative_iou}"
-            )
+        if num_bins < 1:
+            raise ValueError(f"SAMPLER.NUM_BINS must be at least 1, got {num_bins}")
         self.num_bins = num_bins
-        self.negative_iou = negative_iou
 
     def negatives(self, targets: Targets, quota: Tensor, difficulty: Tensor | None) -> Tensor:
         background = targets.background
-        bins = (targets.matched_ious * (self.num_bins / self.negative_iou)).long()
-        bins = bins.clamp(max=self.num_bins - 1)
+        if targets.background_ious is None:
+            raise ValueError("IoUBalancedSampler needs targets with background_ious")
+        low, high = targets.background_ious
+        bins = ((targets.matched_ious - low) * (self.num_bins / (high - low))).long()
+        bins = bins.clamp(min=0, max=self.num_bins - 1)
         share = quota // self.num_bins
         chosen = torch.zeros_like(background)
         for b in range(self.num_bins):

@@ -97,6 +97,7 @@ class YOLOAssigner(Assigner):
             gt_index=torch.where(owned, owner, match.gt_index),
             num_classes=self.num_classes,
             box_weights=_box_weights(boxes, priors.input_size)[rows] if self.weighs_boxes else None,
+            background_ious=(0.0, self.ignore_iou),
         )
 
 

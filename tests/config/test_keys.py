@@ -104,7 +104,6 @@ def test_key_reaches_its_object(tiny_cfg, key, value, path, expected):
         ("SAMPLER", "IoUBalancedSampler", "SIZE", "64", "sampler.size", 64),
         ("SAMPLER", "IoUBalancedSampler", "POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
         ("SAMPLER", "IoUBalancedSampler", "NUM_BINS", "5", "sampler.num_bins", 5),
-        ("SAMPLER", "IoUBalancedSampler", "NEGATIVE_IOU", "0.3", "sampler.negative_iou", 0.3),
         ("SAMPLER", "OHEMSampler", "SIZE", "64", "sampler.size", 64),
         ("SAMPLER", "OHEMSampler", "POSITIVE_FRACTION", "0.25", "sampler.positive_fraction", 0.25),
         ("SAMPLER", "OHEMSampler", "NMS_THRESH", "0.7", "sampler.nms_thresh", 0.7),

@@ -11,13 +11,14 @@ from resobj_d2.matching import (
     KeepAll,
     OHEMSampler,
     RandomSampler,
+    background_range,
 )
 from resobj_d2.structures import Targets
 
 K = 2
 
 
-def make_targets(labels, ious=None):
+def make_targets(labels, ious=None, background_ious=None):
     labels = torch.as_tensor(labels)
     shape = labels.shape
     return Targets(
@@ -26,6 +27,7 @@ def make_targets(labels, ious=None):
         matched_ious=torch.zeros(shape) if ious is None else torch.as_tensor(ious),
         gt_index=torch.zeros(shape, dtype=torch.int64),
         num_classes=K,
+        background_ious=background_ious,
     )
 
 
@@ -80,26 +82,58 @@ def test_iou_balanced_sampler_by_hand():
     """Bins [0, .1), [.1, .2), [.2, .3): 60, 3 and 20 negatives; 8 of each, 5 more from the rest."""
     ious = torch.tensor([[0.05] * 60 + [0.15] * 3 + [0.25] * 20 + [0.9]])
     labels = torch.tensor([[K] * 83 + [0]])
-    sampler = IoUBalancedSampler(size=25, positive_fraction=0.5, num_bins=3, negative_iou=0.3)
+    sampler = IoUBalancedSampler(size=25, positive_fraction=0.5, num_bins=3)
     for seed in range(5):
         torch.manual_seed(seed)
-        mask = sampler(make_targets(labels, ious), anchors=boxes_apart(84))[0]
+        mask = sampler(make_targets(labels, ious, (0.0, 0.3)), anchors=boxes_apart(84))[0]
         low, middle, high = mask[:60].sum(), mask[60:63].sum(), mask[63:83].sum()
         assert mask[83] and middle == 3 and low >= 8 and high >= 8 and low + middle + high == 24
 
 
 def test_iou_balanced_sampler_takes_all_if_there_are_few():
-    targets = make_targets([[K, K, -1, K, 0]], [[0.0, 0.39, 0.1, 0.2, 0.8]])
+    targets = make_targets([[K, K, -1, K, 0]], [[0.0, 0.39, 0.1, 0.2, 0.8]], (0.0, 0.4))
     mask = IoUBalancedSampler(size=64)(targets, anchors=boxes_apart(5))
     assert rows(mask) == [[0, 1, 3, 4]]
 
 
 def test_background_above_the_bins_counts_in_the_last_one():
     """10 of 20 from each bin; the last one has nothing but 10 anchors beyond its end."""
+    # A low-quality match of the first stage may become background of the second above its range.
     ious = torch.tensor([[0.1] * 100 + [0.9] * 10])
-    sampler = IoUBalancedSampler(size=20, num_bins=2, negative_iou=0.4)
-    mask = sampler(make_targets([[K] * 110], ious), anchors=boxes_apart(110))[0]
+    sampler = IoUBalancedSampler(size=20, num_bins=2)
+    mask = sampler(make_targets([[K] * 110], ious, (0.0, 0.4)), anchors=boxes_apart(110))[0]
     assert mask[100:].all() and mask[:100].sum() == 10
+
+
+def test_bins_start_where_background_does():
+    """Fast R-CNN's background, [.1, .5): 60, 3 and 20 negatives in its thirds, 8 of each wanted."""
+    ious = torch.tensor([[0.12] * 60 + [0.3] * 3 + [0.45] * 20])
+    targets = make_targets([[K] * 83], ious, (0.1, 0.5))
+    sampler = IoUBalancedSampler(size=24, num_bins=3)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mask = sampler(targets, anchors=boxes_apart(83))[0]
+        assert mask[60:63].all() and mask.sum() == 24
+        assert mask[:60].sum() >= 8 and mask[63:].sum() >= 8
+
+
+def test_targets_without_a_range_of_background_are_refused():
+    with pytest.raises(ValueError, match="needs targets with background_ious"):
+        IoUBalancedSampler()(make_targets([[K]]), anchors=boxes_apart(1))
+
+
+@pytest.mark.parametrize(
+    "thresholds, labels, expected",
+    [
+        ([0.4, 0.5], [0, -1, 1], (0.0, 0.4)),
+        ([0.1, 0.5], [-1, 0, 1], (0.1, 0.5)),
+        ([0.3, 0.7], [0, 0, 1], (0.0, 0.7)),
+        ([0.5], [0, 0], (0.0, 1.0)),
+        ([0.5], [-1, 1], None),
+    ],
+)
+def test_range_of_background(thresholds, labels, expected):
+    assert background_range(thresholds, labels) == expected
 
 
 def test_hard_negative_ratio_by_hand():
@@ -186,7 +220,7 @@ def test_ohem_uses_each_images_refined_anchors():
     ],
 )
 def test_without_labels_nothing_is_sampled(sampler):
-    targets = make_targets([[-1] * 6])
+    targets = make_targets([[-1] * 6], background_ious=(0.0, 0.4))
     mask = sampler(targets, anchors=boxes_apart(6), difficulty=torch.ones(1, 6))
     assert mask.dtype == torch.bool and mask.shape == (1, 6) and not mask.any()
 
@@ -198,7 +232,6 @@ def test_without_labels_nothing_is_sampled(sampler):
         (lambda: OHEMSampler(size=0), "SIZE"),
         (lambda: RandomSampler(positive_fraction=1.5), "POSITIVE_FRACTION"),
         (lambda: IoUBalancedSampler(num_bins=0), "NUM_BINS"),
-        (lambda: IoUBalancedSampler(negative_iou=0.0), "NEGATIVE_IOU"),
         (lambda: HardNegativeRatio(negative_ratio=0.0), "NEGATIVE_RATIO"),
         (lambda: OHEMSampler(nms_thresh=1.5), "NMS_THRESH"),
     ],
@@ -209,7 +242,7 @@ def test_bad_options_are_refused(make, message):
 
 
 def with_objects(labels, objects):
-    targets = make_targets(labels)
+    targets = make_targets(labels, background_ious=(0.0, 0.4))
     targets.gt_index = torch.as_tensor(objects)
     return targets
 

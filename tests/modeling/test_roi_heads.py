@@ -91,6 +91,21 @@ def test_off_is_detectron2(make_cfg, rcnn_batch, kind):
             assert torch.equal(other, value), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_detectron2s_weights(make_cfg, kind):
+    weights = []
+    for heads in (OURS, THEIRS):
+        cfg = make_cfg(kind, heads=heads)
+        cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.RPN.HEAD_NAME = (
+            ("ResObjRPN", "ResObjRPNHead") if heads is OURS else ("RPN", "StandardRPNHead")
+        )
+        torch.manual_seed(5)
+        weights.append(build_model(cfg).state_dict())
+        weights[-1]["the next random number"] = torch.rand(1)
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], x) for name, x in weights[1].items())
+
+
 def test_off_is_detectron2_with_masks_trained_on_predicted_boxes(make_cfg, rcnn_batch):
     key = ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "True"]
     theirs = build_model(make_cfg("mask", *key, heads=THEIRS))
@@ -174,7 +189,7 @@ def test_iou_balanced_sampling_draws_from_three_background_bins(make_cfg):
             "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False",
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "24"]  # fmt: skip
     heads = build_model(make_cfg("faster", *opts)).roi_heads
-    assert heads.sampler.negative_iou == 0.5 and heads.sampler.max_positive == 6
+    assert heads.sampler.max_positive == 6
     gt = Instances((64, 64))
     gt.gt_boxes = Boxes(torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60]]))
     gt.gt_classes = torch.tensor([1, 0])
@@ -198,6 +213,28 @@ def test_iou_balanced_sampling_draws_from_three_background_bins(make_cfg):
         counts = [((background - x).abs() < 1e-4).sum().item() for x in (0.0, 0.25, 0.4)]
         assert counts in ([7, 5, 6], [6, 5, 7])
         assert (chosen.gt_classes == 1).sum() == 4 and (chosen.gt_classes == 0).sum() == 2
+
+
+def test_bins_cover_the_background_of_fast_rcnn(make_cfg):
+    """Its IoUs are [.1, .5): 100 of .15, four of .25 and four of .45 for 12 places, four a bin."""
+    opts = ["MODEL.RESOBJ_ROI.SAMPLER.NAME", "IoUBalancedSampler",
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.1, 0.5]",
+            "MODEL.ROI_HEADS.IOU_LABELS", "[-1, 0, 1]",
+            "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", "False",
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "12"]  # fmt: skip
+    heads = build_model(make_cfg("faster", *opts)).roi_heads
+    gt = Instances((64, 64))
+    gt.gt_boxes, gt.gt_classes = Boxes(torch.tensor([[0.0, 0, 20, 20]])), torch.tensor([1])
+    parts = [(20, 0.0), (100, 0.15), (4, 0.25), (4, 0.45)]
+    boxes = [torch.tensor([[0.0, 0, 20, 20 * part]]).repeat(count, 1) for count, part in parts]
+    boxes[0] = torch.tensor([[30.0, 30, 40, 40]]).repeat(20, 1)
+    for seed in range(3):
+        proposals, maps = regions([torch.cat(boxes)], seed)
+        with EventStorage():
+            (chosen,) = heads.sample_proposals(maps, proposals, [gt])
+        ious = pairwise_iou(chosen.proposal_boxes, gt.gt_boxes)[:, 0]
+        counts = [((ious - part).abs() < 1e-4).sum().item() for _, part in parts]
+        assert counts == [0, 4, 4, 4]
 
 
 def test_boxes_between_thresholds_are_never_sampled(make_cfg, make_batch):

@@ -89,7 +89,6 @@ def test_training_needs_instances(tiny_rcnn, make_batch):
         ("RESOBJ_RPN.SAMPLER.NUM_BINS", "5", "sampler.num_bins", 5),
         ("RPN.BATCH_SIZE_PER_IMAGE", "64", "sampler.size", 64),
         ("RPN.POSITIVE_FRACTION", "0.25", "sampler.max_positive", 64),
-        ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "sampler.negative_iou", 0.2),
         ("RPN.IOU_THRESHOLDS", "[0.2, 0.7]", "assigner.iou_thresholds", [0.2, 0.7]),
         ("RPN.IOU_LABELS", "[0, 0, 1]", "assigner.iou_labels", [0, 0, 1]),
         ("RPN.CONV_DIMS", "[-1, 24]", "branch.base.predictor.weight.shape", (3, 24, 1, 1)),

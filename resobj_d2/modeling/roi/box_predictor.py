@@ -17,7 +17,7 @@ from resobj_d2.losses import BOX_LOSS_REGISTRY, BoxLoss, QualityLoss
 from resobj_d2.modeling.suppression import Suppression
 from resobj_d2.options import Option, arguments_from, build
 
-__all__ = ["ResObjBoxPredictor"]
+__all__ = ["ResObjBoxPredictor", "replace_predictor"]
 
 
 class ResObjBoxPredictor(FastRCNNOutputLayers):
@@ -218,6 +218,24 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
     ):
         """The boxes (R_i, 4) of the RoIs' own classes, per image."""
         return super().predict_boxes_for_gt_classes(predictions[:2], proposals)
+
+
+def replace_predictor(
+    predictor: FastRCNNOutputLayers, cfg, input_shape: ShapeSpec, **options
+) -> ResObjBoxPredictor:
+    """A ``ResObjBoxPredictor`` with the layers of the one that Detectron2 has built.
+
+    Layers of its own would draw random numbers once more, and the same seed would then give other
+    weights to everything built later.
+
+    Args:
+        options: arguments of ``ResObjBoxPredictor`` besides those from ``cfg``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        replacement = ResObjBoxPredictor(cfg, input_shape, **options)
+    replacement.cls_score = predictor.cls_score
+    replacement.bbox_pred = predictor.bbox_pred
+    return replacement
 
 
 def _of_own_class(deltas: Tensor, classes: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
-from resobj_d2.matching import Sampler, build_two_stage_sampler
+from resobj_d2.matching import Sampler, background_range, build_two_stage_sampler
 from resobj_d2.modeling.suppression import Suppression
 from resobj_d2.options import build
 from resobj_d2.structures import IGNORE, Targets
 
-from .box_predictor import ResObjBoxPredictor
+from .box_predictor import replace_predictor
 
 __all__ = ["ResObjCascadeROIHeads", "ResObjROIHeads"]
 
@@ -29,17 +29,30 @@ class _SampledROIHeads:
 
     Args:
         sampler: selects the proposals of each image; None for Detectron2's random sampling.
+        background_ious: lowest and highest IoU at which a proposal is background.
         heads: arguments of Detectron2's class.
     """
 
     @configurable
-    def __init__(self, *, sampler: Sampler | None = None, **heads) -> None:
+    def __init__(
+        self,
+        *,
+        sampler: Sampler | None = None,
+        background_ious: tuple[float, float] | None = None,
+        **heads,
+    ) -> None:
         super().__init__(**heads)
         self.sampler = sampler
+        self.background_ious = background_ious
 
     @classmethod
     def from_config(cls, cfg, input_shape) -> dict:
-        return {**super().from_config(cfg, input_shape), "sampler": _sampler_of(cfg)}
+        node = cfg.MODEL.ROI_HEADS
+        return {
+            **super().from_config(cfg, input_shape),
+            "sampler": _sampler_of(cfg),
+            "background_ious": background_range(node.IOU_THRESHOLDS, node.IOU_LABELS),
+        }
 
     def forward(
         self,
@@ -105,6 +118,7 @@ class _SampledROIHeads:
             matched_ious=best[None],
             gt_index=index[None],
             num_classes=self.num_classes,
+            background_ious=self.background_ious,
         )
 
     def _log_counts(self, proposals: list[Instances]) -> None:
@@ -125,8 +139,11 @@ class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
-        parts["box_predictor"] = ResObjBoxPredictor(
-            cfg, parts["box_head"].output_shape, suppression=_suppression_of(cfg)
+        parts["box_predictor"] = replace_predictor(
+            parts["box_predictor"],
+            cfg,
+            parts["box_head"].output_shape,
+            suppression=_suppression_of(cfg),
         )
         return parts
 
@@ -149,8 +166,8 @@ class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
     def _init_box_head(cls, cfg, input_shape) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
         parts["box_predictors"] = [
-            ResObjBoxPredictor(
-                cfg, head.output_shape, box2box_transform=predictor.box2box_transform
+            replace_predictor(
+                predictor, cfg, head.output_shape, box2box_transform=predictor.box2box_transform
             )
             for head, predictor in zip(parts["box_heads"], parts["box_predictors"], strict=True)
         ]
