@@ -19,8 +19,6 @@ from .build import ASSIGNER_REGISTRY
 
 __all__ = ["FSAFAssigner"]
 
-# Neither a level nor adjacent to one.
-NOWHERE = -9
 UNSELECTED = ("other_classes", "background", "ignore")
 
 
@@ -28,14 +26,22 @@ UNSELECTED = ("other_classes", "background", "ignore")
 class _Regions:
     """The points of all levels relative to the M boxes of one image.
 
-    ``owner`` (R,) is the smallest box whose effective region contains the point, or M if none;
-    ``ring`` (R, M) tells whether the point is in a box's ignoring but not its effective region;
-    ``levels`` (R,) is the level of each point.
+    ``effective`` and ``ring`` (R, M) tell whether a point is in a box's effective region, or in its
+    ignoring but not its effective region; ``nearest`` (R, M) whether it is the point of its level
+    that is nearest to the box's centre; ``area`` (M,) of the boxes; ``levels`` (R,) of the points.
     """
 
-    owner: Tensor
+    effective: Tensor
     ring: Tensor
+    nearest: Tensor
+    area: Tensor
     levels: Tensor
+
+    def smallest(self, member: Tensor) -> Tensor:
+        """(R,) the smallest box of which a point is a member (R, M); M if of none."""
+        area = torch.where(member, self.area, math.inf)
+        # The extra column wins where no box contains the point.
+        return F.pad(area, (0, 1), value=torch.finfo(area.dtype).max).argmin(dim=1)
 
 
 @ASSIGNER_REGISTRY.register()
@@ -44,20 +50,22 @@ class FSAFAssigner(Assigner):
 
     On every level the points in the middle of a box (effective region) are candidates. On the
     chosen and the adjacent levels, a ring around them (ignoring region) is ignored; all other
-    points are background. Where boxes overlap, a point belongs to the smaller one.
+    points are background. Where boxes trained on the same level overlap, a point belongs to the
+    smallest of them.
 
     Args:
         num_classes: K.
         selection: "online": the level with the smallest mean of focal loss plus ``-ln IoU`` over
-            the effective region (Eq. 2, 3); "heuristic": by size (Eq. 4).
+            the effective region; "heuristic": by size.
         effective_scale, ignore_scale: sides of the two regions relative to the box.
         canonical_level: for "heuristic": the level, log2(stride), of a box of 224 pixels.
         unselected: how a box's effective points on the other levels are trained:
             "other_classes" (negative for all but the box's own class), "background" or "ignore".
         focal_alpha, focal_gamma: of the focal loss used by "online".
 
-    If a box is so small that no point of a level lies in its effective region, the nearest point
-    is used there. A box whose points all belong to smaller boxes is not trained at all.
+    A box so small that no point lies in its effective region, on any level or on that chosen by
+    size, is trained on the nearest point instead. A box is only left out if smaller ones that are
+    trained on its level have all of its points.
     """
 
     needs_predictions = True
@@ -172,26 +180,28 @@ class FSAFAssigner(Assigner):
         else:
             if prediction is None:
                 raise ValueError("SELECTION 'online' needs a prediction")
-            loss = self._point_losses(regions.owner, boxes, classes, prediction, image)
-            chosen = self._level_by_loss(regions, loss, len(priors.anchors_per_level), num_boxes)
+            loss = self._point_losses(boxes, classes, prediction, image)
+            chosen = self._level_by_loss(regions, loss, len(priors.anchors_per_level))
+        on_level = chosen == regions.levels[:, None]
+        inside = regions.effective & on_level
+        owner = regions.smallest(inside | (regions.nearest & on_level & ~inside.any(dim=0)))
+        foreground = owner < num_boxes
+        # Points of boxes that are trained on another level.
+        other = torch.where(foreground, num_boxes, regions.smallest(regions.effective))
+        unselected = other < num_boxes
         # An extra row stands for "no box" in every lookup below.
-        owner = regions.owner
-        chosen = F.pad(chosen, (0, 1), value=NOWHERE)
         classes = F.pad(classes, (0, 1), value=self.num_classes)
-        owned = owner < num_boxes
-        foreground = owned & (chosen[owner] == regions.levels)
-        unselected = owned & ~foreground
-        near = (chosen[:-1] - regions.levels[:, None]).abs() <= 1
+        near = (chosen - regions.levels[:, None]).abs() <= 1
         ignored = (regions.ring & near).any(dim=1) & ~foreground
         if self.unselected == "ignore":
             ignored = ignored | unselected
-        labels = torch.where(foreground, classes[owner], self.num_classes)
-        labels = torch.where(ignored, IGNORE, labels)
+        labels = torch.where(ignored, IGNORE, classes[owner])
         matched = torch.where(foreground[:, None], F.pad(boxes, (0, 0, 0, 1))[owner], anchors)
         excluded = torch.full((num_points,), -1, device=labels.device)
         if self.unselected == "other_classes":
-            excluded = torch.where(unselected, classes[owner], excluded)
-        return labels, matched, torch.where(owned, owner, -1), excluded
+            excluded = torch.where(unselected, classes[other], excluded)
+        index = torch.where(foreground, owner, torch.where(unselected, other, -1))
+        return labels, matched, index, excluded
 
     def _regions(self, priors: Priors, anchors: Tensor, boxes: Tensor) -> _Regions:
         points = (anchors[:, :2] + anchors[:, 2:]) / 2
@@ -200,60 +210,44 @@ class FSAFAssigner(Assigner):
         distance = (points[:, None] - centre).abs()
         effective = (distance <= size * (self.effective_scale / 2)).all(dim=-1)
         inside = (distance <= size * (self.ignore_scale / 2)).all(dim=-1)
-        # On a grid the nearest point is in the region if any is.
-        parts = [
-            part | _nearest(d)
-            for part, d in zip(
-                effective.split(priors.anchors_per_level),
-                distance.square().sum(dim=-1).split(priors.anchors_per_level),
-                strict=True,
-            )
+        nearest = distance.square().sum(dim=-1).split(priors.anchors_per_level)
+        levels = [
+            torch.full((n,), i, device=boxes.device) for i, n in enumerate(priors.anchors_per_level)
         ]
-        effective = torch.cat(parts)
-        area = torch.where(effective, size.prod(dim=-1), math.inf)
-        # The extra column wins where no box contains the point.
-        owner = F.pad(area, (0, 1), value=torch.finfo(area.dtype).max).argmin(dim=1)
-        levels = torch.cat(
-            [
-                torch.full((n,), i, device=boxes.device)
-                for i, n in enumerate(priors.anchors_per_level)
-            ]
+        return _Regions(
+            effective=effective,
+            ring=inside & ~effective,
+            nearest=torch.cat([_nearest(d) for d in nearest]),
+            area=size.prod(dim=-1),
+            levels=torch.cat(levels),
         )
-        return _Regions(owner=owner, ring=inside & ~effective, levels=levels)
 
     def _point_losses(
-        self,
-        owner: Tensor,
-        boxes: Tensor,
-        classes: Tensor,
-        prediction: StagePrediction,
-        image: int,
+        self, boxes: Tensor, classes: Tensor, prediction: StagePrediction, image: int
     ) -> Tensor:
-        """(R,) focal loss over K plus ``-ln IoU`` of each point with its owner; 0 if none."""
-        if not len(boxes):
-            return torch.zeros(owner.shape, device=owner.device)
-        row = owner.clamp(max=len(boxes) - 1)
+        """(R, M) focal loss over the K classes plus ``-ln IoU`` of each point with each box."""
         logits = prediction.cls_logits[image].float()
-        is_class = classes[row][:, None] == torch.arange(self.num_classes, device=row.device)
-        wrong = torch.where(is_class, -logits, logits)
-        weight = torch.where(is_class, self.focal_alpha, 1 - self.focal_alpha)
-        focal = (weight * torch.sigmoid(wrong) ** self.focal_gamma * F.softplus(wrong)).sum(dim=1)
-        iou = ops.box_iou_aligned(predicted_boxes(self, prediction)[image], boxes[row])
-        return torch.where(owner < len(boxes), focal - iou.clamp(min=1e-6).log(), 0.0)
+        negative = (1 - self.focal_alpha) * _focal(logits, self.focal_gamma)
+        own = logits[:, classes]
+        positive = self.focal_alpha * _focal(-own, self.focal_gamma)
+        focal = negative.sum(dim=1, keepdim=True) - negative[:, classes] + positive
+        iou = ops.pairwise_box_iou(predicted_boxes(self, prediction)[image], boxes)
+        return focal - iou.clamp(min=1e-6).log()
 
     @staticmethod
-    def _level_by_loss(regions: _Regions, loss: Tensor, num_levels: int, num_boxes: int) -> Tensor:
-        """(M,) level with the smallest mean loss; NOWHERE for a box that owns no point."""
-        cell = regions.levels * (num_boxes + 1) + regions.owner
-        shape = (num_levels * (num_boxes + 1),)
-        total = loss.new_zeros(shape).index_add(0, cell, loss)
-        count = loss.new_zeros(shape).index_add(0, cell, torch.ones_like(loss))
-        mean = torch.where(count > 0, total / count, math.inf)
-        mean = mean.view(num_levels, num_boxes + 1)[:, :num_boxes]
-        best, level = mean.min(dim=0)
+    def _level_by_loss(regions: _Regions, loss: Tensor, num_levels: int) -> Tensor:
+        """(M,) the level with the smallest mean loss over a box's points.
+
+        These are the points in its effective region; for a box that has none anywhere, the nearest
+        one of each level.
+        """
+        points = regions.effective | (regions.nearest & ~regions.effective.any(dim=0))
+        total = loss.new_zeros(num_levels, loss.shape[1])
+        count = total.index_add(0, regions.levels, points.to(loss.dtype))
+        total = total.index_add(0, regions.levels, torch.where(points, loss, 0.0))
         # If predictions are NaN there is no best level; the first level with a NaN is as good as
         # any, since the loss itself will be NaN.
-        return torch.where(best == math.inf, NOWHERE, level)
+        return torch.where(count > 0, total / count, math.inf).argmin(dim=0)
 
     def _level_by_size(self, priors: Priors, boxes: Tensor) -> Tensor:
         """(M,) levels by Eq. 4, clamped to those that exist."""
@@ -261,6 +255,11 @@ class FSAFAssigner(Assigner):
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))
         return level.long().clamp(first, first + len(priors.anchors_per_level) - 1) - first
+
+
+def _focal(wrong: Tensor, gamma: float) -> Tensor:
+    """Focal loss without its weight of logits ``wrong``, whose sigmoids should be 0."""
+    return torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
 
 
 def _nearest(distance: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ K = 3
 STRIDES = [8, 16, 32, 64]
 GRIDS = [(8, 8), (4, 4), (2, 2), (1, 1)]
 START = [0, 64, 80, 84]
-# Centre (24, 24): effective within 3.2 pixels of it, ignoring within 8.
-BOX = [8.0, 8.0, 40.0, 40.0]
+# Centre (32, 32): effective within 3.2 pixels of it, ignoring within 8. Levels 0 to 2 have a point
+# there, level 3 has none.
+BOX = [16.0, 16.0, 48.0, 48.0]
+HALF = [16.0, 16.0, 32.0, 48.0]  # IoU .5
 
 
 def point(level, x, y):
@@ -64,35 +66,31 @@ def rows(mask):
     return sorted(torch.nonzero(mask).flatten().tolist())
 
 
-RING0 = sorted(point(0, x, y) for x in (16, 24, 32) for y in (16, 24, 32) if (x, y) != (24, 24))
-# No point of level 1 is within 3.2 of the centre; the nearest one (ties: the first) is used.
-RING1 = sorted(point(1, x, y) for x, y in [(32, 16), (16, 32), (32, 32)])
+RING0 = sorted(point(0, x, y) for x in (24, 32, 40) for y in (24, 32, 40) if (x, y) != (32, 32))
 
 
 def test_online_selection_takes_the_level_with_the_smaller_loss():
-    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])  # elsewhere IoU .5
+    fits = boxes_fitting_on(point(1, 32, 32), BOX, HALF)
     targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits)
     labels = targets.labels[0]
-    assert rows(labels == 1) == [point(1, 16, 16)]
-    assert rows(labels == -1) == RING0 + RING1
-    assert rows(labels == K) == sorted(set(range(85)) - {point(1, 16, 16), *RING0, *RING1})
-    assert targets.matched_gt_boxes[0, point(1, 16, 16)].tolist() == BOX
-    # The square around (16, 16) is [-16, -16, 48, 48]: 32^2 / 64^2.
-    assert targets.matched_ious[0, point(1, 16, 16)].item() == 0.25
+    assert rows(labels == 1) == [point(1, 32, 32)]
+    assert rows(labels == -1) == RING0  # levels 1 and 2 have no further point within 8 pixels
+    assert rows(labels == K) == sorted(set(range(85)) - {point(1, 32, 32), *RING0})
+    assert targets.matched_gt_boxes[0, point(1, 32, 32)].tolist() == BOX
+    # The square around (32, 32) is [0, 0, 64, 64]: 32^2 / 64^2.
+    assert targets.matched_ious[0, point(1, 32, 32)].item() == 0.25
     assert targets.matched_ious[0].count_nonzero() == 1
     # On the levels not chosen, the box's points are negatives for all other classes.
-    assert rows(targets.excluded_class[0] == 1) == [
-        point(0, 24, 24), point(2, 32, 32), point(3, 0, 0)
-    ]  # fmt: skip
-    assert (targets.excluded_class[0] == -1).sum() == 85 - 3
+    assert rows(targets.excluded_class[0] == 1) == [point(0, 32, 32), point(2, 32, 32)]
+    assert (targets.excluded_class[0] == -1).sum() == 85 - 2
 
 
 def test_class_loss_affects_the_selection():
     logits = torch.zeros(1, 85, K)
-    logits[0, point(0, 24, 24)] = torch.tensor([-6.0, 6.0, -6.0])
-    boxes = torch.tensor([8.0, 8.0, 24.0, 40.0]).expand(1, 85, 4)
+    logits[0, point(2, 32, 32)] = torch.tensor([-6.0, 6.0, -6.0])
+    boxes = torch.tensor(HALF).expand(1, 85, 4)
     targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), logits=logits, boxes=boxes)
-    assert rows(targets.foreground[0]) == [point(0, 24, 24)]
+    assert rows(targets.foreground[0]) == [point(2, 32, 32)]
 
 
 @pytest.mark.parametrize("logit, chosen", [(8.0, 1), (12.0, 0)])
@@ -101,16 +99,16 @@ def test_a_box_without_overlap_counts_as_an_iou_of_a_millionth(logit, chosen):
 
     A logit that is ``logit`` off has a focal loss of a quarter of that.
     """
-    apart, touching = [100.0, 100.0, 110.0, 110.0], [8.0, 8.0, 8.1024, 8.1]
-    boxes = boxes_fitting_on(point(1, 16, 16), touching, apart)
+    apart, touching = [100.0, 100.0, 110.0, 110.0], [16.0, 16.0, 16.1024, 16.1]
+    boxes = boxes_fitting_on(point(1, 32, 32), touching, apart)
     priors = make([[]])[0]
     (x1, y1, x2, y2), side = touching, BOX[2] - BOX[0]
     assert (x2 - x1) * (y2 - y1) / side**2 == pytest.approx(1e-5, rel=1e-3)
     logits = torch.full((1, len(priors.boxes), K), -20.0)  # a loss of 5: no other level is chosen
-    logits[0, point(0, 24, 24), 1] = 20.0
-    logits[0, point(1, 16, 16), 1] = -logit
+    logits[0, point(0, 32, 32), 1] = 20.0
+    logits[0, point(1, 32, 32), 1] = -logit
     targets = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=boxes, logits=logits)
-    expected = (point(0, 24, 24), point(1, 16, 16))[chosen]
+    expected = (point(0, 32, 32), point(1, 32, 32))[chosen]
     assert rows(targets.foreground[0]) == [expected]
 
 
@@ -122,34 +120,34 @@ def test_focal_loss_takes_part_with_its_exponent(gamma, chosen):
     class at 0 ``.75 * .5^gamma * .693``.
     """
     logits = torch.full((1, 85, K), -20.0)
-    logits[0, point(0, 24, 24), 1] = -1.0
-    logits[0, point(1, 16, 16)] = torch.tensor([0.0, 20.0, -20.0])
+    logits[0, point(0, 32, 32), 1] = -1.0
+    logits[0, point(1, 32, 32)] = torch.tensor([0.0, 20.0, -20.0])
     assigner = FSAFAssigner(num_classes=K, focal_gamma=gamma)
     boxes = torch.tensor(BOX).expand(1, 85, 4)
     targets = assign([[(BOX, 1)]], assigner, logits=logits, boxes=boxes)
-    expected = (point(0, 24, 24), point(1, 16, 16))[chosen]
+    expected = (point(0, 32, 32), point(1, 32, 32))[chosen]
     assert rows(targets.foreground[0]) == [expected]
 
 
 def test_each_image_has_its_own_predictions():
-    fitting = [point(1, 16, 16), point(0, 24, 24)]
-    boxes = [boxes_fitting_on(row, BOX, [8.0, 8.0, 24.0, 40.0]) for row in fitting]
+    fitting = [point(1, 32, 32), point(0, 32, 32)]
+    boxes = [boxes_fitting_on(row, BOX, HALF) for row in fitting]
     targets = assign([[(BOX, 1)]] * 2, FSAFAssigner(num_classes=K), boxes=torch.cat(boxes))
     assert [rows(x) for x in targets.foreground] == [[row] for row in fitting]
 
 
 def test_points_on_the_border_of_the_regions_belong_to_them():
-    """Half of the box's side of 32: within 8 pixels of (24, 24) and including those."""
+    """Half of the box's side of 32: within 8 pixels of (32, 32) and including those."""
     assigner = FSAFAssigner(num_classes=K, selection="heuristic", effective_scale=0.5)
     foreground = rows(assign([[(BOX, 1)]], assigner).foreground[0])
-    assert foreground == sorted([point(0, 24, 24), *RING0])
+    assert foreground == sorted([point(0, 32, 32), *RING0])
 
 
 def test_point_of_one_box_in_the_ring_of_another_is_trained():
-    other = [14.0, 14.0, 18.0, 18.0]  # its point (16, 16) is in the first box's ring
+    other = [22.0, 22.0, 26.0, 26.0]  # its point (24, 24) is in the first box's ring
     assigner = FSAFAssigner(num_classes=K, selection="heuristic")
     labels = assign([[(BOX, 1), (other, 2)]], assigner).labels[0]
-    assert labels[point(0, 16, 16)] == 2 and labels[point(0, 24, 24)] == 1
+    assert labels[point(0, 24, 24)] == 2 and labels[point(0, 32, 32)] == 1
     assert rows(labels == -1)[0] == min(RING0[1:])
 
 
@@ -165,30 +163,62 @@ def test_selection_compares_means_not_sums():
 
 
 def test_rings_far_from_the_chosen_level_are_background():
-    fits = boxes_fitting_on(point(3, 0, 0), BOX, [8.0, 8.0, 24.0, 40.0])
+    fits = boxes_fitting_on(point(2, 32, 32), BOX, HALF)
     labels = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits).labels[0]
-    assert rows(labels == 1) == [point(3, 0, 0)]
-    # Level 2's only point within 8 pixels of the centre is the effective one, (32, 32).
+    assert rows(labels == 1) == [point(2, 32, 32)]
+    # Of level 1, only the effective point is within 8 pixels of the centre.
     assert rows(labels == -1) == []
 
 
 @pytest.mark.parametrize("unselected, label, excluded", [("background", K, -1), ("ignore", -1, -1)])
 def test_choices_for_unselected_levels(unselected, label, excluded):
-    fits = boxes_fitting_on(point(1, 16, 16), BOX, [8.0, 8.0, 24.0, 40.0])
+    fits = boxes_fitting_on(point(1, 32, 32), BOX, HALF)
     assigner = FSAFAssigner(num_classes=K, unselected=unselected)
     targets = assign([[(BOX, 1)]], assigner, boxes=fits)
-    for row in (point(0, 24, 24), point(2, 32, 32), point(3, 0, 0)):
+    for row in (point(0, 32, 32), point(2, 32, 32)):
         assert targets.labels[0, row] == label
         assert targets.excluded_class[0, row] == excluded
 
 
 def test_shared_points_belong_to_the_smaller_box():
-    small = [16.0, 16.0, 32.0, 32.0]  # the same centre
+    small = [24.0, 24.0, 40.0, 40.0]  # the same centre
     targets = assign([[(BOX, 1), (small, 2)]], FSAFAssigner(num_classes=K, selection="heuristic"))
-    # By size both belong on the finest level, where both contain (24, 24): the small one wins.
-    assert rows(targets.foreground[0]) == [point(0, 24, 24)]
-    assert targets.labels[0, point(0, 24, 24)] == 2
-    assert targets.gt_index[0, point(0, 24, 24)] == 1
+    # By size both belong on the finest level, where both contain (32, 32): the small one wins.
+    assert rows(targets.foreground[0]) == [point(0, 32, 32)]
+    assert targets.labels[0, point(0, 32, 32)] == 2
+    assert targets.gt_index[0, point(0, 32, 32)] == 1
+
+
+@pytest.mark.parametrize("selection", ["online", "heuristic"])
+def test_a_tiny_box_takes_no_point_of_a_level_on_which_it_is_not_trained(selection):
+    """A box of 450 pixels and one of 12 at the same centre, which is a point of levels 0 to 2."""
+    large, tiny = [-193.0, -193.0, 257.0, 257.0], [26.0, 26.0, 38.0, 38.0]
+    boxes = torch.tensor(tiny).expand(1, 85, 4).clone()
+    boxes[0, START[2] :] = torch.tensor(large)  # online: the large one fits on levels 2 and 3
+    logits = torch.zeros(1, 85, K)
+    logits[0, START[3] :] = 4.0  # and has the smaller class loss on level 2
+    assigner = FSAFAssigner(num_classes=K, selection=selection)
+    targets = assign([[(large, 1), (tiny, 2)]], assigner, boxes=boxes, logits=logits)
+    # By size the large one is on level 3, stride 64: floor(5 + log2(450 / 224)) = 6.
+    expected = {"online": rows(targets.labels[0] == 1), "heuristic": [point(3, 0, 0)]}[selection]
+    assert rows(targets.labels[0] == 1) == expected and expected[0] >= START[2]
+    assert rows(targets.labels[0] == 2) == [point(0, 32, 32)]
+
+
+@pytest.mark.parametrize("selection", ["online", "heuristic"])
+def test_the_nearest_point_serves_only_a_box_without_an_effective_one(selection):
+    """A box of 12 pixels between the points of every level, beside the large one."""
+    tiny = [6.0, 6.0, 14.0, 14.0]  # (8, 8) of level 0 is 2 pixels away, beyond .8
+    fits = boxes_fitting_on(point(0, 8, 8), tiny, [100.0, 100.0, 110.0, 110.0])
+    fits[0, START[1] :] = torch.tensor(BOX)
+    assigner = FSAFAssigner(num_classes=K, selection=selection)
+    targets = assign([[(BOX, 1), (tiny, 2)]], assigner, boxes=fits)
+    assert rows(targets.labels[0] == 2) == [point(0, 8, 8)]
+    # The large box has points at its centre; nearer or not, no other level offers one.
+    assert set(rows(targets.labels[0] == 1)) <= {point(level, 32, 32) for level in (0, 1, 2)}
+    assert (targets.labels[0] == 1).any()
+    # What is merely nearest on the other levels is plain background.
+    assert (targets.excluded_class[0] != 2).all()
 
 
 @pytest.mark.parametrize(
@@ -223,8 +253,8 @@ def test_box_without_area_and_bad_predictions_stay_finite():
 
 
 def test_box_owning_no_point_is_not_trained():
-    """A small box in the middle of the big one owns all its points, on every level."""
-    small = [20.0, 20.0, 28.0, 28.0]
+    """A small box in the middle of the big one, trained on the same level, owns all its points."""
+    small = [28.0, 28.0, 36.0, 36.0]
     targets = assign(
         [[(BOX, 1), (small, 2)]],
         FSAFAssigner(num_classes=K, effective_scale=0.2, ignore_scale=0.2),

@@ -113,10 +113,18 @@ def test_second_stage_starts_at_the_boxes_of_the_first(tiny_cfg, make_batch, pre
     torch.testing.assert_close(decode(second.anchors, second.deltas), second.anchors)
 
 
-def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
+@pytest.fixture
+def large_box(make_batch):
+    """A batch with one box around (48, 48), a point of two levels."""
+    batch = make_batch([(96, 96, 1)])
+    batch[0]["instances"].gt_boxes.tensor[:] = torch.tensor([10.0, 10.0, 86.0, 86.0])
+    return batch
+
+
+def test_excluded_class_gets_no_gradient(tiny_cfg, large_box, observe):
     """Effective points on levels not chosen are not trained for their box's class."""
     model = build(tiny_cfg, *FSAF)
-    seen = observe(model, make_batch([(96, 96, 1)]))
+    seen = observe(model, large_box)
     (prediction,) = seen.outputs["anchor_free"].stages
     (targets,) = seen.targets["anchor_free"]
     prediction.cls_logits.retain_grad()
@@ -131,14 +139,13 @@ def test_excluded_class_gets_no_gradient(tiny_cfg, make_batch, observe):
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_objectness_does_not_learn_that_the_excluded_class_is_background(
-    tiny_cfg, make_batch, observe, number
+    tiny_cfg, large_box, observe, number
 ):
     """Points excluded for their box's class are unlabelled for the objectness too."""
     objectness = ["MODEL.DENSE.ANCHOR_FREE.OBJECTNESS.ENABLED", "True"]
     model = build(tiny_cfg, *FSAF, *objectness)
-    batch = make_batch([(96, 96, 1)])
-    batch[0]["instances"].gt_classes[:] = number
-    seen = observe(model, batch)
+    large_box[0]["instances"].gt_classes[:] = number
+    seen = observe(model, large_box)
     (targets,) = seen.targets["anchor_free"]
     excluded = targets.excluded_class >= 0
     assert excluded.any()
@@ -150,11 +157,11 @@ def test_objectness_does_not_learn_that_the_excluded_class_is_background(
     assert (logits.grad[targets.background] != 0).all()
 
 
-def test_excluded_class_does_not_count_in_the_difficulty(tiny_cfg, make_batch, observe):
+def test_excluded_class_does_not_count_in_the_difficulty(tiny_cfg, large_box, observe):
     options = ["SAMPLER.NAME", "HardNegativeRatio", "CLS_LOSS.NAME", "SigmoidCE"]
     options = [x if i % 2 else f"MODEL.DENSE.ANCHOR_FREE.{x}" for i, x in enumerate(options)]
     model = build(tiny_cfg, *FSAF, *options)
-    seen = observe(model, make_batch([(96, 96, 1)]))
+    seen = observe(model, large_box)
     (stage,), (targets,) = seen.outputs["anchor_free"].stages, seen.targets["anchor_free"]
     image, row = torch.nonzero(targets.excluded_class >= 0)[0].tolist()
     assert targets.labels[image, row] == targets.num_classes
