@@ -7,7 +7,7 @@ import math
 import torch
 from fvcore.common.config import CfgNode
 
-from resobj_d2.modeling.stages import StageOptions
+from resobj_d2.modeling.stage_options import StageOptions
 
 __all__ = ["check_run", "check_values"]
 

@@ -21,6 +21,7 @@ def check_compatibility(
         ValueError: the message names both slots.
     """
     _check_sampler(sampler, stages, classify_background)
+    _check_binary(stages[0], classify_background)
     offset = coder.anchor_offset
     if offset is not None and priors.offset != offset:
         raise ValueError(
@@ -30,6 +31,19 @@ def check_compatibility(
     for stage in stages:
         if stage.box_loss is not None:
             _check_box_loss(stage.box_loss, stage.assigner, coder)
+
+
+def _check_binary(first: Stage, classify_background: bool) -> None:
+    if first.binary and not classify_background:
+        raise ValueError(
+            "FIRST_STAGE.CLS binary tells foreground from background, and so does OBJECTNESS: "
+            "leave one of them out"
+        )
+    if first.binary and first.assigner.needs_predictions:
+        raise ValueError(
+            f"ASSIGNER {type(first.assigner).__name__} reads the class scores, so "
+            "FIRST_STAGE.CLS must be own"
+        )
 
 
 def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) -> None:

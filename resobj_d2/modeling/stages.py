@@ -3,121 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from resobj_d2.losses import BoxLoss, ClassLoss, Normalizer
-from resobj_d2.matching import Assigner, Coder, MaxIoUAssigner
-from resobj_d2.options import Option
-from resobj_d2.structures import StagePrediction, TowerFeatures
+from resobj_d2.matching import Assigner, Coder
+from resobj_d2.options import Option, Part
+from resobj_d2.structures import IGNORE, StagePrediction, Targets, TowerFeatures
 
 from .contracts import Predictor, Tower
 from .heads.predictors import HeadParts, init_conv, prior_bias
+from .stage_options import TASKS, FirstStage, StageOptions
 
-__all__ = ["Stage", "StageOptions", "build_stages"]
-
-TASKS = ("cls", "box")
-_CHOICES = {
-    "CLS": ("shared", "own", "none"),
-    "BOX": ("own", "shared", "none"),
-    "TOWER": ("shared", "own", "gated"),
-    "NORMALIZER": ("first", "own"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """One entry of ``MODEL.DENSE.STAGES``: a later stage, which refines the previous one's boxes.
-
-    Kong et al., "Consistent Optimization for Single-Shot Object Detection", Eq. 1 and 2, Figure 4.
-
-    Attributes:
-        cls: "shared": this stage's labels also train the class logits of the previous stage;
-            "own": its own class predictor; "none": no class loss.
-        box: "own": its own box predictor; "shared": the deltas of the previous stage, applied and
-            trained once more; "none": the boxes are unchanged.
-        tower: "shared": the tower of the previous stage; "own": its own tower on the same pyramid
-            (cascade); "gated": the same on ``P + sigmoid(conv1x1(h)) * h``, with h the last feature
-            of the previous tower (gated cascade).
-        iou_thresholds, iou_labels, allow_low_quality: see ``MaxIoUAssigner``; without labels
-            the lowest interval is background, the highest foreground, the others ignored.
-        weight: factor of this stage's losses.
-        normalizer: divisor of the class loss: "first", the first stage's normaliser (Eq. 1 has one
-            for both terms), or "own", this stage's, which always divides its box loss.
-    """
-
-    cls: str = "shared"
-    box: str = "own"
-    tower: str = "shared"
-    iou_thresholds: Sequence[float] = (0.5, 0.6)
-    iou_labels: Sequence[int] | None = None
-    allow_low_quality: bool = False
-    weight: float = 1.0
-    normalizer: str = "first"
-
-    def __post_init__(self) -> None:
-        for key, choices in _CHOICES.items():
-            value = getattr(self, key.lower())
-            if value not in choices:
-                raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-        if isinstance(self.weight, (bool, str)) or not 0 < self.weight < float("inf"):
-            raise ValueError(f"WEIGHT must be a positive number, got {self.weight!r}")
-        if not isinstance(self.allow_low_quality, bool):
-            raise ValueError(
-                f"ALLOW_LOW_QUALITY must be True or False, got {self.allow_low_quality!r}"
-            )
-        if self.cls == "none" and self.box == "none":
-            raise ValueError("CLS none with BOX none leaves nothing to train")
-        if self.tower != "shared" and "own" not in (self.cls, self.box):
-            raise ValueError(
-                f"TOWER {self.tower} needs CLS or BOX own: no predictor would read that tower"
-            )
-
-    @classmethod
-    def from_entry(cls, entry: Mapping) -> StageOptions:
-        """Reads a dict whose keys are the attributes' names in capitals, all optional."""
-        known = [field.name.upper() for field in fields(cls)]
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"must be a dict with some of the keys {known}, got {entry!r}")
-        unknown = sorted(str(key) for key in set(entry) - set(known))
-        if unknown:
-            raise ValueError(f"has unknown keys {unknown}; known are {known}")
-        return cls(**{key.lower(): value for key, value in entry.items()})
-
-    @property
-    def own_tasks(self) -> list[str]:
-        """The tasks for which it has its own predictor."""
-        return [task for task in TASKS if getattr(self, task) == "own"]
-
-    @property
-    def trained(self) -> list[str]:
-        """The tasks for which it has a loss."""
-        return [task for task in TASKS if getattr(self, task) != "none"]
-
-    def assigner(self, num_classes: int) -> MaxIoUAssigner:
-        """The assigner that labels the boxes of this stage.
-
-        Raises:
-            ValueError: thresholds or labels are not lists of numbers of matching lengths.
-        """
-        thresholds, labels = self.iou_thresholds, self.iou_labels
-        for key, value in (("IOU_THRESHOLDS", thresholds), ("IOU_LABELS", labels or [])):
-            numbers = isinstance(value, (list, tuple)) and all(
-                isinstance(x, (int, float)) for x in value
-            )
-            if not numbers:
-                raise ValueError(f"{key} must be a list of numbers, got {value!r}")
-        if labels is None:
-            labels = [0, *[-1] * (len(thresholds) - 1), 1]
-        return MaxIoUAssigner(
-            num_classes=num_classes,
-            iou_thresholds=thresholds,
-            iou_labels=labels,
-            allow_low_quality=self.allow_low_quality,
-        )
+__all__ = ["Stage", "build_stages"]
 
 
 class Stage(nn.Module):
@@ -137,7 +38,9 @@ class Stage(nn.Module):
         gates: by task, the convolution that gates the previous tower's feature, which is then added
             to the pyramid's; empty for none.
         repeats_box: without ``box``, apply the previous deltas once more.
-        weight: factor of its losses.
+        weight: factor of its losses; 0 for none.
+        cls_weight, box_weight: further factors of the class and the box loss.
+        binary: its class logits only tell whether there is an object.
         own_cls_normalizer: divide the class loss by this stage's normaliser instead of the first's.
     """
 
@@ -154,6 +57,9 @@ class Stage(nn.Module):
         gates: Mapping[str, nn.Module] | None = None,
         repeats_box: bool = False,
         weight: float = 1.0,
+        cls_weight: float = 1.0,
+        box_weight: float = 1.0,
+        binary: bool = False,
         own_cls_normalizer: bool = True,
     ) -> None:
         super().__init__()
@@ -167,6 +73,9 @@ class Stage(nn.Module):
         self.box_loss = box_loss
         self.repeats_box = repeats_box
         self.weight = weight
+        self.cls_weight = cls_weight
+        self.box_weight = box_weight
+        self.binary = binary
         self.own_cls_normalizer = own_cls_normalizer
 
     def features(self, features: TowerFeatures) -> TowerFeatures:
@@ -185,6 +94,12 @@ class Stage(nn.Module):
             own[task] = self.tower.run(task, levels)
         return replace(features, **own)
 
+    def class_labels(self, targets: Targets) -> Tensor:
+        """(N, R) the labels of its class logits: one class for all if it is ``binary``."""
+        if not self.binary:
+            return targets.labels
+        return torch.where(targets.foreground, 0, torch.where(targets.valid, 1, IGNORE))
+
     def forward(
         self, features: TowerFeatures, anchors: Tensor, earlier: Sequence[StagePrediction] = ()
     ) -> StagePrediction:
@@ -201,6 +116,9 @@ class Stage(nn.Module):
             box = [stage.box for stage in earlier if stage.box is not None][-1]
         cls = earlier[-1].cls if self.cls is None else self.cls.maps(features.cls)
         return StagePrediction(anchors=anchors, cls=cls, box=box)
+
+
+_FIRST = FirstStage()
 
 
 def build_stages(
@@ -223,10 +141,11 @@ def build_stages(
             source="RetinaNet, section 4.1",
         ),
     ] = 0.01,
+    first: Annotated[FirstStage, Part()] = _FIRST,
     refinements: Annotated[
         Sequence,
         Option(
-            "stages after the first, a list of dicts (resobj_d2.modeling.stages.StageOptions); "
+            "stages after the first, a list of dicts (resobj_d2.modeling.stage_options.StageOptions); "
             "each trains on the boxes predicted by the previous one; {} is consistent "
             "optimisation",
             key="STAGES",
@@ -246,14 +165,17 @@ def build_stages(
         make_tower: ``make_tower(in_channels=, tasks=)``, for stages with their own tower.
         pyramid_channels: number of input channels of towers, per level.
         prior_prob: see :func:`.heads.predictors.prior_bias`.
+        first: what distinguishes the first stage.
         refinements: entries of ``StageOptions``.
     """
-    channels = {"cls": make_cls_loss().num_logits(num_classes), "box": 4}
     make_loss: dict[str, Callable] = {"cls": make_cls_loss, "box": make_box_loss}
 
-    def own_parts(own: Sequence[str], trained: Sequence[str], delta: float) -> dict:
+    def own_parts(
+        own: Sequence[str], trained: Sequence[str], delta: float, classes: int = num_classes
+    ) -> dict:
         """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
-        bias = {"cls": prior_bias(prior_prob, num_classes), "box": delta}
+        channels = {"cls": make_cls_loss().num_logits(classes), "box": 4}
+        bias = {"cls": prior_bias(prior_prob, classes), "box": delta}
         arguments: dict = {"normalizer": make_normalizer()}
         for task in TASKS:
             arguments[task] = arguments[f"{task}_loss"] = None
@@ -263,10 +185,22 @@ def build_stages(
                 arguments[f"{task}_loss"] = make_loss[task]()
         return arguments
 
-    stages = [Stage(assigner=make_assigner(), **own_parts(TASKS, TASKS, coder.initial_delta))]
+    binary = first.cls == "binary"
+    stages = [
+        Stage(
+            assigner=make_assigner(),
+            weight=first.weight,
+            cls_weight=first.cls_weight,
+            box_weight=first.box_weight,
+            binary=binary,
+            **own_parts(TASKS, TASKS, coder.initial_delta, 1 if binary else num_classes),
+        )
+    ]
+    later = []
     for i, entry in enumerate(refinements):
         try:
             options = StageOptions.from_entry(entry)
+            later.append(options)
             tower = None
             if options.tower != "shared":
                 tower = make_tower(in_channels=pyramid_channels, tasks=options.own_tasks)
@@ -277,11 +211,14 @@ def build_stages(
                 gates=_gates(options, parts.in_channels, pyramid_channels),
                 repeats_box=options.box == "shared",
                 weight=options.weight,
+                cls_weight=options.cls_weight,
+                box_weight=options.box_weight,
                 own_cls_normalizer=options.normalizer == "own",
             )
         except ValueError as error:
             raise ValueError(f"STAGES[{i}]: {error}") from error
         stages.append(stage)
+    first.check(later)
     return stages
 
 

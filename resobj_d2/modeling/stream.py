@@ -94,7 +94,7 @@ class DenseStream(nn.Module):
         )
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
-        if stage_scores == "mean" and sum(s.cls is not None for s in stages) < 2:
+        if stage_scores == "mean" and sum(s.cls is not None and not s.binary for s in stages) < 2:
             raise ValueError("STAGE_SCORES mean needs a stage with CLS own in STAGES")
 
     @property
@@ -165,12 +165,15 @@ class DenseStream(nn.Module):
             cls, box = self._stage_losses(stage, prediction, targets, output.priors)
             if cls is not None:
                 divisor = 1.0 if stage.cls_loss.self_normalized else cls_normalizer
-                losses[f"loss_cls{suffix}"] = cls * self.cls_weight * stage.weight / divisor
+                weight = self.cls_weight * stage.weight * stage.cls_weight
+                losses[f"loss_cls{suffix}"] = cls * weight / divisor
             if box is not None:
                 divisor = 1.0 if stage.box_loss.self_normalized else normalizer
-                losses[f"loss_box_reg{suffix}"] = box * self.box_weight * stage.weight / divisor
+                weight = self.box_weight * stage.weight * stage.box_weight
+                losses[f"loss_box_reg{suffix}"] = box * weight / divisor
             for branch in self.branches.values():
-                if branch.last_stage_only and prediction is not output.stages[-1]:
+                last_only = branch.last_stage_only
+                if prediction is not output.stages[-1] if last_only else stage.weight == 0:
                     continue
                 branch_losses, branch_statistics = branch.loss(
                     output.branches[branch.name],
@@ -207,12 +210,12 @@ class DenseStream(nn.Module):
             targets = replace(targets, labels=torch.where(unsure, IGNORE, targets.labels))
         difficulty = None
         if self.sampler.needs_loss:
-            difficulty = self._difficulty(output, prediction, targets)
+            difficulty = self._difficulty(stage, output, prediction, targets)
         mask = self.sampler(targets, anchors=prediction.anchors, difficulty=difficulty)
         return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
 
     def _difficulty(
-        self, output: StreamOutput, prediction: StagePrediction, targets: Targets
+        self, stage: Stage, output: StreamOutput, prediction: StagePrediction, targets: Targets
     ) -> Tensor:
         """(N, R) loss of each anchor in the part that separates foreground from background."""
         for name, branch in self.branches.items():
@@ -220,7 +223,8 @@ class DenseStream(nn.Module):
                 logits = branch.score_logits(output.branches[name])
                 return objectness_difficulty(logits, targets.foreground)
         logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
-        return _without_nan(self.stages[0].cls_loss.per_anchor(logits, targets.labels))
+        labels = stage.class_labels(targets)
+        return _without_nan(self.stages[0].cls_loss.per_anchor(logits, labels))
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
@@ -228,13 +232,15 @@ class DenseStream(nn.Module):
         """Sums of class and box loss; None for what the stage does not train."""
         foreground = targets.foreground
         cls = None
-        if stage.cls_loss is not None:
+        if stage.cls_loss is not None and stage.weight * stage.cls_weight > 0:
             cls = stage.cls_loss(
                 _without_excluded(prediction.cls_logits, targets.excluded_class),
-                targets.labels,
+                stage.class_labels(targets),
                 targets.valid if self.classify_background else foreground,
             )
-        if prediction.box is None:
+        if prediction.box is None or stage.box_loss is None:
+            return cls, None
+        if stage.weight * stage.box_weight == 0:
             return cls, None
         if stage.box_loss.compares != "boxes":
             pred = prediction.deltas
@@ -315,9 +321,9 @@ class DenseStream(nn.Module):
     def _class_maps(self, output: StreamOutput) -> LevelMaps:
         """Maps of K logits per anchor whose sigmoids are the class probabilities."""
         predicted = [
-            stage.cls_loss.sigmoid_logits(prediction.cls)
+            self.stages[0].cls_loss.sigmoid_logits(prediction.cls)
             for stage, prediction in zip(self.stages, output.stages, strict=True)
-            if stage.cls is not None
+            if stage.cls is not None and not stage.binary
         ]
         if self.stage_scores == "last":
             return predicted[-1]

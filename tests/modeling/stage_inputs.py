@@ -62,14 +62,14 @@ def assigner(low, high, **options):
 LOSSES = {"cls_loss": SigmoidFocalLoss(), "box_loss": SmoothL1Loss(beta=0.11)}
 
 
-def first_stage(deltas=DELTAS):
+def first_stage(deltas=DELTAS, **options):
     torch.manual_seed(0)
+    options = {"cls": Fixed(torch.randn(len(ANCHORS), K)), **LOSSES, **options}
     return Stage(
-        cls=Fixed(torch.randn(len(ANCHORS), K)),
         box=Fixed(deltas),
         assigner=assigner(0.4, 0.5),
         normalizer=ForegroundCount(),
-        **LOSSES,
+        **options,
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.modeling import build_model
 
-from resobj_d2.modeling.stages import StageOptions
+from resobj_d2.modeling.stage_options import StageOptions
 
 K = 2
 
@@ -32,6 +32,10 @@ def test_entry_defaults_are_the_papers():
         ({"TOWER": "gated", "BOX": "shared"}, "no predictor would read that tower"),
         ({"WEIGHT": 0}, "WEIGHT must be a positive number"),
         ({"WEIGHT": "1"}, "WEIGHT must be a positive number"),
+        ({"CLS_WEIGHT": -1}, "CLS_WEIGHT must be a number of at least 0, got -1"),
+        ({"BOX_WEIGHT": True}, "BOX_WEIGHT must be a number of at least 0"),
+        ({"BOX_WEIGHT": 0}, "BOX_WEIGHT 0 leaves the predictor of BOX own untrained"),
+        ({"CLS_WEIGHT": 0, "BOX": "none"}, "leave nothing to train"),
         ({"ALLOW_LOW_QUALITY": 1}, "ALLOW_LOW_QUALITY must be True or False"),
         ({"IOU_THRESHOLDS": 0.5}, "IOU_THRESHOLDS must be a list"),
         ({"IOU_THRESHOLDS": [0.6, 0.5]}, "IOU_THRESHOLDS must be positive and ascending"),
@@ -42,6 +46,30 @@ def test_entry_defaults_are_the_papers():
 def test_bad_entry_is_refused_with_its_position(tiny_cfg, entry, message):
     with pytest.raises(ValueError, match=rf"STAGES\[1\].*{message}"):
         build_model(tiny_cfg("MODEL.DENSE.STAGES", [{}, entry]))
+
+
+@pytest.mark.parametrize(
+    "first, stages, message",
+    [
+        ({"CLS": "none"}, [], "FIRST_STAGE.CLS must be own or binary, got 'none'"),
+        ({"BOX_WEIGHT": -0.5}, [], "FIRST_STAGE.BOX_WEIGHT must be a number of at least 0"),
+        ({"WEIGHT": 0.0}, [], "nothing that trains its cls predictor: no stage .* CLS shared"),
+        ({"WEIGHT": 0.0}, [{}], "nothing that trains its box predictor: no stage .* BOX shared"),
+        ({"CLS": "binary"}, [], "binary needs a stage with CLS own"),
+        ({"CLS": "binary"}, [{}, {"CLS": "own"}], "none with CLS shared before it"),
+    ],
+)
+def test_a_first_stage_that_nothing_trains_is_refused(tiny_cfg, first, stages, message):
+    opts = [x for key, value in first.items() for x in (f"MODEL.DENSE.FIRST_STAGE.{key}", value)]
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_cfg(*opts, "MODEL.DENSE.STAGES", stages))
+
+
+def test_two_ways_to_find_the_background_are_refused(tiny_cfg):
+    opts = ["FIRST_STAGE.CLS", "binary", "OBJECTNESS.ENABLED", True, "STAGES", [{"CLS": "own"}]]
+    opts = [x if i % 2 else f"MODEL.DENSE.{x}" for i, x in enumerate(opts)]
+    with pytest.raises(ValueError, match="binary .* so does OBJECTNESS"):
+        build_model(tiny_cfg(*opts))
 
 
 @pytest.mark.parametrize("tower", ["own", "gated"])

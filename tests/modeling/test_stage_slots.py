@@ -18,6 +18,7 @@ from tests.modeling.stage_inputs import (
     features,
     finite_deltas,
     first_stage,
+    focal,
     second_stage,
     stream_of,
 )
@@ -33,6 +34,53 @@ def test_weight_and_own_normaliser():
     for name, factor in (("loss_cls_stage1", 0.5 * 5 / 4), ("loss_box_reg_stage1", 0.5)):
         assert b[name].item() == pytest.approx(factor * a[name].item(), rel=1e-5)
     assert b["loss_cls"] == a["loss_cls"]
+
+
+def test_alpha_weighs_the_class_loss_alone():
+    """ConRetinaNet, Eq. 1: alpha is a factor of the second class term, and of nothing else."""
+    plain, other = (
+        stream_of(
+            first_stage(finite_deltas()), second_stage(box=Fixed(torch.ones(6, 4)), **weights)
+        )
+        for weights in ({}, {"cls_weight": 0.25})
+    )
+    a, b = (stream.losses(stream(features()), GT)[0] for stream in (plain, other))
+    for name, value in a.items():
+        factor = 0.25 if name == "loss_cls_stage1" else 1.0
+        assert b[name].item() == pytest.approx(factor * value.item(), rel=1e-6) != 0
+
+
+def test_training_on_refined_anchors_only():
+    """A first stage without losses: its predictors learn from the second stage, which shares them."""
+    deltas = finite_deltas()
+    stream = stream_of(
+        first_stage(deltas, weight=0.0),
+        second_stage(repeats_box=True),
+        branches=[CountingBranch("every", False)],
+    )
+    losses, statistics = stream.losses(stream(features()), GT)
+    assert sorted(losses) == ["loss_box_reg_stage1", "loss_cls_stage1", "loss_every_stage1"]
+    assert "every/count" not in statistics
+    (losses["loss_box_reg_stage1"] + losses["loss_cls_stage1"]).backward()
+    first = stream.stages[0]
+    # Row 2 is ignored in the second stage, row 0 was none of the first one's background.
+    assert [bool(x.any()) for x in first.cls.values.grad] == [True, True, False, True, True, True]
+    assert first.box.values.grad[0].any() and not first.box.values.grad[3].any()
+
+
+def test_a_binary_first_stage_learns_objects_without_classes():
+    torch.manual_seed(1)
+    first = first_stage(binary=True, cls=Fixed(torch.randn(6, 1)))
+    stream = stream_of(first, second_stage(cls=Fixed(torch.randn(6, K)), box=Fixed(torch.zeros(6, 4))))
+    output = stream(features())
+    losses, _ = stream.losses(output, GT)
+    # Rows 0 to 2 and the last two are foreground, whatever their class.
+    expected = focal(first.cls.values, [0, 0, 0, 1, 0, 0]) / 5
+    assert losses["loss_cls"].item() == pytest.approx(expected.item(), rel=1e-5)
+    (found,) = stream.candidates(output, score_thresh=0.0, topk=100)
+    assert len(found.scores) == 6 * K  # the classes of the second stage
+    scores = torch.sigmoid(stream.stages[1].cls.values).flatten().sort(descending=True).values
+    torch.testing.assert_close(found.scores, scores)
 
 
 class CountingBranch(ScoreBranch):
