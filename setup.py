@@ -200,7 +200,7 @@ class WithConfigs(build_py):
     def config_files(self) -> dict[str, str]:
         if getattr(self, "editable_mode", False):
             return {}
-        files = [p for pattern in ("*.yaml", "zoo.csv") for p in sorted(CONFIGS.rglob(pattern))]
+        files = [p for pattern in ("*.yaml", "*.csv") for p in sorted(CONFIGS.rglob(pattern))]
         return {str(p): str(Path(self.build_lib, "resobj_d2", p)) for p in files}
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:

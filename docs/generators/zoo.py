@@ -1,10 +1,10 @@
-"""The tables of configs/README.md, from configs/zoo.csv.
+"""The tables of configs/README.md, from configs/zoo.csv and configs/figures.csv.
 
 ::
 
     python -m docs.generators.zoo --write configs/README.md
 
-``resobj-d2 configs`` lists the same file.
+``resobj-d2 configs`` lists the same files.
 """
 
 from __future__ import annotations
@@ -25,13 +25,22 @@ END = "<!-- end: python -m docs.generators.zoo -->\n"
 
 def table(folder: str) -> str:
     """Markdown of the configurations in one folder of ``configs/``."""
-    lines = ["| config | method | paper's AP | source |", "|---|---|---|---|"]
+    lines = ["| config | method | paper's AP | measured on | source |", "|---|---|---|---|---|"]
     for entry in zoo_entries():
         if entry.name.startswith(f"{folder}/"):
             link = f"[{Path(entry.name).stem}]({entry.name})"
-            cells = [link, entry.method, entry.ap or "-", entry.source or "none"]
-            lines.append("| " + " | ".join(cells) + " |")
+            columns = [
+                [str(f) for f in entry.figures],
+                [f.split for f in entry.figures],
+                [f.source for f in entry.figures],
+            ]
+            lines.append(" | ".join(["| " + link, entry.method, *map(_cell, columns)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[str]) -> str:
+    """The values of all figures, or one if they are the same; a dash if there is no figure."""
+    return "; ".join(values[:1] if len(set(values)) == 1 else values) or "-"
 
 
 def page(text: str) -> str:

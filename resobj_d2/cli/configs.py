@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 configs",
-        description="List the configurations that come with the package, with the box AP that the "
-        "papers report on COCO; print one.",
+        description="List the configurations that come with the package, with the AP that the papers "
+        "report; print one.",
         epilog='A yaml of your own builds on one with _BASE_: "resobj_d2://NAME".',
     )
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, or a glob pattern")
@@ -78,7 +78,11 @@ def _select(names: Sequence[str] | Mapping | set, pattern: str) -> list[str]:
 
 def _table(entries: Sequence[ZooEntry]) -> str:
     rows = [("name", "AP", "reported in", "method")]
-    rows += [(e.name, e.ap or "-", e.source or "-", e.method) for e in entries]
+    for entry in entries:
+        ap, source = "-", "-"
+        if entry.figures:
+            ap, source = str(entry.figures[0]), entry.figures[0].source
+        rows.append((entry.name, ap, source, entry.method))
     name, ap, source, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{r[0]:<{name}}  {r[1]:>{ap}}  {r[2]:<{source}}  {r[3]}" for r in rows)
 

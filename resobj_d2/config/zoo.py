@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEME",
+    "Figure",
     "ZooEntry",
     "find_config",
     "get_config",
@@ -46,20 +47,38 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure that a paper prints for a configuration (``figures.csv``).
+
+    Attributes:
+        ap: as printed.
+        metric: "box AP", "mask AP", "keypoint AP", or "AP50, 11 points" of VOC.
+        split: the images it was measured on.
+        source: paper and table.
+    """
+
+    ap: str
+    metric: str
+    split: str
+    source: str
+
+    def __str__(self) -> str:
+        return self.ap if self.metric == "box AP" else f"{self.ap} {self.metric}"
+
+
+@dataclass(frozen=True)
 class ZooEntry:
     """A configuration to train.
 
     Attributes:
         name: path below ``configs/``.
         method: what it is, in a few words.
-        ap: box AP that the paper reports; "" where there is none.
-        source: paper and table of that figure.
+        figures: what papers print for it; empty where none has such a row.
     """
 
     name: str
     method: str
-    ap: str
-    source: str
+    figures: tuple[Figure, ...]
 
 
 def zoo_folder() -> Path:
@@ -85,12 +104,24 @@ def zoo_names() -> tuple[str, ...]:
 
 
 def zoo_entries() -> list[ZooEntry]:
-    """Every configuration that can be trained, with the papers' figures (``zoo.csv``)."""
-    with (zoo_folder() / "zoo.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            ZooEntry(row["config"], row["method"], row["ap"], row["source"])
-            for row in csv.DictReader(file)
-        ]
+    """Every configuration that can be trained (``zoo.csv``), with the papers' figures.
+
+    Raises:
+        ValueError: ``figures.csv`` has a figure of a configuration that ``zoo.csv`` does not list.
+    """
+    methods = {row["config"]: row["method"] for row in _rows("zoo.csv")}
+    figures: dict[str, list[Figure]] = {name: [] for name in methods}
+    for row in _rows("figures.csv"):
+        name = row.pop("config")
+        if name not in figures:
+            raise ValueError(f"figures.csv has a figure of {name}, which zoo.csv does not list")
+        figures[name].append(Figure(**row))
+    return [ZooEntry(name, method, tuple(figures[name])) for name, method in methods.items()]
+
+
+def _rows(table: str) -> list[dict[str, str]]:
+    with (zoo_folder() / table).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def find_config(name: str | os.PathLike) -> Path:

@@ -63,8 +63,8 @@ class ResidualObjectnessLoss:
     detach: Annotated[
         str,
         Option(
-            "all: a residual loss trains only its own subnet; objectness: earlier residual "
-            "subnets too; none: everything",
+            "all: a residual loss trains only its own subnet (and, with SOURCE class, the class "
+            "tower); objectness: earlier residual subnets too; none: everything",
             source="ResObj, Table 2a",
         ),
     ] = "all"

@@ -56,7 +56,7 @@ class FSAFAssigner(Assigner):
     Args:
         num_classes: K.
         selection: "online": the level with the smallest mean of focal loss plus ``-ln IoU`` over
-            the effective region; "heuristic": by size.
+            the effective region (Eq. 2); "heuristic": by size (Eq. 3).
         effective_scale, ignore_scale: sides of the two regions relative to the box.
         canonical_level: for "heuristic": the level, log2(stride), of a box of 224 pixels.
         unselected: how a box's effective points on the other levels are trained:
@@ -250,7 +250,7 @@ class FSAFAssigner(Assigner):
         return torch.where(count > 0, total / count, math.inf).argmin(dim=0)
 
     def _level_by_size(self, priors: Priors, boxes: Tensor) -> Tensor:
-        """(M,) levels by Eq. 4, clamped to those that exist."""
+        """(M,) levels by size (Eq. 3), clamped to those that exist."""
         first = int(math.log2(priors.strides[0]))
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))

@@ -16,7 +16,7 @@ __all__ = ["ScoreFusion", "build_fusion"]
 class ScoreFusion:
     """``prod_i p_i^e_i`` over named factors; 0 if any p_i is below its floor.
 
-    This covers plain class scores, ``P(class) * objectness`` (Residual Objectness, Eq. 2) and
+    This covers plain class scores, ``P(class) * objectness`` (Residual Objectness) and
     ``cls^(1-a) * iou^a`` (RetinaNet-Conf, Eq. 11). Thresholds, top-k and NMS all use the fused
     score.
 

@@ -80,7 +80,7 @@ def dense_detections(
 
     The score of an anchor for a class is ``prod_i sigmoid(logit_i)^exponents[i]`` over the class
     and the F factors, or 0 if any probability is below its floor. This covers plain RetinaNet
-    scores, P(class) * objectness (Residual Objectness, Eq. 2) and cls^(1-a) * iou^a
+    scores, P(class) * objectness (Residual Objectness) and cls^(1-a) * iou^a
     (RetinaNet-Conf, Eq. 11).
 
     Args:

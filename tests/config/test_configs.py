@@ -45,6 +45,8 @@ def narrow(cfg):
     # Group normalisation has groups of 32 channels.
     for key in ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS"):
         cfg.MODEL.RESNETS[key] = 32
+    if cfg.MODEL.RESNETS.NUM_GROUPS > 1:
+        cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 2, 16
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
@@ -158,7 +160,7 @@ def test_output_folder_is_named_after_the_yaml(path):
 
 
 def test_table_lists_every_coco_config():
-    """configs/README.md names each yaml once, with its paper's AP or a dash."""
+    """configs/README.md names each yaml once."""
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in (CONFIGS / "README.md").read_text().splitlines()
@@ -166,8 +168,6 @@ def test_table_lists_every_coco_config():
     ]
     listed = [row[0].split("]")[0].strip("[") for row in rows]
     assert sorted(listed) == sorted(p.stem for p in CONFIGS.glob("COCO-Detection/*.yaml"))
-    for row in rows:
-        assert row[-2] == "-" or 20 < float(row[-2].split()[0]) < 60
 
 
 def darknets_rate(iteration):
@@ -228,9 +228,12 @@ def test_ssd512_decays_biases_like_weights(path):
     "name, sizes, iterations, steps",
     [
         ("500_1x", (500,), 90000, (60000, 80000)),
+        ("400_1x", (400,), 90000, (60000, 80000)),
         ("600_1x", (600,), 90000, (60000, 80000)),
+        ("700_1x", (700,), 90000, (60000, 80000)),
         ("600_2x", (600,), 180000, (120000, 160000)),
         ("800_1x", (800,), 90000, (60000, 80000)),
+        ("800_2x", (800,), 180000, (120000, 160000)),
         ("jitter_1.5x", (640, 672, 704, 736, 768, 800), 135000, (90000, 120000)),
     ],
 )
@@ -244,4 +247,4 @@ def test_schedules(name, sizes, iterations, steps):
         assert tuple(cfg.SOLVER.STEPS) == steps
         rate = 0.02 if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" else 0.01
         assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, rate)
-        assert cfg.MODEL.RESNETS.DEPTH == (101 if "_R_101_" in path.stem else 50)
+        assert cfg.MODEL.RESNETS.DEPTH == (101 if "_101_" in path.stem else 50)

@@ -1,6 +1,7 @@
 """Configurations by name: from any folder, in a user's _BASE_, and the list of them."""
 
 import copy
+import csv
 import os
 import pickle
 import re
@@ -13,7 +14,7 @@ from detectron2.config import get_cfg
 
 import resobj_d2
 from resobj_d2.config import add_resobj_config, get_config, load_config, zoo
-from resobj_d2.config.zoo import find_config, zoo_entries, zoo_folder
+from resobj_d2.config.zoo import Figure, find_config, zoo_entries, zoo_folder
 
 NAME = "COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml"
 
@@ -147,9 +148,40 @@ def test_every_configuration_to_train_is_listed_once():
     entries = zoo_entries()
     assert sorted(entry.name for entry in entries) == trainable
     assert all(entry.method for entry in entries)
-    assert all(entry.ap == "" or (20 < float(entry.ap) < 60 and entry.source) for entry in entries)
     by_name = {entry.name: entry for entry in entries}
-    assert (by_name[NAME].ap, by_name[NAME].source) == ("35.4", "ResObj")
+    assert by_name[NAME].figures == (Figure("35.4", "box AP", "val", "ResObj"),)
+
+
+def test_every_figure_says_what_was_measured_on_which_images_and_where_it_is_printed():
+    figures = [figure for entry in zoo_entries() for figure in entry.figures]
+    assert len(figures) > 80
+    for figure in figures:
+        assert re.fullmatch(r"[2-8]\d\.\d", figure.ap), figure
+        assert figure.metric in ("box AP", "mask AP", "keypoint AP", "AP50, 11 points"), figure
+        assert figure.split in ("val", "test-dev", "VOC 2007 test"), figure
+        assert figure.source, figure
+
+
+def test_figures_of_a_configuration_that_is_not_listed_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "zoo.csv").write_text("config,method\na.yaml,plain\n")
+    row = "b.yaml,40.0,box AP,val,A paper\n"
+    (tmp_path / "figures.csv").write_text("config,ap,metric,split,source\n" + row)
+    monkeypatch.setattr(zoo, "zoo_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="a figure of b.yaml, which zoo.csv does not list"):
+        zoo_entries()
+
+
+def test_a_printed_figure_is_in_the_table_of_configurations(repository):
+    """Every row of figures.csv, with its split, so that a dash cannot hide it."""
+    lines = (repository / "configs/README.md").read_text().splitlines()
+    table = {line.partition("]")[0][3:]: line for line in lines if line.startswith("| [")}
+    with (repository / "configs/figures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        _, _, aps, splits, sources = table[Path(row["config"]).stem].strip("| ").split(" | ")
+        printed = row["ap"] if row["metric"] == "box AP" else f"{row['ap']} {row['metric']}"
+        assert printed in aps.split("; "), row
+        assert row["split"] in splits.split("; ") and row["source"] in sources.split("; "), row
 
 
 def test_folder_inside_an_installed_package(tmp_path, monkeypatch):

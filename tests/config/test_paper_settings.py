@@ -1,0 +1,53 @@
+"""Settings of the papers' baselines and tables, which Detectron2's defaults would change."""
+
+import pytest
+
+from resobj_d2.config import get_config
+from resobj_d2.config.zoo import zoo_entries
+
+CONF = "retinanet_conf_{}_R_50_FPN_600_1x"
+
+
+def read(name):
+    return get_config(name, training=False)
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("arm", ["fl_l1", "iou_aware_l1", "conf"])
+def test_arms_of_retinanet_conf_share_box_loss_and_divisor(arm, depth):
+    """Eq. 4, 5 and 9 divide by the positives of the batch, and every box loss is L1."""
+    dense = read(f"retinanet_{arm}_R_{depth}_FPN_600_1x").MODEL.DENSE
+    assert (dense.NORMALIZER.NAME, dense.BOX_LOSS.NAME) == ("ForegroundCount", "L1Loss")
+    assert dense.QUALITY.ENABLED == (arm != "fl_l1")
+
+
+@pytest.mark.parametrize("loss", ["l1", "smooth_l1", "l2", "gfocal", "ce_w_1e-4", "ce_w_1e-3"])
+def test_table_2_of_retinanet_conf_is_scored_by_the_class_alone(loss):
+    assert read(CONF.format(loss)).MODEL.DENSE.QUALITY.ALPHA == 0.0
+
+
+def test_table_4s_floor_is_above_one_half():
+    """A score of exactly .5 is dropped; the next number in float32 is not."""
+    ((name, floor),) = read(CONF.format("score_floor")).MODEL.DENSE.FUSION.FLOORS
+    assert name == "quality" and 0.5 < floor < 0.5 + 2**-24
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "faster_rcnn_smooth_l1_R_50_FPN_800_1x",
+        "faster_rcnn_iou_balanced_R_50_FPN_800_1x",
+        "faster_rcnn_balanced_fpn_R_50_FPN_800_1x",
+    ],
+)
+def test_libras_baseline_and_what_is_added_to_it_have_smooth_l1(name):
+    model = read(name).MODEL
+    assert (model.ROI_BOX_HEAD.SMOOTH_L1_BETA, model.RPN.SMOOTH_L1_BETA) == (1.0, 0.1111)
+
+
+def test_what_follows_the_released_code_says_after():
+    by_stem = {entry.name.split("/")[1]: entry for entry in zoo_entries()}
+    assert "after" in by_stem["retinanet_resobj_released_R_50_FPN_800_1x.yaml"].method
+    cfg = read("retinanet_resobj_released_R_50_FPN_800_1x")
+    assert cfg.MODEL.DENSE.BOX_LOSS.NAME == "L1Loss"
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (800,)
