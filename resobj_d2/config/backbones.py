@@ -22,6 +22,7 @@ __all__ = ["OWN_BACKBONES", "backbone_chain", "backbone_keys", "backbone_names",
 BELOW = {
     "build_balanced_fpn_backbone": "MODEL.BFP.PYRAMID",
     "build_bifpn_backbone": "MODEL.BIFPN.BOTTOM_UP",
+    "build_fpn_backbone": "MODEL.ANY_FPN.BOTTOM_UP",
     "build_ssd_extras_backbone": "MODEL.SSD_EXTRAS.BOTTOM_UP",
     "build_yolo_backbone": "MODEL.YOLO_PYRAMID.BOTTOM_UP",
 }
@@ -91,6 +92,19 @@ def backbone_keys() -> list[Key]:
             "build_timm_backbone",
             "the registered backbone below",
             "build_bifpn_backbone",
+        ),
+        (
+            "MODEL.ANY_FPN.BOTTOM_UP",
+            "build_resnet_backbone",
+            "the registered backbone below",
+            "build_fpn_backbone",
+        ),
+        (
+            "MODEL.ANY_FPN.TOP_BLOCK",
+            "p6p7_from_c5",
+            "levels beyond the backbone's: p6p7_from_c5 (RetinaNet), p6p7_from_p5 (FCOS), max_pool "
+            "(R-CNN) or none; MODEL.FPN has the other keys",
+            "build_fpn_backbone",
         ),
         (
             "MODEL.SSD_EXTRAS.BOTTOM_UP",

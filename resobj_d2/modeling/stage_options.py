@@ -129,8 +129,8 @@ class StageOptions:
 
 
 def _check_weight(key: str, value: object) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf"):
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
+    if not 0 <= number < float("inf"):
         raise ValueError(f"{key} must be a number of at least 0, got {value!r}")
 
 

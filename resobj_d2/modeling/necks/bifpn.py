@@ -1,4 +1,8 @@
-"""Bi-directional feature pyramid (Tan, Pang, Le, "EfficientDet", section 3)."""
+"""Bi-directional feature pyramid (Tan, Pang, Le, "EfficientDet", section 3), and its relatives.
+
+The relatives are those of the paper's Table 5: repeated FPN, PANet, NAS-FPN and fully connected FPN,
+made of the same nodes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 from resobj_d2.modeling.heads.separable import SeparableConv
 from resobj_d2.modeling.heads.single_cell_norm import SingleCellBatchNorm
 from resobj_d2.options import Option, build
+
+from .topologies import TOPOLOGIES, NodeSpec
 
 __all__ = ["BiFPN", "WeightedFusion", "build_bifpn_backbone"]
 
@@ -61,6 +67,14 @@ class _Node(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         x = F.silu(self.fusion(maps))
         return self.norm(self.conv(x))
+
+
+class _AttentionFusion(nn.Module):
+    """NAS-FPN's global pooling: ``a * sigmoid(mean(b)) + b`` for maps a and b."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        a, b = maps
+        return a * torch.sigmoid(b.mean(dim=(2, 3), keepdim=True)) + b
 
 
 class _Lateral(nn.Sequential):
@@ -133,6 +147,57 @@ class _Layer(nn.Module):
         return out
 
 
+class _GraphLayer(nn.Module):
+    """A layer with the nodes of a topology; the first one has a 1x1 convolution per backbone map.
+
+    Args:
+        channels, fusion, momentum, in_channels: see :class:`_Layer`.
+        nodes: see :data:`.topologies.TOPOLOGIES`.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        nodes: Sequence[NodeSpec],
+        fusion: str,
+        momentum: float,
+        in_channels: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.specs = list(nodes)
+        self.laterals = nn.ModuleList(
+            _Lateral(in_channels=c, channels=channels, momentum=momentum) for c in in_channels
+        )
+        self.nodes = nn.ModuleList()
+        for spec in nodes:
+            node = _Node(
+                channels=channels, inputs=len(spec.inputs), fusion=fusion, momentum=momentum
+            )
+            if spec.attends:
+                node.fusion = _AttentionFusion()
+            self.nodes.append(node)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps L maps, finest first, to L maps of the pyramid's width."""
+        maps = list(maps)
+        for i, lateral in enumerate(self.laterals):
+            maps[i] = lateral(maps[i])
+        sizes = [x.shape[-2:] for x in maps]
+        outputs: dict[int, Tensor] = {}
+        for spec, node in zip(self.specs, self.nodes, strict=True):
+            outputs[spec.level] = node(*(_resize(maps[i], sizes[spec.level]) for i in spec.inputs))
+            maps.append(outputs[spec.level])
+        return [outputs[level] for level in range(len(sizes))]
+
+
+def _resize(x: Tensor, size: torch.Size) -> Tensor:
+    """(N, C, H, W) to ``size``, some halvings or doublings away."""
+    while x.shape[-2] > size[0] or x.shape[-1] > size[1]:
+        x = _shrink(x)
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
+
+
 def _grow(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
 
@@ -142,7 +207,7 @@ def _shrink(x: Tensor) -> Tensor:
 
 
 class BiFPN(Backbone):
-    """Turns a backbone's strides 8, 16, 32 into P3-P7, refined by BiFPN layers.
+    """Turns a backbone's strides 8, 16, 32 into P3-P7, refined by BiFPN or other layers.
 
     P6 is the coarsest map after a 1x1 convolution, normalisation and max-pooling; P7 is P6 pooled.
 
@@ -150,7 +215,8 @@ class BiFPN(Backbone):
         bottom_up: the backbone.
         in_features: its three maps, finest first, each half the size of the previous one.
         channels: W.
-        num_layers: number of BiFPN layers.
+        num_layers: number of layers.
+        topology: "bifpn", or another of :data:`.topologies.TOPOLOGIES` made of the same nodes.
         fusion: see :class:`WeightedFusion`.
         momentum: see :class:`SingleCellBatchNorm`.
     """
@@ -164,6 +230,13 @@ class BiFPN(Backbone):
         ] = ("c3", "c4", "c5"),
         channels: Annotated[int, Option("width of the pyramid", source="EfficientDet, Eq. 1")] = 64,
         num_layers: Annotated[int, Option("number of layers", source="EfficientDet, Eq. 1")] = 3,
+        topology: Annotated[
+            str,
+            Option(
+                "what a layer connects: bifpn, fpn (top-down), panet, nas_fpn or fully_connected",
+                source="EfficientDet, Table 5",
+            ),
+        ] = "bifpn",
         fusion: Annotated[
             str,
             Option(
@@ -192,10 +265,15 @@ class BiFPN(Backbone):
         self.in_features = list(in_features)
         widths = [shapes[name].channels for name in in_features]
         self.coarse = _Lateral(in_channels=widths[-1], channels=channels, momentum=momentum)
+        layer = partial(_Layer, levels=5)
+        if topology != "bifpn":
+            if topology not in TOPOLOGIES:
+                names = ", ".join(("bifpn", *TOPOLOGIES))
+                raise ValueError(f"BIFPN.TOPOLOGY must be one of {names}, got {topology!r}")
+            layer = partial(_GraphLayer, nodes=TOPOLOGIES[topology](5))
         self.layers = nn.ModuleList(
-            _Layer(
+            layer(
                 channels=channels,
-                levels=5,
                 fusion=fusion,
                 momentum=momentum,
                 in_channels=[] if i else widths,
