@@ -52,7 +52,8 @@ def page(text: str) -> str:
     pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"the page has no part between {BEGIN.strip()} and {END.strip()}")
-    return pattern.sub(lambda _: f"{BEGIN}\n{table('COCO-Detection')}\n{END}", text)
+    tables = "\n".join(table(folder) for folder in ("COCO-Detection", "PascalVOC-Detection"))
+    return pattern.sub(lambda _: f"{BEGIN}\n{tables}\n{END}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,9 @@
     python -m resobj_d2.analysis.proposals --config-file CONFIG.yaml \\
         MODEL.WEIGHTS output/RUN/model_final.pth
 
+With ``--write FOLDER`` the proposals of each data set of ``DATASETS.TEST`` are also written there, as
+``FOLDER/<data set>.pkl``, which ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN name.
+
 COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the fraction of objects found by the
 top-ranked proposals of their image, where a proposal finds one object. Classes are ignored. ARs,
 ARm and ARl count objects below 32^2 pixels, up to 96^2 and above.
@@ -16,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,13 +81,16 @@ def average_recall(
     return {name: float(value) for name, value in results.items()}
 
 
-def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list[dict]:
+def evaluate_proposals(
+    cfg, *, limits: Sequence[int] = (100, 300, 1000), folder: Path | None = None
+) -> list[dict]:
     """Average recall of ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
 
     Args:
         cfg: config of a ``GeneralizedRCNN`` or ``ProposalNetwork`` of Detectron2. If its RPN
             refines the objectness, proposals are ranked once per step.
         limits: numbers of proposals per image.
+        folder: where to write the proposals of the last step, or None.
 
     Returns:
         ``{"dataset": name, "step": t, "results": average_recall(...)}`` per data set and step.
@@ -106,15 +113,35 @@ def evaluate_proposals(cfg, *, limits: Sequence[int] = (100, 300, 1000)) -> list
     for dataset in cfg.DATASETS.TEST:
         ground_truth, image_ids = ground_truth_index(dataset, backend)
         by_step: dict[int, list[dict]] = {}
+        last: dict[str, list] = {"ids": [], "boxes": [], "objectness_logits": []}
         for inputs in Trainer.build_test_loader(cfg, dataset):
             for step, proposals in enumerate(proposals_per_step(model, inputs)):
                 for x, instances in zip(inputs, proposals, strict=True):
                     entries = _coco_entries(instances, image_ids[x["image_id"]])
                     by_step.setdefault(step, []).extend(entries)
+            if folder is not None:
+                _append(last, inputs, proposals)
+        if folder is not None:
+            _write(last, folder / f"{dataset}.pkl")
         for step, proposals in by_step.items():
             results = average_recall(backend, ground_truth, proposals, limits)
             rows.append({"dataset": dataset, "step": step, "results": results})
     return rows
+
+
+def _append(columns: dict[str, list], inputs: list[dict], proposals: list[Instances]) -> None:
+    """Add the images of a batch to a file's columns."""
+    for x, found in zip(inputs, proposals, strict=True):
+        columns["ids"].append(x["image_id"])
+        columns["boxes"].append(found.proposal_boxes.tensor.cpu().numpy())
+        columns["objectness_logits"].append(found.objectness_logits.cpu().numpy())
+
+
+def _write(columns: dict[str, list], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**columns, "bbox_mode": BoxMode.XYXY_ABS.value}
+    with replacing(path, binary=True) as file:
+        pickle.dump(content, file, protocol=2)
 
 
 @torch.no_grad()
@@ -199,6 +226,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", type=Path, metavar="FILE", help="also write all results to this file"
     )
     parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the proposals there, a file for each data set, for Fast R-CNN",
+    )
+    parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
@@ -208,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("proposals need trained weights: set MODEL.WEIGHTS <checkpoint>")
-    rows = evaluate_proposals(cfg, limits=args.limits)
+    rows = evaluate_proposals(cfg, limits=args.limits, folder=args.write)
     print(table(rows))
     if args.json:
         with replacing(args.json) as file:

@@ -26,7 +26,13 @@ from .reading import (
     torch_reason,
     why_unreadable,
 )
-from .vgg16 import LAST_CONVOLUTION, convert_vgg16, vgg16_prefix
+from .vgg16 import (
+    LAST_CONVOLUTION,
+    convert_vgg16,
+    is_vgg16_rcnn,
+    rename_vgg16_for_rcnn,
+    vgg16_prefix,
+)
 from .yolov3 import is_darknet_file, read_darknet_state
 
 __all__ = ["CheckpointError", "ResObjCheckpointer", "rename_retinanet_weights"]
@@ -282,6 +288,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
         prefix = vgg16_prefix(own)
         if prefix and LAST_CONVOLUTION in weights:
             return convert_vgg16(weights, prefix)
+        if LAST_CONVOLUTION in weights and is_vgg16_rcnn(own):
+            return rename_vgg16_for_rcnn(weights)
         if any(_RPN_NAMES[1] in name for name in own):
             return {name.replace(*_RPN_NAMES): value for name, value in weights.items()}
         return weights

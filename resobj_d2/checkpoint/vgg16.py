@@ -1,4 +1,4 @@
-"""torchvision's VGG16 checkpoints for SSD's VGG16."""
+"""torchvision's VGG16 checkpoints for SSD's VGG16 and for R-CNNs on VGG16."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["convert_vgg16", "vgg16_prefix"]
+__all__ = ["convert_vgg16", "is_vgg16_rcnn", "rename_vgg16_for_rcnn", "vgg16_prefix"]
 
 LAST_CONVOLUTION = "features.28.weight"
 _SHAPES = {
@@ -27,6 +27,40 @@ def vgg16_prefix(names: Iterable[str]) -> str | None:
     return None
 
 
+def is_vgg16_rcnn(names: Iterable[str]) -> bool:
+    """Whether parameters of these names are those of an R-CNN on ``VGG16``."""
+    names = set(names)
+    return f"backbone.{LAST_CONVOLUTION}" in names and "backbone.fc.0.weight" not in names
+
+
+def rename_vgg16_for_rcnn(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's VGG16 to an R-CNN on ``VGG16``: fc6 and fc7 become the box head's two layers.
+
+    Raises:
+        ValueError: as :func:`convert_vgg16`.
+    """
+    _check_shapes(weights)
+    renamed = {
+        "features.": "backbone.features.",
+        "classifier.0.": "roi_heads.box_head.fc1.",
+        "classifier.3.": "roi_heads.box_head.fc2.",
+    }
+    return {
+        new + name.removeprefix(old): value
+        for name, value in weights.items()
+        for old, new in renamed.items()
+        if name.startswith(old)
+    }
+
+
+def _check_shapes(weights: Mapping[str, Tensor]) -> None:
+    for name, shape in _SHAPES.items():
+        if name in weights and tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(weights[name].shape)}, in VGG16 it has {shape}"
+            )
+
+
 def convert_vgg16(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """torchvision's VGG16 to ``SSDVGG16``: other names, and convolutions for fc6 and fc7.
 
@@ -40,11 +74,7 @@ def convert_vgg16(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, 
     Raises:
         ValueError: the shapes are not those of VGG16 (but of another VGG).
     """
-    for name, shape in _SHAPES.items():
-        if name in weights and tuple(weights[name].shape) != shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(weights[name].shape)}, in VGG16 it has {shape}"
-            )
+    _check_shapes(weights)
     converted = {
         prefix + name: value for name, value in weights.items() if name.startswith("features.")
     }

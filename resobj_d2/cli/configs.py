@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 configs",
-        description="List the configurations that come with the package, with the AP that the papers "
+        description="List the configurations that come with the package, with the AP that papers "
         "report; print one.",
         epilog='A yaml of your own builds on one with _BASE_: "resobj_d2://NAME".',
     )

@@ -1,6 +1,6 @@
 """The detector and its slots. Importing this package registers them with Detectron2."""
 
-from .backbones import SSDVGG16, DarkNet, TimmBackbone
+from .backbones import SSDVGG16, VGG16, DarkNet, TimmBackbone
 from .branches import ObjectnessBranch, QualityBranch
 from .build import BRANCH_REGISTRY, PREDICTOR_REGISTRY, TOWER_REGISTRY
 from .contracts import Predictor, ScoreBranch, Tower
@@ -18,7 +18,13 @@ from .heads import (
 )
 from .necks import BalancedFeaturePyramid, BiFPN, SSDExtras, YOLOPyramid
 from .postprocess import DensePostprocess
-from .roi import ResObjBoxPredictor, ResObjCascadeROIHeads, ResObjROIHeads
+from .roi import (
+    MLPMaskHead,
+    ResObjBoxPredictor,
+    ResObjCascadeROIHeads,
+    ResObjROIHeads,
+    SoftmaxMaskHead,
+)
 from .rpn import ResObjRPN, ResObjRPNHead
 from .stages import Stage
 from .stream import DenseStream
@@ -34,6 +40,7 @@ __all__ = [
     "DensePostprocess",
     "DenseStream",
     "HeadParts",
+    "MLPMaskHead",
     "NoTower",
     "ObjectnessBranch",
     "PerLevelConv",
@@ -52,9 +59,11 @@ __all__ = [
     "SepConvTower",
     "SharedConv",
     "SharedSepConv",
+    "SoftmaxMaskHead",
     "Stage",
     "TimmBackbone",
     "Tower",
+    "VGG16",
     "YOLOPyramid",
     "YOLOTower",
 ]

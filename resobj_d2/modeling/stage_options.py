@@ -69,16 +69,19 @@ class StageOptions:
             )
         if self.cls == "none" and self.box == "none":
             raise ValueError("CLS none with BOX none leaves nothing to train")
+        self._check_trained()
+        if self.tower != "shared" and "own" not in (self.cls, self.box):
+            raise ValueError(
+                f"TOWER {self.tower} needs CLS or BOX own: no predictor would read that tower"
+            )
+
+    def _check_trained(self) -> None:
         for task in TASKS:
             key = task.upper()
             if getattr(self, task) == "own" and task not in self.trained:
                 raise ValueError(f"{key}_WEIGHT 0 leaves the predictor of {key} own untrained")
         if not self.trained:
             raise ValueError("CLS_WEIGHT and BOX_WEIGHT leave nothing to train")
-        if self.tower != "shared" and "own" not in (self.cls, self.box):
-            raise ValueError(
-                f"TOWER {self.tower} needs CLS or BOX own: no predictor would read that tower"
-            )
 
     @classmethod
     def from_entry(cls, entry: Mapping) -> StageOptions:

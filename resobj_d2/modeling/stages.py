@@ -145,8 +145,9 @@ def build_stages(
     refinements: Annotated[
         Sequence,
         Option(
-            "stages after the first, a list of dicts (resobj_d2.modeling.stage_options.StageOptions); "
-            "each trains on the boxes predicted by the previous one; {} is consistent "
+            "stages after the first, a list of dicts "
+            "(resobj_d2.modeling.stage_options.StageOptions); each trains on the boxes predicted "
+            "by the previous one; {} is consistent "
             "optimisation",
             key="STAGES",
             source="ConRetinaNet, Eq. 1 and 2",

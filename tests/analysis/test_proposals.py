@@ -6,10 +6,17 @@ import pytest
 import torch
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
-from resobj_d2.analysis.proposals import average_recall, evaluate_proposals, main
+from resobj_d2.analysis.proposals import (
+    average_recall,
+    evaluate_proposals,
+    main,
+    proposals_per_step,
+)
 from resobj_d2.config import load_config
+from resobj_d2.data.proposals import add_proposals
+from resobj_d2.data.register import evaluation_records
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation.backend import load_backend
 from resobj_d2.evaluation.ground_truth import ground_truth_index, prepare_ground_truth
@@ -131,6 +138,7 @@ def options(tiny_rcnn, tmp_path, clean_catalogs):
 def test_command_reports_every_step(options, tmp_path, capsys):
     output = tmp_path / "recall.json"
     arguments = ["--config-file", options, "--limits", "10", "100", "--json", str(output)]
+    arguments += ["--write", str(tmp_path / "files")]
     assert main([*arguments, "TEST.COCO_BACKEND", "pycocotools"]) == 0
     printed = capsys.readouterr().out
     assert "| dataset | step | AR@10 | AR@100 | ARs@100 | ARm@100 | ARl@100 |" in printed
@@ -140,6 +148,24 @@ def test_command_reports_every_step(options, tmp_path, capsys):
     assert all(f"| proposals_val | {t} | " in printed for t in range(3))
     recalls = [row["results"]["AR@10"] for row in rows]
     assert len(set(recalls)) > 1 and all(0 < x < 100 for x in recalls)
+    check_file(options, tmp_path / "files" / "proposals_val.pkl")
+
+
+def check_file(options, path):
+    """The file has the proposals of the last step, as Fast R-CNN's data loader reads them."""
+    cfg = load_config(options, training=False)
+    model = build_model(cfg).eval()
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
+    records = evaluation_records(cfg, "proposals_val")
+    add_proposals(records, str(path))
+    by_id = {record["image_id"]: record for record in records}
+    assert len(by_id) == 6
+    for inputs in Trainer.build_test_loader(cfg, "proposals_val"):
+        (proposals,) = proposals_per_step(model, inputs)[-1]
+        record = by_id[inputs[0]["image_id"]]
+        assert record["proposal_bbox_mode"] == BoxMode.XYXY_ABS
+        boxes = torch.as_tensor(record["proposal_boxes"].copy())
+        torch.testing.assert_close(boxes, proposals.proposal_boxes.tensor)
 
 
 def test_command_reports_the_recall_of_the_models_proposals(options, tmp_path):

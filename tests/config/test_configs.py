@@ -11,12 +11,14 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 import tests.toy_backbone  # noqa: F401 (registers it)
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config, class_counts
+from resobj_d2.config.unused import unused_keys
 from resobj_d2.config.zoo import zoo_entries
 from resobj_d2.engine import MultiScale
 from resobj_d2.engine.schedule import build_schedule
@@ -49,6 +51,10 @@ def narrow(cfg):
         cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 2, 16
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
+    # An untrained network proposes as much as it may.
+    for key in ("POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST"):
+        cfg.MODEL.RPN[key] = 60
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 32
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
@@ -61,6 +67,7 @@ def narrow(cfg):
     cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_b0"
     cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
     cfg.MODEL.BIFPN.CHANNELS = 32
     cfg.MODEL.BIFPN.NUM_LAYERS = 1
     if cfg.MODEL.BACKBONE.NAME == "build_bifpn_backbone":
@@ -91,6 +98,17 @@ def accept_everything(model):
     return model.eval()
 
 
+def add_proposals(batch):
+    """What a file of proposals would give: the objects, moved a little, and the whole image."""
+    for x in batch:
+        height, width = x["image"].shape[1:]
+        whole = torch.tensor([[0.0, 0.0, width, height]])
+        proposals = x["proposals"] = Instances((height, width))
+        objects = x["instances"].gt_boxes.tensor
+        proposals.proposal_boxes = Boxes(torch.cat((objects + 1, objects.flip(0), whole)))
+        proposals.objectness_logits = torch.zeros(len(proposals.proposal_boxes))
+
+
 def distinct():
     """One yaml for each detector: those that differ in schedule or depth narrow to the same."""
     found = {}
@@ -110,6 +128,8 @@ def test_yaml_steps_evaluates_and_round_trips(path, make_batch, tmp_path):
     (num_classes,) = class_counts(cfg).values()
     points = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     batch = make_batch([(64, 64, 2), (64, 64, 0)], num_classes=num_classes, num_keypoints=points)
+    if cfg.MODEL.LOAD_PROPOSALS:
+        add_proposals(batch)
     with EventStorage():
         losses = model(batch)
     assert all(torch.isfinite(v) for v in losses.values())
@@ -159,6 +179,11 @@ def test_output_folder_is_named_after_the_yaml(path):
     assert read(path).OUTPUT_DIR == f"output/{path.stem}"
 
 
+def test_no_yaml_sets_a_key_that_its_model_does_not_read():
+    found = {path.stem: list(unused_keys(read(path))) for path in COMPLETE}
+    assert {stem: keys for stem, keys in found.items() if keys} == {}
+
+
 def test_table_lists_every_coco_config():
     """configs/README.md names each yaml once."""
     rows = [
@@ -167,7 +192,7 @@ def test_table_lists_every_coco_config():
         if line.startswith("| [")
     ]
     listed = [row[0].split("]")[0].strip("[") for row in rows]
-    assert sorted(listed) == sorted(p.stem for p in CONFIGS.glob("COCO-Detection/*.yaml"))
+    assert sorted(listed) == sorted(p.stem for p in CONFIGS.glob("*-Detection/*.yaml"))
 
 
 def darknets_rate(iteration):

@@ -45,6 +45,11 @@ def test_libras_baseline_and_what_is_added_to_it_have_smooth_l1(name):
     assert (model.ROI_BOX_HEAD.SMOOTH_L1_BETA, model.RPN.SMOOTH_L1_BETA) == (1.0, 0.1111)
 
 
+@pytest.mark.parametrize("name", ["libra_rcnn_R_50", "faster_rcnn_giou_R_50"])
+def test_where_the_rois_have_another_loss_the_rpn_has_smooth_l1(name):
+    assert read(f"{name}_FPN_800_1x").MODEL.RPN.SMOOTH_L1_BETA == 0.1111
+
+
 def test_what_follows_the_released_code_says_after():
     by_stem = {entry.name.split("/")[1]: entry for entry in zoo_entries()}
     assert "after" in by_stem["retinanet_resobj_released_R_50_FPN_800_1x.yaml"].method

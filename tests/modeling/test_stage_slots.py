@@ -51,7 +51,7 @@ def test_alpha_weighs_the_class_loss_alone():
 
 
 def test_training_on_refined_anchors_only():
-    """A first stage without losses: its predictors learn from the second stage, which shares them."""
+    """A first stage without losses: its predictors learn from the second, which shares them."""
     deltas = finite_deltas()
     stream = stream_of(
         first_stage(deltas, weight=0.0),
@@ -71,7 +71,9 @@ def test_training_on_refined_anchors_only():
 def test_a_binary_first_stage_learns_objects_without_classes():
     torch.manual_seed(1)
     first = first_stage(binary=True, cls=Fixed(torch.randn(6, 1)))
-    stream = stream_of(first, second_stage(cls=Fixed(torch.randn(6, K)), box=Fixed(torch.zeros(6, 4))))
+    stream = stream_of(
+        first, second_stage(cls=Fixed(torch.randn(6, K)), box=Fixed(torch.zeros(6, 4)))
+    )
     output = stream(features())
     losses, _ = stream.losses(output, GT)
     # Rows 0 to 2 and the last two are foreground, whatever their class.

@@ -2,7 +2,13 @@
 
 from .darknet import DarkNet, DarkNetConv, build_darknet_backbone
 from .timm import TimmBackbone, build_timm_backbone
-from .vgg import SSDVGG16, ChannelNorm, build_ssd_vgg16_backbone
+from .vgg import (
+    SSDVGG16,
+    VGG16,
+    ChannelNorm,
+    build_ssd_vgg16_backbone,
+    build_vgg16_backbone,
+)
 
 __all__ = [
     "ChannelNorm",
@@ -10,7 +16,9 @@ __all__ = [
     "DarkNetConv",
     "SSDVGG16",
     "TimmBackbone",
+    "VGG16",
     "build_darknet_backbone",
     "build_ssd_vgg16_backbone",
     "build_timm_backbone",
+    "build_vgg16_backbone",
 ]

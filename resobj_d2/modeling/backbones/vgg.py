@@ -1,4 +1,4 @@
-"""VGG16 as used by SSD (Liu et al. 2016, "SSD", section 3)."""
+"""VGG16 as used by SSD (Liu et al. 2016, "SSD", section 3) and by Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
-__all__ = ["ChannelNorm", "SSDVGG16", "build_ssd_vgg16_backbone"]
+__all__ = [
+    "ChannelNorm",
+    "SSDVGG16",
+    "VGG16",
+    "build_ssd_vgg16_backbone",
+    "build_vgg16_backbone",
+]
 
 
 class ChannelNorm(nn.Module):
@@ -85,3 +91,42 @@ class SSDVGG16(Backbone):
 def build_ssd_vgg16_backbone(cfg, input_shape: ShapeSpec) -> SSDVGG16:
     """VGG16 for SSD."""
     return SSDVGG16(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+class VGG16(Backbone):
+    """VGG16 up to its last convolution, as in Faster R-CNN (Ren et al. 2015, section 3.1).
+
+    Output: ``conv5_3`` (512 channels, stride 16). Layers are named as in torchvision's VGG16, whose
+    ImageNet checkpoints load; fc6 and fc7 go into a box head with two layers of 4096.
+
+    Args:
+        freeze_at: number of convolution blocks to freeze, 0 to 5.
+    """
+
+    size_divisibility = 16
+
+    def __init__(self, *, freeze_at: int = 0) -> None:
+        super().__init__()
+        layers = list(make_layers(cfgs["D"]))[:-1]  # without the last pool
+        self.features = nn.Sequential(*layers)
+        ends = [0, *(i for i, x in enumerate(layers) if isinstance(x, nn.MaxPool2d)), len(layers)]
+        if not 0 <= freeze_at < len(ends):
+            raise ValueError(f"BACKBONE.FREEZE_AT must be 0..{len(ends) - 1} for VGG16")
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        self.features[: ends[freeze_at]].requires_grad_(False)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"conv5_3": ShapeSpec(channels=512, stride=16)}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: (N, 3, H, W)."""
+        return {"conv5_3": self.features(image)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_vgg16_backbone(cfg, input_shape: ShapeSpec) -> VGG16:
+    """VGG16 for two-stage detectors."""
+    return VGG16(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)

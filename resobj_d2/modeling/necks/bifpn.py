@@ -1,7 +1,7 @@
 """Bi-directional feature pyramid (Tan, Pang, Le, "EfficientDet", section 3), and its relatives.
 
-The relatives are those of the paper's Table 5: repeated FPN, PANet, NAS-FPN and fully connected FPN,
-made of the same nodes.
+The relatives are those of the paper's Table 5, made of the same nodes: repeated FPN, PANet, NAS-FPN
+and fully connected FPN.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def _top_block(kind: str, *, name: str, channels: int, width: int, finest: str) 
         return block
     if kind == "none":
         return None
-    raise ValueError(f"MODEL.ANY_FPN.TOP_BLOCK must be one of {', '.join(TOP_BLOCKS)}, got {kind!r}")
+    raise ValueError(
+        f"MODEL.ANY_FPN.TOP_BLOCK must be one of {', '.join(TOP_BLOCKS)}, got {kind!r}"
+    )
 
 
 @BACKBONE_REGISTRY.register()

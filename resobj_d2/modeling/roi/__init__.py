@@ -2,5 +2,12 @@
 
 from .box_predictor import ResObjBoxPredictor
 from .heads import ResObjCascadeROIHeads, ResObjROIHeads
+from .mask_heads import MLPMaskHead, SoftmaxMaskHead
 
-__all__ = ["ResObjBoxPredictor", "ResObjCascadeROIHeads", "ResObjROIHeads"]
+__all__ = [
+    "MLPMaskHead",
+    "ResObjBoxPredictor",
+    "ResObjCascadeROIHeads",
+    "ResObjROIHeads",
+    "SoftmaxMaskHead",
+]
