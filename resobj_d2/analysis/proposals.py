@@ -5,8 +5,8 @@
     python -m resobj_d2.analysis.proposals --config-file CONFIG.yaml \\
         MODEL.WEIGHTS output/RUN/model_final.pth
 
-With ``--write FOLDER`` the proposals of each data set of ``DATASETS.TEST`` are also written there, as
-``FOLDER/<data set>.pkl``, which ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN name.
+With ``--write FOLDER`` the proposals of each data set of ``DATASETS.TEST`` are also written there,
+as ``FOLDER/<data set>.pkl``, for ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN.
 
 COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the fraction of objects found by the
 top-ranked proposals of their image, where a proposal finds one object. Classes are ignored. ARs,
