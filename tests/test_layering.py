@@ -46,9 +46,9 @@ ALLOWED = {
         "modeling", "ops", "process", "structures",
     },
     "report": {"analysis", "command", "data", "process"},
-    "demo": {"command", "config", "engine", "inference", "ops", "process"},
+    "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},
     # Its table names the modules of all commands; these it imports itself.
-    "cli": {"command", "config", "engine", "launch", "process"},
+    "cli": {"command", "config", "engine", "launch", "process", "report"},
     "__main__": {"cli"},
 }  # fmt: skip
 WITHOUT_DETECTRON2 = (

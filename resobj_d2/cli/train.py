@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.utils import comm
 
 from resobj_d2.command import add_import_option, one_line_per_process
 from resobj_d2.config import load_config
@@ -28,12 +29,21 @@ def _run(args) -> None:
     cfg = _load(args)
     run_setup(cfg, args)
     if args.eval_only:
-        evaluate(cfg, resume=args.resume)
+        _report(cfg, evaluate(cfg, resume=args.resume))
         return
     trainer = Trainer(cfg, how_to_resume=resume_command())
     # torchrun --max-restarts and SLURM's --requeue start the same command again.
     trainer.resume_or_load(resume=args.resume or was_restarted())
-    trainer.train()
+    _report(cfg, trainer.train())
+
+
+def _report(cfg, results: Mapping | None) -> None:
+    """After an evaluation, on the main process."""
+    if results and comm.is_main_process():
+        from resobj_d2.report.automatic import report_evaluation  # which imports matplotlib
+
+        for path in report_evaluation(cfg):
+            logger.info("%-17s%s", "report", path)
 
 
 def _load(args):

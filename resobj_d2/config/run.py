@@ -84,6 +84,14 @@ def _program_keys() -> list[Key]:
             readers=(Reader("Trainer"),),
         ),
         Key(
+            "TEST.REPORT",
+            True,
+            "bool",
+            "train and eval end with a report of the last evaluation, report.html; see "
+            "docs/report.md",
+            readers=(Reader("the commands train, eval and demo"),),
+        ),
+        Key(
             "DATASETS.REGISTER",
             [],
             "list[dict]",

@@ -19,6 +19,7 @@ from resobj_d2.engine import Trainer, run_setup
 from resobj_d2.inference.predict import draw_samples
 from resobj_d2.inference.predictor import Predictor
 from resobj_d2.process import hold_folder
+from resobj_d2.report.automatic import report_evaluation
 
 from .budget import Plan, plan_for_iterations, plan_for_time
 
@@ -49,7 +50,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     trainer = Trainer(cfg, how_to_resume="the demo always starts from scratch")
     results = trainer.train()["bbox"]
     pictures = _draw(cfg, trainer.model, output, plan.drawn)
-    return _report(results, plan, pictures, time.monotonic() - start)
+    return _report(results, plan, pictures, report_evaluation(cfg), time.monotonic() - start)
 
 
 def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
@@ -125,10 +126,14 @@ def _draw(cfg, model, output: Path, lowest_score: float) -> list[Path]:
     return [detections, steps]
 
 
-def _report(results: dict, plan: Plan, pictures: list[Path], seconds: float) -> int:
+def _report(
+    results: dict, plan: Plan, pictures: list[Path], reports: list[Path], seconds: float
+) -> int:
     logger.info("\nPictures of boxes with a score of at least %g:", plan.drawn)
     for picture in pictures:
         logger.info("  %s", picture)
+    for report in reports:
+        logger.info("What it does well and loses by: %s", report)
     outcome = f"AP50 {results['AP50']:.1f} after {plan.iterations} iterations"
     if not results["AP50"] >= plan.floor:
         logger.error("the demo failed: %s, but it must reach %g", outcome, plan.floor)
