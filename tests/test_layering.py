@@ -42,8 +42,8 @@ ALLOWED = {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
     },
     "analysis": {
-        "command", "config", "checkpoint", "data", "engine", "evaluation", "inspection",
-        "modeling", "ops", "process", "structures",
+        "command", "config", "checkpoint", "data", "engine", "evaluation", "inference",
+        "inspection", "modeling", "ops", "process", "structures",
     },
     "report": {"analysis", "command", "data", "process"},
     "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},

@@ -80,6 +80,12 @@ ANALYZE = (
         uses_operators=False,
     ),
     Command(
+        name="worst",
+        summary="the images and errors that cost most AP, drawn",
+        module="analysis.worst",
+        uses_operators=False,
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",
