@@ -22,6 +22,7 @@ ALLOWED = {
     "registry": {"options"},
     "compat": set(),
     "launch": {"process"},
+    "weight_files": {"process"},
     "data": {"command", "process"},
     "plots": {"command", "process"},
     "install_detectron2": set(),
@@ -30,9 +31,11 @@ ALLOWED = {
     "losses": {"structures", "ops", "options", "registry"},
     "matching": {"structures", "ops", "options", "registry"},
     "evaluation": {"data", "ops", "process"},
-    "modeling": {"structures", "ops", "losses", "matching", "compat", "options", "registry"},
+    "modeling": {
+        "structures", "ops", "losses", "matching", "compat", "options", "registry", "weight_files",
+    },
     "config": {"data", "losses", "matching", "modeling", "options", "process", "registry"},
-    "checkpoint": {"data", "modeling", "process"},
+    "checkpoint": {"data", "modeling", "process", "weight_files"},
     "engine": {
         "checkpoint", "compat", "config", "data", "evaluation", "launch", "losses", "modeling",
         "ops", "plots", "process",

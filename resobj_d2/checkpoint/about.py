@@ -9,8 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from resobj_d2 import __version__
-
-from .reading import CheckpointError
+from resobj_d2.weight_files import CheckpointError
 
 __all__ = ["about", "check_about"]
 

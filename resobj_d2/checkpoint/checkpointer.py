@@ -14,10 +14,7 @@ from detectron2.config import CfgNode
 
 from resobj_d2.data.categories import category_names
 from resobj_d2.process import replacing
-
-from .about import about, check_about
-from .darknet_file import DarknetWeightsError
-from .reading import (
+from resobj_d2.weight_files import (
     CheckpointError,
     DamagedCheckpointError,
     check_archive,
@@ -26,6 +23,9 @@ from .reading import (
     torch_reason,
     why_unreadable,
 )
+
+from .about import about, check_about
+from .darknet_file import DarknetWeightsError
 from .vgg16 import (
     LAST_CONVOLUTION,
     convert_vgg16,

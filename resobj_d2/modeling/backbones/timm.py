@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 
 from resobj_d2.options import Option, arguments_from
 
+from .timm_weights import find_weights, load_timm_weights
+
 __all__ = ["TimmBackbone", "build_timm_backbone"]
+
+logger = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
@@ -23,10 +28,14 @@ class TimmBackbone(Backbone):
         drop_path_rate: of stochastic depth.
         bn_momentum: of the batch normalisation; 0 keeps the model's own.
         pretrained: let timm download its ImageNet weights.
+        weights: a file of weights for the model, or ``package:NAME`` for that of an installed
+            package (:mod:`.timm_weights`); "" for random ones.
 
     Raises:
-        ImportError: timm is not installed.
-        ValueError: timm has no such model, or the model has no map with one of the strides.
+        ImportError: timm, or the package of the weights, is not installed.
+        ValueError: timm has no such model, the model has no map with one of the strides, or the
+            weights are of another one.
+        CheckpointError: the file of weights cannot be read.
     """
 
     def __init__(
@@ -47,8 +56,17 @@ class TimmBackbone(Backbone):
             bool,
             Option("let timm download ImageNet weights, unless MODEL.WEIGHTS names a checkpoint"),
         ] = False,
+        weights: Annotated[
+            str,
+            Option(
+                "ImageNet weights from a file, or from the installed package in package:NAME, "
+                "unless MODEL.WEIGHTS names a checkpoint"
+            ),
+        ] = "",
     ) -> None:
         super().__init__()
+        if pretrained and weights:
+            raise ValueError("MODEL.TIMM.PRETRAINED and MODEL.TIMM.WEIGHTS exclude each other")
         try:
             import timm
         except ImportError as error:
@@ -71,12 +89,9 @@ class TimmBackbone(Backbone):
             drop_path_rate=drop_path_rate,
             pretrained=pretrained,
         )
-        if not 0 <= bn_momentum <= 1:
-            raise ValueError(f"MODEL.TIMM.BN_MOMENTUM must be in [0, 1], got {bn_momentum}")
-        if bn_momentum:
-            for layer in self.model.modules():
-                if isinstance(layer, nn.BatchNorm2d):
-                    layer.momentum = bn_momentum
+        if weights:
+            load_timm_weights(self.model, name, find_weights(weights))
+        _set_momentum(self.model, bn_momentum)
         self._shapes = {
             f"c{stride.bit_length() - 1}": ShapeSpec(channels=channels, stride=stride)
             for stride, channels in zip(strides, self.model.feature_info.channels(), strict=True)
@@ -94,9 +109,36 @@ class TimmBackbone(Backbone):
         return dict(zip(self._shapes, self.model(image), strict=True))
 
 
+def _set_momentum(model: nn.Module, momentum: float) -> None:
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"MODEL.TIMM.BN_MOMENTUM must be in [0, 1], got {momentum}")
+    for layer in model.modules():
+        if momentum and isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = momentum
+
+
+def _warn_of_other_pixels(cfg, backbone: TimmBackbone) -> None:
+    """Where images are not normalised as for the ImageNet weights."""
+    trained = backbone.model.pretrained_cfg
+    mean, std = ([255 * float(x) for x in trained[key]] for key in ("mean", "std"))
+    if cfg.INPUT.FORMAT == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    for key, value in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
+        if not all(abs(a - b) <= 1 for a, b in zip(cfg.MODEL[key], value, strict=True)):
+            logger.warning(
+                "MODEL.%s %s is not what the weights of %s were trained with: %s, for %s images",
+                *(key, list(cfg.MODEL[key]), cfg.MODEL.TIMM.NAME),
+                *([round(x, 1) for x in value], cfg.INPUT.FORMAT),
+            )
+
+
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """The model named by ``MODEL.TIMM``."""
     arguments = arguments_from(TimmBackbone, cfg.MODEL.TIMM)
-    arguments["pretrained"] &= not cfg.MODEL.WEIGHTS
-    return TimmBackbone(**arguments)
+    if cfg.MODEL.WEIGHTS:
+        arguments.update(pretrained=False, weights="")
+    backbone = TimmBackbone(**arguments)
+    if arguments["pretrained"] or arguments["weights"]:
+        _warn_of_other_pixels(cfg, backbone)
+    return backbone

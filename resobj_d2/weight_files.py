@@ -17,6 +17,7 @@ __all__ = [
     "check_archive",
     "read_model_zoo_pickle",
     "read_safetensors",
+    "read_tensors",
     "torch_reason",
     "why_unreadable",
 ]
@@ -65,6 +66,32 @@ def read_safetensors(path: str) -> dict:
         return {"model": safetensors.torch.load_file(path)}
     except Exception as error:  # its own class, and Python's for what it cannot map
         raise DamagedCheckpointError(f"{path} is damaged or not of safetensors: {error}") from error
+
+
+def read_tensors(path: str) -> dict[str, torch.Tensor]:
+    """The named tensors of a ``.pth`` or ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds anything else.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.endswith(".safetensors"):
+        return read_safetensors(path)["model"]
+    check_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise DamagedCheckpointError(torch_reason(path, error)) from error
+    for name in ("model", "state_dict"):  # as training scripts wrap them
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
+    odd = [k for k, v in content.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    if odd:
+        raise CheckpointError(f"{path} holds more than named tensors: {odd[0]!r:.40}")
+    return content
 
 
 def check_archive(path: str) -> None:
