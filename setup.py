@@ -98,6 +98,7 @@ class BuildNative(build_ext):
     """Compiles the libraries by calling the compilers directly: no Python headers or symbols."""
 
     def run(self) -> None:
+        self.beside_sources = bool(self.inplace or getattr(self, "editable_mode", False))
         plan = make_plan()
         for line in plan.lines():
             say(line)
@@ -127,12 +128,12 @@ class BuildNative(build_ext):
         try:
             build[extension.name](plan, extension, output)
         except CompileError as error:
+            self.remove_stale(extension)
             if extension.name == CUDA and is_set("FORCE_CUDA"):
                 # The extensions are optional, so setuptools would continue after a CompileError.
                 raise SystemExit(f"error: FORCE_CUDA=1, but {error}") from error
             plan.skipped[extension.name] = str(error).partition("\n")[0]
             say(f"{extension.name}: left out, {error}")
-            self.remove_stale(extension)
 
     def build_cpu(self, plan: Plan, extension: Extension, output: Path) -> None:
         objects = self.compile_all([*plan.cxx, *cxx_flags(), *torch_includes()], extension)
@@ -182,7 +183,7 @@ class BuildNative(build_ext):
     def remove_stale(self, extension: Extension) -> None:
         """Removes what an earlier build left, so that it is not mistaken for this one's result."""
         paths = [Path(self.build_lib, self.get_ext_filename(extension.name))]
-        if self.inplace or getattr(self, "editable_mode", False):
+        if self.beside_sources:  # setuptools clears ``inplace`` while it compiles
             paths.append(Path(self.get_ext_filename(extension.name)))
         for path in paths:
             path.unlink(missing_ok=True)

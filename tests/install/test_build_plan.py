@@ -1,9 +1,12 @@
 """What setup.py decides to build, without compilers, with and without a GPU, and what it prints."""
 
 import importlib.util
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 NVCC = """#!/bin/sh
@@ -138,3 +141,36 @@ def test_gpus_are_listed_once_per_architecture(plan, monkeypatch):
 
 def test_with_torch_an_installation_continues(plan):
     plan.require_torch()
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_failed_compilation_leaves_no_library_of_an_earlier_build(
+    repository, plan, nvcc, monkeypatch, tmp_path, capsys, forced
+):
+    nvcc.write_text(NVCC + "echo 'x.cu(1): error: no' >&2; exit 1\n")
+    monkeypatch.setitem(sys.modules, "build_plan", plan)
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ["9.0"])
+    if forced:
+        monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.chdir(repository)
+    setup = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: setup.update(options))
+    runpy.run_path("setup.py")
+    build = setuptools.Distribution(setup).get_command_obj("build_ext")
+    build.inplace, build.build_lib, build.build_temp = True, "made", "temp"
+    build.ensure_finalized()
+    build.extensions = [x for x in build.extensions if x.name == plan.CUDA]
+    (extension,) = build.extensions
+    extension.sources = [str(repository / name) for name in extension.sources]
+    monkeypatch.chdir(tmp_path)
+    stale = [Path(folder, "resobj_d2/ops/libresobj_cuda.so") for folder in ("", "made")]
+    for path in stale:
+        path.parent.mkdir(parents=True)
+        path.write_text("old")
+    if forced:
+        with pytest.raises(SystemExit, match="FORCE_CUDA=1, but .* error: no"):
+            build.run()
+    else:
+        build.run()
+        assert "left out" in capsys.readouterr().out
+    assert not any(path.exists() for path in stale)
