@@ -119,7 +119,9 @@ REFERENCES = {
 }
 
 
-@pytest.fixture(params=["reference", "native-cpu", "native-cuda"])
+@pytest.fixture(
+    params=["reference", "native-cpu", pytest.param("native-cuda", marks=pytest.mark.cuda)]
+)
 def impl(request) -> SimpleNamespace:
     """One implementation: ``name``, ``device``, and each operator with the signature in ``ops``."""
     if request.param == "reference":
@@ -130,14 +132,14 @@ def impl(request) -> SimpleNamespace:
     return SimpleNamespace(name=request.param, device=backend, **operators)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def native_backend(request) -> str:
     """A backend whose library was built, even if it has no device here."""
     _skip_unless_built(request.param)
     return request.param
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def native_device(request) -> str:
     """A device whose kernels can run here."""
     _skip_unless_usable(request.param)

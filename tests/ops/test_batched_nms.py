@@ -227,10 +227,9 @@ def test_compiles_without_a_graph_break():
         assert torch.equal(result, expected)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_padded_is_captured_in_a_cuda_graph(native_device):
-    if native_device != "cuda":
-        pytest.skip("graphs are a CUDA feature")
+def test_padded_is_captured_in_a_cuda_graph():
     inputs = tuple(tensor.cuda() for tensor in candidates(3000, 20, 11))
     expected, _ = ops.batched_nms_padded(*inputs, 0.5, 100)  # also warms up
     graph = torch.cuda.CUDAGraph()

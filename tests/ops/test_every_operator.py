@@ -24,7 +24,7 @@ from tests.ops.operator_cases import (
 WAIT_FOR_THE_DEVICE = {"batched_nms", "nms", "soft_nms", "weighted_box_fusion"}
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
@@ -145,6 +145,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", CASES)
 def test_the_host_waits_for_cuda_only_if_it_must(name):
