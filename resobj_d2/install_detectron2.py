@@ -2,10 +2,11 @@
 
 A Detectron2 that can be imported is left untouched, whatever its version. Otherwise the source
 package ``detectron2-cdo==0.5`` is downloaded with pip, checked against a pinned hash, patched with
-the replacements listed below and installed as a normal package::
+the replacements listed below and installed::
 
     python resobj_d2/install_detectron2.py            # or python -m resobj_d2.install_detectron2
     python resobj_d2/install_detectron2.py --check    # only print what would be done
+    python resobj_d2/install_detectron2.py --wheel whl   # only put a wheel into the folder whl
     pip uninstall detectron2-cdo                      # remove it again
 
 That package is Detectron2 0.5 with unchanged Python code and without its C++/CUDA sources. It was
@@ -265,8 +266,7 @@ def verify_hash(sdist: Path, expected: str = SDIST_SHA256) -> None:
 def apply_replacements(root: Path, replacements: Sequence[Replacement] = REPLACEMENTS) -> None:
     """Patch the source tree at ``root``; raise InstallError if the source does not match."""
     for change in replacements:
-        file = root / change.path
-        if not file.is_file():
+        if not (file := root / change.path).is_file():
             raise InstallError(f"Cannot patch {change.path}: the source package has no such file.")
         text = file.read_text(encoding="utf-8")
         count = text.count(change.old)
@@ -322,10 +322,13 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return setup_file.parent
 
 
-def install(*, sdist: Path | None = None, constraint: Path | None = None) -> None:
+def install(
+    *, sdist: Path | None = None, constraint: Path | None = None, wheel: Path | None = None
+) -> None:
     """Fetch (unless ``sdist`` is given), check, patch and install Detectron2 0.5.
 
-    ``constraint`` is a pip constraints file for Detectron2's own dependencies.
+    ``constraint`` is a pip constraints file for Detectron2's own dependencies. With ``wheel``, a
+    folder, nothing is installed: a wheel for any Python is put there.
     """
     with tempfile.TemporaryDirectory(prefix="detectron2-") as temporary:
         folder = Path(temporary)
@@ -336,9 +339,10 @@ def install(*, sdist: Path | None = None, constraint: Path | None = None) -> Non
         root = unpack(sdist, folder)
         apply_replacements(root)
         write_placeholder(root)
-        print(f"Installing it with {len(REPLACEMENTS)} replacements ...", flush=True)
+        what = ["install"] if wheel is None else ["wheel", "--no-deps", "--wheel-dir", str(wheel)]
+        print(f"Now pip {what[0]}, with {len(REPLACEMENTS)} replacements ...", flush=True)
         constrained = ["--constraint", str(constraint)] if constraint else []
-        _run_pip("install", "--quiet", "--no-build-isolation", *constrained, str(root))
+        _run_pip(*what, "--quiet", "--no-build-isolation", *constrained, str(root))
 
 
 def _describe_plan() -> str:
@@ -350,9 +354,11 @@ def _describe_plan() -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make `import detectron2` work.")
-    parser.add_argument("--check", action="store_true", help="only print what would be done")
     parser.add_argument("--sdist", type=Path, help="use this downloaded source package")
     parser.add_argument("--constraint", type=Path, help="pip constraints for the dependencies")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="only print what would be done")
+    instead.add_argument("--wheel", type=Path, metavar="FOLDER", help="only put a wheel there")
     return parser.parse_args(arguments)
 
 
@@ -364,18 +370,17 @@ def _report(detectron2: FoundDetectron2) -> None:
             f"be imported: {detectron2.error}. It was left untouched. Repair it, or remove it "
             "(`pip uninstall detectron2 detectron2-cdo`) and run this again."
         )
-    print(
-        f"Detectron2 {detectron2.version} ({detectron2.package or 'from a source folder'}) at "
-        f"{detectron2.origin}"
-    )
+    package = detectron2.package or "from a source folder"
+    print(f"Detectron2 {detectron2.version} ({package}) at {detectron2.origin}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parse(arguments)
     try:
-        detectron2 = find_detectron2()
-        if not detectron2.is_absent:
+        if options.wheel:
+            install(sdist=options.sdist, wheel=options.wheel)
+        elif not (detectron2 := find_detectron2()).is_absent:
             _report(detectron2)
             print("It can be imported and is used as is; nothing to install.")
         elif options.check:

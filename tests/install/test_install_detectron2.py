@@ -1,5 +1,6 @@
 """Installing Detectron2: existing ones are left alone, mismatches stop with a clear message."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -130,3 +131,30 @@ def test_placeholder_explains_compiled_operations():
     assert compiled.get_cuda_version() == "compiled operations not built"
     assert compiled.has_cuda() is False
     assert not hasattr(compiled, "__path__")
+
+
+def test_a_wheel_is_made_of_the_patched_source(tmp_path, monkeypatch):
+    root = tmp_path / "detectron2_cdo-0.5"
+    (root / "detectron2").mkdir(parents=True)
+    (root / "detectron2" / "a.py").write_text("kind = np.int\n")
+    (root / "setup.py").write_text("raise SystemExit('must not run')\n")
+    sdist = tmp_path / "detectron2_cdo-0.5.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(root, root.name)
+    expected = hashlib.sha256(sdist.read_bytes()).hexdigest()
+    monkeypatch.setattr(installer.verify_hash, "__defaults__", (expected,))
+    change = Replacement(path="detectron2/a.py", old="np.int", new="int", why="numpy")
+    monkeypatch.setattr(installer.apply_replacements, "__defaults__", ([change],))
+    calls = []
+
+    def pip(*arguments):
+        source = Path(arguments[-1])
+        calls.append((arguments[:-1], (source / "detectron2" / "a.py").read_text()))
+        assert (source / installer.PLACEHOLDER_PATH).is_file()
+
+    monkeypatch.setattr(installer, "_run_pip", pip)
+    assert installer.main(["--wheel", "whl", "--sdist", str(sdist)]) == 0
+    ((arguments, text),) = calls
+    assert arguments[0] == "wheel" and arguments[arguments.index("--wheel-dir") + 1] == "whl"
+    assert "--no-deps" in arguments
+    assert text == "kind = int\n"
