@@ -86,7 +86,12 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
         blocks.append(Table(rows=table, caption="Errors at IoU .50 (dAP in points)", digits=2))
         confidence = one.counts[-1].best_score
         pairs = confusion_table(one.data, confidence=confidence)
-        mixed = [row for row in pairs if row["object"] != row["detection"]]
+        mixed = [
+            row
+            for row in pairs
+            if row["object"] != row["detection"]
+            and "background" not in (row["object"], row["detection"])
+        ]
         if mixed:
             title = f"What is taken for what, at scores of {confidence:.2f} or more"
             blocks.append(Table(rows=mixed, caption=title, limit=15))
@@ -246,7 +251,8 @@ def _panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
     groups = {
         "loss, all terms": [n for n in scalars if n == "total_loss"],
         "terms of the loss": [n for n in scalars if n.startswith("loss_")],
-        "AP": [n for n in ("bbox/AP", "bbox/AP50", "bbox/AP75") if n in scalars],
+        # One evaluation at the end is no curve.
+        "AP": [n for n in ("bbox/AP", "bbox/AP50", "bbox/AP75") if len(scalars.get(n, ())) > 1],
         "validation loss": [n for n in scalars if n == "validation/total_loss"],
         "mean objectness of positives": [
             n for n in scalars if n.startswith("objectness/") and n.endswith("/positive")
@@ -257,10 +263,17 @@ def _panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
         "learning rate": [n for n in scalars if n == "lr"],
     }
     return {
-        title: {name.rpartition("bbox/")[2]: _thin(scalars[name]) for name in sorted(names)}
+        title: {_short(name): _thin(scalars[name]) for name in sorted(names)}
         for title, names in groups.items()
         if names
     }
+
+
+def _short(name: str) -> str:
+    """A scalar's name in the legend of its panel."""
+    if name.startswith("objectness/step"):
+        return "step " + name.removeprefix("objectness/step").partition("/")[0]
+    return name.removeprefix("bbox/").removeprefix("loss_")
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:

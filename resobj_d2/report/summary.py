@@ -19,6 +19,7 @@ __all__ = ["Figure", "Summary", "summarise"]
 # What an anchor has to reach with some object to be trained on it, in most configurations.
 _ANCHOR_IOU = 0.5
 _NOTICEABLE = 0.5  # points of AP
+_USABLE = 0.5  # of F1: below, nobody would use the detector yet
 _NAMES = {
     "Cls": "Wrong classes",
     "Loc": "Loose boxes",
@@ -110,7 +111,8 @@ def _strengths(judgement: Judgement) -> list[str]:
     if not counts.right[0]:
         return ["None of its detections is right."]
     items = [
-        f"At a score of {counts.best_score:.2f} or more, "
+        ("" if counts.f1[best] >= _USABLE else "Not much yet. ")
+        + f"At a score of {counts.best_score:.2f} or more, "
         f"{100 * float(counts.precision[best]):.0f} % of its detections are right and "
         f"{100 * float(counts.recall[best]):.0f} % of the objects are found.",
         f"{everything:.1f} % of the objects are among its detections of any score"
@@ -175,14 +177,20 @@ def _losses(judgement: Judgement) -> list[str]:
 
 def _advice(judgement: Judgement) -> list[str]:
     ranked = [kind for kind, cost, _ in _ranked(judgement.last) if cost >= _NOTICEABLE]
-    items = [_ADVICE[kind](judgement) for kind in ranked[:3]]
     counts = judgement.counts[-1]
+    items = []
+    if counts.f1[counts.best] < _USABLE:
+        items.append(
+            "First train longer, and look at the data with `resobj-d2 data check`: what follows "
+            "may change with that."
+        )
+    items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
     if counts.right[0]:
         items.append(
             f"For use, keep detections of {counts.best_score:.2f} or more: `resobj-d2 predict "
             f"--confidence-threshold {counts.best_score:.2f}`."
         )
-    return items or ["Train longer, or look at the data with `resobj-d2 data check`."]
+    return items
 
 
 def _about_missed(judgement: Judgement) -> str:
