@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resobj_d2.analysis.breakdown import breakdown_table
+from resobj_d2.analysis.error_costs import ErrorCosts, error_costs
 from resobj_d2.analysis.errors import ErrorAnalysis, analyze_errors
 from resobj_d2.analysis.evaluation_set import EvaluationSet
-from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision, precision_by_threshold
+from resobj_d2.analysis.tables import Row
+from resobj_d2.analysis.thresholds import Curve, score_curves
 
 from .subject import Subject
 
 __all__ = ["Counts", "Judgement", "judge"]
-
-# Of COCO: areas in square pixels below which an object is small, and not large.
-_AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,17 @@ class Judgement:
         subject: what was measured.
         errors: at IoU 0.5, of each step.
         counts: the same.
-        precision: (10, K) average precision by IoU threshold and class, NaN without objects.
-        recall_by_size: part of the small, medium and large objects that is found at IoU 0.5; None
-            without such objects.
+        breakdown: rows of :func:`resobj_d2.analysis.breakdown.breakdown_table`.
+        curves: by score, of all classes and of each.
+        costs: of every single error.
     """
 
     subject: Subject
     errors: list[ErrorAnalysis]
     counts: list[Counts]
-    precision: np.ndarray
-    recall_by_size: dict[str, float | None]
+    breakdown: list[Row]
+    curves: list[Curve]
+    costs: ErrorCosts
 
     @property
     def data(self) -> EvaluationSet:
@@ -92,22 +93,13 @@ class Judgement:
         """The errors of the detector's own detections."""
         return self.errors[-1]
 
-    def average(self, threshold: float | None = None) -> float | None:
-        """AP in percent, at one IoU threshold or over all; None without objects."""
-        if threshold is None:
-            return mean_precision(self.precision)
-        return mean_precision(self.precision[int(np.argmin(np.abs(_THRESHOLDS - threshold)))])
+    def average(self, name: str = "AP") -> float | None:
+        """AP, AP50, AP75 or AR of everything in percent; None without objects."""
+        return self.groups("all", name)["all"]
 
-    def class_averages(self) -> dict[str, float | None]:
-        """AP in percent by name of the class."""
-        columns = self.precision.T
-        return {
-            name: mean_precision(column)
-            for name, column in zip(self.data.class_names, columns, strict=True)
-        }
-
-
-_THRESHOLDS = np.array(IOU_THRESHOLDS)
+    def groups(self, by: str, name: str = "AP") -> dict[str, float | None]:
+        """AP (or AP50, AP75, AR) in percent of the groups of a division, such as "class"."""
+        return {str(row["group"]): row[name] for row in self.breakdown if row["by"] == by}
 
 
 def judge(subject: Subject) -> Judgement:
@@ -117,8 +109,9 @@ def judge(subject: Subject) -> Judgement:
         subject=subject,
         errors=errors,
         counts=[_counts(one) for one in errors],
-        precision=precision_by_threshold(subject.data),
-        recall_by_size=_recall_by_size(errors[-1]),
+        breakdown=breakdown_table(subject.data),
+        curves=score_curves(subject.data),
+        costs=error_costs(errors[-1]),
     )
 
 
@@ -137,12 +130,3 @@ def _counts(errors: ErrorAnalysis) -> Counts:
         wrong=above(matches.wrong),
         objects=int((~errors.data.objects.ignored).sum()),
     )
-
-
-def _recall_by_size(errors: ErrorAnalysis) -> dict[str, float | None]:
-    objects = errors.data.objects
-    recall: dict[str, float | None] = {}
-    for name, (low, high) in _AREAS.items():
-        own = ~objects.ignored & (objects.areas >= low) & (objects.areas < high)
-        recall[name] = float(100 * (~errors.not_found[own]).mean()) if own.any() else None
-    return recall

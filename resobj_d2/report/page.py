@@ -92,11 +92,11 @@ def _with_code(text: str) -> Markup:
 
 def _pictures_text(shown: int, total: int) -> str:
     if shown == total:
-        return "All pictures, those with most errors first. Choose one to enlarge it."
+        return "All pictures, those that cost most AP first. Choose one to enlarge it."
     worst = shown - shown // 4
     return (
-        f"The {worst} of {total} pictures with most errors at the score of the best F1, then "
-        f"{shown - worst} spread over the others. Choose one to enlarge it."
+        f"The {worst} of {total} pictures whose errors cost most AP, then {shown - worst} spread "
+        "over the others. Choose one to enlarge it."
     )
 
 

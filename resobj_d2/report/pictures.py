@@ -50,29 +50,21 @@ class Picture:
 
 
 def choose_images(judgements: Sequence[Judgement], number: int) -> list[int]:
-    """Rows of the images to show: first those with most errors, then some of the others.
+    """Rows of the images to show: first those that cost most AP, then some of the others.
 
-    An error is an object that is missed or a wrong detection, at the score with the highest F1 of
-    each run. A quarter of the images is spread evenly over what is left.
+    The costs of an image's errors are added over all runs. A quarter of the images is spread
+    evenly over what is left.
     """
-    cost = sum(_errors_per_image(one) for one in judgements)
+    cost = np.zeros(len(judgements[0].data.image_ids))
+    for one in judgements:
+        np.add.at(cost, one.data.detections.images, one.costs.detections)
+        np.add.at(cost, one.data.objects.images, one.costs.objects)
     order = np.argsort(-cost, kind="stable")
     number = min(number, len(order))
     worst = number - number // 4
     rest = np.sort(order[worst:])
     places = np.linspace(0, len(rest) - 1, number - worst).round().astype(int)
     return [*order[:worst].tolist(), *rest[places].tolist()]
-
-
-def _errors_per_image(judgement: Judgement) -> np.ndarray:
-    errors, data = judgement.last, judgement.data
-    sure = data.detections.scores >= judgement.counts[-1].best_score
-    size = len(data.image_ids)
-    wrong = np.bincount(data.detections.images[errors.matches.wrong & sure], minlength=size)
-    found = np.zeros(len(data.objects), dtype=bool)
-    found[errors.matches.objects[errors.matches.correct & sure]] = True
-    missed = np.bincount(data.objects.images[~found & ~data.objects.ignored], minlength=size)
-    return wrong + missed
 
 
 def load_pictures(

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resobj_d2.analysis.calibration import calibration_table, class_calibration_table
 from resobj_d2.analysis.errors import KINDS, confusion_table
-from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision
+from resobj_d2.analysis.precision import mean_precision
+from resobj_d2.analysis.thresholds import threshold_override, threshold_table
 
 from . import plots
 from .blocks import Code, Heading, Plot, Section, Table
@@ -25,7 +27,9 @@ def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
         _comparison(judgements),
         _errors(judgements),
         _precision(judgements),
+        _calibration(judgements),
         _classes(judgements),
+        _groups(judgements),
         _steps(judgements),
         _training(judgements),
         _about(judgements),
@@ -43,8 +47,8 @@ def _comparison(judgements: Sequence[Judgement]) -> Section | None:
             {
                 "run": one.subject.name,
                 "AP": one.average(),
-                "AP50": one.average(0.5),
-                "AP75": one.average(0.75),
+                "AP50": one.average("AP50"),
+                "AP75": one.average("AP75"),
                 "best F1": 100 * float(counts.f1[counts.best]),
                 "at score": round(counts.best_score, 2),
                 "recall": 100 * float(counts.recall[counts.best]),
@@ -117,13 +121,6 @@ def _precision(judgements: Sequence[Judgement]) -> Section | None:
         if known[counts.best]:
             marks[name] = (counts.recall[counts.best], counts.precision[counts.best])
         best[name] = (counts.best_score, counts.f1[counts.best])
-    overlap = {
-        one.subject.name: (
-            list(IOU_THRESHOLDS),
-            [mean_precision(row) or 0.0 for row in one.precision],
-        )
-        for one in judgements
-    }
     return Section(
         key="precision",
         short="Precision",
@@ -145,14 +142,103 @@ def _precision(judgements: Sequence[Judgement]) -> Section | None:
                 alt="F1 over the lowest score",
                 caption="A broad top means that the choice of the score matters little.",
             ),
+            *_limits(judgements),
+        ],
+    )
+
+
+def _limits(judgements: Sequence[Judgement]) -> list:
+    """The best lowest score of each class."""
+    blocks: list = []
+    for one in judgements:
+        rows = threshold_table(one.curves)
+        key, value = threshold_override(rows)
+        shown = [{k: v for k, v in row.items() if k != "reached"} for row in rows]
+        for row in shown:
+            row["threshold"] = None if row["threshold"] is None else f"{row['threshold']:.3f}"
+        blocks += _named(one, judgements)
+        blocks.append(
+            Table(rows=shown, caption="The lowest score with the highest F1, by class", limit=100)
+        )
+        text = f'resobj-d2 predict ... {key} "{value}"'
+        blocks.append(Code(caption="The override that sets these scores", text=text))
+    return blocks
+
+
+def _calibration(judgements: Sequence[Judgement]) -> Section | None:
+    series, rows = {}, []
+    for one in judgements:
+        scores = one.data.detections.scores
+        if not len(scores) or not 0 <= scores.min() <= scores.max() <= 1:
+            continue  # no probabilities
+        bins = [row for row in calibration_table(one.data) if row["detections"]]
+        series[one.subject.name] = (
+            [row["score"] for row in bins],
+            [row["precision"] for row in bins],
+        )
+        whole = class_calibration_table(one.data)[0]
+        rows.append(
+            {
+                "run": one.subject.name,
+                "mean score": whole["score"],
+                "precision": whole["precision"],
+                "calibration error": whole["ECE"],
+            }
+        )
+    if not series:
+        return None
+    return Section(
+        key="calibration",
+        short="Calibration",
+        title="Whether scores are probabilities",
+        blocks=[
             Plot(
                 svg=plots.curves(
-                    overlap, x_label="IoU that counts as right", y_label="AP", height=3.0
+                    series, x_label="score", y_label="precision", unit_square=True, diagonal=True
+                ),
+                alt="Precision of detections by their score",
+                caption="On the dotted line a score of .7 means that 7 of 10 such detections are "
+                "right. Below it the detector is too sure of itself, above it too careful. "
+                "Neither changes AP, but both matter to whoever reads the scores.",
+            ),
+            Table(rows=rows, caption="Means over all detections, 0 to 1", digits=3),
+        ],
+    )
+
+
+def _groups(judgements: Sequence[Judgement]) -> Section | None:
+    titles = {
+        "size": ("AP by size", "Small is below 32 x 32 pixels, large above 96 x 96."),
+        "shape": ("AP by shape", "Tall is more than twice as high as wide, and wide the reverse."),
+        "objects in the image": ("AP by crowding", "By the number of objects in the picture."),
+    }
+    blocks: list = []
+    for by, (title, text) in titles.items():
+        values = {one.subject.name: one.groups(by) for one in judgements}
+        if any(value is not None for row in values.values() for value in row.values()):
+            blocks.append(Plot(svg=plots.bars(values, label="AP"), alt=title, caption=text))
+    overlap = {}
+    for one in judgements:
+        points = [(float(k), v) for k, v in one.groups("IoU").items() if v is not None]
+        if points:
+            overlap[one.subject.name] = tuple(zip(*points, strict=True))
+    if overlap:
+        blocks.append(
+            Plot(
+                svg=plots.curves(
+                    overlap, x_label="IoU that counts as right", y_label="AP", height=2.6
                 ),
                 alt="AP over the IoU threshold",
                 caption="A steep fall to the right means boxes that are found but not tight.",
-            ),
-        ],
+            )
+        )
+    return Section(
+        key="groups",
+        short="Sizes",
+        title="By size, shape and crowding",
+        text="Where AP is low, look for what these objects lack: pixels (a larger input, finer "
+        "pyramid levels), anchors of their shape, or room between them (NMS).",
+        blocks=blocks,
     )
 
 
@@ -160,7 +246,7 @@ def _classes(judgements: Sequence[Judgement]) -> Section | None:
     names = judgements[0].data.class_names
     if len(names) < 2:
         return None
-    averages = {one.subject.name: one.class_averages() for one in judgements}
+    averages = {one.subject.name: one.groups("class") for one in judgements}
     first = averages[judgements[0].subject.name]
     order = sorted(names, key=lambda name: -1 if first[name] is None else first[name])
     positives = dict(zip(names, judgements[0].data.positives().tolist(), strict=True))

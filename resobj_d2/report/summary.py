@@ -84,8 +84,8 @@ def _figures(judgement: Judgement) -> list[Figure]:
             value=_percent(judgement.average()),
             meaning="COCO's average precision over IoU thresholds .50 to .95",
         ),
-        Figure(name="AP50", value=_percent(judgement.average(0.5)), meaning="at IoU .50"),
-        Figure(name="AP75", value=_percent(judgement.average(0.75)), meaning="at IoU .75"),
+        Figure(name="AP50", value=_percent(judgement.average("AP50")), meaning="at IoU .50"),
+        Figure(name="AP75", value=_percent(judgement.average("AP75")), meaning="at IoU .75"),
         Figure(
             name="best score limit",
             value=f"{counts.best_score:.2f}",
@@ -118,7 +118,7 @@ def _strengths(judgement: Judgement) -> list[str]:
         f"{everything:.1f} % of the objects are among its detections of any score"
         + (": the rest of the way is to score them better." if everything >= 90 else "."),
     ]
-    classes = {k: v for k, v in judgement.class_averages().items() if v is not None}
+    classes = {k: v for k, v in judgement.groups("class").items() if v is not None}
     if len(classes) > 1:
         name = max(classes, key=lambda k: classes[k])
         items.append(f"Its best class is {name}, with an AP of {classes[name]:.1f}.")
@@ -155,18 +155,18 @@ def _losses(judgement: Judgement) -> list[str]:
             else f"{count} detections of any score"
         )
         items.append(f"{_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
-    classes = {k: v for k, v in judgement.class_averages().items() if v is not None}
+    classes = {k: v for k, v in judgement.groups("class").items() if v is not None}
     if len(classes) > 1:
         name = min(classes, key=lambda k: classes[k])
         items.append(f"Its worst class is {name}, with an AP of {classes[name]:.1f}.")
-    sizes = {k: v for k, v in judgement.recall_by_size.items() if v is not None}
+    sizes = {k: v for k, v in judgement.groups("size").items() if v is not None}
     if len(sizes) > 1:
         low, high = min(sizes, key=lambda k: sizes[k]), max(sizes, key=lambda k: sizes[k])
         if sizes[high] - sizes[low] > 5:
             items.append(
-                f"Of {low} objects it finds {sizes[low]:.0f} %, of {high} ones {sizes[high]:.0f} %."
+                f"AP is {sizes[low]:.1f} on {low} objects and {sizes[high]:.1f} on {high} ones."
             )
-    tight, loose = judgement.average(0.75), judgement.average(0.5)
+    tight, loose = judgement.average("AP75"), judgement.average("AP50")
     if tight is not None and loose and tight < 0.6 * loose:
         items.append(
             f"AP falls from {loose:.1f} at IoU .50 to {tight:.1f} at .75: boxes are found, but "
