@@ -128,14 +128,14 @@ def _distinct_names(paths: Sequence[Path], subjects: Sequence[Subject]) -> list[
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The scalars of a run's ``metrics.json`` over its iterations; empty without that file.
 
-    Where a run was resumed from an earlier iteration, the later values stay. Lines that are
-    damaged are left out.
+    Where a run was resumed from an earlier iteration, the later values stay: those that a scalar
+    had from there on are dropped. The lines of one moment are in any order, so one scalar says
+    nothing of another. Lines that are damaged are left out.
     """
     path = folder / "metrics.json"
     if not path.is_file():
         return {}
     series: dict[str, dict[int, float]] = {}
-    last = -1
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -145,12 +145,10 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
             iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
             if not isinstance(iteration, int):
                 continue
-            if iteration < last:
-                for values in series.values():
-                    for later in [x for x in values if x >= iteration]:
-                        del values[later]
-            last = iteration
             for name, value in scalars.items():
                 if isinstance(value, (int, float)) and name != "iteration" and value == value:
-                    series.setdefault(name, {})[iteration] = float(value)
-    return {name: sorted(values.items()) for name, values in series.items()}
+                    values = series.setdefault(name, {})
+                    while values and next(reversed(values)) >= iteration:
+                        values.popitem()
+                    values[iteration] = float(value)
+    return {name: list(values.items()) for name, values in series.items()}

@@ -194,6 +194,13 @@ def test_scalars_of_a_resumed_and_killed_run(tmp_path):
     assert not found.get("bbox/AP") and read_scalars(tmp_path / "nowhere") == {}
 
 
+def test_evaluation_that_stands_before_the_last_line_of_the_training_is_kept(tmp_path):
+    """As Detectron2 writes them where the first and only line comes with the evaluation."""
+    lines = [{"iteration": 4, "bbox/AP": 30.0}, {"iteration": 3, "total_loss": 2.0}]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert read_scalars(tmp_path) == {"bbox/AP": [(4, 30.0)], "total_loss": [(3, 2.0)]}
+
+
 def test_plots_follow_the_page_and_do_not_read_formulas():
     series = {"a $x$": ([0.0, 1.0], [0.0, 1.0]), "b": ([0.0], [0.5])}
     first = plots.curves(series, x_label="x", y_label="y", marks={"b": (0.0, 0.5)})
