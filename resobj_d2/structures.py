@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ __all__ = [
 IGNORE = -1
 
 
+def _computed_once() -> Any:
+    """A field that a method fills; functools.cached_property would break a compiled graph."""
+    return field(default=None, init=False, repr=False, compare=False)
+
+
 @dataclass
 class Priors:
     """The anchors (or points) for one image size, shared by every image of the batch.
@@ -46,6 +51,7 @@ class Priors:
     anchors_per_level: list[int]
     map_sizes: list[tuple[int, int]]
     strides: list[int]
+    _anchor_strides: Tensor | None = _computed_once()
 
     def __post_init__(self) -> None:
         if not len(self.anchors_per_level) == len(self.map_sizes) == len(self.strides):
@@ -70,11 +76,14 @@ class Priors:
         height, width = self.map_sizes[0]
         return height * self.strides[0], width * self.strides[0]
 
-    @cached_property
+    @property
     def anchor_strides(self) -> Tensor:
         """(R, 1) stride of each anchor's level, float32."""
-        levels = zip(self.anchors_per_level, self.strides, strict=True)
-        return torch.cat([self.boxes.new_full((n, 1), stride) for n, stride in levels])
+        if self._anchor_strides is None:
+            levels = zip(self.anchors_per_level, self.strides, strict=True)
+            parts = [self.boxes.new_full((n, 1), stride) for n, stride in levels]
+            self._anchor_strides = torch.cat(parts)
+        return self._anchor_strides
 
 
 @dataclass
@@ -145,21 +154,24 @@ class LevelMaps:
 
     levels: list[Tensor]
     channels: int
+    _flat: Tensor | None = _computed_once()
 
     def flatten(self) -> Tensor:
         """(N, R, channels), in the order of :class:`Priors`; copied once, then cached."""
+        if self._flat is None:
+            # The first caller may be an assigner, which needs no gradient; the losses share its
+            # copy.
+            with torch.enable_grad():
+                self._flat = torch.cat([self._cells(x) for x in self.levels], dim=1)
         return self._flat
 
-    # The first caller may be an assigner, which needs no gradient; the losses share its copy.
-    @cached_property
-    @torch.enable_grad()
-    def _flat(self) -> Tensor:
-        parts = []
-        for x in self.levels:
-            n, _, h, w = x.shape
-            cells = x.view(n, -1, self.channels, h, w).permute(0, 3, 4, 1, 2)
-            parts.append(cells.reshape(n, -1, self.channels))
-        return torch.cat(parts, dim=1)
+    def _cells(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        cells = x.view(n, -1, self.channels, h, w).permute(0, 3, 4, 1, 2)
+        if torch.compiler.is_compiling():
+            # The choice of reshape between view and copy would tie the graph to sizes.
+            cells = cells.clone(memory_format=torch.contiguous_format)
+        return cells.reshape(n, -1, self.channels)
 
     def view_per_anchor(self, values: Tensor) -> list[Tensor]:
         """(N, R) values as views (N, A_l, H_l, W_l), one per level, without a copy."""
@@ -189,12 +201,12 @@ class StagePrediction:
 
     # Copies are made on demand: losses need them, inference reads the maps.
 
-    @cached_property
+    @property
     def cls_logits(self) -> Tensor:
         """(N, R, K), or K + 1 if the class loss has a background logit."""
         return self.cls.flatten()
 
-    @cached_property
+    @property
     def deltas(self) -> Tensor | None:
         """(N, R, 4), or None if ``box`` is."""
         return None if self.box is None else self.box.flatten()

@@ -41,6 +41,7 @@ ALLOWED = {
         "ops", "plots", "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "modeling", "process"},
+    "export": {"command", "inference", "matching", "modeling", "ops", "process", "structures"},
     "inspection": {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
     },

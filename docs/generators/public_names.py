@@ -36,6 +36,8 @@ MODULES = (
     "resobj_d2.inference.detector",
     "resobj_d2.inference.predict",
     "resobj_d2.inference.drawing",
+    "resobj_d2.export",
+    "resobj_d2.export.check",
     "resobj_d2.checkpoint",
     "resobj_d2.acceleration",
     "resobj_d2.options",

@@ -127,6 +127,11 @@ COMMANDS = (
         module="inference.predict",
     ),
     Command(
+        name="export",
+        summary="a trained detector as one file, for programs without Detectron2",
+        module="export.command",
+    ),
+    Command(
         name="demo",
         summary="train, evaluate and draw on generated scenes",
         module="demo",

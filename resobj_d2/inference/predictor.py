@@ -198,6 +198,30 @@ class Predictor:
         """
         return self._detect_one(image, channels, every_step=True)
 
+    def model_input(self, rgb: np.ndarray, *, name: str = "the image") -> dict:
+        """A picture as the model takes it: resized, with channels in the order of ``INPUT.FORMAT``.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            name: what a message calls it.
+
+        Returns:
+            ``image`` (3, H', W') uint8, and ``height`` and ``width``, those of ``rgb``.
+
+        Raises:
+            ImageError: it is too narrow to be resized.
+        """
+        height, width = rgb.shape[:2]
+        augmented = T.AugInput(rgb_to_format(rgb, self._format))
+        try:
+            self._augmentations(augmented)
+        except ValueError as error:  # so narrow that nothing is left of a side
+            raise ImageError(
+                f"{name}: {width}x{height} pixels cannot be resized for the model: {error}"
+            ) from error
+        pixels = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        return {"image": pixels, "height": height, "width": width}
+
     def class_name(self, number: int) -> str:
         """The name of a class 0..K-1, "class 3" where none is known."""
         return self.class_names[number] if number < len(self.class_names) else f"class {number}"
@@ -250,7 +274,9 @@ class Predictor:
         self, pictures: list[np.ndarray], names: list[str], *, every_step: bool
     ) -> list[list[Instances]]:
         """The steps of each (H, W, 3) RGB picture, from one forward."""
-        batch = [self._prepared(rgb, name) for rgb, name in zip(pictures, names, strict=True)]
+        batch = [
+            self.model_input(rgb, name=name) for rgb, name in zip(pictures, names, strict=True)
+        ]
         if every_step and self.num_steps:
             steps = self.model.detections_per_step(batch)
         else:
@@ -265,19 +291,6 @@ class Predictor:
         if len(lowest) > 1:
             lowest = lowest[detections.pred_classes]
         return detections[detections.scores >= lowest]
-
-    def _prepared(self, rgb: np.ndarray, name: str) -> dict:
-        """One picture as Detectron2's mapper hands it to a model."""
-        height, width = rgb.shape[:2]
-        augmented = T.AugInput(rgb_to_format(rgb, self._format))
-        try:
-            self._augmentations(augmented)
-        except ValueError as error:  # so narrow that nothing is left of a side
-            raise ImageError(
-                f"{name}: {width}x{height} pixels cannot be resized for the model: {error}"
-            ) from error
-        pixels = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        return {"image": pixels, "height": height, "width": width}
 
 
 def load_prediction_config(

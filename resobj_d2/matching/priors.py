@@ -65,7 +65,7 @@ class AnchorGrid(nn.Module):
         boxes = [self._level(i, height, width) for i, (height, width) in enumerate(sizes)]
         return Priors(
             boxes=torch.cat(boxes),
-            anchors_per_level=[len(b) for b in boxes],
+            anchors_per_level=[b.shape[0] for b in boxes],  # not len: torch.jit.trace would keep it
             map_sizes=list(sizes),
             strides=self.strides,
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -252,6 +252,34 @@ class DenseStream(nn.Module):
         weights = (targets.box_weights,) if stage.box_loss.takes_weights else ()
         return cls, stage.box_loss(pred, target, foreground, *weights)
 
+    def detection_inputs(self, output: StreamOutput, step: int | None = None) -> dict[str, Any]:
+        """The arguments of ``ops.dense_detections`` that depend on the predictions or the method.
+
+        Args:
+            step: score with an earlier refinement of the branches; None for the last.
+
+        Returns:
+            ``cls_logits``, ``deltas``, ``anchors``, ``num_classes``, ``factor_logits``,
+            ``exponents``, ``floors`` and, where there are deltas to decode, what decodes them.
+        """
+        cls, moved = self._class_maps(output), output.box_stage
+        decoding = self.coder.delta_options
+        boxes = self._boxes(moved, output.priors) if decoding is None else moved.anchors
+        names = ["cls", *self.branches]
+        return {
+            "cls_logits": cls.levels,
+            "deltas": None if decoding is None else moved.box.levels,
+            "anchors": boxes.split(output.priors.anchors_per_level, dim=-2),
+            "num_classes": cls.channels,
+            "factor_logits": [
+                cls.view_per_anchor(branch.score_logits(output.branches[name], step))
+                for name, branch in self.branches.items()
+            ],
+            "exponents": [self.fusion.exponents.get(name, 1.0) for name in names],
+            "floors": [self.fusion.floors.get(name, 0.0) for name in names],
+            **(decoding or {}),
+        }
+
     @torch.no_grad()
     def candidates(
         self,
@@ -270,28 +298,16 @@ class DenseStream(nn.Module):
             score_thresh, topk, nms_thresh, max_detections: see there; None disables suppression or
                 the limit.
         """
-        cls, moved = self._class_maps(output), output.box_stage
-        decoding = self.coder.delta_options
-        boxes = self._boxes(moved, output.priors) if decoding is None else moved.anchors
+        inputs = self.detection_inputs(output, step)
         names = ["cls", *self.branches]
         if max_detections is None:
-            max_detections = sum(min(topk, x[0].numel()) for x in cls.levels)
+            max_detections = sum(min(topk, x[0].numel()) for x in inputs["cls_logits"])
         detected = dense_detections(
-            cls.levels,
-            None if decoding is None else moved.box.levels,
-            boxes.split(output.priors.anchors_per_level, dim=-2),
-            num_classes=cls.channels,
-            factor_logits=[
-                cls.view_per_anchor(branch.score_logits(output.branches[name], step))
-                for name, branch in self.branches.items()
-            ],
-            exponents=[self.fusion.exponents.get(name, 1.0) for name in names],
-            floors=[self.fusion.floors.get(name, 0.0) for name in names],
+            **inputs,
             score_thresh=score_thresh,
             topk=topk,
             nms_thresh=math.inf if nms_thresh is None else nms_thresh,
             max_detections=max_detections,
-            **(decoding or {}),
         )
         steps = self._probability_per_step(output)
         ends = list(accumulate(output.priors.anchors_per_level))

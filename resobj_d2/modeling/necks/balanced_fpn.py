@@ -43,6 +43,9 @@ class NonLocalRefine(nn.Module):
         query, key, value = (
             conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g)
         )
+        if torch.compiler.is_exporting():  # that function would tie the graph to a batch size
+            y = torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value
+            return x + self.out(y.transpose(1, 2).contiguous().view(x.shape))
         # With a single head torch chooses kernels whose memory is linear in HW.
         y = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
         return x + self.out(y[:, 0].transpose(1, 2).reshape(x.shape))
@@ -99,19 +102,50 @@ class BalancedFeaturePyramid(Backbone):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """image: (N, 3, H, W). Returns the maps of ``pyramid``, balanced."""
         features = self.pyramid(image)
-        size = features[self.levels[self.refine_level]].shape[-2:]
-        gathered = [_resize(features[name], size) for name in self.levels]
+        strides = {name: shape.stride for name, shape in self.output_shape().items()}
+        middle = self.levels[self.refine_level]
+        size = features[middle].shape[-2:]
+        gathered = [
+            _resize(features[name], size, strides[middle] / strides[name]) for name in self.levels
+        ]
         mean = self.refine(torch.stack(gathered).mean(dim=0))
-        return {name: x + _resize(mean, x.shape[-2:]) for name, x in features.items()}
+        return {
+            name: x + _resize(mean, x.shape[-2:], strides[name] / strides[middle])
+            for name, x in features.items()
+        }
 
 
-def _resize(x: Tensor, size: torch.Size) -> Tensor:
-    """(N, C, H, W) to ``size``: max-pooled where it shrinks, nearest neighbour where it grows."""
+def _resize(x: Tensor, size: torch.Size, factor: float) -> Tensor:
+    """(N, C, H, W) to ``size``: max-pooled where it shrinks, nearest neighbour where it grows.
+
+    Args:
+        factor: by which the strides differ; the sizes do as well, but for rounding.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _resize_any(x, size, factor)
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
         return F.adaptive_max_pool2d(x, size)
     return F.interpolate(x, size=size, mode="nearest")
+
+
+def _resize_any(x: Tensor, size: torch.Size, factor: float) -> Tensor:
+    """:func:`_resize` in a graph for all sizes, which adaptive pooling would tie to one."""
+    if factor == 1:
+        return x
+    if factor < 1:
+        return F.interpolate(x, size=size, mode="nearest")
+    widest = int(factor) + 1  # a window that starts and ends between cells
+    for dim, count in ((2, size[0]), (3, size[1])):
+        out = torch.arange(count, device=x.device)
+        start = out * x.shape[dim] // count
+        end = ((out + 1) * x.shape[dim] + count - 1) // count
+        offsets = torch.arange(widest, device=x.device)
+        cells = torch.minimum(start[:, None] + offsets, end[:, None] - 1)
+        windows = x.index_select(dim, cells.flatten()).unflatten(dim, (count, widest))
+        x = windows.amax(dim=dim + 1)
+    return x
 
 
 @BACKBONE_REGISTRY.register()

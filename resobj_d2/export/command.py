@@ -1,0 +1,158 @@
+"""Command line: ``resobj-d2 export``.
+
+resobj-d2 export --config-file my.yaml --weights model_final.pth --format onnx --output my.onnx \
+    --check photo.jpg
+
+writes the detector as one file for programs without Detectron2. ``--check`` runs the file on
+pictures of yours, compares it with the model, prints the differences and fails where they are
+larger than rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from resobj_d2.command import add_import_option, run_command
+from resobj_d2.inference import Predictor
+from resobj_d2.inference.predict import find_images
+from resobj_d2.inference.predictor import load_prediction_config
+
+from .check import BOX_TOLERANCE, SCORE_TOLERANCE, Parity, compare
+from .detector import ExportableDetector
+from .formats import FORMATS, load_exported, require, write_exported
+from .metadata import describe
+
+__all__ = ["check_file", "main"]
+
+_DIFFERS = 1  # exit status
+
+
+def check_file(
+    predictor: Predictor,
+    detector: ExportableDetector,
+    path: str | os.PathLike,
+    images: Sequence[str | os.PathLike],
+    *,
+    format: str,
+) -> Iterator[tuple[str, Parity]]:
+    """Runs a file on pictures, each alone and then the first two as a batch.
+
+    Args:
+        predictor: of the model that was exported.
+        detector: what was written to the file.
+        path: of the file.
+        images: files.
+        format: a name of :data:`FORMATS`.
+
+    Yields:
+        A description of the picture and how far file and model agree on it.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    exported = load_exported(path, format=format)
+    inputs = [predictor.model_input(predictor.read(x), name=os.fspath(x)) for x in images]
+    for image, x in zip(images, inputs, strict=True):
+        size = f"{x['width']}x{x['height']}"
+        (parity,) = compare(predictor.model, exported, [x], detector=detector)
+        yield f"{image} ({size})", parity
+    if len(inputs) > 1:
+        both = compare(predictor.model, exported, inputs[:2], detector=detector)
+        for image, parity in zip(images, both, strict=False):
+            yield f"{image}, in a batch of 2", parity
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 export",
+        description="Write a detector as one file for programs without Detectron2.",
+        epilog="docs/export.md says what the file takes and returns.",
+    )
+    add_import_option(parser)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
+    add("--weights", metavar="FILE", help="checkpoint, in place of the config's MODEL.WEIGHTS")
+    add("--format", required=True, choices=list(FORMATS), help="what to write")
+    add("--output", required=True, metavar="FILE", help="file to write")
+    add(
+        "--raw", action="store_true",
+        help="scores and boxes of all anchors, for a runtime with its own selection",
+    )  # fmt: skip
+    add(
+        "--check", nargs="+", default=[], metavar="IMAGE",
+        help="image files, folders or 'patterns' on which file and model must agree",
+    )  # fmt: skip
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command.
+
+    Returns:
+        Its exit code: 0, 1 where file and model differ.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    chosen = FORMATS[options.format]
+    require(options.format)
+    images, opts = _images(options.check, options.opts)
+    folder = os.path.dirname(os.path.abspath(options.output))
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"--output {options.output}: there is no folder {folder}")
+    if options.weights:
+        opts = [*opts, "MODEL.WEIGHTS", options.weights]
+    if chosen.standard:
+        opts = [*opts, "MODEL.DEVICE", "cpu"]
+    cfg = load_prediction_config(options.config_file, opts, imports=options.imports)
+    predictor = Predictor(cfg)
+    detector = ExportableDetector(predictor.model, standard=chosen.standard, raw=options.raw)
+    metadata = describe(detector, cfg, predictor.class_names)
+    write_exported(detector, options.output, format=options.format, metadata=metadata)
+    size = os.path.getsize(options.output) / 2**20
+    print(f"{os.path.abspath(options.output)}: {options.format}, {size:.1f} MiB")
+    return _check(predictor, detector, options.output, images, options.format) if images else 0
+
+
+def _images(check: Sequence[str], opts: Sequence[str]) -> tuple[list, list[str]]:
+    """The pictures, and the options of the config, which may have ended up among them."""
+    given = list(check)
+    start = next((i for i, x in enumerate(given) if i and _is_key(x)), len(given))
+    return find_images(given[:start]) if given else [], [*given[start:], *opts]
+
+
+def _is_key(text: str) -> bool:
+    return text.isupper() and "." in text and not os.path.exists(text)
+
+
+def _check(
+    predictor: Predictor,
+    detector: ExportableDetector,
+    path: str,
+    images: Sequence[str | os.PathLike],
+    format: str,
+) -> int:
+    failed = False
+    what = "anchors" if detector.raw else "detections"
+    for name, parity in check_file(predictor, detector, path, images, format=format):
+        failed |= not parity.holds
+        print(
+            f"{'same' if parity.holds else 'DIFFERS'}  {name}: {parity.found} {what}, "
+            f"{parity.unmatched} without counterpart, boxes {parity.box:.2g} px, "
+            f"scores {parity.score:.2g}"
+        )
+    if failed:
+        print(
+            f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px or "
+            f"{SCORE_TOLERANCE:g} in a score",
+            file=sys.stderr,
+        )
+    return _DIFFERS if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,152 @@
+"""A detector as a function from tensors to tensors."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from resobj_d2.modeling import ResObjDenseDetector
+
+from .selection import raw_predictions, select, select_in_standard_operators
+from .suppression import ABSENT
+
+__all__ = ["INPUTS", "OUTPUTS", "RAW_OUTPUTS", "ExportableDetector", "padded_detections"]
+
+
+INPUTS = ("images", "image_sizes", "original_sizes")
+OUTPUTS = ("boxes", "scores", "classes", "counts")
+RAW_OUTPUTS = ("scores", "boxes")
+
+
+class ExportableDetector(nn.Module):
+    """A dense detector without dicts, lists or ``Instances``: what the formats of export hold.
+
+    Resizing is left to the caller, whose library of pictures does it (see
+    :class:`resobj_d2.inference.Predictor`); the rest of the preprocessing is inside.
+
+    Args:
+        model: the detector; put into evaluation mode.
+        standard: select the detections in operators that ONNX has, not in this package's.
+        raw: no selection; return the scores and boxes of all anchors.
+
+    Raises:
+        ValueError: the model is of another kind, or ``standard`` cannot express its suppression.
+    """
+
+    def __init__(self, model: nn.Module, *, standard: bool = False, raw: bool = False) -> None:
+        super().__init__()
+        if not isinstance(model, ResObjDenseDetector):
+            raise ValueError(
+                f"export knows the detectors of MODEL.META_ARCHITECTURE ResObjDenseDetector, got "
+                f"{type(model).__name__}"
+            )
+        method = model.postprocess.suppression.method
+        if standard and not raw and method != "greedy":
+            raise ValueError(
+                f"ONNX has no operator for MODEL.DENSE.POSTPROCESS.NMS {method}: export with NMS "
+                "greedy, or with --raw and suppress duplicates yourself"
+            )
+        self.model = model.eval()
+        self.standard = standard
+        self.raw = raw
+
+    @property
+    def size_divisibility(self) -> int:
+        """Height and width of the input must be multiples of it."""
+        return self.model.backbone.size_divisibility or 1
+
+    @property
+    def coarsest_stride(self) -> int:
+        """Distance between the cells of the coarsest feature map, in pixels."""
+        return max(stride for x in self.model.streams.values() for stride in x.priors.strides)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs must be."""
+        return self.model.device
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what :meth:`forward` returns."""
+        return RAW_OUTPUTS if self.raw else OUTPUTS
+
+    @property
+    def limits(self) -> dict[str, float | int | str]:
+        """The numbers by which detections are selected."""
+        chosen = self.model.postprocess
+        method = chosen.suppression
+        return {
+            "score_threshold": chosen.score_thresh,
+            "candidates_per_level": chosen.topk,
+            "nms": method.method,
+            "nms_threshold": method.threshold,
+            "max_detections": chosen.max_detections,
+        }
+
+    def forward(
+        self, images: Tensor, image_sizes: Tensor, original_sizes: Tensor
+    ) -> tuple[Tensor, ...]:
+        """
+        Args:
+            images: (N, 3, H, W) uint8 or float in 0..255, channels in the order of
+                ``INPUT.FORMAT``, each at the top left and padded with anything to the common size,
+                a multiple of :attr:`size_divisibility`.
+            image_sizes: (N, 2) int64, (height, width) of each without its padding.
+            original_sizes: (N, 2) int64, (height, width) of the pictures before they were resized,
+                to which boxes are scaled.
+
+        Returns:
+            Boxes (N, D, 4), XYXY in pixels of the original pictures, scores (N, D), classes (N, D)
+            int64 and counts (N,) int64: image i has ``counts[i]`` detections, best first, and then
+            padding: boxes and scores of 0, classes of -1. With ``raw`` scores (N, R, K) of all
+            anchors and boxes (N, R, 4) in pixels of the original pictures, not clipped. Several
+            streams follow each other along R.
+        """
+        pixels = self._normalised(images, image_sizes)
+        outputs = self.model.predict(ImageList(pixels, []), every_step=False)
+        streams = self.model.streams.items()
+        inputs = [stream.detection_inputs(outputs[name]) for name, stream in streams]
+        scale = original_sizes.float() / image_sizes.float()
+        scale = torch.cat((scale, scale), dim=1).flip(1)[:, None]  # (N, 1, 4), x first
+        if self.raw:
+            scores, boxes = raw_predictions(inputs)
+            return scores, boxes * scale
+        choose = select_in_standard_operators if self.standard else select
+        boxes, scores, classes = choose(inputs, self.model.postprocess)
+        return padded_detections(boxes * scale, scores, classes, original_sizes)
+
+    def _normalised(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """The network's input: normalised pixels, and 0 in the padding, as Detectron2 pads."""
+        pixels = (images.float() - self.model.pixel_mean) / self.model.pixel_std
+        height, width = (
+            torch.arange(n, device=images.device) for n in (images.shape[2], images.shape[3])
+        )
+        inside = (height < image_sizes[:, :1])[:, :, None] & (width < image_sizes[:, 1:])[:, None]
+        return torch.where(inside[:, None], pixels, 0.0)
+
+
+def padded_detections(
+    boxes: Tensor, scores: Tensor, classes: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clips boxes to their pictures and drops those of which nothing is left, as Detectron2 does.
+
+    Args:
+        boxes, scores, classes: (N, D, 4), (N, D), (N, D), best first; scores ``ABSENT`` for none.
+        sizes: (N, 2), (height, width) of the pictures.
+    """
+    limit = torch.cat((sizes, sizes), dim=1).flip(1)[:, None].to(boxes.dtype)
+    boxes = torch.minimum(boxes.clamp(min=0), limit)
+    seen = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & (scores > ABSENT)
+    # Those that are seen first, in their order.
+    count = scores.shape[1]
+    position = torch.arange(count, device=scores.device)
+    place = torch.where(seen, position, position + count)
+    order = place.topk(count, dim=1, largest=False).indices
+    seen, boxes = seen.gather(1, order), boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return (
+        torch.where(seen[..., None], boxes, 0.0),
+        torch.where(seen, scores.gather(1, order), 0.0),
+        torch.where(seen, classes.gather(1, order), -1),
+        seen.sum(dim=1),
+    )
