@@ -13,21 +13,23 @@ average precision would gain if errors of this kind alone did not happen.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from resobj_d2.command import run_command
 
+from .confusions import confusion_table
 from .evaluation_set import EvaluationSet
 from .matching import Matches, Pairs, match, overlapping_pairs
 from .precision import average_precision, mean_precision
 from .source import add_source_options, load_source
 from .tables import Row, markdown, write_json
 
-__all__ = ["KINDS", "ErrorAnalysis", "analyze_errors", "confusion_table", "main"]
+__all__ = ["KINDS", "Correction", "ErrorAnalysis", "analyze_errors", "corrections", "main"]
 
 KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
 """TIDE's kinds of errors: wrong class; badly localised; both; duplicate; background; missed."""
@@ -60,8 +62,6 @@ class ErrorAnalysis:
         missed: (N,) bool: objects of kind Miss. Of the others that were not found, a Cls or Loc
             error is to blame.
         not_found: (N,) bool: all objects without a true positive.
-        precision: (K,) average precision of each class from 0 to 1; NaN without objects.
-        fixed: by kind, also "FP" and "FN": the same after the errors of this kind were corrected.
     """
 
     data: EvaluationSet
@@ -72,8 +72,20 @@ class ErrorAnalysis:
     targets: np.ndarray
     missed: np.ndarray
     not_found: np.ndarray
-    precision: np.ndarray
-    fixed: dict[str, np.ndarray]
+
+    @functools.cached_property
+    def _precisions(self) -> dict[str, np.ndarray]:
+        return {kind: _precision(self.data, c) for kind, c in corrections(self)}
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(K,) average precision of each class from 0 to 1; NaN without objects."""
+        return self._precisions[""]
+
+    @property
+    def fixed(self) -> dict[str, np.ndarray]:
+        """By kind, also "FP" and "FN": the same after the errors of this kind were corrected."""
+        return {kind: values for kind, values in self._precisions.items() if kind}
 
     def table(self) -> list[Row]:
         """A row for each kind: ``error``, ``count``, ``dAP`` in percent, ``meaning``."""
@@ -165,8 +177,6 @@ def analyze_errors(
     not_found[matches.objects[matches.correct]] = False
     explained = np.zeros(len(data.objects), dtype=bool)
     explained[targets[targets >= 0]] = True
-    missed = not_found & ~explained
-    precision, fixed = _corrected(data, matches, kinds, targets, missed, not_found)
     return ErrorAnalysis(
         data=data,
         threshold=threshold,
@@ -174,10 +184,8 @@ def analyze_errors(
         matches=matches,
         kinds=kinds,
         targets=targets,
-        missed=missed,
+        missed=not_found & ~explained,
         not_found=not_found,
-        precision=precision,
-        fixed=fixed,
     )
 
 
@@ -215,39 +223,57 @@ def _best_objects(number: int, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     return ious, objects
 
 
-def _corrected(
-    data: EvaluationSet,
-    matches: Matches,
-    kinds: np.ndarray,
-    targets: np.ndarray,
-    missed: np.ndarray,
-    not_found: np.ndarray,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Average precision of each class as it is, and by kind after these errors were corrected."""
-    found, objects = data.detections, data.objects
-    positives = data.positives()
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What is evaluated after the errors of one kind were corrected.
 
-    def precision(keep, correct, classes=found.classes, count=positives):
-        return average_precision(classes[keep], found.scores[keep], correct[keep], count)
+    Attributes:
+        kept: (n,) rows of the detections that are left and judged.
+        classes: (D,) their classes.
+        correct: (D,) bool, whether they are true positives.
+        to_find: (N,) bool, the objects that count.
+    """
 
-    judged, correct = ~matches.ignored, matches.correct
-    fixed = {}
-    for number, kind in enumerate(KINDS):
-        if kind == "Miss":
-            rest = positives - np.bincount(objects.classes[missed], minlength=data.num_classes)
-            fixed[kind] = _without_missed(precision(judged, correct, count=rest), positives)
-            continue
-        wrong = kinds == number
+    kept: np.ndarray
+    classes: np.ndarray
+    correct: np.ndarray
+    to_find: np.ndarray
+
+
+def corrections(analysis: ErrorAnalysis) -> Iterator[tuple[str, Correction]]:
+    """By kind, first "" for no correction, and "FP" and "FN" at the end."""
+    found, objects = analysis.data.detections, analysis.data.objects
+    judged, correct = ~analysis.matches.ignored, analysis.matches.correct
+    to_find = ~objects.ignored
+
+    def changed(keep=judged, classes=found.classes, correct=correct, to_find=to_find):
+        kept = np.flatnonzero(keep)
+        return Correction(kept=kept, classes=classes, correct=correct, to_find=to_find)
+
+    yield "", changed()
+    for number, kind in enumerate(KINDS[:-1]):
+        wrong = analysis.kinds == number
         # The best detection of an object that is not found yet becomes right, all others vanish.
-        saved = _best_of_each_object(found.scores, np.where(wrong, targets, -1), not_found)
-        classes = np.where(saved, objects.classes[targets], found.classes) if saved.any() else None
-        keep = judged & (~wrong | saved)
-        classes = found.classes if classes is None else classes
-        fixed[kind] = precision(keep, correct | saved, classes)
-    fixed["FP"] = precision(correct, correct)
-    rest = positives - np.bincount(objects.classes[not_found], minlength=data.num_classes)
-    fixed["FN"] = _without_missed(precision(judged, correct, count=rest), positives)
-    return precision(judged, correct), fixed
+        targets = np.where(wrong, analysis.targets, -1)
+        saved = _best_of_each_object(found.scores, targets, analysis.not_found)
+        classes = found.classes.copy()
+        classes[saved] = objects.classes[targets[saved]]
+        yield kind, changed(judged & (~wrong | saved), classes, correct | saved)
+    yield "Miss", changed(to_find=to_find & ~analysis.missed)
+    yield "FP", changed(correct)
+    yield "FN", changed(to_find=to_find & ~analysis.not_found)
+
+
+def _precision(data: EvaluationSet, correction: Correction) -> np.ndarray:
+    kept = correction.kept
+    positives = np.bincount(data.objects.classes[correction.to_find], minlength=data.num_classes)
+    precision = average_precision(
+        correction.classes[kept],
+        data.detections.scores[kept],
+        correction.correct[kept],
+        positives,
+    )
+    return _without_missed(precision, data.positives())
 
 
 def _without_missed(precision: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -265,77 +291,6 @@ def _best_of_each_object(
     order = rows[np.lexsort((-scores[rows], targets[rows]))]
     best[order[np.r_[True, targets[order][1:] != targets[order][:-1]][: len(order)]]] = True
     return best
-
-
-def confusion_table(
-    data: EvaluationSet, *, confidence: float = 0.3, threshold: float = 0.5
-) -> list[Row]:
-    """Which classes are taken for which.
-
-    Detections and objects are paired one to one, by falling IoU: those of the same class first, so
-    that a class counts as confused only where no detection has the right one.
-
-    Args:
-        data: ground truth and detections.
-        confidence: lowest score of the detections that count.
-        threshold: lowest IoU of a pair.
-
-    Returns:
-        Rows with ``object``, ``detection`` and ``count``, largest first, without those that are 0.
-        The object of a false positive and the detection of a missed object are "background".
-    """
-    counts = confusion_matrix(data, confidence=confidence, threshold=threshold)
-    names = [*data.class_names, "background"]
-    cells = [
-        {"object": names[i], "detection": names[j], "count": int(counts[i, j])}
-        for i, j in np.argwhere(counts)
-    ]
-    return sorted(cells, key=lambda row: -row["count"])
-
-
-def confusion_matrix(
-    data: EvaluationSet, *, confidence: float = 0.3, threshold: float = 0.5
-) -> np.ndarray:
-    """(K + 1, K + 1) numbers for :func:`confusion_table`; rows are of objects, the last background.
-
-    Detections that cover a crowd region or difficult object of their class, and no other object,
-    are left out.
-    """
-    size = data.num_classes
-    pairs = overlapping_pairs(data, threshold)
-    pairs = pairs.take(data.detections.scores[pairs.detections] >= confidence)
-    own = data.detections.classes[pairs.detections]
-    same = own == data.objects.classes[pairs.objects]
-    ignored = data.objects.ignored[pairs.objects]
-    partner = np.full(len(data.detections), -1)
-    free = ~data.objects.ignored
-    for chosen in (same & ~ignored, ~same & ~ignored):
-        _pair_up(pairs.take(chosen), partner, free)
-    left_out = data.detections.scores < confidence
-    near = np.zeros_like(left_out)
-    near[pairs.detections[same & ignored]] = True
-    rows = np.flatnonzero(~left_out & ~(near & (partner < 0)))
-    classes = np.append(data.objects.classes, size)  # the last for partner -1
-    counts = np.zeros((size + 1, size + 1), dtype=np.int64)
-    np.add.at(counts, (classes[partner[rows]], data.detections.classes[rows]), 1)
-    np.add.at(counts, (data.objects.classes[free], size), 1)
-    return counts
-
-
-def _pair_up(pairs: Pairs, partner: np.ndarray, free: np.ndarray) -> None:
-    """Greedily by falling IoU: in each round those pairs that are the best of both sides."""
-    order = np.lexsort((pairs.objects, pairs.detections, -pairs.ious))
-    detections, objects = pairs.detections[order], pairs.objects[order]
-    while True:
-        open_ = (partner[detections] < 0) & free[objects]
-        detections, objects = detections[open_], objects[open_]
-        if not len(detections):
-            return
-        positions = np.arange(len(detections))
-        first = np.isin(positions, np.unique(detections, return_index=True)[1])
-        first &= np.isin(positions, np.unique(objects, return_index=True)[1])
-        partner[detections[first]] = objects[first]
-        free[objects[first]] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

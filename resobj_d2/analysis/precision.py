@@ -48,31 +48,51 @@ def ranked_precision(
         weights: (n,) not negative.
         positives: (K,) objects to find, counted as often as their images.
     """
-    result = np.where(positives > 0, 0.0, np.nan)
-    hits = np.flatnonzero(correct & (weights > 0) & (positives[classes] > 0))
-    if not len(hits):
-        return result
+    hits = np.flatnonzero(correct & (positives[classes] > 0))
     owner = classes[hits]
     # Counts from the start of the class. Precision only matters where it has its peaks: at hits.
-    seen = np.cumsum(weights)
-    begin = np.searchsorted(classes, np.arange(len(positives)))
-    before = np.r_[0.0, seen][begin]
-    seen = seen[hits] - before[owner]
-    found = np.cumsum(weights[hits])
-    first = np.r_[True, owner[1:] != owner[:-1]]
-    found -= np.repeat(
-        (found - weights[hits])[first], np.diff(np.r_[np.flatnonzero(first), len(hits)])
-    )
-    precision = found / seen
-    # The best precision at this recall or beyond. What is added keeps the classes apart.
-    apart = 2.0 * (owner[-1] - owner)
+    seen = np.r_[0.0, np.cumsum(weights)]
+    begin = np.searchsorted(classes, owner)
+    found = cumulated(weights[hits], owner)
+    return area_under_peaks(owner, found, seen[hits + 1] - seen[begin], positives)
+
+
+def cumulated(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Cumulative sums that start anew in every group; equal groups are adjacent."""
+    sums = np.cumsum(values)
+    starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]][: len(groups)])
+    before = (sums - values)[starts]
+    return sums - np.repeat(before, np.diff(np.r_[starts, len(groups)]))
+
+
+def area_under_peaks(
+    groups: np.ndarray, found: np.ndarray, seen: np.ndarray, positives: np.ndarray
+) -> np.ndarray:
+    """Average precision from the true positives alone.
+
+    Args:
+        groups: (h,) int64, ascending: the class of each true positive, best first within a class.
+        found: (h,) how many true positives there are up to and with it.
+        seen: (h,) how many detections.
+        positives: (G,) objects to find.
+
+    Returns:
+        (G,) from 0 to 1; NaN for groups without objects.
+    """
+    result = np.where(positives > 0, 0.0, np.nan)
+    if not len(groups):
+        return result
+    precision = np.divide(found, seen, out=np.zeros(len(groups)), where=seen > 0)
+    # The best precision at this recall or beyond. What is added keeps the groups apart.
+    apart = 2.0 * (groups[-1] - groups)
     best = np.maximum.accumulate((precision + apart)[::-1])[::-1] - apart
     # Every recall level belongs to the first hit that reaches it.
-    reached = np.searchsorted(_RECALLS, found / positives[owner], side="right")
-    levels = np.diff(reached, prepend=0)
-    levels[first] = reached[first]
-    result += np.bincount(owner, best * levels, minlength=len(positives)) / len(_RECALLS)
-    return result
+    totals = positives[groups]
+    recall = np.divide(found, totals, out=np.zeros(len(groups)), where=totals > 0)
+    reached = np.searchsorted(_RECALLS, recall, side="right")
+    first = np.r_[True, groups[1:] != groups[:-1]]
+    levels = np.where(first, reached, np.diff(reached, prepend=0))
+    return result + np.bincount(groups, best * levels, minlength=len(positives)) / len(_RECALLS)
 
 
 def precision_of_matches(

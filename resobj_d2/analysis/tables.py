@@ -46,8 +46,10 @@ def markdown(
 def _cell(value: object, digits: int) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.{digits}f}"
+        return f"{round(value, digits) + 0.0:.{digits}f}"  # without -0.0
     return str(value).replace("|", "\\|")
 
 

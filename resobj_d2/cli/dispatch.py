@@ -86,6 +86,12 @@ ANALYZE = (
         uses_operators=False,
     ),
     Command(
+        name="compare",
+        summary="runs side by side, with intervals of the differences",
+        module="analysis.compare",
+        uses_operators=False,
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",

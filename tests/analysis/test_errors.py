@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resobj_d2.analysis.confusions import confusion_matrix, confusion_table
 from resobj_d2.analysis.dump import dump_detections
-from resobj_d2.analysis.errors import (
-    KINDS,
-    analyze_errors,
-    confusion_matrix,
-    confusion_table,
-    main,
-)
+from resobj_d2.analysis.errors import KINDS, analyze_errors, main
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.matching import match, overlapping_pairs
 from resobj_d2.analysis.precision import IOU_THRESHOLDS, mean_precision, precision_by_threshold

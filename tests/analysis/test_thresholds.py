@@ -102,7 +102,7 @@ def test_thresholds_command(tmp_path, capsys):
     assert thresholds.main(command) == 0
     printed = capsys.readouterr().out
     assert '  PREDICT.SCORE_THRESH "[0.75, 0.5]"' in printed
-    row = "| b       |         1 | 0.500       |         0.0 |      0.0 |   0.0 | False     |"
+    row = "| b       |         1 | 0.500       |         0.0 |      0.0 |   0.0 | no        |"
     assert row in printed
     assert len(np.unique(np.asarray(Image.open(picture)))) > 20
     tables = json.loads(output.read_text())

@@ -66,7 +66,7 @@ def test_tables_by_hand():
     assert first["cost"] == pytest.approx(100 * (1 + 2 / 3 - 1 / 2) / 2)
     assert (second["image"], second["error"], second["score"]) == (0, "Bkg", 0.9)
     assert second["cost"] == pytest.approx(25) and second["box"] == FAR
-    (worst, better) = costs.image_table()
+    worst, better = costs.image_table()
     assert worst["image"] == 1 and worst["missed"] == 1 and worst["worst"] == "Miss"
     assert better["image"] == 0 and better["false positives"] == 1 and better["worst"] == "Bkg"
     assert costs.image_table(1) == [worst]
