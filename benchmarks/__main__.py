@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from . import machine, memory, table
-from .case import Case, all_cases, select_cases
-from .comparison import failures
-from .worker import Job, Row
+from resobj_d2.process import replacing
 
-# Time limit of a process, so that a case that hangs does not stop the others.
-TIMEOUT = 900
+from . import machine, memory, processes, table
+from .case import Case, all_cases, most_valuable_first, select_cases
+from .comparison import failures
+from .worker import BANDWIDTH, LAUNCHES, OURS, Job, Row
+
+# Of the time for a GPU, the share that is kept for counting launches.
+LAUNCHES_SHARE = 0.15
 
 
 def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Namespace:
@@ -31,7 +30,13 @@ def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Names
     parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')
     parser.add_argument("--budget", type=float, help="seconds per case and thread count, default 5")
     parser.add_argument("--malloc", choices=tuple(memory.MALLOC), help="default: set by each case")
-    parser.add_argument("--json", type=Path, help="a file, or a folder for <processor>.json")
+    parser.add_argument(
+        "--json", type=Path, help="a file, or a folder for <processor>.json; kept after every case"
+    )
+    parser.add_argument("--seconds", type=float, help="begin no case after this time")
+    parser.add_argument(
+        "--case-seconds", type=float, default=900, help="give up a case after this, default 900"
+    )
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     parser.add_argument("--quick", action="store_true", help="1 thread, half a second per case")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
@@ -45,6 +50,9 @@ def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Names
         parser.error(f"--threads takes comma-separated numbers, got {options.threads!r}")
     if min(threads) < 1:
         parser.error(f"--threads must be positive, got {options.threads!r}")
+    for name in ("seconds", "case_seconds"):
+        if (value := getattr(options, name)) is not None and not 0 < value < float("inf"):
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {value}")
     options.threads = [1] if options.device == "cuda" else machine.usable_threads(threads)
     options.only = [name.strip() for name in options.only.split(",") if name.strip()]
     return options
@@ -91,70 +99,114 @@ def why_not(device: str) -> str:
     return ""
 
 
+class Results:
+    """What is measured, in the form of the JSON file, which is written after every case."""
+
+    def __init__(self, cases: list[Case], options: argparse.Namespace) -> None:
+        self.cases = {case.key: case for case in cases}
+        self.options, self.start = options, time.time()
+        self.rates: dict[str, dict[str, float]] = {}
+        self.rows: dict[tuple[str, str], list[dict]] = {}  # by key and allocator
+        self.machine = machine.describe(options.device)
+
+    def add(self, key: str, malloc: str, rows: list[dict]) -> None:
+        self.rows[key, malloc] = rows
+        for row in rows:
+            print(table.one_line(row), flush=True)
+        self.save()
+
+    def add_launches(self, key: str, malloc: str, launches: dict[str, int]) -> None:
+        for row in self.rows[key, malloc]:
+            if OURS in launches and not row["missing"]:
+                row["cuda"]["launches"] = launches[OURS]
+            if row["peer"] in launches:
+                row["cuda"]["peer_launches"] = launches[row["peer"]]
+        self.save()
+
+    def has_times(self, key: str, malloc: str) -> bool:
+        return any(row["ours_ms"] for row in self.rows.get((key, malloc), []))
+
+    def save(self) -> Path | None:
+        return write(self.content(), self.options.json) if self.options.json else None
+
+    def content(self) -> dict:
+        settings = {name: getattr(self.options, name) for name in ("budget", "seed", "quick")}
+        settings |= {"threads": self.options.threads, "seconds": round(time.time() - self.start)}
+        places = {key: place for place, key in enumerate(self.cases)}
+        rows = [self.rows[pair] for pair in sorted(self.rows, key=lambda pair: places[pair[0]])]
+        return {
+            "machine": self.machine,
+            "settings": settings,
+            "bandwidth": self.rates,
+            "rows": [row for group in rows for row in group],
+        }
+
+
 def run(cases: list[Case], options: argparse.Namespace) -> dict:
     """Run every group of cases in its own process and collect the results."""
-    start = time.time()
+    results = Results(cases, options)
     job = Job([], options.device, options.threads, "warm", options.budget, options.seed, {})
-    job.rates, problem = ask_worker(job)
-    if problem:
-        raise SystemExit(f"error: memory bandwidth cannot be measured:\n{problem}")
-    rows: list[dict] = []
-    for malloc, group in groups(cases, options.malloc):
+    job.case_seconds = options.case_seconds
+    until = results.start + options.seconds if options.seconds else None
+    results.rates = job.rates = measure_bandwidth(job)
+    on_gpu = options.device == "cuda"
+    job.until = until if until is None or not on_gpu else until - LAUNCHES_SHARE * options.seconds
+    unmeasured = []
+    for malloc, group in groups(cases, options.malloc, options.device):
         job.keys, job.malloc = [case.key for case in group], malloc
         # With the default allocator calls wait for the system, whatever the number of threads.
         job.threads = options.threads[:1] if malloc == "default" else options.threads
-        measured, problem = ask_worker(job)
-        if problem:
-            measured = [failed_row(case, malloc, problem) for case in group]
-        for row in measured:
-            print(table.one_line(row), flush=True)
-        rows += measured
-    return {
-        "machine": machine.describe(options.device),
-        "settings": {
-            "budget": options.budget,
-            "seed": options.seed,
-            "quick": options.quick,
-            "threads": options.threads,
-            "seconds": round(time.time() - start),
-        },
-        "bandwidth": job.rates,
-        "rows": rows,
-    }
+        unmeasured += run_group(job, results)
+    if unmeasured:
+        print(f"out of time, not measured: {', '.join(unmeasured)}", flush=True)
+    if on_gpu:
+        job.keys = [key for key in job.keys if results.has_times(key, job.malloc)]
+        job.task, job.until = LAUNCHES, until
+        run_group(job, results)
+    return results.content()
 
 
-def groups(cases: list[Case], malloc: str | None) -> list[tuple[str, list[Case]]]:
-    """Cases that share a process, with its allocator settings."""
+def run_group(job: Job, results: Results) -> list[str]:
+    """Do a job; returns the keys for which no time was left."""
+
+    def keep(result: dict) -> None:
+        if "launches" in result:
+            results.add_launches(result["key"], job.malloc, result["launches"])
+        else:
+            results.add(result["key"], job.malloc, result["rows"])
+
+    def fail(key: str, problem: str) -> None:
+        if job.task == LAUNCHES:
+            print(f"launches of {key} were not counted: {problem}", file=sys.stderr)
+        else:
+            row = failed_row(results.cases[key], job.malloc, problem)
+            results.add(key, job.malloc, [row])
+
+    return processes.run_job(job, keep, fail)
+
+
+def measure_bandwidth(job: Job) -> dict[str, dict[str, float]]:
+    found: list[dict] = []
+    _, problem = processes.ask_worker(replace(job, task=BANDWIDTH), found.append)
+    if not found:
+        raise SystemExit(f"error: memory bandwidth cannot be measured:\n{problem}")
+    return found[0]["rates"]
+
+
+def groups(
+    cases: list[Case], malloc: str | None, device: str = "cpu"
+) -> list[tuple[str, list[Case]]]:
+    """Cases that share a process, with its allocator settings.
+
+    All do on a GPU, which they do not concern, the most valuable first.
+    """
+    if device == "cuda":
+        return [(malloc or "warm", most_valuable_first(cases))] if cases else []
     result: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         for mode in (malloc,) if malloc else case.malloc:
             result.setdefault((case.process or case.key, mode), []).append(case)
     return [(mode, group) for (_, mode), group in result.items()]
-
-
-def ask_worker(job: Job) -> tuple[list | dict, str]:
-    """The worker's result, and what went wrong ("" if nothing did)."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    environment |= memory.MALLOC[job.malloc]
-    environment["RESOBJ_REQUIRE_NATIVE"] = "cpu" if job.device == "cpu" else "cpu,cuda"
-    with tempfile.TemporaryDirectory() as folder:
-        request, answer = Path(folder, "job.json"), Path(folder, "result.json")
-        request.write_text(json.dumps(asdict(job)))
-        command = [sys.executable, "-m", "benchmarks.worker", str(request), str(answer)]
-        try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                cwd=machine.REPOSITORY,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
-            return {}, f"no answer within {TIMEOUT} s"
-        if done.returncode != 0 or not answer.is_file():
-            return {}, f"exit status {done.returncode}: " + done.stderr.strip()[-2000:]
-        return json.loads(answer.read_text()), ""
 
 
 def failed_row(case: Case, malloc: str, problem: str) -> dict:
@@ -164,9 +216,10 @@ def failed_row(case: Case, malloc: str, problem: str) -> dict:
 def write(results: dict, path: Path) -> Path:
     """Write the JSON to the file ``path``, or into the folder if it does not end in .json."""
     if path.suffix != ".json":
-        path.mkdir(parents=True, exist_ok=True)
         path = path / f"{machine.slug(results['machine'])}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(results, indent=1) + "\n")
     return path
 
 

@@ -78,7 +78,11 @@ def excerpt(results: list[dict]) -> str:
 
 def cpu_section(result: dict, on_gpu: list[dict]) -> str:
     threads = result["settings"]["threads"]
-    gpus = {gpu["machine"]["gpu"]: by_comparison(gpu["rows"]) for gpu in on_gpu}
+    # Settings of the CPU's allocator mean nothing there.
+    gpus = {
+        gpu["machine"]["gpu"]: {key[:-1]: rows for key, rows in by_comparison(gpu["rows"]).items()}
+        for gpu in on_gpu
+    }
     header = ["case", "size", "against", "theirs, ms", "ours, ms"]
     header += [f"{t} thread{'s' if t > 1 else ''}" for t in threads]
     header += ["target", "peak MiB, theirs → ours", "memory-bound share"]
@@ -90,7 +94,7 @@ def cpu_section(result: dict, on_gpu: list[dict]) -> str:
         cells += [milliseconds(first["peer_ms"]), milliseconds(first["ours_ms"])]
         cells += [ratio(rows[t]) if t in rows else "-" for t in threads]
         cells += [target(first), peak(first), percent(first["roofline"])]
-        cells += [gpu_cell(rows_of_gpu.get(key)) for rows_of_gpu in gpus.values()]
+        cells += [gpu_cell(rows_of_gpu.get(key[:-1])) for rows_of_gpu in gpus.values()]
         cells += [] if gpus else [NOT_MEASURED]
         lines.append(cells)
     parts = [f"### {result['machine']['cpu']}", facts(result), grid(header, lines)]

@@ -1,13 +1,18 @@
-"""Measures cases in a separate process: ``python -m benchmarks.worker job.json result.json``.
+"""Measures cases in a separate process: ``python -m benchmarks.worker job.json results.jsonl``.
 
-A fresh process has a fresh allocator, which is configured by its environment.
+A fresh process has a fresh allocator, which is configured by its environment. Each result is a line
+of the file as soon as it is known, so those of a process that is killed are kept.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import json
 import math
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,6 +28,11 @@ from .comparison import Comparison, compare, verdict
 from .timing import CpuClock, interleave
 
 OURS = "ours"
+# The tasks of a job.
+BANDWIDTH, MEASURE, LAUNCHES = "bandwidth", "measure", "launches"
+CONTEXT_LOST = 3  # exit status: after an error on the GPU a process can no longer use it
+LEAST_SECONDS = 8  # with less time left no further case is begun
+OWN_PACKAGES = ("benchmarks", "resobj_d2")
 
 
 @dataclass
@@ -54,7 +64,16 @@ class Row:
 
 @dataclass
 class Job:
-    """A worker's task."""
+    """A worker's task.
+
+    Attributes:
+        rates: ``roofline.bandwidth`` by number of threads.
+        task: ``"bandwidth"``, ``"measure"``, or ``"launches"``, which only counts them: a profiler
+            slows down every launch after it, so they are counted when all times are known.
+        case_seconds: a case that takes longer ends the process.
+        until: point in ``time.time()`` at which the process ends, in the middle of a case if need
+            be; None for no limit.
+    """
 
     keys: list[str]
     device: str
@@ -62,7 +81,10 @@ class Job:
     malloc: str
     budget: float
     seed: int
-    rates: dict[str, dict[str, float]]  # roofline.bandwidth by number of threads
+    rates: dict[str, dict[str, float]]
+    task: str = MEASURE
+    case_seconds: float = 900
+    until: float | None = None
 
 
 class CountOperators(TorchDispatchMode):
@@ -92,8 +114,16 @@ def run_case(case: Case, job: Job) -> list[Row]:
     device = torch.device(job.device)
     threads = [t for t in job.threads if t <= case.max_threads]
     torch.set_num_threads(threads[0])
-    inputs = case.make(device, job.seed)
-    calls, missing = bind(case, inputs)
+    try:
+        calls, missing = bind(case, case.make(device, job.seed))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in OWN_PACKAGES:
+            raise
+        reason = not_installed(error)
+        return [
+            Row(case.id, case.size, peer, threads[0], job.malloc, missing=reason)
+            for peer in case.peers or [""]
+        ]
     errors = check_results(case, calls)
     if errors:
         return [
@@ -105,7 +135,8 @@ def run_case(case: Case, job: Job) -> list[Row]:
     for count in threads:
         torch.set_num_threads(count)
         rows += measure(case, job, calls, facts, count)
-    if not case.process:  # last, as it changes how this process allocates
+    # Last, as it changes how this process allocates on the CPU.
+    if job.device == "cuda" or not case.process:
         torch.set_num_threads(threads[0])
         add_peaks(rows, calls, device)
     for peer, reason in missing.items():
@@ -121,8 +152,12 @@ def bind(case: Case, inputs: tuple) -> tuple[dict[str, Callable], dict[str, str]
         try:
             calls[name] = peer(*inputs)
         except ImportError as error:
-            missing[name] = f"not installed ({error})"
+            missing[name] = not_installed(error)
     return calls, missing
+
+
+def not_installed(error: ImportError) -> str:
+    return f"not installed ({error})"
 
 
 def check_results(case: Case, calls: dict[str, Callable]) -> dict[str, str]:
@@ -140,12 +175,12 @@ def check_results(case: Case, calls: dict[str, Callable]) -> dict[str, str]:
 
 
 def measure_once(calls: dict[str, Callable], device: torch.device) -> dict[str, dict]:
-    """What need not be repeated: number of operators and, on a GPU, of launches and waits."""
+    """What need not be repeated: number of operators and, on a GPU, of waits."""
     facts = {}
     for name, call in calls.items():
         fact: dict[str, Any] = {"operators": count_operators(call)}
         if device.type == "cuda":
-            fact["cuda"] = {"launches": cuda.count_launches(call), "waits": cuda.count_waits(call)}
+            fact["cuda"] = {"waits": cuda.count_waits(call)}
         facts[name] = fact
     return facts
 
@@ -256,25 +291,85 @@ def failed(case: Case, malloc: str, error: Exception) -> Row:
     return Row(case.id, case.size, "", 1, malloc, error=text, verdict="fail")
 
 
-def main(job_file: str, result_file: str) -> None:
-    job = Job(**json.loads(Path(job_file).read_text()))
-    if not job.keys:  # measure memory bandwidth
+def count_launches(case: Case, job: Job) -> dict[str, int]:
+    """Number of launches of our call and of each peer's."""
+    calls, _ = bind(case, case.make(torch.device(job.device), job.seed))
+    counts = {}
+    for name, call in calls.items():
+        call()
+        counts[name] = cuda.count_launches(call)
+    return counts
+
+
+def context_is_lost(device: str) -> bool:
+    """Whether every later call on the GPU would fail, as after an access out of bounds."""
+    if device != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+def run_task(case: Case, job: Job) -> dict[str, Any]:
+    """The result of a case: its rows, or the launches that were counted."""
+    try:
+        if job.task == LAUNCHES:
+            return {"launches": count_launches(case, job)}
+        return {"rows": [asdict(row) for row in run_case(case, job)]}
+    except Exception as error:  # the other cases of this process can still be measured
+        if job.task == LAUNCHES:
+            traceback.print_exception(error)
+            return {"launches": {}}
+        return {"rows": [asdict(failed(case, job.malloc, error))]}
+
+
+def seconds_left(job: Job) -> float:
+    return math.inf if job.until is None else job.until - time.time()
+
+
+def work(job: Job, keep: Callable[[dict[str, Any]], None]) -> int:
+    """Do the job, handing over every result at once; returns the exit status."""
+    if job.task == BANDWIDTH:
         rates = {}
         for count in job.threads:
             torch.set_num_threads(count)
             rates[str(count)] = roofline.bandwidth(torch.device(job.device))
-        Path(result_file).write_text(json.dumps(rates))
-        return
+        keep({"key": BANDWIDTH, "rates": rates})
+        return 0
     cases = {case.key: case for case in all_cases()}
-    rows = []
     for key in job.keys:
-        case = cases[key]
-        try:
-            rows += run_case(case, job)
-        except Exception as error:  # the other cases of this process can still be measured
-            rows.append(failed(case, job.malloc, error))
-    Path(result_file).write_text(json.dumps([asdict(row) for row in rows]))
+        left = seconds_left(job)
+        if left < LEAST_SECONDS:
+            break
+        # Works even if the process hangs in a call into the driver; the stack goes to stderr.
+        faulthandler.dump_traceback_later(min(job.case_seconds, left), exit=True)
+        result = run_task(cases[key], job)
+        faulthandler.cancel_dump_traceback_later()
+        keep({"key": key, **result})
+        if context_is_lost(job.device):
+            return CONTEXT_LOST
+        gc.collect()
+        if job.device == "cuda":
+            torch.cuda.empty_cache()
+    return 0
+
+
+def main(job_file: str, result_file: str) -> int:
+    job = Job(**json.loads(Path(job_file).read_text()))
+    with open(result_file, "a") as results:
+
+        def keep(result: dict[str, Any]) -> None:
+            results.write(json.dumps(result) + "\n")
+            results.flush()
+
+        return work(job, keep)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    status = main(*sys.argv[1:])
+    sys.stderr.flush()
+    if status == CONTEXT_LOST:
+        os._exit(status)  # the ordinary exit, which uses the GPU once more, can hang
+    sys.exit(status)

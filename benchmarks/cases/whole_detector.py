@@ -106,7 +106,7 @@ def training_case(
         limits={} if most is None else {f"{SHARE} (ours)": most},
         max_threads=1,
         min_rounds=3,
-        slow=True,
+        slow=device == "cpu",
     )
 
 
@@ -121,7 +121,6 @@ def inference_case(
         peers={"Detectron2": detectron2_inference},
         verify=verify_inference,
         devices=(device,),
-        slow=True,
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.case import all_cases, select_cases
+from benchmarks import worker
+from benchmarks.case import FIRST, all_cases, most_valuable_first, select_cases
 
 
 @pytest.fixture
@@ -16,16 +17,19 @@ def one_row(monkeypatch, toy_case):
     """Pretends that one case was measured; returns a function that sets its row's fields."""
     fields = {}
 
-    def ask_worker(job):
-        if not job.keys:
-            return {"1": {"read": 1e9, "fill": 1e9, "copy": 1e9}}, ""
+    def ask_worker(job, keep):
+        if job.task == worker.BANDWIDTH:
+            keep({"key": "", "rates": {"1": {"read": 1e9, "fill": 1e9, "copy": 1e9}}})
+            return 0, ""
         if fields.get("crash"):
-            return {}, "exit status -11: it crashed"
+            return -11, "exit status -11: it crashed"
         row = command.failed_row(toy_case(), job.malloc, "")
         found = {"ratio": 2.0, "p10": 1.9, "p90": 2.1, "noisy": False}
-        return [{**row, "peer": "them", "comparison": found, "target": 3.0, **fields}], ""
+        row |= {"peer": "them", "comparison": found, "target": 3.0, **fields}
+        keep({"key": toy_case().key, "rows": [row]})
+        return 0, ""
 
-    monkeypatch.setattr(command, "ask_worker", ask_worker)
+    monkeypatch.setattr(command.processes, "ask_worker", ask_worker)
     monkeypatch.setattr(command, "all_cases", lambda: [toy_case()])
     monkeypatch.setattr(command, "why_not", lambda device: "")
     return fields.update
@@ -93,6 +97,57 @@ def test_cases_of_one_process_are_grouped(toy_case):
     found = command.groups([a, b, c, both], None)
     assert found == [("warm", [a]), ("warm", [b, c]), ("warm", [both]), ("default", [both])]
     assert command.groups([a, both], "default") == [("default", [a]), ("default", [both])]
+
+
+def test_all_cases_share_one_process_on_a_gpu(toy_case):
+    compiled = toy_case(id="M1", size="201600 x 50 c", peers={"torch.compile": None}, targets={})
+    a, b, c = toy_case(), toy_case(id="T1"), toy_case(id="M1", size="201600 x 50")
+    both = toy_case(id="M1", size="d", malloc=("warm", "default"))
+    found = command.groups([compiled, a, b, c, both], None, "cuda")
+    assert found == [("warm", [c, b, both, a, compiled])]
+    everything = all_cases()
+    keys = {case.key for case in everything}
+    assert {case.key for case in most_valuable_first(everything)} == keys
+    assert set(FIRST) <= keys | {case.id for case in everything}
+
+
+def test_a_gpu_is_timed_before_launches_are_counted(monkeypatch, toy_case, tmp_path):
+    """Results are written after every case, in the order of the cases, and launches are added."""
+    jobs, files = [], []
+    path = tmp_path / "gpu.json"
+
+    def ask_worker(job, keep):
+        jobs.append((job.task, job.keys))
+        if job.task == worker.BANDWIDTH:
+            keep({"key": "", "rates": {"1": {"read": 1e9, "fill": 1e9}}})
+        for key in job.keys:
+            if job.task == worker.LAUNCHES:
+                keep({"key": key, "launches": {"ours": 2, "adding": 5}})
+                continue
+            bad = key == "T1 8"
+            row = command.failed_row(cases[key], job.malloc, "it failed" if bad else "")
+            times = {} if bad else {"peer": "adding", "ours_ms": 1.0, "peer_ms": 2.0}
+            keep({"key": key, "rows": [{**row, "verdict": "", **times}]})
+            files.append([row["id"] for row in json.loads(path.read_text())["rows"]])
+        return 0, ""
+
+    cases = {case.key: case for case in (toy_case(id=x) for x in ("A", "T1", "M3"))}
+    monkeypatch.setattr(command, "all_cases", lambda: list(cases.values()))
+    monkeypatch.setattr(command, "why_not", lambda device: "")
+    gpu = {**command.machine.describe("cpu"), "device": "cuda", "gpu": "NVIDIA X"}
+    monkeypatch.setattr(command.machine, "describe", lambda device: gpu)
+    monkeypatch.setattr(command.processes, "ask_worker", ask_worker)
+    assert command.main(["--device", "cuda", "--seconds", "100", "--json", str(path)]) == 1
+    assert jobs == [
+        ("bandwidth", []),
+        ("measure", ["T1 8", "M3 8", "A 8"]),
+        ("launches", ["M3 8", "A 8"]),
+    ]
+    assert files == [["T1"], ["T1", "M3"], ["A", "T1", "M3"]]
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["id"] for row in rows] == ["A", "T1", "M3"]
+    counted = {"launches": 2, "peer_launches": 5}
+    assert [row["cuda"] for row in rows] == [counted, {}, counted]
 
 
 def test_selection(toy_case):

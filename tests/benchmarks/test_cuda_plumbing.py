@@ -1,6 +1,7 @@
 """The GPU code with a fake GPU: what is called, in which order, and what is counted."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -163,7 +164,9 @@ def test_a_gpu_row(fake, monkeypatch, toy_case, toy_job):
     monkeypatch.setattr(worker.cuda, "FlushedClock", partial(cuda.FlushedClock, fake, "cpu"))
     monkeypatch.setattr(worker.cuda, "capture", lambda call: capture(call, fake))
     monkeypatch.setattr(worker.cuda, "count_waits", lambda call: count_waits(call, fake))
-    monkeypatch.setattr(worker.cuda, "count_launches", lambda call: 7)
+    # A profiler slows down the launches after it.
+    refused = partial(pytest.fail, "launches were counted before the time was taken")
+    monkeypatch.setattr(worker.cuda, "count_launches", lambda call: refused())
     monkeypatch.setattr(worker.memory, "peak_bytes", lambda call, device: 3 * 2**20)
 
     def slow_peer(x):
@@ -192,8 +195,24 @@ def test_a_gpu_row(fake, monkeypatch, toy_case, toy_job):
     assert row.comparison["ratio"] == pytest.approx(4.0)
     assert (row.target, row.verdict) == (3, "pass")
     assert row.cuda == {
-        "launches": 7, "waits": 0, "cold_ms": pytest.approx(2.0), "graph_ms": pytest.approx(1.0),
-        "peer_launches": 7, "peer_waits": 1, "peer_cold_ms": pytest.approx(8.0),
+        "waits": 0, "cold_ms": pytest.approx(2.0), "graph_ms": pytest.approx(1.0),
+        "peer_waits": 1, "peer_cold_ms": pytest.approx(8.0),
         "peer_no_graph": "waits 1 times",
     }  # fmt: skip
     assert row.peak_mb == 3.0
+
+
+def test_launches_of_every_call_are_counted(monkeypatch, toy_case, toy_job):
+    monkeypatch.setattr(worker.cuda, "count_launches", lambda call: int(call()[0]))
+    counts = worker.run_task(toy_case(), replace(toy_job, task=worker.LAUNCHES))
+    assert counts == {"launches": {"ours": 6, "adding": 6}}  # the first number is twice the seed
+
+
+def test_a_lost_context_is_noticed(monkeypatch):
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert worker.context_is_lost("cuda") and not worker.context_is_lost("cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not worker.context_is_lost("cuda")

@@ -47,6 +47,21 @@ def test_a_peer_that_is_not_installed_has_its_own_row(toy_case, toy_job):
     assert failures(vars(missing)) == []
 
 
+def test_a_case_that_needs_a_missing_package_is_no_error(toy_case, toy_job):
+    def absent(device, seed):
+        import a_package_that_nobody_has  # noqa: F401
+
+    (row,) = worker.run_case(toy_case(make=absent), toy_job)
+    assert (row.peer, row.error) == ("adding", "")
+    assert "not installed" in row.missing and "a_package_that_nobody_has" in row.missing
+
+    def broken(device, seed):
+        import benchmarks.no_such_module  # noqa: F401
+
+    with pytest.raises(ModuleNotFoundError):
+        worker.run_case(toy_case(make=broken), toy_job)
+
+
 def test_a_case_without_peers_has_a_row(toy_case, toy_job):
     (row,) = worker.run_case(toy_case(peers={}, targets={}), toy_job)
     assert row.peer == "" and row.ours_ms > 0 and row.verdict == ""
@@ -72,8 +87,10 @@ def test_an_exception_only_fails_its_own_case(toy_case, toy_job, tmp_path, monke
     toy_job.keys = [case.key for case in cases]
     request, answer = tmp_path / "job.json", tmp_path / "result.json"
     request.write_text(json.dumps(asdict(toy_job)))
-    worker.main(str(request), str(answer))
-    bad, good = json.loads(answer.read_text())
+    assert worker.main(str(request), str(answer)) == 0
+    lines = [json.loads(line) for line in answer.read_text().splitlines()]
+    assert [line["key"] for line in lines] == toy_job.keys
+    (bad,), (good,) = (line["rows"] for line in lines)
     assert bad["verdict"] == "fail"
     assert bad["error"].startswith("IndexError: too far (test_worker.py, line")
     assert good["error"] == "" and good["size"] == "9"
