@@ -13,7 +13,7 @@ from resobj_d2.data.record import Record
 from .dump_file import Dump
 from .results_json import check_entries
 
-__all__ = ["Detections", "EvaluationSet", "Objects", "ranks"]
+__all__ = ["Detections", "EvaluationSet", "Objects", "ranks", "with_sizes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class EvaluationSet:
             objects=Objects(
                 images=objects.image_index,
                 classes=objects.classes,
-                boxes=_with_sizes(objects.boxes),
+                boxes=with_sizes(objects.boxes),
                 areas=objects.areas,
                 crowd=objects.crowd,
                 difficult=objects.ignore & ~objects.crowd,
@@ -162,7 +162,7 @@ class EvaluationSet:
             detections=Detections(
                 images=found.image_index,
                 classes=found.classes,
-                boxes=_with_sizes(found.boxes),
+                boxes=with_sizes(found.boxes),
                 scores=found.scores,
             ),
         )._in_order(limit)
@@ -201,7 +201,7 @@ class EvaluationSet:
         return np.bincount(self.objects.classes[~ignored], minlength=self.num_classes)
 
 
-def _with_sizes(boxes: np.ndarray) -> np.ndarray:
+def with_sizes(boxes: np.ndarray) -> np.ndarray:
     """(n, 4) corners to x, y, width, height."""
     return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
 

@@ -92,6 +92,12 @@ ANALYZE = (
         uses_operators=False,
     ),
     Command(
+        name="misalignment",
+        summary="score against IoU, before and after NMS, from a dump",
+        module="analysis.misalignment",
+        uses_operators=False,
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",
