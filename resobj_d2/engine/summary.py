@@ -150,7 +150,9 @@ def results_line(results: Mapping) -> str:
 
 
 def _losses_line(losses: Mapping) -> str:
-    terms = [f"{k.removeprefix('loss_')} {v:.4g}" for k, v in losses.items() if k != TOTAL]
+    # What is measured beside the losses has a path.
+    names = [name for name in losses if name != TOTAL and "/" not in name]
+    terms = [f"{name.removeprefix('loss_')} {losses[name]:.4g}" for name in names]
     return f"validation loss {losses[TOTAL]:.4g} ({', '.join(terms)})"
 
 

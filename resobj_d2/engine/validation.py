@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -24,6 +26,9 @@ from .interrupt import SteadyMapper
 from .summary import TOTAL
 
 __all__ = ["validation_losses", "validation_records"]
+
+# The rest of the name is that of a later stage or a second stream.
+_OBJECTNESS = re.compile(r"objectness/step\d+/(positive|negative)(.*)")
 
 
 def validation_records(cfg) -> list[dict]:
@@ -52,11 +57,14 @@ def validation_losses(cfg, model: nn.Module, *, seed: int) -> dict[str, float]:
         seed: of what is drawn, the same at each call.
 
     Returns:
-        "total_loss" and each term; empty where no image is annotated.
+        "total_loss" and each term; empty where no image is annotated. With Residual Objectness also
+        "objectness/step{t}/positive" and ".../negative", the mean objectness of these anchors over
+        all images (Figures 2 and 4 of the paper).
     """
     # Without what watches the model in training: the wrapper, and hooks that resize its batches.
     forward = (model.module if isinstance(model, DistributedDataParallel) else model).forward
     sums: dict[str, float] = {}
+    objectness: dict[str, list[float]] = {}  # sum and weight
     images = 0
     with _measuring(model) as restore, local_randomness(seed):
         for batch, counted in _batches(cfg):
@@ -64,11 +72,34 @@ def validation_losses(cfg, model: nn.Module, *, seed: int) -> dict[str, float]:
             losses = {name: float(loss) for name, loss in forward(batch).items()}
             for name, loss in {**losses, TOTAL: math.fsum(losses.values())}.items():
                 sums[name] = sums.get(name, 0.0) + loss * counted
+            _add_objectness(model, counted, objectness)
             images += counted
-    parts = comm.all_gather((sums, images))
+    parts = comm.all_gather((sums, images, objectness))
     images = sum(part[1] for part in parts)
     names = dict.fromkeys(name for part in parts for name in part[0])
-    return {name: sum(part[0].get(name, 0.0) for part in parts) / images for name in names}
+    means = {name: sum(part[0].get(name, 0.0) for part in parts) / images for name in names}
+    for name in dict.fromkeys(name for part in parts for name in part[2]):
+        value, weight = np.sum([part[2].get(name, [0.0, 0.0]) for part in parts], axis=0)
+        if weight:
+            means[name] = float(value / weight)
+    return means
+
+
+def _add_objectness(model: nn.Module, images: int, sums: dict[str, list[float]]) -> None:
+    """Add the mean objectness of the last batch, weighted by its positives or its images."""
+    for module in model.modules():
+        statistics = getattr(module, "statistics", None)
+        for name, value in statistics.items() if isinstance(statistics, dict) else ():
+            match = _OBJECTNESS.fullmatch(name)
+            mean = float(value) if match else math.nan
+            if math.isnan(mean):  # without positives in the batch
+                continue
+            weight = float(images)
+            if match[1] == "positive":  # images have different numbers of them
+                weight *= float(statistics.get(f"num_foreground{match[2]}", 1.0))
+            pair = sums.setdefault(name, [0.0, 0.0])
+            pair[0] += mean * weight
+            pair[1] += weight
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
 Series = list[tuple[int, float]]
 
-_SCALAR = re.compile(r"objectness/step(\d+)/(positive|negative|selected)")
+_SCALAR = re.compile(r"(validation/)?objectness/step(\d+)/(positive|negative|selected)")
 _PANELS = (
     ("positive", "mean objectness of positives", "linear"),
     ("negative", "mean objectness of negatives", "log"),
@@ -37,7 +37,9 @@ _PANELS = (
 _COLORS = ("#9aa0a6", "#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 
 
-def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Series]]:
+def read_objectness(
+    metrics_file: str | os.PathLike, *, validation: bool = False
+) -> dict[str, dict[int, Series]]:
     """Reads the objectness scalars of a run.
 
     If a run was resumed from an earlier checkpoint, iterations occur twice; from there on the later
@@ -46,6 +48,8 @@ def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Seri
 
     Args:
         metrics_file: a file written by Detectron2's ``JSONWriter``, or the run's folder.
+        validation: read those of the evaluations (``TEST.VALIDATION_LOSS``), which the paper has,
+            instead of those of the training's batches.
 
     Returns:
         ``{"positive": {step: [(iteration, value), ...]}, "negative": ..., "selected": ...}`` with
@@ -62,7 +66,7 @@ def read_objectness(metrics_file: str | os.PathLike) -> dict[str, dict[int, Seri
             f"{path.absolute()} does not exist: pass the OUTPUT_DIR of a training run"
         )
     with open(path, encoding="utf-8", errors="replace") as file:
-        series = _collect(filter(None, map(_parse, file)))
+        series = _collect(filter(None, map(_parse, file)), validation)
     return {
         kind: dict(sorted(steps.items()))
         for kind, *_ in _PANELS
@@ -78,7 +82,8 @@ def plot_objectness_curves(
 ) -> bool:
     """Plot the objectness at each step over the iterations, one row of panels per run.
 
-    Long runs are plotted as means of consecutive values.
+    Solid lines are of the training's batches, dashed ones of the validation set at each evaluation,
+    where ``TEST.VALIDATION_LOSS`` was on. Long runs are plotted as means of consecutive values.
 
     Args:
         metrics_files: ``metrics.json`` of one or more runs, or their folders.
@@ -93,15 +98,19 @@ def plot_objectness_curves(
     """
     if isinstance(metrics_files, (str, os.PathLike)):
         metrics_files = [metrics_files]
-    runs = [(_run_name(path), read_objectness(path)) for path in metrics_files]
-    runs = [(name, objectness) for name, objectness in runs if objectness]
+    runs = [
+        (_run_name(path), read_objectness(path), read_objectness(path, validation=True))
+        for path in metrics_files
+    ]
+    runs = [run for run in runs if run[1]]
     if not runs:
         return False
     figure = Figure(figsize=(13, 3.6 * len(runs) + 0.3), layout="constrained")
     axes = figure.subplots(len(runs), len(_PANELS), sharex=True, sharey="col", squeeze=False)
-    for row, (name, objectness) in zip(axes, runs, strict=True):
+    for row, (name, objectness, evaluated) in zip(axes, runs, strict=True):
         for axis, (kind, label, scale) in zip(row, _PANELS, strict=True):
             _draw(axis, objectness.get(kind, {}), label, scale)
+            _draw_evaluations(axis, evaluated.get(kind, {}))
         if len(runs) > 1:
             row[0].set_title(name, loc="left", fontweight="bold")
         row[0].legend(loc="best")
@@ -137,6 +146,20 @@ def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _draw_evaluations(axis: Axes, steps: dict[int, Series]) -> None:
+    """Dashed, in the colours of the steps, with a circle for each evaluation."""
+    for step, series in steps.items():
+        axis.plot(
+            *zip(*series, strict=True),
+            label="on the validation set" if step == max(steps) else None,
+            color=_COLORS[step % len(_COLORS)],
+            linewidth=1.2,
+            linestyle="--",
+            marker="o",
+            markersize=4,
+        )
+
+
 def _label_log_axis(axis: Axes) -> None:
     low, high = axis.get_ylim()
     # Less than a decade may contain only one of 1, 2, 5.
@@ -164,16 +187,16 @@ def _parse(line: str) -> dict | None:
     return {name: x for name, x in scalars.items() if isinstance(x, (int, float))}
 
 
-def _collect(lines: Iterable[dict]) -> dict[tuple[str, int], Series]:
+def _collect(lines: Iterable[dict], validation: bool) -> dict[tuple[str, int], Series]:
     """Series by kind and step."""
     result: dict[tuple[str, int], Series] = {}
     for scalars in lines:
         iteration = scalars["iteration"]
         for name, value in scalars.items():
             match = _SCALAR.fullmatch(name)
-            if match is None:
+            if match is None or bool(match[1]) != validation:
                 continue
-            series = result.setdefault((match[2], int(match[1])), [])
+            series = result.setdefault((match[3], int(match[2])), [])
             while series and series[-1][0] >= iteration:  # the run was resumed from here
                 series.pop()
             series.append((iteration, value))

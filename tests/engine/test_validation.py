@@ -41,6 +41,37 @@ def test_it_is_the_mean_over_images_of_the_training_losses(scenes_trainer):
     assert found["total_loss"] == pytest.approx(total / 5, rel=1e-5)
 
 
+def test_objectness_is_the_mean_over_all_anchors(scenes_trainer):
+    trainer = scenes_trainer(
+        "run", "DATASETS.TEST", "('tiny_val',)", "SOLVER.IMS_PER_BATCH", 2,
+        "MODEL.DENSE.OBJECTNESS.ENABLED", True,
+    )  # fmt: skip
+    model, cfg = trainer.model, trainer.cfg
+    found = validation_losses(cfg, model, seed=0)
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    images = [mapper(record) for record in DatasetCatalog.get("tiny_val")]
+    stream = model.streams["anchors"]
+    scores = {(t, label): [] for t in range(3) for label in (0, 1)}
+    for image in images:
+        with torch.no_grad(), EventStorage():
+            output = model.predict(model._preprocess([image]))["anchors"]
+            labels = (
+                stream.stages[0]
+                .assigner(
+                    output.priors, output.stages[0].anchors, model._ground_truth([image]), None
+                )
+                .binary_labels
+            )
+        for t, label in scores:
+            o = stream.branches["objectness"].score_logits(output.branches["objectness"], t)
+            scores[t, label].append(torch.sigmoid(o[labels == label]))
+    for t in range(3):
+        for label, name in enumerate(("negative", "positive")):
+            expected = torch.cat(scores[t, label]).mean().item()
+            assert found[f"objectness/step{t}/{name}"] == pytest.approx(expected, rel=1e-4)
+    assert "objectness/step0/selected" not in found
+
+
 def test_layers_evaluate(scenes_trainer):
     """Normalisation uses its running statistics and leaves them; dropout drops nothing."""
     trainer = scenes_trainer("run", "DATASETS.TEST", "('tiny_val',)")

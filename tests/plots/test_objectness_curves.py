@@ -51,6 +51,18 @@ def test_scalars_by_kind_and_step(metrics):
     assert read_objectness(path.parent) == read_objectness(path)
 
 
+def test_evaluations_are_apart_and_dashed(metrics, tmp_path):
+    evaluated = json.dumps({"iteration": 39, "validation/objectness/step1/positive": 0.9}) + "\n"
+    path = metrics(line(19, step1_positive=0.2) + line(39, step1_positive=0.3) + evaluated)
+    assert read_objectness(path) == {"positive": {1: [(19, 0.2), (39, 0.3)]}}
+    assert read_objectness(path, validation=True) == {"positive": {1: [(39, 0.9)]}}
+    assert plot_objectness_curves(path, tmp_path / "both.svg")
+    plain = metrics(line(19, step1_positive=0.2) + line(39, step1_positive=0.3), run="plain")
+    assert plot_objectness_curves(plain, tmp_path / "plain.svg")
+    dashes = [(tmp_path / f"{x}.svg").read_text().count("dasharray: ") for x in ("both", "plain")]
+    assert dashes[0] > dashes[1]
+
+
 @pytest.mark.parametrize(
     "other",
     [
