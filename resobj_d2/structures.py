@@ -189,7 +189,7 @@ class StagePrediction:
             gradient.
         cls: K or K + 1 logits per anchor, as the class loss needs; a stage without a class
             predictor repeats those of the previous stage.
-        box: 4 deltas per anchor, in the coder's parametrisation; None for a stage that does not
+        box: the coder's ``channels``, usually 4 deltas, per anchor; None for a stage that does not
             move boxes.
         boxes: (N, R, 4) decoded, without gradient, for an assigner that needs predictions.
     """
@@ -208,7 +208,7 @@ class StagePrediction:
 
     @property
     def deltas(self) -> Tensor | None:
-        """(N, R, 4), or None if ``box`` is."""
+        """(N, R, channels of the coder), or None if ``box`` is."""
         return None if self.box is None else self.box.flatten()
 
 
@@ -243,6 +243,8 @@ class Targets:
         excluded_class: (N, R) int64, a class for which the anchor is not a negative, -1 for none;
             None if the assigner excludes nothing.
         box_weights: (N, R) factor of each anchor's box loss; None means 1.
+        quality: (N, R) target of the class score of foreground, for class losses that take one;
+            None for the IoU of the predicted box.
         background_ious: lowest and highest IoU at which anchors are background, for samplers that
             spread background over its IoUs; None if the labels do not follow from IoUs.
     """
@@ -254,6 +256,7 @@ class Targets:
     num_classes: int
     excluded_class: Tensor | None = None
     box_weights: Tensor | None = None
+    quality: Tensor | None = None
     background_ious: tuple[float, float] | None = None
 
     @property

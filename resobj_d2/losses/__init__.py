@@ -14,6 +14,7 @@ from .normalizer import (
 )
 from .objectness import ResidualObjectnessLoss, objectness_difficulty
 from .quality import QualityLoss
+from .quality_focal import QualityFocalLoss, VarifocalLoss
 from .regression import BalancedL1Loss, L1Loss, SmoothL1Loss, smooth_l1_loss
 from .softmax import SoftmaxCE
 from .yolo_box import YOLOBoxLoss
@@ -38,7 +39,9 @@ __all__ = [
     "L1Loss",
     "NegativeLogIoULoss",
     "Normalizer",
+    "QualityFocalLoss",
     "QualityLoss",
+    "VarifocalLoss",
     "ResidualObjectnessLoss",
     "SigmoidCE",
     "SigmoidFocalLoss",

@@ -18,10 +18,13 @@ class ClassLoss:
     Class attributes:
         self_normalized: its weights already normalise the sum, so the normaliser must not.
         ranks_anchors: it defines :meth:`per_anchor`, by which samplers can rank anchors.
+        takes_quality: it is called with a fourth argument, (N, R): the quality of each foreground
+            anchor's box in [0, 1], without gradient.
     """
 
     self_normalized = False
     ranks_anchors = True
+    takes_quality = False
 
     @staticmethod
     def num_logits(num_classes: int) -> int:

@@ -62,9 +62,12 @@ class GIoULoss(BoxLoss):
     """``1 - GIoU`` (Rezatofighi et al. 2019, Algorithm 1), with a gradient without overlap too."""
 
     compares = "boxes"
+    takes_weights = True
 
-    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return ops.giou_loss(pred.float(), target.float(), mask)
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return ops.giou_loss(pred.float(), target.float(), mask, weight=weights)
 
 
 @BOX_LOSS_REGISTRY.register()
@@ -72,9 +75,12 @@ class DIoULoss(BoxLoss):
     """``1 - DIoU`` (Zheng et al. 2020, Eq. 7): also pulls the centres together."""
 
     compares = "boxes"
+    takes_weights = True
 
-    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return ops.diou_loss(pred.float(), target.float(), mask)
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return ops.diou_loss(pred.float(), target.float(), mask, weight=weights)
 
 
 @BOX_LOSS_REGISTRY.register()
@@ -82,6 +88,9 @@ class CIoULoss(BoxLoss):
     """``1 - CIoU`` (Zheng et al. 2020, Eq. 10): also makes the aspect ratios agree."""
 
     compares = "boxes"
+    takes_weights = True
 
-    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return ops.ciou_loss(pred.float(), target.float(), mask)
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return ops.ciou_loss(pred.float(), target.float(), mask, weight=weights)

@@ -10,9 +10,11 @@ from .build import (
     build_two_stage_sampler,
 )
 from .coders import DeltaCoder, LTRBCoder
+from .distribution_coder import DistributionCoder
 from .fsaf_assigner import FSAFAssigner
 from .max_iou_assigner import MaxIoUAssigner, background_range
 from .octave_priors import OctaveAnchors, octave_anchors
+from .point_assigners import ATSSAssigner, FCOSAssigner
 from .priors import AnchorGrid
 from .samplers import (
     HardExampleSampler,
@@ -23,6 +25,7 @@ from .samplers import (
     RandomSampler,
 )
 from .ssd_priors import SSDAnchors, ssd_anchors
+from .task_aligned_assigner import TaskAlignedAssigner
 from .yolo_assigner import YOLOAssigner
 from .yolo_priors import YOLOAnchors, YOLOCoder
 
@@ -31,11 +34,14 @@ __all__ = [
     "CODER_REGISTRY",
     "PRIORS_REGISTRY",
     "SAMPLER_REGISTRY",
+    "ATSSAssigner",
     "AnchorGrid",
     "Assigner",
     "BestAnchorAssigner",
     "Coder",
     "DeltaCoder",
+    "DistributionCoder",
+    "FCOSAssigner",
     "FSAFAssigner",
     "HardExampleSampler",
     "HardNegativeRatio",
@@ -48,6 +54,7 @@ __all__ = [
     "RandomSampler",
     "Sampler",
     "SSDAnchors",
+    "TaskAlignedAssigner",
     "YOLOAnchors",
     "YOLOAssigner",
     "YOLOCoder",

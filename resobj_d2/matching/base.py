@@ -21,7 +21,14 @@ class Coder:
         delta_space: the kind of deltas, matched against ``BoxLoss.compares``: "deltas" for numbers
             that any loss of differences suits, "cell_deltas" for YOLOv3's.
         anchor_offset: the ``offset`` that its priors must have, or None for any.
+
+    Attributes:
+        channels: numbers predicted per anchor.
+        loss_weight: factor of :meth:`loss`; 0 if it has none.
     """
+
+    channels = 4
+    loss_weight = 0.0
 
     initial_delta = 0.0
     identity_delta = 0.0
@@ -43,8 +50,21 @@ class Coder:
         raise TypeError(f"{type(self).__name__} must define encode")
 
     def decode(self, anchors: Tensor, deltas: Tensor, strides: Tensor) -> Tensor:
-        """Boxes (..., 4) in float32, not clipped to the image."""
+        """Boxes (..., 4) in float32, not clipped to the image, from (..., channels)."""
         raise TypeError(f"{type(self).__name__} must define decode")
+
+    def loss(
+        self, deltas: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """A loss of what is predicted besides the box loss, as a sum; for ``loss_weight`` above 0.
+
+        Args:
+            deltas: (..., channels).
+            target: (..., 4) from :meth:`encode`.
+            mask: (...) bool, the rows that count.
+            weights: (...) factor of each row; None for 1.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss of its own")
 
 
 class Assigner:

@@ -10,12 +10,13 @@ __all__ = ["check_compatibility"]
 
 
 def check_compatibility(
-    priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool
+    priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool, by_score: bool
 ) -> None:
     """Raises for combinations that would build and train but do not make sense.
 
     Args:
         classify_background: the class loss tells foreground from background.
+        by_score: boxes are weighed by their class score.
 
     Raises:
         ValueError: the message names both slots.
@@ -30,7 +31,7 @@ def check_compatibility(
         )
     for stage in stages:
         if stage.box_loss is not None:
-            _check_box_loss(stage.box_loss, stage.assigner, coder)
+            _check_box_loss(stage.box_loss, stage.assigner, coder, by_score)
 
 
 def _check_binary(first: Stage, classify_background: bool) -> None:
@@ -63,14 +64,17 @@ def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) 
             )
 
 
-def _check_box_loss(loss, assigner, coder) -> None:
+def _check_box_loss(loss, assigner, coder, by_score: bool) -> None:
     name = type(loss).__name__
     if loss.compares not in ("boxes", coder.delta_space):
         raise ValueError(
             f"BOX_LOSS {name} compares {loss.compares}, but CODER {type(coder).__name__} makes "
             f"{coder.delta_space}"
         )
-    if assigner.weighs_boxes and not loss.takes_weights:
+    if by_score and not loss.takes_weights:
+        raise ValueError(f"BOX_LOSS.WEIGHED_BY score: {name} takes no weights")
+    # The size of a box does not matter to losses that compare boxes.
+    if assigner.weighs_boxes and (loss.compares == "boxes" or not loss.takes_weights):
         raise ValueError(
             f"ASSIGNER {type(assigner).__name__} weighs the boxes, but BOX_LOSS {name} cannot"
         )

@@ -93,7 +93,6 @@ class ScoreBranch(nn.Module):
         needs_boxes: ``loss`` gets the stage's decoded boxes.
         fusion_share: default exponent of its factor; all other factors then get one minus it. None
             for exponent 1 without an effect on the others.
-            factor; None for the exponent 1 that changes no other.
 
     ``num_steps`` counts the refinements of the probability (0 if it is never refined).
     """
@@ -119,6 +118,7 @@ class ScoreBranch(nn.Module):
         prediction: object,
         *,
         targets: Targets,
+        anchors: Tensor,
         boxes: Tensor | None,
         anchors_per_level: list[int],
         normalizer: Tensor,
@@ -127,6 +127,7 @@ class ScoreBranch(nn.Module):
 
         Args:
             targets: targets of the stage it trains on.
+            anchors: (R, 4) or (N, R, 4) of that stage.
             boxes: (N, R, 4) that stage's predicted boxes, with gradient, if ``needs_boxes``.
             anchors_per_level: number of anchors of each level.
             normalizer: the divisor of its sums.

@@ -29,7 +29,7 @@ class Stage(nn.Module):
     Args:
         cls: predictor of the class logits from the class tower's levels; None to use those of the
             previous stage.
-        box: predictor of 4 deltas per anchor from the box tower's levels; None to predict none.
+        box: predictor of the coder's deltas from the box tower's levels; None to predict none.
         assigner: labels its anchors.
         normalizer: divisor of its losses.
         cls_loss: None if its labels do not train the class logits.
@@ -159,7 +159,7 @@ def build_stages(
     Args:
         num_classes: K.
         parts: what predictors are built from.
-        coder: provides the initial deltas.
+        coder: provides the number of deltas and their initial values.
         make_assigner: makes the first stage's; later stages have their own thresholds.
         make_cls_loss, make_box_loss: called once per stage, since losses may have state.
         make_normalizer: likewise.
@@ -175,7 +175,7 @@ def build_stages(
         own: Sequence[str], trained: Sequence[str], delta: float, classes: int = num_classes
     ) -> dict:
         """Predictors for the tasks in ``own``, losses for those in ``trained``, a normaliser."""
-        channels = {"cls": make_cls_loss().num_logits(classes), "box": 4}
+        channels = {"cls": make_cls_loss().num_logits(classes), "box": coder.channels}
         bias = {"cls": prior_bias(prior_prob, classes), "box": delta}
         arguments: dict = {"normalizer": make_normalizer()}
         for task in TASKS:

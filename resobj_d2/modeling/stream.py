@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from resobj_d2 import ops
 from resobj_d2.losses import objectness_difficulty
 from resobj_d2.matching import AnchorGrid, Coder, Sampler
 from resobj_d2.ops import dense_detections
@@ -47,6 +48,8 @@ class DenseStream(nn.Module):
         priors, coder, sampler: see :mod:`resobj_d2.matching`.
         stages: at least one; the first has both predictors and both losses.
         cls_weight, box_weight: factors of the stages' losses.
+        box_weighed_by: "none", or "score": the box loss of an anchor, and that of the coder, is
+            weighed by its highest class probability.
         stage_scores: class probabilities are those of the last stage with its own class predictor
             ("last"), or the mean over all such stages ("mean", as in Cascade R-CNN).
         branches: score branches, by their ``name``.
@@ -64,6 +67,14 @@ class DenseStream(nn.Module):
             float, Option("factor of the class loss", key="CLS_LOSS.WEIGHT")
         ] = 1.0,
         box_weight: Annotated[float, Option("factor of the box loss", key="BOX_LOSS.WEIGHT")] = 1.0,
+        box_weighed_by: Annotated[
+            str,
+            Option(
+                "factor of each anchor's box loss: none, or score, its highest class score",
+                key="BOX_LOSS.WEIGHED_BY",
+                source="Generalized Focal Loss, section 3.3",
+            ),
+        ] = "none",
         stage_scores: Annotated[
             str,
             Option(
@@ -82,6 +93,9 @@ class DenseStream(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.cls_weight = cls_weight
         self.box_weight = box_weight
+        if box_weighed_by not in ("none", "score"):
+            raise ValueError(f"BOX_LOSS.WEIGHED_BY must be none or score, got {box_weighed_by!r}")
+        self.box_weighed_by = box_weighed_by
         self.stage_scores = stage_scores
         self.branches = nn.ModuleDict({b.name: b for b in branches})
         self.fusion = fusion
@@ -90,7 +104,12 @@ class DenseStream(nn.Module):
             raise ValueError(f"only one branch can own the background, got {owners}")
         self.classify_background = not owners
         check_compatibility(
-            priors, coder, sampler, stages, classify_background=self.classify_background
+            priors,
+            coder,
+            sampler,
+            stages,
+            classify_background=self.classify_background,
+            by_score=box_weighed_by == "score",
         )
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
@@ -162,15 +181,10 @@ class DenseStream(nn.Module):
             )
             first_normalizer = normalizer if first_normalizer is None else first_normalizer
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
-            cls, box = self._stage_losses(stage, prediction, targets, output.priors)
-            if cls is not None:
-                divisor = 1.0 if stage.cls_loss.self_normalized else cls_normalizer
-                weight = self.cls_weight * stage.weight * stage.cls_weight
-                losses[f"loss_cls{suffix}"] = cls * weight / divisor
-            if box is not None:
-                divisor = 1.0 if stage.box_loss.self_normalized else normalizer
-                weight = self.box_weight * stage.weight * stage.box_weight
-                losses[f"loss_box_reg{suffix}"] = box * weight / divisor
+            sums = self._stage_losses(stage, prediction, targets, output.priors)
+            for name, (total, self_normalized) in sums.items():
+                divisor = cls_normalizer if name == "cls" else normalizer
+                losses[f"loss_{name}{suffix}"] = total / (1.0 if self_normalized else divisor)
             for branch in self.branches.values():
                 last_only = branch.last_stage_only
                 if prediction is not output.stages[-1] if last_only else stage.weight == 0:
@@ -178,6 +192,7 @@ class DenseStream(nn.Module):
                 branch_losses, branch_statistics = branch.loss(
                     output.branches[branch.name],
                     targets=targets,
+                    anchors=prediction.anchors,
                     boxes=self._boxes(prediction, output.priors) if branch.needs_boxes else None,
                     anchors_per_level=output.priors.anchors_per_level,
                     normalizer=normalizer if branch.last_stage_only else cls_normalizer,
@@ -228,29 +243,66 @@ class DenseStream(nn.Module):
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Sums of class and box loss; None for what the stage does not train."""
-        foreground = targets.foreground
-        cls = None
-        if stage.cls_loss is not None and stage.weight * stage.cls_weight > 0:
-            cls = stage.cls_loss(
+    ) -> dict[str, tuple[Tensor, bool]]:
+        """Weighted sums of what the stage trains, and whether the loss has normalised them."""
+        sums: dict[str, tuple[Tensor, bool]] = {}
+        loss, weight = stage.cls_loss, stage.weight * stage.cls_weight
+        if loss is not None and weight > 0:
+            quality = ()
+            if loss.takes_quality:
+                quality = (self._quality(prediction, targets, priors),)
+            total = loss(
                 _without_excluded(prediction.cls_logits, targets.excluded_class),
                 stage.class_labels(targets),
-                targets.valid if self.classify_background else foreground,
+                targets.valid if self.classify_background else targets.foreground,
+                *quality,
             )
-        if prediction.box is None or stage.box_loss is None:
-            return cls, None
-        if stage.weight * stage.box_weight == 0:
-            return cls, None
-        if stage.box_loss.compares != "boxes":
-            pred = prediction.deltas
-            target = self.coder.encode(
+            sums["cls"] = total * self.cls_weight * weight, loss.self_normalized
+        if prediction.box is not None and stage.box_loss is not None:
+            sums.update(self._box_losses(stage, prediction, targets, priors))
+        return sums
+
+    def _box_losses(
+        self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
+    ) -> dict[str, tuple[Tensor, bool]]:
+        """As :meth:`_stage_losses`: the box loss and the coder's own."""
+        loss, foreground, weight = (
+            stage.box_loss,
+            targets.foreground,
+            stage.weight * stage.box_weight,
+        )
+        if weight == 0:
+            return {}
+        factors = targets.box_weights
+        if self.box_weighed_by == "score":
+            maps = self.stages[0].cls_loss.sigmoid_logits(prediction.cls)
+            factors = maps.flatten().detach().amax(dim=-1).float().sigmoid()
+        encoded = None
+        if loss.compares != "boxes" or self.coder.loss_weight > 0:
+            encoded = self.coder.encode(
                 prediction.anchors, targets.matched_gt_boxes, priors.anchor_strides
             )
+        if loss.compares != "boxes":
+            pred, target = prediction.deltas, encoded
         else:
             pred, target = self._boxes(prediction, priors), targets.matched_gt_boxes
-        weights = (targets.box_weights,) if stage.box_loss.takes_weights else ()
-        return cls, stage.box_loss(pred, target, foreground, *weights)
+        total = loss(pred, target, foreground, *((factors,) if loss.takes_weights else ()))
+        sums = {"box_reg": (total * self.box_weight * weight, loss.self_normalized)}
+        if self.coder.loss_weight > 0:
+            own = self.coder.loss(prediction.deltas, encoded, foreground, factors)
+            sums["box_coder"] = own * self.coder.loss_weight * weight, False
+        return sums
+
+    @torch.no_grad()
+    def _quality(self, prediction: StagePrediction, targets: Targets, priors: Priors) -> Tensor:
+        """(N, R) target of the class score at foreground: the assigner's, or the box's IoU."""
+        if targets.quality is not None:
+            return targets.quality
+        boxes, matched = self._boxes(prediction, priors), targets.matched_gt_boxes
+        boxes = boxes.expand_as(matched)
+        return ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4)).view(
+            targets.labels.shape
+        )
 
     def detection_inputs(self, output: StreamOutput, step: int | None = None) -> dict[str, Any]:
         """The arguments of ``ops.dense_detections`` that depend on the predictions or the method.

@@ -19,6 +19,11 @@ THIN = {
         "DENSE.TOWER.CHANNELS": "16",
         "DENSE.TOWER.NUM_CONVS": "1",
     },
+    "build_fpn_backbone": {
+        **{"ANY_FPN.BOTTOM_UP": "build_toy_backbone", "FPN.IN_FEATURES": TOY_TRUNK["IN_FEATURES"]},
+        # Groups of 32 channels.
+        **{"FPN.OUT_CHANNELS": "32", "DENSE.TOWER.CHANNELS": "32"},
+    },
     "build_ssd_extras_backbone": {
         **{f"SSD_EXTRAS.{key}": value for key, value in TOY_TRUNK.items()},
         "SSD_EXTRAS.CHANNELS": "[8]",

@@ -50,6 +50,9 @@ METHODS = {
         {"STAGES": [{"NORMALIZER": "own", "ALLOW_LOW_QUALITY": True}]},
     ),
     "yolov3_resobj": (["yolov3"], {"OBJECTNESS.STEPS": 2}),
+    "fcos_resobj": (["fcos", "retinanet_resobj"], {}),
+    "gfl": (["gfl"], {}),
+    "tood": (["tood"], {}),
     "efficientdet_everything": (["efficientdet", "retinanet_resobj_consistent_conf"], {}),
 }
 

@@ -314,6 +314,7 @@ def test_ignored_anchors_have_no_objectness_loss():
     losses, statistics = branch(steps=0).loss(
         ObjectnessPrediction(torch.zeros(1, 4), torch.zeros(0, 1, 4)),
         targets=targets,
+        anchors=torch.zeros(4, 4),
         boxes=None,
         anchors_per_level=[4],
         normalizer=torch.tensor(2.0),

@@ -207,6 +207,7 @@ def test_background_and_ignored_anchors_by_hand():
     losses, statistics = branch.loss(
         torch.zeros(1, 3),
         targets=targets,
+        anchors=boxes[0],
         boxes=boxes.clone().requires_grad_(),
         anchors_per_level=[3],
         normalizer=torch.tensor(2.0),

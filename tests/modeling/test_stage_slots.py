@@ -98,7 +98,7 @@ class CountingBranch(ScoreBranch):
     def predict(self, features, *, every_step=True):
         self.read = features
 
-    def loss(self, prediction, *, targets, boxes, anchors_per_level, normalizer):
+    def loss(self, prediction, *, targets, anchors, boxes, anchors_per_level, normalizer):
         count = targets.foreground.sum().float()
         return {f"loss_{self.name}": count / normalizer}, {f"{self.name}/count": count}
 

@@ -175,6 +175,7 @@ class ObjectnessBranch(ScoreBranch):
         prediction: ObjectnessPrediction,
         *,
         targets: Targets,
+        anchors: Tensor,
         boxes: Tensor | None,
         anchors_per_level: list[int],
         normalizer: Tensor,

@@ -20,16 +20,20 @@ __all__ = ["QualityBranch"]
 
 @BRANCH_REGISTRY.register()
 class QualityBranch(ScoreBranch):
-    """Predicts the IoU of the final box with its object, by one 3x3 convolution on a tower.
+    """Predicts how good an anchor is, by one 3x3 convolution on a tower.
 
     On the class tower this is the confidence of RetinaNet-Conf (Eq. 9 and 11), on the box tower the
     IoU of "IoU-aware Single-stage Object Detector" (Wu et al.). With several stages it belongs to
-    the last one: its target is the IoU of the box that is finally detected.
+    the last one: its target is the IoU of the box that is finally detected. With ``target``
+    "centerness" it is FCOS's centre-ness (Tian et al. 2019, Eq. 3).
 
     Args:
         parts: what its layer is built from.
         num_classes: K; unused, since one quality serves all classes.
         reads: tower to read, "cls" or "box".
+        target: "iou" of the predicted box with its object, or "centerness" of the anchor's centre
+            in it, ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of the distances to its
+            sides.
         loss: loss between prediction and IoU.
         weight: factor of that loss.
         detach_target: treat the IoU as a constant, as Eq. 8 does. Otherwise the loss also moves the
@@ -52,6 +56,14 @@ class QualityBranch(ScoreBranch):
             str,
             Option("the tower it reads: cls (RetinaNet-Conf) or box (IoU-aware RetinaNet)"),
         ] = "cls",
+        target: Annotated[
+            str,
+            Option(
+                "what it predicts: iou of the box with its object, or centerness of the anchor's "
+                "centre in it",
+                source="FCOS, Eq. 3",
+            ),
+        ] = "iou",
         loss: Annotated[QualityLoss, Part()],
         weight: Annotated[float, Option("factor of its loss")] = 1.0,
         detach_target: Annotated[
@@ -59,6 +71,7 @@ class QualityBranch(ScoreBranch):
             Option(
                 "treat the IoU as a constant; if False, the loss also moves the boxes",
                 source="RetinaNet-Conf, Eq. 8",
+                only={"target": ("iou",)},
             ),
         ] = True,
         alpha: Annotated[
@@ -72,9 +85,13 @@ class QualityBranch(ScoreBranch):
         super().__init__()
         if reads not in ("cls", "box"):
             raise ValueError(f"QUALITY.READS must be 'cls' or 'box', got {reads!r}")
+        if target not in ("iou", "centerness"):
+            raise ValueError(f"QUALITY.TARGET must be 'iou' or 'centerness', got {target!r}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"QUALITY.ALPHA must be in [0, 1], got {alpha}")
         self.reads = reads
+        self.target = target
+        self.needs_boxes = target == "iou"
         self.quality_loss = loss
         self.weight = weight
         self.detach_target = detach_target
@@ -90,18 +107,31 @@ class QualityBranch(ScoreBranch):
         prediction: Tensor,
         *,
         targets: Targets,
-        boxes: Tensor,
+        anchors: Tensor,
+        boxes: Tensor | None,
         anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        boxes = boxes.detach() if self.detach_target else boxes
         matched = targets.matched_gt_boxes
-        ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
-        ious = ious.view(prediction.shape)
+        if boxes is None:
+            quality = _centerness(anchors, matched)
+        else:
+            boxes = boxes.detach() if self.detach_target else boxes
+            ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
+            quality = ious.view(prediction.shape)
         foreground = targets.foreground
-        total = self.quality_loss(prediction, ious, foreground, targets.background)
-        mean = torch.where(foreground, ious.detach(), 0.0).sum() / foreground.sum()
-        return {"loss_quality": total * self.weight / normalizer}, {"quality/iou": mean}
+        total = self.quality_loss(prediction, quality, foreground, targets.background)
+        mean = torch.where(foreground, quality.detach(), 0.0).sum() / foreground.sum()
+        losses = {"loss_quality": total * self.weight / normalizer}
+        return losses, {f"quality/{self.target}": mean}
 
     def score_logits(self, prediction: Tensor, step: int | None = None) -> Tensor:
         return prediction.float()
+
+
+def _centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """(N, R) of the anchors' centres in boxes (N, R, 4); 0 where a centre is not inside."""
+    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+    before, after = centres - boxes[..., :2], boxes[..., 2:] - centres
+    share = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-9)
+    return share.clamp(min=0).prod(dim=-1).sqrt()

@@ -204,6 +204,7 @@ class ResObjRPN(RPN):
         branch_losses, self.statistics = branch.loss(
             prediction,
             targets=targets,
+            anchors=Boxes.cat(anchors).tensor,
             boxes=None,
             anchors_per_level=anchors_per_level,
             normalizer=normalizer,
