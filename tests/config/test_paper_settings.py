@@ -50,6 +50,14 @@ def test_where_the_rois_have_another_loss_the_rpn_has_smooth_l1(name):
     assert read(f"{name}_FPN_800_1x").MODEL.RPN.SMOOTH_L1_BETA == 0.1111
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_all_anchors_of_the_rpn_are_trained_after_a_warm_up_from_a_thousandth(depth):
+    """Without it training diverges: docs/methods.md, "Faster R-CNN with a residual RPN"."""
+    cfg = read(f"faster_rcnn_resobj_t2_R_{depth}_FPN_800_1x")
+    assert cfg.SOLVER.WARMUP_ITERS >= 1000 and cfg.SOLVER.WARMUP_FACTOR <= 0.001
+    assert cfg.MODEL.RESOBJ_RPN.OBJECTNESS.PRIOR_PROB == 0.01
+
+
 def test_what_follows_the_released_code_says_after():
     by_stem = {entry.name.split("/")[1]: entry for entry in zoo_entries()}
     assert "after" in by_stem["retinanet_resobj_released_R_50_FPN_800_1x.yaml"].method
