@@ -211,6 +211,7 @@ class Trainer(DefaultTrainer):
             logger.info("Evaluation after iteration %d: %s", iteration + 1, results_line(results))
 
     def after_train(self) -> None:
+        """The hooks' end, counted as the last iteration even if nothing was left to train."""
         self.iter = min(self.iter, self.max_iter)  # Detectron2's is one more if nothing was left
         super().after_train()
 
