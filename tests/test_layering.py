@@ -49,7 +49,7 @@ ALLOWED = {
         "command", "config", "checkpoint", "data", "engine", "evaluation", "inference",
         "inspection", "modeling", "ops", "process", "structures",
     },
-    "report": {"analysis", "command", "data", "process"},
+    "report": {"analysis", "command", "data", "inference", "process"},
     "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},
     # Its table names the modules of all commands; these it imports itself.
     "cli": {"command", "config", "engine", "launch", "process", "report"},

@@ -164,6 +164,12 @@ COMMANDS = (
         uses_operators=False,
     ),
     Command(
+        name="watch",
+        summary="a page that follows a training: losses, AP, detections",
+        module="report.watch",
+        uses_operators=False,
+    ),
+    Command(
         name="doctor",
         summary="what is installed and native, and what to do about the rest",
         module="doctor",

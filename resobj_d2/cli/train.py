@@ -33,6 +33,10 @@ def _run(args) -> None:
         return
     trainer = Trainer(cfg, how_to_resume=resume_command())
     # torchrun --max-restarts and SLURM's --requeue start the same command again.
+    if cfg.TEST.SAMPLE_PICTURES and comm.is_main_process():
+        from resobj_d2.report.samples import SampleHook
+
+        trainer.register_hooks([SampleHook(cfg)])
     trainer.resume_or_load(resume=args.resume or was_restarted())
     _report(cfg, trainer.train())
 

@@ -17,12 +17,12 @@ def run_keys() -> list[Key]:
     """Those that do not depend on the detector."""
     return [
         *_program_keys(),
+        *_evaluation_keys(),
         *_input_keys(),
     ]
 
 
 def _program_keys() -> list[Key]:
-    evaluator = (Reader("the COCO evaluator", (BOXES,)),)
     return [
         Key(
             "IMPORTS",
@@ -61,6 +61,27 @@ def _program_keys() -> list[Key]:
             readers=(Reader("Trainer"),),
         ),
         Key(
+            "DATASETS.REGISTER",
+            [],
+            "list[dict]",
+            "data sets of your own; see docs/datasets.md",
+            readers=(Reader("load_config"),),
+        ),
+        Key(
+            "PREDICT.SCORE_THRESH",
+            [],
+            "list[float]",
+            "lowest scores of what `predict` and `Predictor` give: one for each class, or one for "
+            "all; [] for the detector's own. Evaluations count every detection",
+            readers=(Reader("Predictor"),),
+        ),
+    ]
+
+
+def _evaluation_keys() -> list[Key]:
+    evaluator = (Reader("the COCO evaluator", (BOXES,)),)
+    return [
+        Key(
             "TEST.BEST_METRIC",
             "AP",
             "str",
@@ -92,11 +113,12 @@ def _program_keys() -> list[Key]:
             readers=(Reader("the commands train, eval and demo"),),
         ),
         Key(
-            "DATASETS.REGISTER",
-            [],
-            "list[dict]",
-            "data sets of your own; see docs/datasets.md",
-            readers=(Reader("load_config"),),
+            "TEST.SAMPLE_PICTURES",
+            4,
+            "int",
+            "pictures that the command train draws with their detections at each evaluation, in "
+            "OUTPUT_DIR/samples and TensorBoard; 0 disables it",
+            readers=(Reader("the command train"),),
         ),
         Key(
             "TEST.COCO_BACKEND",
@@ -104,14 +126,6 @@ def _program_keys() -> list[Key]:
             "str",
             "faster-coco-eval, pycocotools, or auto: the first of them that is installed",
             readers=evaluator,
-        ),
-        Key(
-            "PREDICT.SCORE_THRESH",
-            [],
-            "list[float]",
-            "lowest scores of what `predict` and `Predictor` give: one for each class, or one for "
-            "all; [] for the detector's own. Evaluations count every detection",
-            readers=(Reader("Predictor"),),
         ),
         Key(
             "TEST.GIOU_EVAL",

@@ -60,6 +60,7 @@ def _check_trainer(cfg: CfgNode) -> None:
     for key, value in (
         ("SOLVER.CHECKPOINT_KEEP", solver.CHECKPOINT_KEEP),
         ("TEST.PATIENCE", cfg.TEST.PATIENCE),
+        ("TEST.SAMPLE_PICTURES", cfg.TEST.SAMPLE_PICTURES),
     ):
         if value < 0:
             raise ValueError(f"{key} must not be negative, got {value}")

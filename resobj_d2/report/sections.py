@@ -16,7 +16,7 @@ from .blocks import Code, Heading, Plot, Section, Table
 from .judge import Judgement
 from .subject import read_scalars
 
-__all__ = ["sections_of"]
+__all__ = ["sections_of", "training_panels"]
 
 _MOST_POINTS = 400  # of a curve
 
@@ -316,7 +316,7 @@ def _training(judgements: Sequence[Judgement]) -> Section | None:
     blocks: list = []
     for one in judgements:
         scalars = read_scalars(one.subject.folder) if one.subject.folder else {}
-        panels = _panels(scalars)
+        panels = training_panels(scalars)
         if not panels:
             continue
         blocks += _named(one, judgements)
@@ -332,8 +332,8 @@ def _training(judgements: Sequence[Judgement]) -> Section | None:
     return Section(key="training", short="Training", title="The training", blocks=blocks)
 
 
-def _panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
-    """The scalars that a person looks at, by panel."""
+def training_panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
+    """The scalars of a training that a person looks at, by panel."""
     groups = {
         "loss, all terms": [n for n in scalars if n == "total_loss"],
         "terms of the loss": [n for n in scalars if n.startswith("loss_")],

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
             if not isinstance(iteration, int):
                 continue
             for name, value in scalars.items():
-                if isinstance(value, (int, float)) and name != "iteration" and value == value:
+                if isinstance(value, (int, float)) and name != "iteration" and isfinite(value):
                     values = series.setdefault(name, {})
                     while values and next(reversed(values)) >= iteration:
                         values.popitem()

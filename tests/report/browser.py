@@ -75,14 +75,14 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900) -> None:
-        """Show a file from disk and wait until it is drawn."""
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 900) -> None:
+        """Show a file from disk or an address, and wait until it is drawn."""
         self.resize(width, height)
         self._loaded = False
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         deadline = time.monotonic() + _SECONDS
         while not self._loaded:
-            assert time.monotonic() < deadline, f"{path} is not loaded"
+            assert time.monotonic() < deadline, f"{page} is not loaded"
             self._next()
         self.evaluate(
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"

@@ -9,6 +9,8 @@ from PIL import Image
 from resobj_d2.analysis.dump import main as dump_main
 from resobj_d2.report.command import write_report
 
+from .browser import Browser, find_chromium
+
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 CONTENT = {
     "images": [
@@ -61,3 +63,13 @@ def page(make_dump):
     """The report of these detections."""
     folder = make_dump(name="mine")
     return write_report([folder], folder.parent / "report.html")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium; tests that need it are skipped without."""
+    if find_chromium() is None:
+        pytest.skip("needs Chromium")
+    browser = Browser(find_chromium(), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

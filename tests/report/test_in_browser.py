@@ -2,17 +2,6 @@
 
 import pytest
 
-from .browser import Browser, find_chromium
-
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(find_chromium(), tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
 
 def text_of(browser, key):
     return browser.evaluate(f"document.getElementById('{key}').textContent")
@@ -27,6 +16,12 @@ def set_threshold(browser, value):
 
 SHOWN = "document.querySelectorAll('#pictures svg g:not(.off)').length"
 TALLIES = "[...document.querySelectorAll('#pictures .tally')].map(x => x.textContent)"
+
+
+@pytest.fixture(autouse=True)
+def nothing_noted(browser):
+    browser.errors.clear()
+    browser.requests.clear()
 
 
 def test_the_slider_changes_the_counts_and_boxes(browser, page):
