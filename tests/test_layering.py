@@ -141,8 +141,8 @@ OTHER_FILES = {
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (
         "test_{kernel} test_{kernel}_by_hand",
-        "conftest fuzz fuzz_arguments nms_inputs operator_cases test_cuda_emulation test_edges "
-        "test_distance_iou_loss test_every_operator test_fuzz test_native "
+        "conftest fuzz fuzz_arguments nms_inputs operator_cases test_compiled test_cuda_emulation "
+        "test_distance_iou_loss test_edges test_every_operator test_fuzz test_native "
         "test_reductions test_registration test_transforms without_kernels",
     ),
 }

@@ -43,6 +43,22 @@ def require_integer(op: str, **tensors: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be a tensor of integers, got {given}")
 
 
+def host_sizes(
+    op: str, name: str, sizes: Sequence[int] | Tensor, shape: str = "(images,)"
+) -> list[int] | Tensor:
+    """Sizes as one list of numbers; a tensor stays one while it is traced, and has no values."""
+    if not isinstance(sizes, Tensor):
+        return list(sizes)
+    require_integer(op, **{name: sizes})
+    is_pairs = shape.endswith("2)")
+    if sizes.dim() != 1 + is_pairs or (is_pairs and sizes.shape[1] != 2):
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(sizes.shape)}")
+    if sizes.device.type != "cpu":
+        # Reading them would make the host wait for the device.
+        raise ValueError(f"{op}: {name} must be on the CPU, got {sizes.device}")
+    return sizes.long() if torch.compiler.is_compiling() else sizes.flatten().tolist()
+
+
 def require_same_device(op: str, **tensors: Tensor) -> None:
     """Raises ValueError unless all arguments are on the device of the first."""
     (first_name, first), *others = tensors.items()
@@ -76,7 +92,8 @@ def check_decoding(
     least, greatest = _LIMITS[dtype]
     if len(weights) != 4 or not all(least <= w <= greatest for w in weights):
         raise ValueError(f"{op}: weights must be four positive numbers, got {tuple(weights)}")
-    if math.isnan(scale_clamp) or greatest < abs(scale_clamp) < math.inf:
+    # Not math.isnan, which cannot be compiled.
+    if scale_clamp != scale_clamp or greatest < abs(scale_clamp) < math.inf:
         raise ValueError(f"{op}: scale_clamp must be a number, got {scale_clamp}")
 
 

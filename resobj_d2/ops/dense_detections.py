@@ -6,10 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import check_decoding, compute_dtype, require_floating, require_same_device
+from ._checks import (
+    check_decoding,
+    compute_dtype,
+    host_sizes,
+    require_floating,
+    require_same_device,
+)
 from ._library import define_op
 
 OP = "dense_detections"
@@ -47,9 +54,32 @@ _dense_detections = define_op(
     "dense_detections(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
     "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
     "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
-    "float scale_clamp, int[] image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
+    "float scale_clamp, SymInt[] image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
     "Tensor factors, Tensor rows, Tensor counts)",
     reference=reference.dense_detections,
+    fake=_fake,
+)
+
+
+def _by_tensors(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, floors,
+                score_thresh, topk, nms_thresh, max_detections, weights, scale_clamp,
+                image_sizes):  # fmt: skip
+    sizes = image_sizes.flatten().tolist()
+    _check_sizes(sizes, cls_logits[0].shape[0])
+    return torch.ops.resobj_d2.dense_detections(
+        cls_logits, deltas, anchors, factor_logits, num_classes, exponents, floors, score_thresh,
+        topk, nms_thresh, max_detections, weights, scale_clamp, sizes,
+    )  # fmt: skip
+
+
+# A compiled graph has a tensor of sizes as input; from a list it would depend on its length.
+define_op(
+    "_dense_detections_by_tensors(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
+    "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
+    "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
+    "float scale_clamp, Tensor image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
+    "Tensor factors, Tensor rows, Tensor counts)",
+    reference=_by_tensors,
     fake=_fake,
 )
 
@@ -69,7 +99,7 @@ def dense_detections(
     max_detections: int,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     scale_clamp: float = SCALE_CLAMP,
-    image_sizes: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
 ) -> DenseDetections:
     """Scores, threshold, top-k per level, decoding, class-wise NMS and the best D boxes.
 
@@ -100,7 +130,9 @@ def dense_detections(
         weights: factors by which the deltas were multiplied.
         scale_clamp: upper bound of dw and dh, so that exp cannot overflow.
         image_sizes: N pairs (height, width) to which detections are clipped, after suppression as
-            in Detectron2's RetinaNet; by default they are not clipped.
+            in Detectron2's RetinaNet; by default they are not clipped. As integers (N, 2) on the
+            CPU they serve every batch under ``torch.compile``; a list is compiled again for
+            another N.
 
     Returns:
         :class:`DenseDetections`, in float64 if an input is float64, else float32 (half precision
@@ -116,7 +148,7 @@ def dense_detections(
     factors = [list(maps) for maps in factor_logits]
     exponents = [1.0] * (1 + len(factors)) if exponents is None else list(exponents)
     floors = [0.0] * (1 + len(factors)) if floors is None else list(floors)
-    sizes = [] if image_sizes is None else [int(x) for size in image_sizes for x in size]
+    sizes = _sizes(image_sizes)
     tensors = _check_maps(cls_logits, deltas, anchors, factors, num_classes)
     _check_fusion(len(factors), exponents, floors)
     _check_selection(score_thresh, topk, nms_thresh, max_detections)
@@ -126,13 +158,19 @@ def dense_detections(
         )
     dtype = compute_dtype(*tensors.values())
     check_decoding(OP, dtype, weights, scale_clamp)
-    _check_sizes(sizes, cls_logits[0].shape[0])
+    if isinstance(sizes, list):
+        _check_sizes(sizes, cls_logits[0].shape[0])
+    operator = (
+        _dense_detections
+        if isinstance(sizes, list)
+        else torch.ops.resobj_d2._dense_detections_by_tensors
+    )
 
     def convert(maps: list[Tensor]) -> list[Tensor]:
         return [x.to(dtype) for x in maps]
 
     return DenseDetections(
-        *_dense_detections(
+        *operator(
             convert(cls_logits),
             convert(deltas),
             convert(anchors),
@@ -149,6 +187,15 @@ def dense_detections(
             sizes,
         )
     )
+
+
+def _sizes(image_sizes: Sequence[tuple[int, int]] | Tensor | None) -> list[int] | Tensor:
+    """The sizes as one list; a tensor stays one while it is traced, and has no values."""
+    if image_sizes is None:
+        return []
+    if not isinstance(image_sizes, Tensor):
+        return [x if isinstance(x, torch.SymInt) else int(x) for s in image_sizes for x in s]
+    return host_sizes(OP, "image_sizes", image_sizes, "(images, 2)")
 
 
 def _check_maps(
@@ -221,14 +268,14 @@ def _check_fusion(num_factors: int, exponents: list[float], floors: list[float])
             )
     if not all(0 <= e < math.inf for e in exponents):
         raise ValueError(f"{OP}: exponents must be finite and at least 0, got {exponents}")
-    if any(math.isnan(f) for f in floors):
+    if any(f != f for f in floors):
         raise ValueError(f"{OP}: floors must be numbers, got {floors}")
 
 
 def _check_selection(
     score_thresh: float, topk: int, nms_thresh: float, max_detections: int
 ) -> None:
-    if math.isnan(score_thresh):
+    if score_thresh != score_thresh:  # not math.isnan, which cannot be compiled
         raise ValueError(f"{OP}: score_thresh must be a number, got {score_thresh}")
     if not nms_thresh >= 0:
         raise ValueError(f"{OP}: nms_thresh must be 0 or more, got {nms_thresh}")

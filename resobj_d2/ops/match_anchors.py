@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import host_sizes
 from ._library import define_op
 
 # The CUDA kernels take the thresholds by value.
@@ -25,7 +27,7 @@ class AnchorMatches(NamedTuple):
 
 def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=True,
           d2_compat=False, ignore_boxes=None, ignore_sizes=(), ignore_iof=0.5):  # fmt: skip
-    shape = (len(gt_sizes), anchors.shape[-2])
+    shape = (count(gt_sizes), anchors.shape[-2])
     return (
         anchors.new_empty(shape, dtype=torch.int64),
         anchors.new_empty(shape),
@@ -34,11 +36,31 @@ def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=Tru
 
 
 define_op(
-    "match_anchors(Tensor anchors, Tensor gt_boxes, int[] gt_sizes, float[] thresholds, "
+    "match_anchors(Tensor anchors, Tensor gt_boxes, SymInt[] gt_sizes, float[] thresholds, "
     "int[] labels, bool allow_low_quality=True, bool d2_compat=False, "
-    "Tensor? ignore_boxes=None, int[] ignore_sizes=[], float ignore_iof=0.5) "
+    "Tensor? ignore_boxes=None, SymInt[] ignore_sizes=[], float ignore_iof=0.5) "
     "-> (Tensor gt_index, Tensor ious, Tensor label)",
     reference=reference.match_anchors,
+    fake=_fake,
+)
+
+
+def _by_tensors(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality, d2_compat,
+                ignore_boxes, ignore_sizes, ignore_iof):  # fmt: skip
+    sizes = checked_sizes("match_anchors", gt_boxes, gt_sizes, ignore_boxes, ignore_sizes)
+    return torch.ops.resobj_d2.match_anchors(
+        anchors, gt_boxes, sizes[0], thresholds, labels, allow_low_quality, d2_compat,
+        ignore_boxes, sizes[1], ignore_iof,
+    )  # fmt: skip
+
+
+# A compiled graph has tensors of sizes as inputs; from lists it would depend on every number.
+define_op(
+    "_match_anchors_by_tensors(Tensor anchors, Tensor gt_boxes, Tensor gt_sizes, "
+    "float[] thresholds, int[] labels, bool allow_low_quality, bool d2_compat, "
+    "Tensor? ignore_boxes, Tensor ignore_sizes, float ignore_iof) "
+    "-> (Tensor gt_index, Tensor ious, Tensor label)",
+    reference=_by_tensors,
     fake=_fake,
 )
 
@@ -46,14 +68,14 @@ define_op(
 def match_anchors(
     anchors: Tensor,  # (R, 4) or (N, R, 4)
     gt_boxes: Tensor,  # (sum M_i, 4)
-    gt_sizes: Sequence[int],  # M_i
+    gt_sizes: Sequence[int] | Tensor,  # M_i
     *,
     thresholds: Sequence[float],
     labels: Sequence[int],
     allow_low_quality: bool = True,
     d2_compat: bool = False,
     ignore_boxes: Tensor | None = None,  # (sum of ignore_sizes, 4)
-    ignore_sizes: Sequence[int] = (),
+    ignore_sizes: Sequence[int] | Tensor = (),
     ignore_iof: float = 0.5,
 ) -> AnchorMatches:
     """Best ground-truth box of every anchor of a batch, and the label its IoU gives it.
@@ -65,7 +87,9 @@ def match_anchors(
     Args:
         anchors: (R, 4) shared by the images, or (N, R, 4), such as refined anchors.
         gt_boxes: (sum M_i, 4), the boxes of all images, concatenated.
-        gt_sizes: the N numbers M_i; any may be 0.
+        gt_sizes: the N numbers M_i; any may be 0. As a list or as integers (N,) on the CPU, which
+            serve every batch under ``torch.compile``: a list is compiled again for another N and
+            wherever a size becomes 0 or 1.
         thresholds: positive, ascending bounds of half-open IoU intervals (at most 16), for example
             ``[0.4, 0.5]`` for the intervals below .4, [.4, .5), and .5 or more.
         labels: label of each interval, one more than thresholds: 1 (foreground), 0 (background) or
@@ -91,8 +115,11 @@ def match_anchors(
         TypeError: a tensor is not floating point.
         ValueError: a shape, a device, a size or an option is wrong.
     """
+    op = "match_anchors"
+    gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
+    ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
     dtype = check_match(
-        "match_anchors",
+        op,
         anchors,
         gt_boxes,
         gt_sizes,
@@ -102,48 +129,77 @@ def match_anchors(
         ignore_sizes,
         ignore_iof,
     )
+    operator, *sizes = by_kind_of_sizes(op, gt_sizes, ignore_sizes)
     return AnchorMatches(
-        *torch.ops.resobj_d2.match_anchors(
+        *operator(
             anchors.to(dtype),
             gt_boxes.to(dtype),
-            gt_sizes,
+            sizes[0],
             thresholds,
             labels,
             allow_low_quality,
             d2_compat,
             None if ignore_boxes is None else ignore_boxes.to(dtype),
-            ignore_sizes,
+            sizes[1],
             ignore_iof,
         )
     )
+
+
+def by_kind_of_sizes(op: str, *sizes: list[int] | Tensor) -> tuple[Any, ...]:
+    """The operator for lists or, if any sizes are a tensor, for tensors; and all sizes as such."""
+    if not any(isinstance(x, Tensor) for x in sizes):
+        return getattr(torch.ops.resobj_d2, op), *sizes
+    tensors = (torch.as_tensor(x, dtype=torch.int64, device="cpu") for x in sizes)
+    return getattr(torch.ops.resobj_d2, f"_{op}_by_tensors"), *tensors
+
+
+def count(sizes: Sequence[int] | Tensor) -> int:
+    """Their number; len() would make that of a traced tensor a constant of the graph."""
+    return sizes.shape[0] if isinstance(sizes, Tensor) else len(sizes)
+
+
+def checked_sizes(
+    op: str,
+    gt_boxes: Tensor,
+    gt_sizes: Tensor,
+    ignore_boxes: Tensor | None,
+    ignore_sizes: Tensor,
+) -> tuple[list[int], list[int]]:
+    """The numbers in two tensors of sizes; ValueError unless they fit the boxes."""
+    lists = gt_sizes.tolist(), ignore_sizes.tolist()
+    _check_sums(op, "gt", gt_boxes, lists[0])
+    if ignore_boxes is not None:
+        _check_sums(op, "ignore", ignore_boxes, lists[1])
+    return lists
 
 
 def check_match(
     op: str,
     anchors: Tensor,
     gt_boxes: Tensor,
-    gt_sizes: Sequence[int],
+    gt_sizes: list[int] | Tensor,
     thresholds: Sequence[float],
     labels: Sequence[int],
     ignore_boxes: Tensor | None,
-    ignore_sizes: Sequence[int],
+    ignore_sizes: list[int] | Tensor,
     ignore_iof: float,
 ) -> torch.dtype:
     """Raises, naming ``op``, for arguments that cannot be matched; returns the compute dtype."""
     _check_boxes(op, "anchors", anchors, anchors, (2, 3))
     _check_ragged(op, "gt", gt_boxes, gt_sizes, anchors)
-    if anchors.dim() == 3 and anchors.shape[0] != len(gt_sizes):
+    if anchors.dim() == 3 and anchors.shape[0] != count(gt_sizes):
         raise ValueError(
-            f"{op}: anchors has {anchors.shape[0]} images, but gt_sizes has {len(gt_sizes)}"
+            f"{op}: anchors has {anchors.shape[0]} images, but gt_sizes has {count(gt_sizes)}"
         )
     dtype = torch.promote_types(torch.promote_types(anchors.dtype, gt_boxes.dtype), torch.float32)
     if ignore_boxes is not None:
         _check_ragged(op, "ignore", ignore_boxes, ignore_sizes, anchors)
         dtype = torch.promote_types(dtype, ignore_boxes.dtype)
-    if len(ignore_sizes) != (0 if ignore_boxes is None else len(gt_sizes)):
+    if count(ignore_sizes) != (0 if ignore_boxes is None else count(gt_sizes)):
         raise ValueError(
             f"{op}: ignore_sizes must have one size per image with ignore_boxes and none "
-            f"without, got {len(ignore_sizes)} for {len(gt_sizes)} images"
+            f"without, got {count(ignore_sizes)} for {count(gt_sizes)} images"
         )
     _check_rule(op, dtype, list(thresholds), list(labels), ignore_iof)
     return dtype
@@ -161,13 +217,18 @@ def _check_boxes(op: str, name: str, boxes: Tensor, anchors: Tensor, dims: tuple
 
 
 def _check_ragged(
-    op: str, prefix: str, boxes: Tensor, sizes: Sequence[int], anchors: Tensor
+    op: str, prefix: str, boxes: Tensor, sizes: list[int] | Tensor, anchors: Tensor
 ) -> None:
     _check_boxes(op, f"{prefix}_boxes", boxes, anchors, (2,))
+    if not isinstance(sizes, Tensor):
+        _check_sums(op, prefix, boxes, sizes)
+
+
+def _check_sums(op: str, prefix: str, boxes: Tensor, sizes: list[int]) -> None:
     if any(size < 0 for size in sizes) or sum(sizes) != boxes.shape[0]:
         raise ValueError(
             f"{op}: {prefix}_sizes must be non-negative and sum to the {boxes.shape[0]} rows "
-            f"of {prefix}_boxes, got {list(sizes)}"
+            f"of {prefix}_boxes, got {sizes}"
         )
 
 
@@ -176,7 +237,9 @@ def _check_rule(
 ) -> None:
     # One that is rounded to 0 would make anchors without overlap foreground.
     least = torch.finfo(dtype).tiny
-    ascending = thresholds == sorted(thresholds) and all(t >= least for t in thresholds)
+    # Not sorted(), which cannot be compiled.
+    ascending = all(low <= high for low, high in pairwise(thresholds))
+    ascending = ascending and all(t >= least for t in thresholds)
     if not 0 < len(thresholds) <= MAX_THRESHOLDS or not ascending:
         raise ValueError(
             f"{op}: thresholds must be 1 to {MAX_THRESHOLDS} positive numbers in "

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import check_decoding
+from ._checks import check_decoding, host_sizes
 from ._library import define_op
-from .match_anchors import check_match
+from .match_anchors import by_kind_of_sizes, check_match, checked_sizes, count
 
 __all__ = ["ReassignedAnchors", "reassign_anchors"]
 
@@ -30,7 +30,7 @@ class ReassignedAnchors(NamedTuple):
 def _fake(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds, labels,
           allow_low_quality=False, d2_compat=False, ignore_boxes=None, ignore_sizes=(),
           ignore_iof=0.5):  # fmt: skip
-    shape = (len(gt_sizes), deltas.shape[1])
+    shape = (count(gt_sizes), deltas.shape[1])
     return (
         deltas.new_empty((*shape, 4)),
         deltas.new_empty(shape, dtype=torch.int64),
@@ -40,13 +40,33 @@ def _fake(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds,
     )
 
 
-_reassign_anchors = define_op(
-    "reassign_anchors(Tensor anchors, Tensor deltas, Tensor gt_boxes, int[] gt_sizes, "
+define_op(
+    "reassign_anchors(Tensor anchors, Tensor deltas, Tensor gt_boxes, SymInt[] gt_sizes, "
     "float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
     "bool allow_low_quality=False, bool d2_compat=False, Tensor? ignore_boxes=None, "
-    "int[] ignore_sizes=[], float ignore_iof=0.5) "
+    "SymInt[] ignore_sizes=[], float ignore_iof=0.5) "
     "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
     reference=reference.reassign_anchors,
+    fake=_fake,
+)
+
+
+def _by_tensors(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds, labels,
+                allow_low_quality, d2_compat, ignore_boxes, ignore_sizes, ignore_iof):  # fmt: skip
+    sizes = checked_sizes("reassign_anchors", gt_boxes, gt_sizes, ignore_boxes, ignore_sizes)
+    return torch.ops.resobj_d2.reassign_anchors(
+        anchors, deltas, gt_boxes, sizes[0], weights, scale_clamp, thresholds, labels,
+        allow_low_quality, d2_compat, ignore_boxes, sizes[1], ignore_iof,
+    )  # fmt: skip
+
+
+define_op(
+    "_reassign_anchors_by_tensors(Tensor anchors, Tensor deltas, Tensor gt_boxes, "
+    "Tensor gt_sizes, float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
+    "bool allow_low_quality, bool d2_compat, Tensor? ignore_boxes, Tensor ignore_sizes, "
+    "float ignore_iof) "
+    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
+    reference=_by_tensors,
     fake=_fake,
 )
 
@@ -55,14 +75,14 @@ def reassign_anchors(
     anchors: Tensor,  # (R, 4) or (N, R, 4)
     deltas: Tensor,  # (N, R, 4)
     gt_boxes: Tensor,  # (sum M_i, 4)
-    gt_sizes: Sequence[int],  # M_i
+    gt_sizes: Sequence[int] | Tensor,  # M_i
     *,
     thresholds: Sequence[float],
     labels: Sequence[int],
     allow_low_quality: bool = False,
     d2_compat: bool = False,
     ignore_boxes: Tensor | None = None,  # (sum of ignore_sizes, 4)
-    ignore_sizes: Sequence[int] = (),
+    ignore_sizes: Sequence[int] | Tensor = (),
     ignore_iof: float = 0.5,
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     scale_clamp: float = math.log(1000.0 / 16),
@@ -94,24 +114,27 @@ def reassign_anchors(
     if not isinstance(deltas, Tensor) or not deltas.is_floating_point():
         given = deltas.dtype if isinstance(deltas, Tensor) else type(deltas).__name__
         raise TypeError(f"{op}: deltas must be a floating-point tensor, got {given}")
+    gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
+    ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
     dtype = check_match(
         op, anchors, gt_boxes, gt_sizes, thresholds, labels, ignore_boxes, ignore_sizes, ignore_iof
     )
-    if deltas.shape != (len(gt_sizes), anchors.shape[-2], 4):
+    if deltas.shape != (count(gt_sizes), anchors.shape[-2], 4):
         raise ValueError(
-            f"{op}: deltas must have shape ({len(gt_sizes)}, {anchors.shape[-2]}, 4) for these "
+            f"{op}: deltas must have shape ({count(gt_sizes)}, {anchors.shape[-2]}, 4) for these "
             f"anchors and gt_sizes, got {tuple(deltas.shape)}"
         )
     if deltas.device != anchors.device:
         raise ValueError(f"{op}: deltas is on {deltas.device}, but anchors is on {anchors.device}")
     dtype = torch.promote_types(dtype, deltas.dtype)
     check_decoding(op, dtype, weights, scale_clamp)
+    operator, *sizes = by_kind_of_sizes(op, gt_sizes, ignore_sizes)
     return ReassignedAnchors(
-        *_reassign_anchors(
+        *operator(
             anchors.to(dtype),
             deltas.to(dtype),
             gt_boxes.to(dtype),
-            list(gt_sizes),
+            sizes[0],
             list(weights),
             scale_clamp,
             list(thresholds),
@@ -119,7 +142,7 @@ def reassign_anchors(
             allow_low_quality,
             d2_compat,
             None if ignore_boxes is None else ignore_boxes.to(dtype),
-            list(ignore_sizes),
+            sizes[1],
             ignore_iof,
         )
     )

@@ -146,8 +146,14 @@ CASES = {
     "soft_nms_padded": Case(candidate_arguments, many=4500),
     "weighted_box_fusion": Case(fusion_arguments, many=300),
 }
-# Each of its steps depends on the one before: a kernel would gain little.
-WITHOUT_KERNELS = {"weighted_box_fusion"}
+# Each of its steps depends on the one before: a kernel would gain little. The private ones read
+# tensors of sizes and call the operator.
+WITHOUT_KERNELS = {
+    "weighted_box_fusion",
+    "_dense_detections_by_tensors",
+    "_match_anchors_by_tensors",
+    "_reassign_anchors_by_tensors",
+}
 # Sums of torch's operators, which depend on the number of threads.
 COMPOSED_LOSSES = [name for name, case in CASES.items() if case.gradients and case.composed]
 # Their gradient is a kernel's, which has none itself.

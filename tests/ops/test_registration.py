@@ -121,6 +121,30 @@ def reassign_samples():
     yield anchors[:0], deltas[None, :0], anchors, [3], *rule
 
 
+def with_sizes(sample, *positions):
+    """A complete sample, with tensors in place of these lists of sizes."""
+    return tuple(
+        torch.tensor(x, dtype=torch.int64) if i in positions else x for i, x in enumerate(sample)
+    )
+
+
+def match_by_tensors_samples():
+    _, _, complete = match_samples()
+    yield with_sizes(complete, 2, 8)
+    yield with_sizes((*complete[:7], None, [], 0.5), 2, 8)
+
+
+def reassign_by_tensors_samples():
+    _, _, complete, _ = reassign_samples()
+    yield with_sizes(complete, 3, 11)
+
+
+def dense_by_tensors_samples():
+    _, clipped, empty = dense_samples()
+    yield *clipped[:-1], torch.tensor([[5, 5], [4, 3]])
+    yield *empty[:-1], torch.zeros(0, 2, dtype=torch.int64)
+
+
 def _focal_tensors():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 5, generator=generator)
@@ -187,6 +211,9 @@ def fusion_samples():
 
 
 SAMPLES = {
+    "_dense_detections_by_tensors": dense_by_tensors_samples,
+    "_match_anchors_by_tensors": match_by_tensors_samples,
+    "_reassign_anchors_by_tensors": reassign_by_tensors_samples,
     "weighted_box_fusion": fusion_samples,
     "dense_detections": dense_samples,
     "batched_nms": nms_samples,
