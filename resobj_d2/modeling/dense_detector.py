@@ -183,22 +183,16 @@ class ResObjDenseDetector(nn.Module):
     def detections_per_scoring(
         self, batched_inputs: list[dict], scorings: Sequence[Scoring]
     ) -> list[list[dict]]:
-        """Detections under several scorings, from one forward.
+        """Detections under several scorings, from one forward. The model keeps its own meanwhile.
 
         Returns:
             For each scoring, a list like that of :meth:`forward` at inference.
         """
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images, every_step=False)
-        own = self.scoring
-        try:
-            detections = []
-            for scoring in scorings:
-                self.scoring = scoring
-                detections.append(self._detect(batched_inputs, images, outputs))
-            return detections
-        finally:
-            self.scoring = own
+        return [
+            self._detect(batched_inputs, images, outputs, scoring=scoring) for scoring in scorings
+        ]
 
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
         images = [x["image"].to(self.device) for x in batched_inputs]
@@ -256,9 +250,14 @@ class ResObjDenseDetector(nn.Module):
         images: ImageList,
         outputs: dict[str, StreamOutput],
         step: int | None = None,
+        scoring: Scoring | None = None,
     ) -> list[dict]:
-        streams = [(stream, outputs[name]) for name, stream in self.streams.items()]
-        candidates = self.postprocess(streams, step)
+        scoring = self.scoring if scoring is None else scoring
+        streams = [
+            (scoring.of_stream(name, stream), outputs[name])
+            for name, stream in self.streams.items()
+        ]
+        candidates = scoring.postprocess(streams, step)
         results = []
         for inputs, size, detections in zip(
             batched_inputs, images.image_sizes, candidates, strict=True

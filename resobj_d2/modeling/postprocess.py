@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,13 @@ class Scoring:
     postprocess: DensePostprocess
     fusion: dict[str, ScoreFusion]
     stage_scores: dict[str, str]
+
+    def of_stream(self, name: str, stream: DenseStream) -> DenseStream:
+        """The stream with this scoring: a view that shares everything else, so that others who use
+        the stream meanwhile do not notice."""
+        view = copy(stream)
+        view.fusion, view.stage_scores = self.fusion[name], self.stage_scores[name]
+        return view
 
 
 def to_instances(detections: Candidates, image_size: tuple[int, int]) -> Instances:

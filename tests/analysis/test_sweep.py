@@ -75,7 +75,17 @@ def test_model_keeps_its_own_scoring(tiny_cfg, make_batch):
     own = model.scoring
     other = build_model(tiny_cfg(THRESHOLD, "0.999")).scoring
     batch = make_batch([(64, 64, 0)])
+    seen = []
+
+    class Observed(type(other.postprocess)):
+        def __call__(self, *arguments):
+            seen.append((model.postprocess, model.scoring.fusion))
+            return super().__call__(*arguments)
+
+    other.postprocess.__class__ = Observed
     strict, loose = model.detections_per_scoring(batch, [other, own])
+    # Not even while it answers; other threads may use it.
+    assert seen == [(own.postprocess, own.fusion)]
     assert len(strict[0]["instances"]) == 0 < len(loose[0]["instances"])
     assert model.postprocess is own.postprocess
     with torch.no_grad():
