@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Code", "Heading", "Plot", "Section", "Table"]
+__all__ = ["Code", "Heading", "Note", "Plot", "Section", "Table", "named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,19 @@ class Heading:
 
     text: str
     kind: str = "heading"
+
+
+def named(name: str, runs: int) -> list[Heading]:
+    """A title with the run's name, where there are several."""
+    return [Heading(text=name)] if runs > 1 else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A sentence on what stands above it."""
+
+    text: str
+    kind: str = "note"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +114,4 @@ class Section:
     short: str
     title: str
     text: str = ""
-    blocks: list[Plot | Table | Heading | Code] = field(default_factory=list)
+    blocks: list[Plot | Table | Heading | Note | Code] = field(default_factory=list)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from resobj_d2.analysis.calibration import calibration_table, class_calibration_table
+from resobj_d2.analysis.compare import Method, compare
 from resobj_d2.analysis.errors import KINDS, confusion_table
 from resobj_d2.analysis.precision import mean_precision
-from resobj_d2.analysis.thresholds import threshold_override, threshold_table
 
 from . import plots
-from .blocks import Code, Heading, Plot, Section, Table
+from .blocks import Code, Note, Plot, Section, Table, named
 from .judge import Judgement
+from .score_sections import calibration_section, misalignment_section, precision_section
 from .subject import read_scalars
 
 __all__ = ["sections_of", "training_panels"]
 
 _MOST_POINTS = 400  # of a curve
+_SAMPLES = 300  # drawings of the images
 
 
 def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
@@ -26,10 +25,11 @@ def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
     found = [
         _comparison(judgements),
         _errors(judgements),
-        _precision(judgements),
-        _calibration(judgements),
+        precision_section(judgements),
+        calibration_section(judgements),
         _classes(judgements),
         _groups(judgements),
+        misalignment_section(judgements),
         _steps(judgements),
         _training(judgements),
         _about(judgements),
@@ -60,8 +60,43 @@ def _comparison(judgements: Sequence[Judgement]) -> Section | None:
         short="Comparison",
         title="Side by side",
         text="The same images and objects for all runs.",
-        blocks=[Table(rows=rows, caption="In percent; score limits by F1", digits=2)],
+        blocks=[
+            Table(rows=rows, caption="In percent; score limits by F1", digits=2),
+            *_differences(judgements),
+        ],
     )
+
+
+def _differences(judgements: Sequence[Judgement]) -> list:
+    """Differences from the first run, with intervals from drawing the images anew."""
+    if not judgements[0].counts[-1].objects:
+        return []
+    methods = [Method(name=one.subject.name, runs=[one.data]) for one in judgements]
+    found = compare(methods, samples=_SAMPLES)
+    rows = [
+        {
+            "run": row["method"],
+            "figure": row.get("figure") or f"dAP of {row['error']}",
+            "difference": row["difference"],
+            "from": row["low"],
+            "to": row["high"],
+            "beyond chance": "yes" if row["certain"] else "no",
+        }
+        for row in [*found.difference_table(), *found.error_table()]
+    ]
+    first = judgements[0].subject.name
+    return [
+        Table(
+            rows=rows,
+            caption=f"Difference from {first} in points, with the interval of 95 % of "
+            f"{_SAMPLES} drawings of the images",
+            digits=2,
+        ),
+        Note(
+            text="An interval that leaves out 0 is more than the chance of these images. What "
+            "another seed of the training would give is not in it."
+        ),
+    ]
 
 
 def _errors(judgements: Sequence[Judgement]) -> Section:
@@ -85,7 +120,7 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
             )
         )
     for one in judgements:
-        blocks += _named(one, judgements)
+        blocks += named(one.subject.name, len(judgements))
         table = [{k: v for k, v in row.items()} for row in one.last.table()]
         blocks.append(Table(rows=table, caption="Errors at IoU .50 (dAP in points)", digits=2))
         confidence = one.counts[-1].best_score
@@ -105,139 +140,6 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
         title="What it loses by",
         text="After TIDE (Bolya et al., ECCV 2020): every wrong detection has one kind of error, "
         "and its cost is the AP that would be gained if this kind alone did not happen.",
-        blocks=blocks,
-    )
-
-
-def _precision(judgements: Sequence[Judgement]) -> Section | None:
-    if not any(one.counts[-1].objects for one in judgements):
-        return None
-    precision, f1, marks, best = {}, {}, {}, {}
-    for one in judgements:
-        counts, name = one.counts[-1], one.subject.name
-        known = ~np.isnan(counts.precision)
-        precision[name] = (counts.recall[known], counts.precision[known])
-        f1[name] = (counts.thresholds, counts.f1)
-        if known[counts.best]:
-            marks[name] = (counts.recall[counts.best], counts.precision[counts.best])
-        best[name] = (counts.best_score, counts.f1[counts.best])
-    return Section(
-        key="precision",
-        short="Precision",
-        title="Precision, recall and the score",
-        blocks=[
-            Plot(
-                svg=plots.curves(
-                    precision, x_label="recall", y_label="precision", unit_square=True, marks=marks
-                ),
-                alt="Precision over recall of all classes together",
-                caption="All classes together, IoU .50; every point is a lowest score. The mark is "
-                "the one with the highest F1. A curve that ends early cannot find more at any "
-                "score; one that starts low has confident mistakes.",
-            ),
-            Plot(
-                svg=plots.curves(
-                    f1, x_label="lowest score", y_label="F1", unit_square=True, marks=best
-                ),
-                alt="F1 over the lowest score",
-                caption="A broad top means that the choice of the score matters little.",
-            ),
-            *_limits(judgements),
-        ],
-    )
-
-
-def _limits(judgements: Sequence[Judgement]) -> list:
-    """The best lowest score of each class."""
-    blocks: list = []
-    for one in judgements:
-        rows = threshold_table(one.curves)
-        key, value = threshold_override(rows)
-        shown = [{k: v for k, v in row.items() if k != "reached"} for row in rows]
-        for row in shown:
-            row["threshold"] = None if row["threshold"] is None else f"{row['threshold']:.3f}"
-        blocks += _named(one, judgements)
-        blocks.append(
-            Table(rows=shown, caption="The lowest score with the highest F1, by class", limit=100)
-        )
-        text = f'resobj-d2 predict ... {key} "{value}"'
-        blocks.append(Code(caption="The override that sets these scores", text=text))
-    return blocks
-
-
-def _calibration(judgements: Sequence[Judgement]) -> Section | None:
-    series, rows = {}, []
-    for one in judgements:
-        scores = one.data.detections.scores
-        if not len(scores) or not 0 <= scores.min() <= scores.max() <= 1:
-            continue  # no probabilities
-        bins = [row for row in calibration_table(one.data) if row["detections"]]
-        series[one.subject.name] = (
-            [row["score"] for row in bins],
-            [row["precision"] for row in bins],
-        )
-        whole = class_calibration_table(one.data)[0]
-        rows.append(
-            {
-                "run": one.subject.name,
-                "mean score": whole["score"],
-                "precision": whole["precision"],
-                "calibration error": whole["ECE"],
-            }
-        )
-    if not series:
-        return None
-    return Section(
-        key="calibration",
-        short="Calibration",
-        title="Whether scores are probabilities",
-        blocks=[
-            Plot(
-                svg=plots.curves(
-                    series, x_label="score", y_label="precision", unit_square=True, diagonal=True
-                ),
-                alt="Precision of detections by their score",
-                caption="On the dotted line a score of .7 means that 7 of 10 such detections are "
-                "right. Below it the detector is too sure of itself, above it too careful. "
-                "Neither changes AP, but both matter to whoever reads the scores.",
-            ),
-            Table(rows=rows, caption="Means over all detections, 0 to 1", digits=3),
-        ],
-    )
-
-
-def _groups(judgements: Sequence[Judgement]) -> Section | None:
-    titles = {
-        "size": ("AP by size", "Small is below 32 x 32 pixels, large above 96 x 96."),
-        "shape": ("AP by shape", "Tall is more than twice as high as wide, and wide the reverse."),
-        "objects in the image": ("AP by crowding", "By the number of objects in the picture."),
-    }
-    blocks: list = []
-    for by, (title, text) in titles.items():
-        values = {one.subject.name: one.groups(by) for one in judgements}
-        if any(value is not None for row in values.values() for value in row.values()):
-            blocks.append(Plot(svg=plots.bars(values, label="AP"), alt=title, caption=text))
-    overlap = {}
-    for one in judgements:
-        points = [(float(k), v) for k, v in one.groups("IoU").items() if v is not None]
-        if points:
-            overlap[one.subject.name] = tuple(zip(*points, strict=True))
-    if overlap:
-        blocks.append(
-            Plot(
-                svg=plots.curves(
-                    overlap, x_label="IoU that counts as right", y_label="AP", height=2.6
-                ),
-                alt="AP over the IoU threshold",
-                caption="A steep fall to the right means boxes that are found but not tight.",
-            )
-        )
-    return Section(
-        key="groups",
-        short="Sizes",
-        title="By size, shape and crowding",
-        text="Where AP is low, look for what these objects lack: pixels (a larger input, finer "
-        "pyramid levels), anchors of their shape, or room between them (NMS).",
         blocks=blocks,
     )
 
@@ -282,6 +184,42 @@ def _classes(judgements: Sequence[Judgement]) -> Section | None:
     )
 
 
+def _groups(judgements: Sequence[Judgement]) -> Section | None:
+    titles = {
+        "size": ("AP by size", "Small is below 32 x 32 pixels, large above 96 x 96."),
+        "shape": ("AP by shape", "Tall is more than twice as high as wide, and wide the reverse."),
+        "objects in the image": ("AP by crowding", "By the number of objects in the picture."),
+    }
+    blocks: list = []
+    for by, (title, text) in titles.items():
+        values = {one.subject.name: one.groups(by) for one in judgements}
+        if any(value is not None for row in values.values() for value in row.values()):
+            blocks.append(Plot(svg=plots.bars(values, label="AP"), alt=title, caption=text))
+    overlap = {}
+    for one in judgements:
+        points = [(float(k), v) for k, v in one.groups("IoU").items() if v is not None]
+        if points:
+            overlap[one.subject.name] = tuple(zip(*points, strict=True))
+    if overlap:
+        blocks.append(
+            Plot(
+                svg=plots.curves(
+                    overlap, x_label="IoU that counts as right", y_label="AP", height=2.6
+                ),
+                alt="AP over the IoU threshold",
+                caption="A steep fall to the right means boxes that are found but not tight.",
+            )
+        )
+    return Section(
+        key="groups",
+        short="Sizes",
+        title="By size, shape and crowding",
+        text="Where AP is low, look for what these objects lack: pixels (a larger input, finer "
+        "pyramid levels), anchors of their shape, or room between them (NMS).",
+        blocks=blocks,
+    )
+
+
 def _steps(judgements: Sequence[Judgement]) -> Section | None:
     refined = [one for one in judgements if len(one.errors) > 1]
     blocks: list = []
@@ -300,7 +238,7 @@ def _steps(judgements: Sequence[Judgement]) -> Section | None:
                     "dAP of Miss": costs["Miss"],
                 }
             )
-        blocks += _named(one, judgements)
+        blocks += named(one.subject.name, len(judgements))
         blocks.append(Table(rows=rows, caption="Scored with the objectness of each step", digits=2))
     return Section(
         key="refinement",
@@ -319,7 +257,7 @@ def _training(judgements: Sequence[Judgement]) -> Section | None:
         panels = training_panels(scalars)
         if not panels:
             continue
-        blocks += _named(one, judgements)
+        blocks += named(one.subject.name, len(judgements))
         blocks.append(
             Plot(
                 svg=plots.lines(panels, x_label="iteration"),
@@ -380,13 +318,9 @@ def _about(judgements: Sequence[Judgement]) -> Section:
             ("detections", len(data.detections)),
             *((key, about[key]) for key in ("dataset", "weights", "detections") if about.get(key)),
         ]
-        blocks += _named(one, judgements)
+        blocks += named(one.subject.name, len(judgements))
         table = [{"what": what, "value": str(value)} for what, value in rows]
         blocks.append(Table(rows=table, caption="Data and detector"))
         if about.get("config"):
             blocks.append(Code(caption="Configuration", text=str(about["config"])))
     return Section(key="about", short="About", title="What was measured", blocks=blocks)
-
-
-def _named(one: Judgement, judgements: Sequence[Judgement]) -> list[Heading]:
-    return [Heading(text=one.subject.name)] if len(judgements) > 1 else []

@@ -32,6 +32,7 @@ class Subject:
             detector's.
         folder: of the run, with its ``metrics.json``; None where there is none.
         about: of the dump; empty without one.
+        dump: None for a run that was evaluated only.
         anchor_ious: (N,) best IoU of any anchor with each object; None where it is not known.
     """
 
@@ -39,6 +40,7 @@ class Subject:
     steps: list[EvaluationSet]
     folder: Path | None
     about: dict
+    dump: Dump | None = None
     anchor_ious: np.ndarray | None = None
 
     @property
@@ -106,6 +108,7 @@ def _from_dump(path: Path) -> Subject:
         ],
         folder=run if is_run else None,
         about=dump.about,
+        dump=dump,
         anchor_ious=_anchor_ious(dump),
     )
 

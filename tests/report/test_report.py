@@ -137,6 +137,8 @@ def test_missing_pictures_and_several_runs(make_dump, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(output)
     text = output.read_text()
     assert text.count('class="none"') == 3 and "Side by side" in text
+    assert f"Difference from {second.parent.name}/a in points" in text
+    assert "Whether scores tell how well boxes fit" in text
     names = [f"{folder.parent.name}/a" for folder in (second, first)]
     assert all(f"<h3>{name}</h3>" in text for name in names)
     other = make_dump([], {**CONTENT, "images": CONTENT["images"][:2]}, name="b")
