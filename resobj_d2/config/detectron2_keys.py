@@ -170,6 +170,7 @@ MODES: dict[str, tuple[Reader, ...]] = {
     "SOLVER.CLIP_GRADIENTS.": (
         Reader("the optimizer", (Condition("SOLVER.CLIP_GRADIENTS.ENABLED", (True,)),)),
     ),
+    "TEST.AUG.": (Reader("test-time augmentation", (Condition("TEST.AUG.ENABLED", (True,)),)),),
     "TEST.PRECISE_BN.": (Reader("Trainer", (Condition("TEST.PRECISE_BN.ENABLED", (True,)),)),),
     "DATALOADER.REPEAT_THRESHOLD": (
         Reader(

@@ -11,6 +11,7 @@ MULTI_SCALE = Condition(
 )
 EVALUATED = Condition(test=lambda cfg: cfg.TEST.EVAL_PERIOD > 0, text="a TEST.EVAL_PERIOD above 0")
 BOXES = Condition("MODEL.KEYPOINT_ON", (False,))
+DENSE_DETECTOR = Condition("MODEL.META_ARCHITECTURE", ("ResObjDenseDetector",))
 
 
 def run_keys() -> list[Key]:
@@ -126,6 +127,19 @@ def _evaluation_keys() -> list[Key]:
             "str",
             "faster-coco-eval, pycocotools, or auto: the first of them that is installed",
             readers=evaluator,
+        ),
+        Key(
+            "TEST.AUG_MERGE",
+            "nms",
+            "str",
+            "how a dense detector's detections in the variants of TEST.AUG become one set: nms "
+            "(its own suppression) or wbf (weighted box fusion)",
+            source="Solovyev et al. 2021",
+            readers=(
+                Reader(
+                    "AugmentedDetector", (DENSE_DETECTOR, Condition("TEST.AUG.ENABLED", (True,)))
+                ),
+            ),
         ),
         Key(
             "TEST.GIOU_EVAL",

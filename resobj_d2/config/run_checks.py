@@ -18,11 +18,6 @@ def check_values(cfg: CfgNode) -> None:
     Raises:
         ValueError: see the messages.
     """
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError(
-            "TEST.AUG.ENABLED has no effect here: there is no test-time augmentation; set it to "
-            "False"
-        )
     for node in (cfg.MODEL.DENSE, cfg.MODEL.DENSE.ANCHOR_FREE):
         for i, entry in enumerate(node.STAGES):
             try:

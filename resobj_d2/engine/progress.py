@@ -14,6 +14,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
+from resobj_d2.modeling.test_time_augmentation import with_augmentation
 from resobj_d2.process import progress_bar
 from resobj_d2.process.console import CONSOLE_ONLY
 
@@ -172,7 +173,7 @@ def evaluate_with_progress(
     contents: Mapping[str, Contents],
     check: Callable[[], None] = lambda: None,
 ) -> OrderedDict:
-    """Evaluate on all of ``DATASETS.TEST``, and show how far it is.
+    """Evaluate on all of ``DATASETS.TEST``, with ``TEST.AUG``, and show how far it is.
 
     Args:
         contents: of the data sets, on the main process.
@@ -185,4 +186,4 @@ def evaluate_with_progress(
             name=name, total=math.ceil(images / comm.get_world_size()), check=check
         )
         evaluators.append(DatasetEvaluators([progress, trainer.build_evaluator(cfg, name)]))
-    return trainer.test(cfg, model, evaluators)
+    return trainer.test(cfg, with_augmentation(cfg, model), evaluators)

@@ -26,6 +26,7 @@ from resobj_d2.config.load import class_counts, merge_overrides
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 from resobj_d2.modeling.feature_maps import explained_feature_maps
+from resobj_d2.modeling.test_time_augmentation import with_augmentation
 
 from .classes import choose_classes
 from .inputs import SingleImage, in_batches, is_single, to_rgb
@@ -75,7 +76,7 @@ class Predictor:
         stored: list[dict] = []
         if model is None:
             model, stored = _load_model(cfg)
-        self.model = model.eval()
+        self.model = with_augmentation(cfg, model).eval()
         self.batch_size = batch_size
         self.num_steps: int = getattr(self.model, "num_steps", 0)
         self._format = cfg.INPUT.FORMAT

@@ -106,7 +106,6 @@ def test_key_like_no_other_gets_no_suggestion():
         ("SOLVER.STEPS", "(500, 1000)", r"not all below SOLVER.MAX_ITER 1000.*\(444, 888\)"),
         ("SOLVER.MAX_ITER", "750", r"SOLVER.STEPS \(750, 900\) are not all below"),
         ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is cpu"),
-        ("TEST.AUG.ENABLED", "True", "TEST.AUG.ENABLED has no effect"),
         ("SOLVER.EMA_DECAY", "2.0", r"SOLVER.EMA_DECAY must be in \[0, 1\), got 2.0"),
     ],
 )
@@ -114,8 +113,7 @@ def test_a_run_that_cannot_work_is_refused(repository, scenes_options, key, valu
     config, opts = str(repository / SCENES), [*scenes_options, "MODEL.DEVICE", "cpu", key, value]
     with pytest.raises(ValueError, match=message):
         load_config(config, opts)
-    if not key.startswith("TEST."):  # which evaluation reads
-        load_config(config, opts, training=False)
+    load_config(config, opts, training=False)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,6 @@ def test_a_run_that_cannot_work_is_refused(repository, scenes_options, key, valu
     [
         ("MODEL.DEVICE", "gpu", "MODEL.DEVICE must be cpu, cuda or cuda:N, got 'gpu'"),
         ("MODEL.DENSE.STAGES", "[{'WEIGHTX': 1}]", r"STAGES\[0\]: has unknown keys \['WEIGHTX'\]"),
-        ("TEST.AUG.ENABLED", "True", "TEST.AUG.ENABLED has no effect"),
     ],
 )
 def test_values_that_no_command_can_use(repository, scenes_options, key, value, message):

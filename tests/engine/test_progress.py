@@ -3,9 +3,11 @@ import logging
 
 import pytest
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.modeling import build_model
 
 from resobj_d2.engine import ProgressHook
-from resobj_d2.engine.progress import EvaluationProgress, duration
+from resobj_d2.engine.progress import EvaluationProgress, duration, evaluate_with_progress
+from resobj_d2.modeling.test_time_augmentation import AugmentedDetector
 
 
 class Loop(TrainerBase):
@@ -85,3 +87,17 @@ def test_evaluation_ends_where_the_check_raises():
     with pytest.raises(KeyError, match="stop"):
         evaluate(EvaluationProgress(name="val", total=9, check=check), [1] * 9)
     assert len(calls) == 3
+
+
+def test_evaluations_use_test_time_augmentation(tiny_cfg):
+    class Trainer:
+        @classmethod
+        def test(cls, cfg, model, evaluators):
+            return model
+
+    model = build_model(tiny_cfg())
+    for enabled in (False, True):
+        cfg = tiny_cfg("TEST.AUG.ENABLED", enabled, "DATASETS.TEST", "()")
+        evaluated = evaluate_with_progress(Trainer, cfg, model, contents={})
+        assert isinstance(evaluated, AugmentedDetector) == enabled
+        assert getattr(evaluated, "model", evaluated) is model

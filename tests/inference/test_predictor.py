@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from resobj_d2.inference import ImageError, Predictor
+from resobj_d2.modeling.test_time_augmentation import AugmentedDetector
 
 
 def directly(cfg, model, path):
@@ -287,3 +288,16 @@ def test_wrong_scores_of_classes_are_refused(resobj, value, message):
     cfg.PREDICT.SCORE_THRESH = value
     with pytest.raises(ValueError, match=f"PREDICT.SCORE_THRESH .*{message}"):
         Predictor(cfg, model)
+
+
+def test_test_time_augmentation_is_used(resobj, photos):
+    cfg, model = resobj
+    cfg.merge_from_list(["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48, 96)"])
+    predictor = Predictor(cfg, model)
+    assert predictor.num_steps == 0  # its scores are the last step's
+    path = photos / "a.png"
+    inputs = DatasetMapper(cfg, False)({"file_name": str(path), "height": 60, "width": 80})
+    expected = AugmentedDetector(model, min_sizes=[48, 96], max_size=4000, flip=True)([inputs])
+    found = predictor(path)
+    assert_equal(found, expected[0]["instances"])
+    assert len(found) > 5 and not torch.equal(found.scores, directly(cfg, model, path).scores)
