@@ -98,6 +98,11 @@ ANALYZE = (
         uses_operators=False,
     ),
     Command(
+        name="imbalance",
+        summary="which anchors own the losses and gradients of a trained detector",
+        module="analysis.imbalance",
+    ),
+    Command(
         name="sweep",
         summary="evaluate a trained detector under many settings of its scoring",
         module="analysis.sweep",

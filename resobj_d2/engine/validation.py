@@ -25,7 +25,7 @@ from .buffers import keep_buffers
 from .interrupt import SteadyMapper
 from .summary import TOTAL
 
-__all__ = ["validation_losses", "validation_records"]
+__all__ = ["measuring", "validation_losses", "validation_records"]
 
 # The rest of the name is that of a later stage or a second stream.
 _OBJECTNESS = re.compile(r"objectness/step\d+/(positive|negative)(.*)")
@@ -66,7 +66,7 @@ def validation_losses(cfg, model: nn.Module, *, seed: int) -> dict[str, float]:
     sums: dict[str, float] = {}
     objectness: dict[str, list[float]] = {}  # sum and weight
     images = 0
-    with _measuring(model) as restore, local_randomness(seed):
+    with measuring(model) as restore, local_randomness(seed):
         for batch, counted in _batches(cfg):
             restore()
             losses = {name: float(loss) for name, loss in forward(batch).items()}
@@ -103,8 +103,12 @@ def _add_objectness(model: nn.Module, images: int, sums: dict[str, list[float]])
 
 
 @contextlib.contextmanager
-def _measuring(model: nn.Module) -> Iterator:
-    """Losses without gradients; the function inside puts all running means back."""
+def measuring(model: nn.Module) -> Iterator:
+    """A context for losses that leave the model as it is, without gradients.
+
+    Detectors are in training mode, which gives losses, and layers such as normalisation and dropout
+    in evaluation mode. The function that it gives puts all running means back.
+    """
     modes = {module: module.training for module in model.modules()}
     restore = keep_buffers(model.modules())
     statistics = {

@@ -194,6 +194,17 @@ class ResObjDenseDetector(nn.Module):
             self._detect(batched_inputs, images, outputs, scoring=scoring) for scoring in scorings
         ]
 
+    def training_inputs(
+        self, batched_inputs: list[dict]
+    ) -> tuple[dict[str, StreamOutput], GroundTruth]:
+        """What the losses of :meth:`forward` are computed from: predictions by stream, and objects.
+
+        Args:
+            batched_inputs: with ``instances``.
+        """
+        images = self._preprocess(batched_inputs)
+        return self.predict(images), self._ground_truth(batched_inputs)
+
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]

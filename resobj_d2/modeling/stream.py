@@ -173,7 +173,7 @@ class DenseStream(nn.Module):
         first_normalizer = None
         for i, (stage, prediction) in enumerate(zip(self.stages, output.stages, strict=True)):
             suffix = f"_stage{i}" if i else ""
-            targets = self._targets(stage, output, prediction, ground_truth)
+            targets = self._targets(i, output, ground_truth)
             num_foreground = targets.foreground.sum()
             statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
             normalizer = stage.normalizer(
@@ -203,14 +203,13 @@ class DenseStream(nn.Module):
         return losses, statistics
 
     @torch.no_grad()
-    def _targets(
-        self,
-        stage: Stage,
-        output: StreamOutput,
-        prediction: StagePrediction,
-        ground_truth: GroundTruth,
-    ) -> Targets:
-        """Assigns and samples; every loss ignores anchors that are not sampled."""
+    def assign(self, index: int, output: StreamOutput, ground_truth: GroundTruth) -> Targets:
+        """What each anchor of a stage is, before anchors are sampled.
+
+        Args:
+            index: of the stage.
+        """
+        stage, prediction = self.stages[index], output.stages[index]
         seen = None
         if stage.assigner.needs_predictions:
             seen = replace(
@@ -223,6 +222,13 @@ class DenseStream(nn.Module):
             # An anchor that may contain some object must not be trained as background.
             unsure = targets.excluded_class >= 0
             targets = replace(targets, labels=torch.where(unsure, IGNORE, targets.labels))
+        return targets
+
+    @torch.no_grad()
+    def _targets(self, index: int, output: StreamOutput, ground_truth: GroundTruth) -> Targets:
+        """Assigns and samples; every loss ignores anchors that are not sampled."""
+        targets = self.assign(index, output, ground_truth)
+        stage, prediction = self.stages[index], output.stages[index]
         difficulty = None
         if self.sampler.needs_loss:
             difficulty = self._difficulty(stage, output, prediction, targets)

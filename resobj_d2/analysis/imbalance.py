@@ -1,0 +1,324 @@
+"""What training a detector is about: how much of its loss and gradient easy background owns.
+
+::
+
+    resobj-d2 analyze imbalance --config-file output/RUN/config.yaml MODEL.WEIGHTS ...
+
+The weights are those of a checkpoint, and the images those of ``DATASETS.TEST``. For every loss
+that tells objects from background: how many anchors are positive, negative and ignored, level by
+level, and which part of the loss and of its gradient they have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resobj_d2 import ops
+from resobj_d2.checkpoint import ResObjCheckpointer
+from resobj_d2.command import add_import_option, run_command
+from resobj_d2.config import load_config
+from resobj_d2.data.augmentation import build_size_augmentations
+from resobj_d2.data.categories import check_stored_classes
+from resobj_d2.data.mapper import PictureMapper
+from resobj_d2.data.register import check_available
+from resobj_d2.engine import Trainer
+from resobj_d2.engine.validation import measuring, validation_records
+from resobj_d2.modeling import ResObjDenseDetector
+from resobj_d2.modeling.branches.objectness import ObjectnessPrediction
+from resobj_d2.modeling.stream import DenseStream
+from resobj_d2.process import progress_bar, start_log
+from resobj_d2.structures import GroundTruth, LevelMaps, StreamOutput, Targets
+
+from .imbalance_tables import Imbalance
+from .tables import markdown, write_json
+
+__all__ = ["main", "measure_imbalance"]
+
+
+def measure_imbalance(
+    cfg, *, max_images: int | None = None, easy: float = 0.1, bins: int = 20
+) -> Imbalance:
+    """Measure ``MODEL.WEIGHTS`` on the annotated images of ``DATASETS.TEST``, one at a time.
+
+    Args:
+        cfg: of a ``ResObjDenseDetector``.
+        max_images: measure so many, evenly chosen; None for all.
+        easy: probability of an object below which a negative is easy.
+        bins: of the histograms.
+
+    Raises:
+        ValueError: it is another model, or no image is annotated.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "ResObjDenseDetector":
+        raise ValueError(
+            "the imbalance is measured of a ResObjDenseDetector, and this is a "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
+        )
+    check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
+    records = validation_records(cfg)
+    if not records:
+        raise ValueError("no image of DATASETS.TEST is annotated: there is nothing to measure")
+    if max_images is not None and max_images < len(records):
+        rows = np.linspace(0, len(records) - 1, max_images).round().astype(int)
+        records = [records[row] for row in rows]
+    model = Trainer.build_model(cfg)
+    extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    result = Imbalance(easy=easy, bins=bins)
+    with measuring(model) as restore:
+        for record in _with_bar(records):
+            restore()
+            add_image(result, model, mapper(record))
+    return result
+
+
+def _with_bar(records: Sequence[dict]) -> Iterator[dict]:
+    bar = progress_bar(total=len(records), label="imbalance", unit="img")
+    try:
+        for record in records:
+            yield record
+            if bar is not None:
+                bar.update(1)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def add_image(result: Imbalance, model: ResObjDenseDetector, inputs: dict) -> None:
+    """Add one image.
+
+    Args:
+        result: is changed.
+        model: in training mode.
+        inputs: as the model trains on it.
+    """
+    outputs, ground_truth = model.training_inputs([inputs])
+    result.images += 1
+    for name, stream in model.streams.items():
+        _add_stream(result, name, stream, outputs[name], ground_truth)
+
+
+def _add_stream(
+    result: Imbalance,
+    name: str,
+    stream: DenseStream,
+    output: StreamOutput,
+    ground_truth: GroundTruth,
+) -> None:
+    output = _with_leaves(output)
+    with torch.enable_grad():
+        losses, _ = stream.losses(output, ground_truth)
+    for index in range(len(stream.stages)):
+        targets = stream.assign(index, output, ground_truth)
+        _add_levels(result, (name, index), targets, output.priors.anchors_per_level)
+        for term in _terms(stream, index, output, targets):
+            if term.loss not in losses:
+                continue
+            gradients = torch.autograd.grad(
+                losses[term.loss], term.leaves, retain_graph=True, allow_unused=True
+            )
+            if gradients[0] is not None:
+                _add_shares(result, name, term, gradients, targets, losses[term.loss].item())
+            _add_histogram(result, (name, term.value), term.probability, targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Term:
+    """A loss that tells objects from background.
+
+    Attributes:
+        loss: its name.
+        value: of the probability, for the histograms.
+        leaves: the tensors of its logits.
+        sizes: from their gradients to (1, R) absolute values.
+        probability: (1, R) of an object.
+        per_anchor: (1, R) the loss of each anchor that is in it; None if there is no such thing.
+    """
+
+    loss: str
+    value: str
+    leaves: list[Tensor]
+    sizes: Callable[[Sequence[Tensor]], Tensor]
+    probability: Tensor
+    per_anchor: Tensor | None
+
+
+@torch.no_grad()
+def _terms(
+    stream: DenseStream, index: int, output: StreamOutput, targets: Targets
+) -> Iterator[_Term]:
+    suffix = f"_stage{index}" if index else ""
+    stage, prediction = stream.stages[index], output.stages[index]
+    if stage.cls_loss is not None:
+        maps = prediction.cls
+        probability = torch.sigmoid(
+            stream.stages[0].cls_loss.sigmoid_logits(maps).flatten().float()
+        )
+        per_anchor = None
+        if stage.cls_loss.ranks_anchors:
+            per_anchor = stage.cls_loss.per_anchor(maps.flatten(), stage.class_labels(targets))
+        yield _Term(
+            loss=f"loss_cls{suffix}",
+            value=f"cls{suffix}",
+            leaves=maps.levels,
+            sizes=partial(_class_sizes, channels=maps.channels),
+            probability=probability.amax(dim=-1),
+            per_anchor=per_anchor,
+        )
+    branch = stream.branches["objectness"] if "objectness" in stream.branches else None
+    predicted = output.branches.get("objectness")
+    if not isinstance(predicted, ObjectnessPrediction):
+        return
+    rule = branch.residual_loss
+    terms = ops.residual_objectness_bce(
+        predicted.logits,
+        predicted.residuals,
+        targets.binary_labels,
+        detach=rule.detach,
+        min_scope=rule.min_scope,
+        unselected=rule.unselected,
+        anchors_per_level=output.priors.anchors_per_level if rule.min_scope == "level" else [],
+        reduction="none",
+    )
+    for step in range(len(predicted.residuals) + 1):
+        name = "loss_objectness" if step == 0 else f"loss_residual_{step}"
+        yield _Term(
+            loss=name + suffix,
+            value=f"objectness step {step}{suffix}",
+            leaves=[predicted.residuals if step else predicted.logits],
+            sizes=partial(_objectness_sizes, step=step),
+            probability=torch.sigmoid(branch.score_logits(predicted, step)),
+            per_anchor=terms.losses[step],
+        )
+
+
+def _class_sizes(gradients: Sequence[Tensor], *, channels: int) -> Tensor:
+    return LevelMaps(list(gradients), channels).flatten().abs().sum(dim=-1)
+
+
+def _objectness_sizes(gradients: Sequence[Tensor], *, step: int) -> Tensor:
+    return (gradients[0][step - 1] if step else gradients[0]).abs()
+
+
+def _with_leaves(output: StreamOutput) -> StreamOutput:
+    """The same predictions, to which gradients flow; what stages share stays shared."""
+    known: dict[int, object] = {}
+
+    def leaf(value):
+        if id(value) in known:
+            return known[id(value)]
+        if isinstance(value, Tensor):
+            new = value.detach().requires_grad_(value.is_floating_point())
+        elif isinstance(value, LevelMaps):
+            new = LevelMaps([leaf(x) for x in value.levels], value.channels)
+        elif isinstance(value, ObjectnessPrediction):
+            new = ObjectnessPrediction(leaf(value.logits), leaf(value.residuals))
+        else:
+            new = value
+        known[id(value)] = new
+        return new
+
+    stages = [dataclasses.replace(x, cls=leaf(x.cls), box=leaf(x.box)) for x in output.stages]
+    branches = {name: leaf(value) for name, value in output.branches.items()}
+    return StreamOutput(priors=output.priors, stages=stages, branches=branches)
+
+
+def _add_levels(
+    result: Imbalance, key: tuple[str, int], targets: Targets, anchors_per_level: Sequence[int]
+) -> None:
+    kinds = (targets.foreground, targets.background, ~targets.valid)
+    for level, parts in enumerate(
+        zip(*(k.split(list(anchors_per_level), 1) for k in kinds), strict=True)
+    ):
+        counts = np.array([int(part.sum()) for part in parts], dtype=float)
+        place = (*key, level)
+        result.levels[place] = result.levels.get(place, 0) + counts
+
+
+def _add_shares(
+    result: Imbalance,
+    stream: str,
+    term: _Term,
+    gradients: Sequence[Tensor],
+    targets: Targets,
+    total: float,
+) -> None:
+    size = term.sizes(gradients)
+    trained = size > 0
+    easy = term.probability < result.easy
+    background = ~targets.foreground
+    # Weighted and divided as the gradients are: together they are the loss.
+    scale = float("nan")
+    if term.per_anchor is not None:
+        whole = float(term.per_anchor[trained].double().sum())
+        scale = total / whole if whole > 0 else 0.0
+    rows = []
+    for group in (targets.foreground, background & ~easy, background & easy):
+        chosen = trained & group
+        loss = 0.0 if term.per_anchor is None else float(term.per_anchor[chosen].double().sum())
+        rows.append([float(chosen.sum()), loss * scale, float(size[chosen].double().sum())])
+    key = (stream, term.loss)
+    result.shares[key] = result.shares.get(key, 0) + np.array(rows)
+
+
+def _add_histogram(
+    result: Imbalance, key: tuple[str, str], probability: Tensor, targets: Targets
+) -> None:
+    places = (probability * result.bins).long().clamp(max=result.bins - 1)
+    counts = [
+        torch.bincount(places[group], minlength=result.bins).cpu().numpy()
+        for group in (targets.background, targets.foreground)
+    ]
+    result.histograms[key] = result.histograms.get(key, 0) + np.array(counts, dtype=float)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="resobj-d2 analyze imbalance", description=__doc__.partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one")
+    add("--weights", metavar="FILE", help="a checkpoint, in place of MODEL.WEIGHTS")
+    add("--images", type=int, metavar="N", help="measure so many, evenly chosen (default: all)")
+    add("--easy", type=float, default=0.1, help="probability below which a negative is easy (0.1)")
+    add("--bins", type=int, default=20, help="of the histograms (default 20)")
+    add("--json", type=Path, metavar="FILE", help="also write all tables to it")
+    add_import_option(parser)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configuration")
+    args = parser.parse_args(argv)
+    if args.bins < 1 or (args.images is not None and args.images < 1):
+        parser.error("--bins and --images must be at least 1")
+    start_log()
+    opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
+    cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("the imbalance is that of trained weights: give --weights FILE")
+    found = measure_imbalance(cfg, max_images=args.images, easy=args.easy, bins=args.bins)
+    tables = {
+        "levels": found.level_table(),
+        "shares": found.share_table(),
+        "histograms": found.histogram_table(),
+    }
+    print(f"Anchors of an image, mean of {found.images}; level -1 is all\n")
+    print(markdown(tables["levels"]))
+    print(f"\nWho owns the losses; easy is a probability below {args.easy:g}\n")
+    print(markdown(tables["shares"]))
+    if args.json:
+        write_json(args.json, tables)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

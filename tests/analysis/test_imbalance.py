@@ -1,0 +1,215 @@
+"""Who owns a loss: against the losses written out anchor by anchor."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from resobj_d2.analysis.imbalance import main, measure_imbalance
+from resobj_d2.config import load_config
+from resobj_d2.data.augmentation import build_size_augmentations
+from resobj_d2.data.mapper import PictureMapper
+from resobj_d2.engine.validation import measuring
+
+EASY, IMAGES = 0.3, 2
+
+
+@pytest.fixture
+def configured(tmp_path, clean_catalogs):
+    """A function: a config to that with random weights on two generated pictures."""
+
+    def build(cfg):
+        scenes = [
+            {"name": "imbalance_val", "format": "scenes", "split": "val", "root": str(tmp_path),
+             "image_size": 64, "num_train": 2, "num_val": IMAGES}
+        ]  # fmt: skip
+        opts = [
+            "DATASETS.REGISTER", str(scenes),
+            "DATASETS.TEST", "('imbalance_val',)",
+            "INPUT.MIN_SIZE_TEST", "64",
+        ]  # fmt: skip
+        cfg.MODEL.DENSE.NUM_CLASSES = 8
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        for name, weight in model.named_parameters():
+            if name.endswith("weight") and "backbone" not in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+        cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        return load_config(str(tmp_path / "config.yaml"), opts, training=False)
+
+    return build
+
+
+def predictions(cfg):
+    """For each image: labels and logits of the anchors as numpy arrays, and the model's losses."""
+    model = build_model(cfg)
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    stream = model.streams["anchors"]
+    with measuring(model) as restore:
+        for record in DatasetCatalog.get("imbalance_val"):
+            restore()
+            outputs, truth = model.training_inputs([mapper(record)])
+            output = outputs["anchors"]
+            targets = stream.stages[0].assigner(
+                output.priors, output.stages[0].anchors, truth, None
+            )
+            objectness = output.branches.get("objectness")
+            yield {
+                "labels": targets.labels[0].numpy(),
+                "cls": output.stages[0].cls_logits[0].double().numpy(),
+                "objectness": None if objectness is None else [
+                    stream.branches["objectness"].score_logits(objectness, t)[0].double().numpy()
+                    for t in range(3)
+                ],
+                "levels": output.priors.anchors_per_level,
+                "losses": {k: float(v) for k, v in model([mapper(record)]).items()},
+            }  # fmt: skip
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def shares(rows):
+    """(label of the anchor, probability, loss, gradient) to percentages by group."""
+    groups = {"positives": [], "hard negatives": [], "easy negatives": []}
+    for label, probability, *parts in rows:
+        kind = "hard negatives" if probability >= EASY else "easy negatives"
+        groups["positives" if label else kind].append(parts)
+    sums = {name: np.sum(parts, axis=0) if parts else np.zeros(2) for name, parts in groups.items()}
+    total = sum(sums.values())
+    return {
+        name: [len(groups[name]) / IMAGES, *(100 * sums[name] / total).tolist()] for name in groups
+    }
+
+
+def found_shares(table, loss):
+    return {
+        row["anchors"]: [row["number"], row["loss share"], row["gradient share"]]
+        for row in table
+        if row["loss"] == loss
+    }
+
+
+def assert_shares(found, expected):
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_focal_loss_written_out(tiny_cfg, configured):
+    cfg = configured(tiny_cfg())
+    result = measure_imbalance(cfg, easy=EASY)
+    rows = []
+    for image in predictions(cfg):
+        p = sigmoid(image["cls"])
+        own = np.arange(8) == image["labels"][:, None]
+        loss = np.where(own, -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p**2 * np.log(1 - p))
+        right = 0.25 * (1 - p) ** 2 * (2 * p * np.log(p) - (1 - p))
+        wrong = 0.75 * p**2 * (p - 2 * (1 - p) * np.log(1 - p))
+        gradient = np.abs(np.where(own, right, wrong))
+        # Each image's losses are divided by its own number, as in a batch of one.
+        scale = image["losses"]["loss_cls"] / loss[image["labels"] >= 0].sum()
+        for i in np.flatnonzero(image["labels"] >= 0):
+            label = image["labels"][i] < 8
+            rows.append((label, p[i].max(), scale * loss[i].sum(), scale * gradient[i].sum()))
+    assert_shares(found_shares(result.share_table(), "loss_cls"), shares(rows))
+
+
+def test_residual_objectness_written_out(tiny_resobj, configured):
+    cfg = configured(tiny_resobj())
+    result = measure_imbalance(cfg, easy=EASY)
+    table = result.share_table()
+    for step, name in enumerate(("loss_objectness", "loss_residual_1", "loss_residual_2")):
+        rows = []
+        for image in predictions(cfg):
+            labels, o = image["labels"], image["objectness"]
+            positive = (labels >= 0) & (labels < 8)
+            chosen = labels >= 0
+            if step:
+                chosen &= o[step - 1] >= o[step - 1][positive].min()
+            p = sigmoid(o[step])
+            loss = -np.log(np.where(positive, p, 1 - p))
+            scale = image["losses"][name] / loss[chosen].sum()
+            for i in np.flatnonzero(chosen):
+                rows.append((positive[i], p[i], scale * loss[i], scale * abs(p[i] - positive[i])))
+        assert_shares(found_shares(table, name), shares(rows))
+    # Of the classes just the positives are trained.
+    of_classes = found_shares(table, "loss_cls")
+    assert of_classes["positives"][1:] == pytest.approx([100, 100])
+    assert of_classes["easy negatives"][0] == of_classes["hard negatives"][0] == 0
+
+
+def test_levels_and_histograms_by_counting(tiny_resobj, configured):
+    cfg = configured(tiny_resobj())
+    result = measure_imbalance(cfg, easy=EASY, bins=5)
+    images = list(predictions(cfg))
+    ends = np.cumsum([0, *images[0]["levels"]])
+    rows = {row["level"]: row for row in result.level_table()}
+    for level, (low, high) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        labels = np.stack([image["labels"][low:high] for image in images])
+        assert rows[level]["positives"] == ((labels >= 0) & (labels < 8)).sum() / IMAGES
+        assert rows[level]["negatives"] == (labels == 8).sum() / IMAGES
+        assert rows[level]["ignored"] == (labels < 0).sum() / IMAGES
+    assert rows[-1]["negatives"] == sum(rows[i]["negatives"] for i in range(len(ends) - 1))
+    assert rows[-1]["ratio"] == pytest.approx(rows[-1]["negatives"] / rows[-1]["positives"])
+    for row in result.histogram_table():
+        if not row["value"].startswith("objectness"):
+            continue
+        step = int(row["value"][-1])
+        for name, is_own in (
+            ("negatives", lambda x: x == 8),
+            ("positives", lambda x: (0 <= x) & (x < 8)),
+        ):
+            p = np.concatenate(
+                [sigmoid(image["objectness"][step])[is_own(image["labels"])] for image in images]
+            )
+            inside = (p >= row["from"]) & (p < row["to"])
+            assert row[name] == pytest.approx(inside.sum() / IMAGES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["MODEL.DENSE.CLS_LOSS.NAME", "GHMCLoss"],
+        ["MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE", "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio"],
+        ["MODEL.DENSE.STAGES", "[{}]"],
+        ["MODEL.DENSE.ANCHOR_FREE.ENABLED", "True"],
+    ],
+)
+def test_other_methods_are_measured(tiny_cfg, configured, options):
+    result = measure_imbalance(configured(tiny_cfg(*options)), max_images=1)
+    table = result.share_table()
+    for loss in {(row["stream"], row["loss"]) for row in table}:
+        own = [row for row in table if (row["stream"], row["loss"]) == loss]
+        assert sum(row["gradient share"] for row in own) == pytest.approx(100)
+        for row in own:
+            assert (row["loss share"] is None) == ("GHMCLoss" in options)
+    names = {row["loss"] for row in table}
+    assert ("loss_cls_stage1" in names) == ("[{}]" in options)
+    assert ({row["stream"] for row in table} == {"anchors", "anchor_free"}) == ("True" in options)
+
+
+def test_command(tiny_resobj, configured, tmp_path, capsys):
+    cfg = configured(tiny_resobj())
+    (tmp_path / "whole.yaml").write_text(cfg.dump())
+    output = tmp_path / "out.json"
+    arguments = ["--config-file", str(tmp_path / "whole.yaml"), "--images", "1"]
+    assert main([*arguments, "--json", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "Anchors of an image, mean of 1" in printed and "| loss_residual_2" in printed
+    tables = json.loads(output.read_text())
+    assert set(tables) == {"levels", "shares", "histograms"}
+    with pytest.raises(ValueError, match="give --weights FILE"):
+        main([*arguments, "MODEL.WEIGHTS", ""])
+
+
+def test_other_models_are_refused(tiny_rcnn):
+    with pytest.raises(ValueError, match="of a ResObjDenseDetector, and this is a GeneralizedRCNN"):
+        measure_imbalance(tiny_rcnn())
