@@ -166,7 +166,7 @@ def _terms(
             stream.stages[0].cls_loss.sigmoid_logits(maps).flatten().float()
         )
         per_anchor = None
-        if stage.cls_loss.ranks_anchors:
+        if stage.cls_loss.ranks_anchors and not stage.cls_loss.takes_quality:
             per_anchor = stage.cls_loss.per_anchor(maps.flatten(), stage.class_labels(targets))
         yield _Term(
             loss=f"loss_cls{suffix}",

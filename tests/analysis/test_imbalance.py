@@ -178,6 +178,7 @@ def test_levels_and_histograms_by_counting(tiny_resobj, configured):
     "options",
     [
         ["MODEL.DENSE.CLS_LOSS.NAME", "GHMCLoss"],
+        ["MODEL.DENSE.CLS_LOSS.NAME", "QualityFocalLoss"],
         ["MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE", "MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio"],
         ["MODEL.DENSE.STAGES", "[{}]"],
         ["MODEL.DENSE.ANCHOR_FREE.ENABLED", "True"],
@@ -190,7 +191,8 @@ def test_other_methods_are_measured(tiny_cfg, configured, options):
         own = [row for row in table if (row["stream"], row["loss"]) == loss]
         assert sum(row["gradient share"] for row in own) == pytest.approx(100)
         for row in own:
-            assert (row["loss share"] is None) == ("GHMCLoss" in options)
+            alone = options[1] not in ("GHMCLoss", "QualityFocalLoss")
+            assert (row["loss share"] is not None) == alone
     names = {row["loss"] for row in table}
     assert ("loss_cls_stage1" in names) == ("[{}]" in options)
     assert ({row["stream"] for row in table} == {"anchors", "anchor_free"}) == ("True" in options)
