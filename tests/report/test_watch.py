@@ -110,7 +110,7 @@ def test_a_run_that_has_not_begun(tmp_path, server):
 def test_the_open_page_follows_the_run(browser, server, folder):
     browser.errors.clear()
     browser.open(f"http://127.0.0.1:{server.server_port}/")
-    assert browser.evaluate("document.querySelector('.sample').naturalWidth") == 8
+    wait(browser, "document.querySelector('.sample').naturalWidth === 8")  # it loads by itself
     shown = "document.getElementById('content').textContent.includes('12.5')"
     # The page has asked once before the file changes.
     asked = "document.getElementById('state').textContent.includes('ago')"
