@@ -14,6 +14,7 @@ from .distribution_coder import DistributionCoder
 from .fsaf_assigner import FSAFAssigner
 from .max_iou_assigner import MaxIoUAssigner, background_range
 from .octave_priors import OctaveAnchors, octave_anchors
+from .paa_assigner import PAAAssigner
 from .point_assigners import ATSSAssigner, FCOSAssigner
 from .priors import AnchorGrid
 from .samplers import (
@@ -51,6 +52,7 @@ __all__ = [
     "MaxIoUAssigner",
     "OHEMSampler",
     "OctaveAnchors",
+    "PAAAssigner",
     "RandomSampler",
     "Sampler",
     "SSDAnchors",

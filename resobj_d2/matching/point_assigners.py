@@ -17,7 +17,14 @@ from resobj_d2.structures import GroundTruth, Priors, StagePrediction, Targets
 from .base import Assigner
 from .build import ASSIGNER_REGISTRY
 
-__all__ = ["ATSSAssigner", "FCOSAssigner", "sides_to_points", "targets_of_owners"]
+__all__ = [
+    "ATSSAssigner",
+    "FCOSAssigner",
+    "largest",
+    "sides_to_points",
+    "smallest_of_levels",
+    "targets_of_owners",
+]
 
 
 def sides_to_points(anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -208,7 +215,7 @@ class ATSSAssigner(Assigner):
             sides = sides_to_points(anchors, boxes)
             offset = sides[..., :2] - sides[..., 2:]
             distance = offset.square().sum(dim=-1).split(priors.anchors_per_level)
-            near = _nearest(distance, limits)
+            near = smallest_of_levels(distance, limits)
             ious = ops.pairwise_box_iou(anchors, boxes)
             found = ious.gather(0, near)
             mean = found.mean(dim=0)
@@ -223,11 +230,11 @@ class ATSSAssigner(Assigner):
         return targets_of_owners(owners, anchors, ground_truth, self.num_classes)
 
 
-def _nearest(distances: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
+def smallest_of_levels(values: Sequence[Tensor], limits: Sequence[int]) -> Tensor:
     """(C, M) rows, among all levels, of each level's smallest ``limits[l]`` entries of a column."""
     rows, start = [], 0
-    for distance, limit in zip(distances, limits, strict=True):
-        count = min(limit, len(distance))
-        rows.append(start + distance.topk(count, dim=0, largest=False).indices)
-        start += len(distance)
+    for level, limit in zip(values, limits, strict=True):
+        count = min(limit, len(level))
+        rows.append(start + level.topk(count, dim=0, largest=False).indices)
+        start += len(level)
     return torch.cat(rows)

@@ -53,6 +53,7 @@ METHODS = {
     "fcos_resobj": (["fcos", "retinanet_resobj"], {}),
     "gfl": (["gfl"], {}),
     "tood": (["tood"], {}),
+    "paa": (["paa"], {}),
     "efficientdet_everything": (["efficientdet", "retinanet_resobj_consistent_conf"], {}),
 }
 
