@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,5 +117,5 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, OSError, MemoryError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error

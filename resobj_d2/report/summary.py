@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resobj_d2.analysis.errors import ErrorAnalysis
+from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 
 from .judge import Judgement
 
@@ -185,6 +185,8 @@ def _advice(judgement: Judgement) -> list[str]:
             "may change with that."
         )
     items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
+    if "Bkg" not in ranked[:3]:
+        items.append(_about_imbalance(judgement))
     if counts.right[0]:
         items.append(
             f"For use, keep detections of {counts.best_score:.2f} or more: `resobj-d2 predict "
@@ -213,9 +215,19 @@ def _about_missed(judgement: Judgement) -> str:
     )
 
 
+def _about_imbalance(judgement: Judgement) -> str:
+    """Whether less background imbalance would help, which is what this package is for."""
+    cost = next(cost for kind, cost, _ in _ranked(judgement.last) if kind == "Bkg")
+    average = judgement.average("AP50") or 0.0
+    return (
+        f"Less background imbalance would win little: detections of background cost {cost:.1f} of "
+        f"the {100 - average:.1f} points of AP50 that are missing."
+    )
+
+
 def _about_background(judgement: Judgement) -> str:
     errors = judgement.last
-    background = errors.kinds == 4  # KINDS.index("Bkg")
+    background = errors.kinds == KINDS.index("Bkg")
     sure = int((judgement.data.detections.scores[background] >= 0.5).sum())
     has_objectness = judgement.subject.about.get("num_steps", 0) > 0
     method = (
@@ -225,7 +237,7 @@ def _about_background(judgement: Judgement) -> str:
     )
     return (
         f"Detections of background, {sure} of them with a score above 0.5: look for objects that "
-        f"were not annotated first; then try {method}."
+        f"were not annotated first; then less background imbalance may help, by {method}."
     )
 
 

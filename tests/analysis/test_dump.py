@@ -290,6 +290,20 @@ def test_no_detections_and_damaged_dumps(coco_files):
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(ValueError, match="detections"):
         load_dump(coco_files / "dump")
+    boxes = {name: np.zeros(1) for name in ("image", "class", "score", "x0", "y0", "x1", "y1")}
+    for harm in (
+        {"image": np.array([7])},  # there are two images
+        {"image": np.array([-1])},
+        {"class": np.array([2])},
+        {"score": np.array(["a"])},
+        {"score": np.array([None])},  # would be unpickled
+        {"score": np.zeros(2)},
+    ):
+        for file in (coco_files / "dump").glob("detections.*"):
+            file.unlink()
+        np.savez(coco_files / "dump" / "detections.npz", **{**boxes, **harm})
+        with pytest.raises(ValueError, match="detections"):
+            load_dump(coco_files / "dump")
     with pytest.raises(FileNotFoundError, match="is no dump: it has no about.json"):
         load_dump(coco_files / "images")
     about = json.loads((coco_files / "dump" / "about.json").read_text())

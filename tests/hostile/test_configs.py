@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": ["eval"],
     "predict": ["predict", "--input", "a.png", "--output", "out"],
     "cost": ["analyze", "cost"],
+    "dump": ["analyze", "dump", "--weights", "model.pth"],
     "proposals": ["analyze", "proposals"],
     "sweep": ["analyze", "sweep", "--vary", "TEST.DETECTIONS_PER_IMAGE", "10"],
     "configs": ["configs", "--show"],

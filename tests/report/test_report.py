@@ -15,7 +15,7 @@ from resobj_d2.report.command import main, write_report
 from resobj_d2.report.judge import judge
 from resobj_d2.report.pictures import choose_images, load_pictures
 from resobj_d2.report.subject import find_subjects, read_scalars
-from resobj_d2.report.summary import _about_missed, summarise
+from resobj_d2.report.summary import _about_imbalance, _about_missed, summarise
 
 from .conftest import CONTENT, HOSTILE, RESULTS
 
@@ -58,6 +58,12 @@ def test_summary_names_what_costs_most(judgement):
     # Areas 400 and 900 are small, 2000 is medium: the missed one.
     assert "AP is 0.0 on medium objects and" in text["What it loses most by"]
     assert "--confidence-threshold 0.60" in text["What to try"]
+    # Without the wrong one of class 1 its AP is 1.
+    background = 100 * (1 - average) / 2
+    assert f"Detections of background: {background:.1f} points" in text["What it loses most by"]
+    assert "then less background imbalance may help" in text["What to try"]
+    share = f"background cost {background:.1f} of the {100 - 50 * average:.1f} points of AP50"
+    assert share in _about_imbalance(judgement)
 
 
 def test_missed_objects_without_an_anchor_are_told(judgement):
