@@ -40,7 +40,7 @@ ALLOWED = {
         "checkpoint", "compat", "config", "data", "evaluation", "launch", "losses", "modeling",
         "ops", "plots", "process",
     },
-    "inference": {"command", "config", "checkpoint", "data", "modeling", "process"},
+    "inference": {"command", "config", "checkpoint", "data", "modeling", "ops", "process"},
     "export": {"command", "inference", "matching", "modeling", "ops", "process", "structures"},
     "inspection": {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
