@@ -294,12 +294,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--images", type=int, metavar="N", help="measure so many, evenly chosen (default: all)")
     add("--easy", type=float, default=0.1, help="probability below which a negative is easy (0.1)")
     add("--bins", type=int, default=20, help="of the histograms (default 20)")
+    add("--plot", type=Path, metavar="FILE", help="draw it to .png, .svg or .pdf")
     add("--json", type=Path, metavar="FILE", help="also write all tables to it")
     add_import_option(parser)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configuration")
     args = parser.parse_args(argv)
     if args.bins < 1 or (args.images is not None and args.images < 1):
         parser.error("--bins and --images must be at least 1")
+    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot {args.plot}: the ending must be .png, .svg or .pdf")
     start_log()
     opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
     cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
@@ -315,6 +318,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown(tables["levels"]))
     print(f"\nWho owns the losses; easy is a probability below {args.easy:g}\n")
     print(markdown(tables["shares"]))
+    if args.plot:
+        from .imbalance_plot import plot_imbalance
+
+        plot_imbalance(found, args.plot)
     if args.json:
         write_json(args.json, tables)
     return 0

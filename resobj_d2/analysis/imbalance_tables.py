@@ -36,6 +36,11 @@ class Imbalance:
     shares: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     histograms: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
+    @property
+    def streams(self) -> list[str]:
+        """Names of the detector's streams."""
+        return list(dict.fromkeys(stream for stream, *_ in self.levels))
+
     def level_table(self) -> list[Row]:
         """Anchors of an image: ``stream``, ``stage``, ``level`` and their mean numbers.
 

@@ -106,8 +106,11 @@ def _run_files(
     results = found[names.index(name)]
     if data:
         return _truth(data, images, None), results
-    load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
-    check_available([name], "the run's DATASETS.TEST")
+    try:
+        load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
+        check_available([name], "the run's DATASETS.TEST")
+    except (ValueError, OSError) as error:  # the run of an older version, or data that have moved
+        raise ValueError(f"{error}. --data says where the ground truth is instead") from error
     return dataset_record(name), results
 
 

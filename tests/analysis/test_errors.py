@@ -256,6 +256,14 @@ def test_a_dump_gives_the_same(files, run, capsys):
     assert from_dump.replace("made", "run") == capsys.readouterr().out
 
 
+def test_a_run_whose_config_cannot_be_used_takes_other_data(run, files, capsys):
+    (run / "config.yaml").write_text('{"VERSION": 2, "MODEL": {"DENSE": {"NO_SUCH_KEY": 1}}}')
+    with pytest.raises(ValueError, match="NO_SUCH_KEY.* --data says where the ground truth is"):
+        main([str(run), "--dataset", "first_val"])
+    assert main([str(run), "--dataset", "first_val", "--data", str(files / "truth.json")]) == 0
+    assert "3 objects and 2 detections" in capsys.readouterr().out
+
+
 def test_a_run_that_was_not_evaluated_is_told_how(run):
     for file in run.rglob(RESULTS):
         file.unlink()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 
 from resobj_d2.analysis.imbalance import main, measure_imbalance
 from resobj_d2.config import load_config
@@ -203,7 +204,11 @@ def test_command(tiny_resobj, configured, tmp_path, capsys):
     (tmp_path / "whole.yaml").write_text(cfg.dump())
     output = tmp_path / "out.json"
     arguments = ["--config-file", str(tmp_path / "whole.yaml"), "--images", "1"]
-    assert main([*arguments, "--json", str(output)]) == 0
+    picture = tmp_path / "out.png"
+    assert main([*arguments, "--json", str(output), "--plot", str(picture)]) == 0
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    for color in ((0, 158, 115), (213, 94, 0), (154, 160, 166)):  # the groups of the bars
+        assert (pixels == color).all(axis=-1).sum() > 100
     printed = capsys.readouterr().out
     assert "Anchors of an image, mean of 1" in printed and "| loss_residual_2" in printed
     tables = json.loads(output.read_text())
