@@ -23,7 +23,7 @@ from resobj_d2.inference.predictor import load_prediction_config
 
 from .check import BOX_TOLERANCE, SCORE_TOLERANCE, Parity, compare
 from .detector import ExportableDetector
-from .formats import FORMATS, load_exported, require, write_exported
+from .formats import FORMATS, check_path, load_exported, require, write_exported
 from .metadata import describe
 
 __all__ = ["check_file", "main"]
@@ -101,16 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = FORMATS[options.format]
     require(options.format)
     images, opts = _images(options.check, options.opts)
-    folder = os.path.dirname(os.path.abspath(options.output))
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(f"--output {options.output}: there is no folder {folder}")
+    check_path(options.output, options.format)
     if options.weights:
         opts = [*opts, "MODEL.WEIGHTS", options.weights]
-    if chosen.standard:
+    if options.format == "onnx":
         opts = [*opts, "MODEL.DEVICE", "cpu"]
     cfg = load_prediction_config(options.config_file, opts, imports=options.imports)
     predictor = Predictor(cfg)
-    detector = ExportableDetector(predictor.model, standard=chosen.standard, raw=options.raw)
+    detector = ExportableDetector(predictor.model, selection=chosen.selection, raw=options.raw)
     metadata = describe(detector, cfg, predictor.class_names)
     write_exported(detector, options.output, format=options.format, metadata=metadata)
     size = os.path.getsize(options.output) / 2**20

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resobj_d2.modeling import ResObjDenseDetector
 
-from .selection import raw_predictions, select, select_in_standard_operators
+from .selection import SELECTIONS, raw_predictions
 from .suppression import ABSENT
 
 __all__ = ["INPUTS", "OUTPUTS", "RAW_OUTPUTS", "ExportableDetector", "padded_detections"]
@@ -27,14 +27,16 @@ class ExportableDetector(nn.Module):
 
     Args:
         model: the detector; put into evaluation mode.
-        standard: select the detections in operators that ONNX has, not in this package's.
+        selection: a name of :data:`SELECTIONS`: what finds the detections. "operator" is
+            :func:`resobj_d2.ops.dense_detections`; "nms" has torch's own operators but for
+            :func:`resobj_d2.ops.batched_nms_padded`; "onnx" only those that ONNX has.
         raw: no selection; return the scores and boxes of all anchors.
 
     Raises:
-        ValueError: the model is of another kind, or ``standard`` cannot express its suppression.
+        ValueError: the model is of another kind, or ONNX cannot express its suppression.
     """
 
-    def __init__(self, model: nn.Module, *, standard: bool = False, raw: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, selection: str = "operator", raw: bool = False) -> None:
         super().__init__()
         if not isinstance(model, ResObjDenseDetector):
             raise ValueError(
@@ -42,13 +44,13 @@ class ExportableDetector(nn.Module):
                 f"{type(model).__name__}"
             )
         method = model.postprocess.suppression.method
-        if standard and not raw and method != "greedy":
+        if selection == "onnx" and not raw and method != "greedy":
             raise ValueError(
                 f"ONNX has no operator for MODEL.DENSE.POSTPROCESS.NMS {method}: export with NMS "
                 "greedy, or with --raw and suppress duplicates yourself"
             )
         self.model = model.eval()
-        self.standard = standard
+        self.selection = selection
         self.raw = raw
 
     @property
@@ -112,7 +114,7 @@ class ExportableDetector(nn.Module):
         if self.raw:
             scores, boxes = raw_predictions(inputs)
             return scores, boxes * scale
-        choose = select_in_standard_operators if self.standard else select
+        choose = SELECTIONS[self.selection]
         boxes, scores, classes = choose(inputs, self.model.postprocess)
         return padded_detections(boxes * scale, scores, classes, original_sizes)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 from resobj_d2.process import replacing
 
 from .detector import INPUTS, ExportableDetector
-from .program import exported_program
+from .program import exported_program, traced_module
 
 __all__ = ["FORMATS", "ExportedDetector", "Format", "load_exported", "write_exported"]
 
@@ -28,14 +30,14 @@ class Format:
 
     Attributes:
         suffix: of its files.
-        standard: its graphs have no operator of this package.
+        selection: what finds the detections; see :class:`ExportableDetector`.
         write: ``write(detector, path, metadata)``.
         load: ``load(path)`` returns a function of the inputs, and the metadata as text.
         packages: that must be installed, by the names under which they are imported.
     """
 
     suffix: str
-    standard: bool
+    selection: str
     write: Callable[[ExportableDetector, str, str], None]
     load: Callable[[str], tuple[Callable[..., Sequence[Tensor]], str]]
     packages: tuple[str, ...] = ()
@@ -57,8 +59,16 @@ class ExportedDetector:
     def __call__(
         self, images: Tensor, image_sizes: Tensor, original_sizes: Tensor
     ) -> tuple[Tensor, ...]:
-        """See :meth:`ExportableDetector.forward`; tensors on the device it was exported for."""
-        return tuple(self.run(images, image_sizes, original_sizes))
+        """See :meth:`ExportableDetector.forward`; tensors on the device it was exported for.
+
+        Raises:
+            ValueError: the file's graph does not hold for these sizes.
+        """
+        try:
+            return tuple(self.run(images, image_sizes, original_sizes))
+        except AssertionError as error:  # torch.export's guards
+            size = "x".join(map(str, images.shape))
+            raise ValueError(f"the file is not for images of {size}: {error}") from error
 
 
 def _write_onnx(detector: ExportableDetector, path: str, metadata: str) -> None:
@@ -91,13 +101,61 @@ def _load_onnx(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
     return run, session.get_modelmeta().custom_metadata_map.get(METADATA, "{}")
 
 
+def _write_pt2(detector: ExportableDetector, path: str, metadata: str) -> None:
+    program = exported_program(detector)
+    with replacing(path, binary=True) as file:
+        torch.export.save(program, file, extra_files={METADATA: metadata})
+
+
+def _load_pt2(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
+    extra = {METADATA: "{}"}
+    return torch.export.load(path, extra_files=extra).module(), extra[METADATA]
+
+
+def _write_aoti(detector: ExportableDetector, path: str, metadata: str) -> None:
+    program = exported_program(detector)
+    with tempfile.TemporaryDirectory() as folder:
+        package = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=os.path.join(folder, "detector.pt2"),
+            inductor_configs={"aot_inductor.metadata": {METADATA: metadata}},
+        )
+        with replacing(path, binary=True) as file, open(package, "rb") as written:
+            shutil.copyfileobj(written, file)
+
+
+def _load_aoti(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
+    package = torch._inductor.aoti_load_package(path)
+    return package, package.loader.get_metadata().get(METADATA, "{}")
+
+
+def _write_torchscript(detector: ExportableDetector, path: str, metadata: str) -> None:
+    traced = traced_module(detector)
+    with replacing(path, binary=True) as file:
+        torch.jit.save(traced, file, _extra_files={METADATA: metadata})
+
+
+def _load_torchscript(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
+    extra = {METADATA: "{}"}
+    return torch.jit.load(path, _extra_files=extra), _text(extra[METADATA])
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
 FORMATS: Mapping[str, Format] = {
+    "pt2": Format(suffix=".pt2", selection="operator", write=_write_pt2, load=_load_pt2),
     "onnx": Format(
         suffix=".onnx",
-        standard=True,
+        selection="onnx",
         write=_write_onnx,
         load=_load_onnx,
         packages=("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "aoti": Format(suffix=".pt2", selection="nms", write=_write_aoti, load=_load_aoti),
+    "torchscript": Format(
+        suffix=".pt", selection="operator", write=_write_torchscript, load=_load_torchscript
     ),
 }
 """The formats, by the names that the command takes."""
@@ -113,8 +171,8 @@ def write_exported(
     """Write a detector to a file, which is whole or not there.
 
     Args:
-        detector: made with ``standard`` where the format asks for it.
-        path: of the file.
+        detector: made with the ``selection`` of the format.
+        path: of the file, which must end as the format's files do.
         format: a name of :data:`FORMATS`.
         metadata: describes the detector; anything that ``json`` can write.
 
@@ -125,8 +183,11 @@ def write_exported(
     """
     chosen = FORMATS[format]
     require(format)
-    if chosen.standard and not (detector.standard or detector.raw):
-        raise ValueError(f"{format} needs ExportableDetector(..., standard=True)")
+    check_path(path, format)
+    if detector.selection != chosen.selection and not detector.raw:
+        raise ValueError(
+            f'{format} needs ExportableDetector(model, selection="{chosen.selection}")'
+        )
     chosen.write(detector, os.fspath(path), json.dumps(metadata or {}))
 
 
@@ -159,3 +220,17 @@ def require(format: str) -> None:
                 f"{' '.join(FORMATS[format].packages)} (or the extra 'export')",
                 name=package,
             ) from error
+
+
+def check_path(path: str | os.PathLike, format: str) -> None:
+    """
+    Raises:
+        ValueError: the name does not end as the format's files do.
+        NotADirectoryError: there is no folder for it.
+    """
+    path, suffix = os.fspath(path), FORMATS[format].suffix
+    if not path.endswith(suffix):
+        raise ValueError(f"a file of the format {format} must be called *{suffix}, got {path}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{path} cannot be written: there is no folder {folder}")

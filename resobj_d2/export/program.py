@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from .detector import ExportableDetector
 
-__all__ = ["example_inputs", "exported_program"]
+__all__ = ["example_inputs", "exported_program", "traced_module"]
 
 
 def example_inputs(detector: ExportableDetector) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,3 +40,56 @@ def exported_program(
         return torch.export.export(
             detector, example_inputs(detector), dynamic_shapes=shapes, strict=strict
         )
+
+
+def traced_module(detector: ExportableDetector) -> torch.jit.ScriptModule:
+    """The detector as TorchScript, by tracing.
+
+    A trace silently keeps what the Python code computed from sizes as constants. So it is run at
+    other sizes, and, since it may find nothing there, a trace of all anchors' predictions is too.
+
+    Raises:
+        ValueError: a trace differs from the detector there.
+    """
+    traced = _checked_trace(detector)
+    if not detector.raw:
+        _checked_trace(ExportableDetector(detector.model, raw=True))
+    return traced
+
+
+def _checked_trace(detector: ExportableDetector) -> torch.jit.ScriptModule:
+    images, *sizes = example_inputs(detector)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of its deprecation, and of each check of an argument, which a trace leaves out.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(detector, (images, *sizes), check_trace=False)
+        if not all(_agree(detector, traced, inputs) for inputs in _other_inputs(detector)):
+            raise ValueError(
+                f"traced, this detector is wrong for pictures of another size than "
+                f"{tuple(images.shape[2:])}: use the format pt2, aoti or onnx"
+            )
+    return traced
+
+
+def _agree(detector: nn.Module, traced: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    expected = detector(*inputs)
+    try:
+        found = traced(*inputs)
+    except RuntimeError:  # sizes that do not fit
+        return False
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+def _other_inputs(detector: ExportableDetector) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Noise in three other sizes, one of them the smallest."""
+    unit, largest = detector.size_divisibility, detector.coarsest_stride * 6
+    generator = torch.Generator().manual_seed(0)
+    for count, height, width in ((1, unit, unit), (3, largest, unit), (1, unit, largest)):
+        height, width = (-(-side // unit) * unit for side in (height, width))
+        images = torch.randint(0, 256, (count, 3, height, width), generator=generator)
+        sizes = torch.tensor([[height - i, width - i] for i in range(count)])
+        inputs = (images.to(torch.uint8), sizes, 2 * sizes)
+        yield tuple(x.to(detector.device) for x in inputs)

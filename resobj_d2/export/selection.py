@@ -16,7 +16,7 @@ from resobj_d2.structures import LevelMaps
 
 from .suppression import ABSENT, best, highest, keep_greedy, suppressed_scores
 
-__all__ = ["raw_predictions", "select", "select_in_standard_operators"]
+__all__ = ["SELECTIONS", "raw_predictions", "select", "select_for_onnx", "select_with_nms"]
 
 Selected = tuple[Tensor, Tensor, Tensor]  # boxes (N, C, 4), scores and classes (N, C)
 
@@ -67,26 +67,41 @@ def _present(found) -> Selected:
     return found.boxes, torch.where(found.classes >= 0, found.scores, ABSENT), found.classes
 
 
-def select_in_standard_operators(
-    inputs: Sequence[Mapping[str, Any]], postprocess: DensePostprocess
-) -> Selected:
+def select_with_nms(inputs: Sequence[Mapping[str, Any]], postprocess: DensePostprocess) -> Selected:
+    """:func:`select` in torch's operators, but for the suppression."""
+    boxes, scores, classes = _candidates(inputs, postprocess)
+    scores = suppressed_scores(
+        boxes,
+        scores,
+        classes,
+        suppression=postprocess.suppression,
+        num_classes=inputs[0]["num_classes"],
+        min_score=postprocess.score_thresh,
+    )
+    return best(boxes, scores, classes, postprocess.max_detections)
+
+
+def select_for_onnx(inputs: Sequence[Mapping[str, Any]], postprocess: DensePostprocess) -> Selected:
     """:func:`select` in operators that ONNX has too; the suppression must be greedy."""
+    boxes, scores, classes = _candidates(inputs, postprocess)
+    count, threshold = postprocess.max_detections, postprocess.suppression.threshold
+    keep = keep_greedy(boxes, scores, classes, inputs[0]["num_classes"], threshold, count)
+    return best(boxes, torch.where(keep, scores, ABSENT), classes, count)
+
+
+SELECTIONS = {"operator": select, "nms": select_with_nms, "onnx": select_for_onnx}
+"""The ways of selection, by name."""
+
+
+def _candidates(inputs: Sequence[Mapping[str, Any]], postprocess: DensePostprocess) -> Selected:
+    """The best of each level of all streams, (N, C) of each."""
     levels = [
         _level(level, stream, postprocess)
         for stream in inputs
         for level in range(len(stream["cls_logits"]))
     ]
     boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-    count = postprocess.max_detections
-    keep = keep_greedy(
-        boxes,
-        scores,
-        classes,
-        inputs[0]["num_classes"],
-        postprocess.suppression.threshold,
-        count,
-    )
-    return best(boxes, torch.where(keep, scores, ABSENT), classes, count)
+    return boxes, scores, classes
 
 
 def _level(level: int, stream: Mapping[str, Any], postprocess: DensePostprocess) -> Selected:

@@ -5,6 +5,7 @@ import torch
 
 from resobj_d2.export import ExportableDetector
 from resobj_d2.export.check import as_batch, compare
+from resobj_d2.export.selection import SELECTIONS
 from resobj_d2.export.suppression import ABSENT, keep_greedy, suppressed_scores
 from resobj_d2.modeling.suppression import Suppression
 
@@ -30,11 +31,11 @@ def accept(parities):
     return [parity.found for parity in parities]
 
 
-@pytest.mark.parametrize("standard", [False, True], ids=["operators", "standard"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_finds_what_the_model_finds(family, standard, method_cfg, spread_out, pictures):
+def test_it_finds_what_the_model_finds(family, selection, method_cfg, spread_out, pictures):
     model = spread_out(method_cfg(*FAMILIES[family], opts=FLAT))
-    detector = ExportableDetector(model, standard=standard)
+    detector = ExportableDetector(model, selection=selection)
     inputs = pictures([(70, 100), (64, 90)])
     found = accept(compare(model, detector, inputs, detector=detector))
     assert min(found) > 3
@@ -42,8 +43,8 @@ def test_it_finds_what_the_model_finds(family, standard, method_cfg, spread_out,
 
 def test_a_picture_without_detections(method_cfg, spread_out, pictures):
     model = spread_out(method_cfg("retinanet_resobj", opts=(*FLAT[:1], 0.999)))
-    for standard in (False, True):
-        detector = ExportableDetector(model, standard=standard)
+    for selection in SELECTIONS:
+        detector = ExportableDetector(model, selection=selection)
         inputs = pictures([(64, 64)])
         assert accept(compare(model, detector, inputs, detector=detector)) == [0]
         boxes, scores, classes, counts = detector(*as_batch(inputs, 32))
@@ -53,8 +54,8 @@ def test_a_picture_without_detections(method_cfg, spread_out, pictures):
 
 def test_more_objects_than_the_limit(method_cfg, spread_out, pictures):
     model = spread_out(method_cfg(opts=(*FLAT, "TEST.DETECTIONS_PER_IMAGE", 9)))
-    for standard in (False, True):
-        detector = ExportableDetector(model, standard=standard)
+    for selection in SELECTIONS:
+        detector = ExportableDetector(model, selection=selection)
         found = accept(compare(model, detector, pictures([(96, 96)]), detector=detector))
         assert 0 < found[0] <= 9  # those outside the picture are dropped after the limit
         assert detector(*as_batch(pictures([(96, 96)]), 32))[0].shape == (1, 9, 4)
@@ -66,8 +67,8 @@ def test_other_suppressions(method, method_cfg, spread_out, pictures):
     detector = ExportableDetector(model)
     accept(compare(model, detector, pictures([(70, 100), (64, 90)]), detector=detector))
     with pytest.raises(ValueError, match=f"ONNX has no operator for .*NMS {method}: export with"):
-        ExportableDetector(model, standard=True)
-    ExportableDetector(model, standard=True, raw=True)
+        ExportableDetector(model, selection="onnx")
+    ExportableDetector(model, selection="onnx", raw=True)
 
 
 def test_what_is_in_the_padding_plays_no_part(method_cfg, spread_out, pictures):

@@ -42,7 +42,7 @@ def exported(tmp_path_factory, method_cfg, spread_out, picture_files):
 def test_the_file_finds_what_the_model_finds_at_any_size(exported, pictures):
     model, path = exported
     loaded = load_exported(path, format="onnx")
-    detector = ExportableDetector(model, standard=True)
+    detector = ExportableDetector(model, selection="onnx")
     found = []
     for sizes in ([(32, 32)], [(64, 96)], [(200, 30)], [(70, 130), (96, 40), (33, 65)]):
         for parity in compare(model, loaded, pictures(sizes), detector=detector):
@@ -55,7 +55,7 @@ def test_a_difference_is_told(exported, pictures):
     """The model is changed after its export."""
     model, path = exported
     loaded = load_exported(path, format="onnx")
-    detector = ExportableDetector(model, standard=True)
+    detector = ExportableDetector(model, selection="onnx")
     bias = model.streams["anchors"].stages[0].cls.bias
     bias.data += 0.05
     try:

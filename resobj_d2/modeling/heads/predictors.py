@@ -83,6 +83,8 @@ class SharedConv(Predictor, nn.Conv2d):
         cls, predictors: Sequence[SharedConv], features: Sequence[list[Tensor]]
     ) -> LevelMaps:
         """Stacks the predictors into a single convolution over all features."""
+        if torch.compiler.is_exporting():  # stacked maps would tie the graph to sizes
+            return super().sum_of(predictors, features)
         weight = torch.cat([predictor.weight for predictor in predictors], dim=1)
         bias = torch.stack([predictor.bias for predictor in predictors]).sum(dim=0)
         levels = [torch.cat(maps, dim=1) for maps in zip(*features, strict=True)]
