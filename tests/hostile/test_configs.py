@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ["train"],
     "eval": ["eval"],
     "predict": ["predict", "--input", "a.png", "--output", "out"],
+    "export": ["export", "--format", "pt2", "--output", "a.pt2"],
     "cost": ["analyze", "cost"],
     "dump": ["analyze", "dump", "--weights", "model.pth"],
     "proposals": ["analyze", "proposals"],

@@ -1,0 +1,157 @@
+"""How far exported detectors are from the models, as the table of docs/export.md.
+
+::
+
+    python -m docs.generators.export_parity --images 'photos/*.jpg' --write docs/export.md
+
+The detectors are the small ones of ``configs/small`` with random weights. Their score threshold is
+such that one of the pictures has no detection. One picture that is larger than the detectors' limit
+and a grey one are generated; ``--images`` adds real ones. Every file is run on each picture alone
+and on two as a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from resobj_d2.config import load_config
+from resobj_d2.export import FORMATS, ExportableDetector, write_exported
+from resobj_d2.export.check import Parity, as_batch
+from resobj_d2.export.command import check_file
+from resobj_d2.inference import Predictor
+from resobj_d2.inference.predict import find_images
+from resobj_d2.process import replacing
+
+__all__ = ["DETECTORS", "main", "table"]
+
+DETECTORS = {
+    "RetinaNet": "small/cells_retinanet_fl.yaml",
+    "Residual Objectness, T = 2": "small/cells_retinanet_resobj_t2.yaml",
+    "RetinaNet-Conf": "small/cells_retinanet_conf.yaml",
+    "consistent optimisation": "small/cells_retinanet_consistent.yaml",
+    "Libra RetinaNet": "small/cells_retinanet_libra.yaml",
+    "FSAF": "small/cells_retinanet_fsaf.yaml",
+    "everything together": "small/cells_retinanet_everything_fsaf.yaml",
+    "YOLOv3": "small/cells_yolov3_resobj_t2.yaml",
+    "SSD": "small/cells_ssd_plain.yaml",
+    "EfficientDet": "small/cells_efficientdet_d0.yaml",
+}
+START, END = "<!-- parity: begin -->", "<!-- parity: end -->"
+
+
+def random_detector(name: str) -> tuple[CfgNode, nn.Module]:
+    """Config and model with weights that give scores of all sizes."""
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", "False"]
+    options += ["DATASETS.REGISTER", "[]", "DATASETS.TEST", "()"]
+    cfg = load_config(name, options, training=False)
+    cfg.defrost()
+    cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 4 and parameter.std() < 0.02:  # the layers of the head
+            parameter.data.mul_(10)
+    return cfg, model
+
+
+def generated_pictures(folder: Path) -> list[Path]:
+    """A grey one, and one larger than the detectors' limit."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    grey, large = folder / "grey.png", folder / "large.png"
+    Image.new("RGB", (320, 240), (128, 128, 128)).save(grey)
+    Image.fromarray(noise).resize((1800, 1200), Image.BILINEAR).save(large)
+    return [grey, large]
+
+
+def set_threshold(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
+    """So that nothing is found on one picture, and something on the others."""
+    raw = ExportableDetector(model, raw=True)
+    highest = []
+    for picture in pictures:
+        inputs = [predictor.model_input(predictor.read(picture))]
+        with torch.no_grad():
+            scores, _ = raw(*as_batch(inputs, raw.size_divisibility))
+        highest.append(float(scores.max()))
+    lowest, second = sorted(highest)[:2]
+    model.postprocess.score_thresh = (lowest + second) / 2
+
+
+def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
+    """The table's rows."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        pictures = [*images, *generated_pictures(folder)]
+        for title in names:
+            cfg, model = random_detector(DETECTORS[title])
+            predictor = Predictor(cfg, model)
+            set_threshold(model, predictor, pictures)
+            for format in formats:
+                path = folder / f"model{FORMATS[format].suffix}"
+                detector = ExportableDetector(model, selection=FORMATS[format].selection)
+                write_exported(detector, path, format=format)
+                found = check_file(predictor, detector, path, pictures, format=format)
+                yield row(title, format, [parity for _, parity in found])
+
+
+def row(title: str, format: str, parities: Sequence[Parity]) -> str:
+    """One row: how many detections, and the largest differences."""
+    found = [parity.found for parity in parities]
+    cells = [
+        title,
+        format,
+        f"{min(found)} to {max(found)}",
+        str(sum(parity.unmatched for parity in parities)),
+        f"{max(parity.box for parity in parities):.1g}",
+        f"{max(parity.score for parity in parities):.1g}",
+        "yes" if all(parity.holds for parity in parities) else "**no**",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -> str:
+    """The table, in Markdown."""
+    head = (
+        "| detector | format | detections per picture | without counterpart | boxes, px | scores "
+        "| same |\n|---|---|---|---|---|---|---|"
+    )
+    lines = [head]
+    for line in rows(formats, images, names):
+        print(line, file=sys.stderr, flush=True)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, or write it into a page between its marks."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="real pictures")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("--detectors", nargs="+", choices=list(DETECTORS), default=list(DETECTORS))
+    parser.add_argument("--write", metavar="FILE", help="page to write it into")
+    options = parser.parse_args(argv)
+    images = find_images(options.images) if options.images else []
+    text = table(options.formats, images, options.detectors)
+    if not options.write:
+        print(text)
+        return 0
+    page = Path(options.write).read_text()
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    with replacing(options.write) as file:
+        file.write(f"{before}{START}\n{text}\n{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
