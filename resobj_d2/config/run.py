@@ -69,6 +69,23 @@ def _program_keys() -> list[Key]:
             readers=(Reader("load_config"),),
         ),
         Key(
+            "PREDICT.TILE",
+            0,
+            "int",
+            "side of the square tiles in which `predict` and `Predictor` detect besides the whole "
+            "picture, in pixels; 0 for none. Evaluations have none",
+            source="SAHI",
+            readers=(Reader("Predictor"),),
+        ),
+        Key(
+            "PREDICT.TILE_OVERLAP",
+            0.2,
+            "float",
+            "fraction of a tile that the next one repeats",
+            source="SAHI",
+            readers=(Reader("Predictor"),),
+        ),
+        Key(
             "PREDICT.SCORE_THRESH",
             [],
             "list[float]",

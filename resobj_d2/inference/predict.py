@@ -20,7 +20,6 @@ status is then 1.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import logging
 import os
@@ -36,16 +35,11 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL.Image import Image
 
-from resobj_d2.command import (
-    add_import_option,
-    explain,
-    is_users_mistake,
-    run_command,
-    wants_traceback,
-)
+from resobj_d2.command import explain, is_users_mistake, run_command, wants_traceback
 
 from .drawing import draw_annotations, draw_detections, grid, save_picture, step_title
 from .json_list import JsonListWriter
+from .predict_options import WITHOUT_DATASETS, parser
 from .predictor import ImageError, Predictor, load_prediction_config
 
 __all__ = [
@@ -60,10 +54,6 @@ logger = logging.getLogger("resobj_d2.inference.predict")  # also when run as __
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
-_WITHOUT_DATASETS = (
-    "DATASETS.TEST gives the names of the classes. Where the datasets are not at hand, append "
-    "DATASETS.REGISTER '[]' DATASETS.TEST '()'; classes are then shown by number."
 )
 PANEL_SIDE = 448  # longer side of each picture of a row of pictures
 
@@ -308,33 +298,6 @@ def _nothing_found(path: Path) -> str:
     )
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 predict",
-        description="Detect objects on image files; writes pictures and COCO results.",
-        epilog=_WITHOUT_DATASETS,
-    )
-    add_import_option(parser)
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
-    add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
-    add("--output", required=True, metavar="DIR", help="folder for pictures and results.json")
-    add(
-        "--confidence-threshold", type=_fraction, metavar="SCORE",
-        help="lowest score of the boxes drawn (default 0.3; 0 with PREDICT.SCORE_THRESH)",
-    )  # fmt: skip
-    add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
-    return parser
-
-
 def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
@@ -347,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Its exit code: 0, 1 where an image was left out or not drawn, 2 for wrong input, 130 where
         it was interrupted.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         paths = find_images(options.input)
@@ -356,13 +319,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.path.isfile(options.output):
         return _complain(f"--output {options.output} is a file: give the name of a folder")
     try:
-        cfg = load_prediction_config(options.config_file, options.opts, imports=options.imports)
+        cfg = load_prediction_config(
+            options.config_file, options.overrides, imports=options.imports
+        )
         predictor = Predictor(cfg)
     except Exception as error:
         if wants_traceback() or not is_users_mistake(error):
             raise
         message = explain(error)
-        hint = f". {_WITHOUT_DATASETS}" if "ataset" in message else ""
+        hint = f". {WITHOUT_DATASETS}" if "ataset" in message else ""
         return _complain(message.removesuffix(".") + hint if hint else message)
     folder = os.path.abspath(options.output)
     try:

@@ -31,6 +31,7 @@ from resobj_d2.modeling.test_time_augmentation import with_augmentation
 from .classes import choose_classes
 from .inputs import SingleImage, in_batches, is_single, to_rgb
 from .plain import instances_to_dicts
+from .tiling import Tiling
 
 __all__ = ["ImageError", "Predictor", "load_prediction_config"]
 
@@ -79,6 +80,10 @@ class Predictor:
         self.model = with_augmentation(cfg, model).eval()
         self.batch_size = batch_size
         self.num_steps: int = getattr(self.model, "num_steps", 0)
+        self._tiling = None
+        if cfg.PREDICT.TILE:
+            self._tiling = Tiling(cfg.PREDICT.TILE, cfg.PREDICT.TILE_OVERLAP)
+            self.num_steps = 0  # merged boxes have the last step's score
         self._format = cfg.INPUT.FORMAT
         self._augmentations = T.AugmentationList(build_size_augmentations(cfg, is_train=False))
         classes = choose_classes(cfg, stored, class_names)
@@ -274,7 +279,12 @@ class Predictor:
     def _detect(
         self, pictures: list[np.ndarray], names: list[str], *, every_step: bool
     ) -> list[list[Instances]]:
-        """The steps of each (H, W, 3) RGB picture, from one forward."""
+        """The steps of each (H, W, 3) RGB picture, from one forward unless it is tiled."""
+        if self._tiling is not None:
+            return [
+                [self._kept(self._tiled(rgb, name, self._tiling))]
+                for rgb, name in zip(pictures, names, strict=True)
+            ]
         batch = [
             self.model_input(rgb, name=name) for rgb, name in zip(pictures, names, strict=True)
         ]
@@ -283,6 +293,17 @@ class Predictor:
         else:
             steps = [self.model(batch)]
         return [[self._kept(_instances(step[i])) for step in steps] for i in range(len(batch))]
+
+    def _tiled(self, rgb: np.ndarray, name: str, tiling: Tiling) -> Instances:
+        """The detections in all tiles of a picture, merged."""
+        height, width = rgb.shape[:2]
+        windows = tiling.windows(height, width)
+        parts: list[Instances] = []
+        for some in in_batches(windows, self.batch_size):
+            crops = [rgb[y1:y2, x1:x2] for x1, y1, x2, y2 in some]
+            outputs = self.model([self.model_input(crop, name=name) for crop in crops])
+            parts += [_instances(output) for output in outputs]
+        return tiling.merge(parts, windows, height, width)
 
     def _kept(self, detections: Instances) -> Instances:
         """Those that reach the score of their class."""

@@ -106,3 +106,17 @@ def test_masks_become_polygons_and_a_mask_of_one_pixel_keeps_its_box(resobj, ima
     large, tiny = get_prediction(image, SahiModel(Predictor(*resobj))).object_prediction_list
     assert np.array_equal(large.mask.bool_mask, masks[0].numpy())
     assert tiny.mask is None and tiny.bbox.to_xyxy() == [60, 60, 61, 61]
+
+
+def test_tiles_of_the_predictor_are_sahis(resobj, image):
+    """The same windows, suppressed by the same metric; what SAHI leaves out scores lower."""
+    cfg, model = resobj
+    threshold = float(Predictor(cfg, model)(image, channels="RGB").scores.median())
+    sliced = get_sliced_prediction(
+        image, SahiModel(Predictor(cfg, model), confidence_threshold=threshold),
+        slice_height=80, slice_width=80, overlap_height_ratio=0.25, overlap_width_ratio=0.25,
+        postprocess_type="NMS", postprocess_match_metric="IOS", postprocess_match_threshold=0.5,
+    )  # fmt: skip
+    cfg.merge_from_list(["PREDICT.TILE", "80", "PREDICT.TILE_OVERLAP", "0.25"])
+    tiled = expected_rows(Predictor(cfg, model), image, threshold)
+    assert_same(rows(sliced.object_prediction_list), tiled)

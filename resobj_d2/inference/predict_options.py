@@ -1,0 +1,61 @@
+"""The options of the command ``predict``."""
+
+from __future__ import annotations
+
+import argparse
+
+from resobj_d2.command import add_import_option
+
+__all__ = ["WITHOUT_DATASETS", "parser"]
+
+WITHOUT_DATASETS = (
+    "DATASETS.TEST gives the names of the classes. Where the datasets are not at hand, append "
+    "DATASETS.REGISTER '[]' DATASETS.TEST '()'; classes are then shown by number."
+)
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Its parser; ``overrides`` of what it returns are changes to the config."""
+    result = _Parser(
+        prog="resobj-d2 predict",
+        description="Detect objects on image files; writes pictures and COCO results.",
+        epilog=WITHOUT_DATASETS,
+    )
+    add_import_option(result)
+    add = result.add_argument
+    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
+    add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
+    add("--output", required=True, metavar="DIR", help="folder for pictures and results.json")
+    add(
+        "--confidence-threshold", type=_fraction, metavar="SCORE",
+        help="lowest score of the boxes drawn (default 0.3; 0 with PREDICT.SCORE_THRESH)",
+    )  # fmt: skip
+    add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
+    add(
+        "--tile", type=int, metavar="PIXELS",
+        help="also detect in square tiles of this side, for small objects (PREDICT.TILE)",
+    )  # fmt: skip
+    add(
+        "--overlap", type=_fraction, metavar="PART",
+        help="fraction of a tile that the next one repeats (PREDICT.TILE_OVERLAP, default 0.2)",
+    )  # fmt: skip
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return result
+
+
+class _Parser(argparse.ArgumentParser):
+    """Turns the options that stand for keys of the config into ``overrides``."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        options = super().parse_args(args, namespace)
+        short = {"PREDICT.TILE": options.tile, "PREDICT.TILE_OVERLAP": options.overlap}
+        given = [x for key, value in short.items() if value is not None for x in (key, str(value))]
+        options.overrides = [*given, *options.opts]
+        return options
