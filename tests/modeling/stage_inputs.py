@@ -1,6 +1,7 @@
 """A stream of stages on six anchors, whose predictions are given numbers."""
 
 import math
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -8,7 +9,14 @@ from torch import nn
 from resobj_d2.losses import ForegroundCount, SigmoidFocalLoss, SmoothL1Loss
 from resobj_d2.matching import DeltaCoder, KeepAll, MaxIoUAssigner
 from resobj_d2.modeling import DenseStream, ScoreFusion, Stage
-from resobj_d2.structures import GroundTruth, LevelMaps, Priors, TowerFeatures
+from resobj_d2.structures import (
+    GroundTruth,
+    LevelMaps,
+    Priors,
+    StagePrediction,
+    StreamOutput,
+    TowerFeatures,
+)
 
 K = 2
 # Ground truth of class 0, and of class 1 slightly to the right.
@@ -129,3 +137,24 @@ def focal(logits, labels):
 def smooth_l1(pred, target):
     d = (pred - target).abs()
     return torch.where(d < 0.11, 0.5 * d**2 / 0.11, d - 0.055).sum()
+
+
+def mapped(output, convert):
+    """The output of a stream with every tensor converted."""
+
+    def maps(found):
+        return found and LevelMaps([convert(x) for x in found.levels], found.channels)
+
+    def branch(found):
+        if isinstance(found, torch.Tensor):
+            return convert(found)
+        return replace(found, **{f.name: convert(getattr(found, f.name)) for f in fields(found)})
+
+    return StreamOutput(
+        priors=replace(output.priors, boxes=convert(output.priors.boxes)),
+        stages=[
+            StagePrediction(anchors=convert(s.anchors), cls=maps(s.cls), box=maps(s.box))
+            for s in output.stages
+        ],
+        branches={name: branch(found) for name, found in output.branches.items()},
+    )

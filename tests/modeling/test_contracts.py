@@ -1,7 +1,6 @@
 """What must hold for every configuration of the detector."""
 
 import copy
-from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from detectron2.modeling import build_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resobj_d2.structures import GroundTruth, LevelMaps, StagePrediction, StreamOutput
+from resobj_d2.structures import GroundTruth
+from tests.modeling.stage_inputs import mapped
 
 # Names in configs/methods, plus options that no shipped file uses.
 METHODS = {
@@ -92,27 +92,6 @@ def test_losses_are_finite_and_every_parameter_has_a_gradient(model, make_batch,
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f"{name} has no gradient"
         assert torch.isfinite(parameter.grad).all(), name
-
-
-def mapped(output, convert):
-    """The output of a stream with every tensor converted."""
-
-    def maps(found):
-        return found and LevelMaps([convert(x) for x in found.levels], found.channels)
-
-    def branch(found):
-        if isinstance(found, torch.Tensor):
-            return convert(found)
-        return replace(found, **{f.name: convert(getattr(found, f.name)) for f in fields(found)})
-
-    return StreamOutput(
-        priors=replace(output.priors, boxes=convert(output.priors.boxes)),
-        stages=[
-            StagePrediction(anchors=convert(s.anchors), cls=maps(s.cls), box=maps(s.box))
-            for s in output.stages
-        ],
-        branches={name: branch(found) for name, found in output.branches.items()},
-    )
 
 
 def test_normaliser_moves_once_per_training_forward_and_is_saved(model, make_batch):
