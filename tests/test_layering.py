@@ -50,6 +50,7 @@ ALLOWED = {
         "inspection", "modeling", "ops", "process", "structures",
     },
     "report": {"analysis", "command", "data", "inference", "process"},
+    "study": {"command", "config", "data", "engine", "evaluation", "process", "registry", "report"},
     "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},
     # Its table names the modules of all commands; these it imports itself.
     "cli": {"command", "config", "engine", "launch", "process", "report"},

@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 
 from resobj_d2.command import add_import_option
+from resobj_d2.config.difference import difference, plain_values
 from resobj_d2.config.zoo import (
     ZooEntry,
     find_config,
@@ -98,18 +99,11 @@ def _resolved(name: str, only_differences: bool, imports: Sequence[str]) -> str:
     import_modules([*imports_of(path, []), *imports])
     cfg = get_cfg()
     add_resobj_config(cfg)
-    defaults = _plain(cfg)
+    defaults = plain_values(cfg)
     # Merged and not loaded: the datasets need not be there.
     merge_file(cfg, path)
-    values = _plain(cfg)
+    values = plain_values(cfg)
     return _yaml(difference(values, defaults) if only_differences else values)
-
-
-def _plain(cfg) -> dict:
-    """As Detectron2 dumps it, with tuples as lists."""
-    import yaml
-
-    return yaml.safe_load(cfg.dump())
 
 
 def _yaml(values: dict) -> str:
@@ -121,16 +115,3 @@ def _yaml(values: dict) -> str:
             return True
 
     return yaml.dump(values, Dumper=Dumper)
-
-
-def difference(values: Mapping, defaults: Mapping) -> dict:
-    """The part of nested ``values`` that ``defaults`` has not, or has differently."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(defaults.get(key), Mapping):
-            value = difference(value, defaults[key])
-            if value:
-                found[key] = value
-        elif key not in defaults or value != defaults[key]:
-            found[key] = value
-    return found

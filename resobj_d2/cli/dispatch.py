@@ -175,6 +175,12 @@ COMMANDS = (
         uses_operators=False,
     ),
     Command(
+        name="study",
+        summary="methods x seeds x data sets, with intervals and differences",
+        module="study.command",
+        uses_operators=False,
+    ),
+    Command(
         name="doctor",
         summary="what is installed and native, and what to do about the rest",
         module="doctor",

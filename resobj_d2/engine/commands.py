@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-__all__ = ["evaluate_command", "predict_command", "resume_command"]
+__all__ = ["evaluate_command", "predict_command", "present_command", "resume_command"]
 
 
 def resume_command(argv: Sequence[str] | None = None) -> str:
@@ -24,6 +24,11 @@ def resume_command(argv: Sequence[str] | None = None) -> str:
         position = arguments.index("train") + 1 if "train" in arguments[:2] else 0
         arguments.insert(position, "--resume")
     return _join([*_program(argv[0]), *arguments])
+
+
+def present_command() -> str:
+    """The present command, for one that goes on where it was stopped when it is given again."""
+    return _join([*_program(sys.argv[0]), *sys.argv[1:]])
 
 
 def evaluate_command(checkpoint: str, output_dir: str) -> str:

@@ -24,9 +24,9 @@ from .blocks import Plot, Section
 from .judge import Judgement
 from .pictures import IGNORED, RIGHT, Picture, choose_images, load_pictures
 from .sections import sections_of
-from .summary import summarise
+from .summary import Summary, summarise
 
-__all__ = ["render"]
+__all__ = ["render", "render_sections"]
 
 _FOLDER = Path(__file__).parent / "page"
 _PICTURE_BYTES = 10 * 2**20
@@ -53,18 +53,12 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
     images = choose_images(judgements, pictures)
     shown = load_pictures(judgements, images, max_bytes=_PICTURE_BYTES)
     names = [one.subject.name for one in judgements]
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True)
-    environment.filters["code"] = _with_code
-    return environment.get_template("report.html").render(
+    return _fill(
         title=title or ", ".join(names),
         subtitle=f"{len(data.image_ids)} images, {int((~data.objects.ignored).sum())} objects, "
         f"{_classes(data.class_names)}",
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summaries=[summarise(one) for one in judgements],
-        sections=[_with_markup(section) for section in sections_of(judgements)],
+        sections=sections_of(judgements),
         runs=names,
         class_names=data.class_names,
         threshold=f"{judgements[0].counts[-1].best_score:.2f}",
@@ -74,7 +68,33 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
         steps_text="The same network and boxes, scored with the objectness after each residual. "
         "The score limit above applies here too: false detections should go, and right ones stay.",
         data=_json(judgements, shown),
+    )
+
+
+def render_sections(
+    *, title: str, subtitle: str, summaries: Sequence[Summary], sections: Sequence[Section]
+) -> str:
+    """A page without pictures, of what is no single detector's.
+
+    Args:
+        title, subtitle: at the top.
+        summaries: the first thing that is read.
+        sections: below them.
+    """
+    return _fill(title=title, subtitle=subtitle, summaries=summaries, sections=sections)
+
+
+def _fill(*, sections: Sequence[Section], **content: object) -> str:
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True)
+    environment.filters["code"] = _with_code
+    return environment.get_template("report.html").render(
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sections=[_with_markup(section) for section in sections],
         footer=f"Made by resobj_d2 {__version__}. This file needs no network.",
+        **content,
     )
 
 

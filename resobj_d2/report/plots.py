@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["bars", "curves", "lines"]
+__all__ = ["bars", "curves", "intervals", "lines"]
 
 _INK, _SOFT, _LINE = "#0a0b01", "#0a0b02", "#0a0b03"
 _SERIES = tuple(f"#0a0b1{k}" for k in range(6))
@@ -145,6 +145,36 @@ def lines(panels: Mapping[str, Series], *, x_label: str, columns: int = 2) -> st
         for axis in axes[max(0, len(panels) - columns) : len(panels)]:
             axis.set_xlabel(x_label)
             axis.tick_params(labelbottom=True)
+        return _svg(figure)
+
+
+def intervals(
+    rows: Mapping[str, tuple[float, float, Sequence[float]]],
+    *,
+    label: str,
+    zero: bool = False,
+    width: float = 7.5,
+) -> str:
+    """Means with their intervals, and the single values, a row for each name.
+
+    Args:
+        rows: by name mean, half the width of the interval (NaN for none), and values.
+        label: of the axis.
+        zero: mark 0.
+        width: in inches.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axis = _figure(width, 0.8 + 0.34 * len(rows))
+        for place, (mean, half, values) in enumerate(rows.values()):
+            axis.plot(values, [place] * len(values), ".", color=_SOFT, markersize=5)
+            known = {"xerr": half, "capsize": 3} if half == half else {}
+            axis.errorbar(mean, place, fmt="o", color=_color(0), markersize=6, **known)
+        if zero:
+            axis.axvline(0.0, color=_SOFT, linewidth=0.8, linestyle=":")
+        axis.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+        axis.tick_params(axis="y", colors=_INK, length=0)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel(label)
         return _svg(figure)
 
 

@@ -1,0 +1,208 @@
+"""``STUDY.yaml``: which methods, seeds and data sets are compared."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from resobj_d2.process.yaml_text import YamlError, parse_yaml
+from resobj_d2.registry import did_you_mean
+
+__all__ = ["Part", "Plan", "StudyError", "read_plan"]
+
+_KEYS = ("name", "seeds", "baseline", "metric", "config", "options", "datasets", "methods")
+_PART_KEYS = ("config", "options")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")  # of folders
+_MAX_BYTES = 2**17
+_LARGEST_SEED = 2**31 - 1
+
+
+class StudyError(ValueError):
+    """A study that cannot be run, and why; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A method, a data set, or what all runs share.
+
+    Attributes:
+        name: "" of what all share.
+        configs: yamls or names, merged in this order.
+        options: values by key with dots, as ``{"SOLVER.MAX_ITER": 400}``.
+    """
+
+    name: str
+    configs: tuple[str, ...]
+    options: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        name: of the study.
+        file: that it was read from.
+        seeds: all different.
+        baseline: the method that the others are compared with.
+        metric: a result, as ``TEST.BEST_METRIC``.
+        common: what all runs share.
+        datasets, methods: each at least one.
+    """
+
+    name: str
+    file: Path
+    seeds: tuple[int, ...]
+    baseline: str
+    metric: str
+    common: Part
+    datasets: tuple[Part, ...]
+    methods: tuple[Part, ...]
+
+
+def read_plan(path: str | os.PathLike) -> Plan:
+    """Read and check a study.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StudyError: it is no study; the message says what is wrong where.
+    """
+    file = Path(path).expanduser()
+    content = _read(file)
+    _check_keys(content, _KEYS, str(file))
+    for key in ("seeds", "methods", "datasets"):
+        if not content.get(key):
+            raise StudyError(f"{file}: there are no {key}")
+    methods = _parts(content["methods"], f"{file}: methods")
+    datasets = _parts(content["datasets"], f"{file}: datasets")
+    names = [method.name for method in methods]
+    baseline = content.get("baseline", names[0])
+    if baseline not in names:
+        hint = did_you_mean(str(baseline), names) or f". There are {', '.join(names)}"
+        raise StudyError(f"{file}: the baseline {baseline!r:.80} is none of the methods{hint}")
+    metric = content.get("metric", "AP")
+    if not isinstance(metric, str) or not metric:
+        raise StudyError(f"{file}: metric must be the name of a result, got {metric!r:.80}")
+    return Plan(
+        name=_name(content.get("name", file.stem), f"{file}: name"),
+        file=file,
+        seeds=_seeds(content["seeds"], file),
+        baseline=baseline,
+        metric=metric,
+        common=_part("", {k: content[k] for k in _PART_KEYS if k in content}, str(file)),
+        datasets=datasets,
+        methods=methods,
+    )
+
+
+def _read(file: Path) -> dict:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no study {file.absolute()}") from None
+    if len(data) > _MAX_BYTES:
+        raise StudyError(f"{file} is not a study: it has {len(data):,} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+        content = parse_yaml(text, str(file))
+        _refuse_doubled(text, file)
+    except UnicodeDecodeError:
+        raise StudyError(f"{file} is not a study: it is not UTF-8 text") from None
+    except YamlError as error:
+        raise StudyError(str(error)) from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{file} is not a study: it needs {', '.join(_KEYS[:2])}, methods, ...")
+    return content
+
+
+def _refuse_doubled(text: str, file: Path) -> None:
+    """Of equal keys yaml would keep the last one and say nothing."""
+    for node in _mappings(yaml.compose(text, Loader=yaml.SafeLoader), set()):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise StudyError(f"{file}: {key.value!r:.80} is there twice, again in line {line}")
+            if isinstance(key.value, str):
+                seen.add(key.value)
+
+
+def _mappings(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.MappingNode]:
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _mappings(value, seen)
+
+
+def _check_keys(content: Mapping, known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            raise StudyError(f"{where}: there is no key {key!r:.80}{hint}")
+
+
+def _name(value: object, where: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise StudyError(
+            f"{where}: {value!r:.80} is no name: it must be text of letters, digits and ._+- "
+            "that begins with a letter or digit, as it becomes the name of a folder"
+        )
+    return value
+
+
+def _seeds(value: object, file: Path) -> tuple[int, ...]:
+    seeds = value if isinstance(value, list) else [value]
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
+            raise StudyError(f"{file}: seeds must be whole numbers from 0 on, got {seed!r:.80}")
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise StudyError(f"{file}: seeds has {seed} twice")
+    return tuple(seeds)
+
+
+def _parts(value: object, where: str) -> tuple[Part, ...]:
+    if not isinstance(value, Mapping):
+        raise StudyError(f"{where} must be NAME: CONFIG, a line for each, got {value!r:.80}")
+    return tuple(
+        _part(_name(name, where), content, f"{where}: {name}") for name, content in value.items()
+    )
+
+
+def _part(name: str, value: object, where: str) -> Part:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        value = {"config": value}
+    _check_keys(value, _PART_KEYS, where)
+    configs = value.get("config", [])
+    configs = configs if isinstance(configs, list) else [configs]
+    if not all(isinstance(one, str) and one for one in configs):
+        raise StudyError(f"{where}: config must name one yaml or several, got {configs!r:.80}")
+    options = value.get("options", {})
+    if not isinstance(options, Mapping):
+        raise StudyError(f"{where}: options must be KEY: VALUE, got {options!r:.80}")
+    flat = dict(_flat(options))
+    for key in ("SEED", "OUTPUT_DIR"):
+        if key in flat:
+            raise StudyError(f"{where}: {key} is set by the study, so it cannot be an option")
+    return Part(name=name, configs=tuple(configs), options=flat)
+
+
+def _flat(options: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
