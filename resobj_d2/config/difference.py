@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 __all__ = ["difference", "plain_values"]
 
 
-def plain_values(cfg) -> dict:
+def plain_values(cfg: CfgNode) -> dict:
     """As Detectron2 dumps it: nested dicts, with tuples as lists."""
     import yaml
 
