@@ -15,15 +15,14 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resobj_d2 import ops
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
@@ -39,7 +38,9 @@ from resobj_d2.modeling.stream import DenseStream
 from resobj_d2.process import progress_bar, start_log
 from resobj_d2.structures import GroundTruth, LevelMaps, StreamOutput, Targets
 
+from .imbalance_rpn import add_proposal_network
 from .imbalance_tables import Imbalance
+from .imbalance_terms import Term, add_levels, add_term, class_sizes, objectness_terms
 from .tables import markdown, write_json
 
 __all__ = ["main", "measure_imbalance"]
@@ -51,7 +52,7 @@ def measure_imbalance(
     """Measure ``MODEL.WEIGHTS`` on the annotated images of ``DATASETS.TEST``, one at a time.
 
     Args:
-        cfg: of a ``ResObjDenseDetector``.
+        cfg: of a ``ResObjDenseDetector``, or of a ``GeneralizedRCNN``, whose RPN is measured.
         max_images: measure so many, evenly chosen; None for all.
         easy: probability of an object below which a negative is easy.
         bins: of the histograms.
@@ -59,9 +60,9 @@ def measure_imbalance(
     Raises:
         ValueError: it is another model, or no image is annotated.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "ResObjDenseDetector":
+    if cfg.MODEL.META_ARCHITECTURE not in _ADD:
         raise ValueError(
-            "the imbalance is measured of a ResObjDenseDetector, and this is a "
+            f"the imbalance is measured of {', '.join(_ADD)}, and this is a "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         )
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
@@ -79,7 +80,7 @@ def measure_imbalance(
     with measuring(model) as restore:
         for record in _with_bar(records):
             restore()
-            add_image(result, model, mapper(record))
+            _ADD[cfg.MODEL.META_ARCHITECTURE](result, model, mapper(record))
     return result
 
 
@@ -95,7 +96,7 @@ def _with_bar(records: Sequence[dict]) -> Iterator[dict]:
             bar.close()
 
 
-def add_image(result: Imbalance, model: ResObjDenseDetector, inputs: dict) -> None:
+def add_dense_detector(result: Imbalance, model: ResObjDenseDetector, inputs: dict) -> None:
     """Add one image.
 
     Args:
@@ -107,6 +108,13 @@ def add_image(result: Imbalance, model: ResObjDenseDetector, inputs: dict) -> No
     result.images += 1
     for name, stream in model.streams.items():
         _add_stream(result, name, stream, outputs[name], ground_truth)
+
+
+_ADD: dict[str, Callable[[Imbalance, Any, dict], None]] = {
+    "ResObjDenseDetector": add_dense_detector,
+    "GeneralizedRCNN": add_proposal_network,
+    "ProposalNetwork": add_proposal_network,
+}
 
 
 def _add_stream(
@@ -121,43 +129,16 @@ def _add_stream(
         losses, _ = stream.losses(output, ground_truth)
     for index in range(len(stream.stages)):
         targets = stream.assign(index, output, ground_truth)
-        _add_levels(result, (name, index), targets, output.priors.anchors_per_level)
+        add_levels(result, (name, index), targets, output.priors.anchors_per_level)
         for term in _terms(stream, index, output, targets):
-            if term.loss not in losses:
-                continue
-            gradients = torch.autograd.grad(
-                losses[term.loss], term.leaves, retain_graph=True, allow_unused=True
-            )
-            if gradients[0] is not None:
-                _add_shares(result, name, term, gradients, targets, losses[term.loss].item())
-            _add_histogram(result, (name, term.value), term.probability, targets)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Term:
-    """A loss that tells objects from background.
-
-    Attributes:
-        loss: its name.
-        value: of the probability, for the histograms.
-        leaves: the tensors of its logits.
-        sizes: from their gradients to (1, R) absolute values.
-        probability: (1, R) of an object.
-        per_anchor: (1, R) the loss of each anchor that is in it; None if there is no such thing.
-    """
-
-    loss: str
-    value: str
-    leaves: list[Tensor]
-    sizes: Callable[[Sequence[Tensor]], Tensor]
-    probability: Tensor
-    per_anchor: Tensor | None
+            if term.loss in losses:
+                add_term(result, name, term, losses[term.loss], targets)
 
 
 @torch.no_grad()
 def _terms(
     stream: DenseStream, index: int, output: StreamOutput, targets: Targets
-) -> Iterator[_Term]:
+) -> Iterator[Term]:
     suffix = f"_stage{index}" if index else ""
     stage, prediction = stream.stages[index], output.stages[index]
     if stage.cls_loss is not None:
@@ -168,11 +149,11 @@ def _terms(
         per_anchor = None
         if stage.cls_loss.ranks_anchors and not stage.cls_loss.takes_quality:
             per_anchor = stage.cls_loss.per_anchor(maps.flatten(), stage.class_labels(targets))
-        yield _Term(
+        yield Term(
             loss=f"loss_cls{suffix}",
             value=f"cls{suffix}",
             leaves=maps.levels,
-            sizes=partial(_class_sizes, channels=maps.channels),
+            sizes=partial(class_sizes, channels=maps.channels),
             probability=probability.amax(dim=-1),
             per_anchor=per_anchor,
         )
@@ -180,35 +161,13 @@ def _terms(
     predicted = output.branches.get("objectness")
     if not isinstance(predicted, ObjectnessPrediction):
         return
-    rule = branch.residual_loss
-    terms = ops.residual_objectness_bce(
-        predicted.logits,
-        predicted.residuals,
+    yield from objectness_terms(
+        branch,
+        predicted,
         targets.binary_labels,
-        detach=rule.detach,
-        min_scope=rule.min_scope,
-        unselected=rule.unselected,
-        anchors_per_level=output.priors.anchors_per_level if rule.min_scope == "level" else [],
-        reduction="none",
+        output.priors.anchors_per_level,
+        suffix=suffix,
     )
-    for step in range(len(predicted.residuals) + 1):
-        name = "loss_objectness" if step == 0 else f"loss_residual_{step}"
-        yield _Term(
-            loss=name + suffix,
-            value=f"objectness step {step}{suffix}",
-            leaves=[predicted.residuals if step else predicted.logits],
-            sizes=partial(_objectness_sizes, step=step),
-            probability=torch.sigmoid(branch.score_logits(predicted, step)),
-            per_anchor=terms.losses[step],
-        )
-
-
-def _class_sizes(gradients: Sequence[Tensor], *, channels: int) -> Tensor:
-    return LevelMaps(list(gradients), channels).flatten().abs().sum(dim=-1)
-
-
-def _objectness_sizes(gradients: Sequence[Tensor], *, step: int) -> Tensor:
-    return (gradients[0][step - 1] if step else gradients[0]).abs()
 
 
 def _with_leaves(output: StreamOutput) -> StreamOutput:
@@ -232,55 +191,6 @@ def _with_leaves(output: StreamOutput) -> StreamOutput:
     stages = [dataclasses.replace(x, cls=leaf(x.cls), box=leaf(x.box)) for x in output.stages]
     branches = {name: leaf(value) for name, value in output.branches.items()}
     return StreamOutput(priors=output.priors, stages=stages, branches=branches)
-
-
-def _add_levels(
-    result: Imbalance, key: tuple[str, int], targets: Targets, anchors_per_level: Sequence[int]
-) -> None:
-    kinds = (targets.foreground, targets.background, ~targets.valid)
-    for level, parts in enumerate(
-        zip(*(k.split(list(anchors_per_level), 1) for k in kinds), strict=True)
-    ):
-        counts = np.array([int(part.sum()) for part in parts], dtype=float)
-        place = (*key, level)
-        result.levels[place] = result.levels.get(place, 0) + counts
-
-
-def _add_shares(
-    result: Imbalance,
-    stream: str,
-    term: _Term,
-    gradients: Sequence[Tensor],
-    targets: Targets,
-    total: float,
-) -> None:
-    size = term.sizes(gradients)
-    trained = size > 0
-    easy = term.probability < result.easy
-    background = ~targets.foreground
-    # Weighted and divided as the gradients are: together they are the loss.
-    scale = float("nan")
-    if term.per_anchor is not None:
-        whole = float(term.per_anchor[trained].double().sum())
-        scale = total / whole if whole > 0 else 0.0
-    rows = []
-    for group in (targets.foreground, background & ~easy, background & easy):
-        chosen = trained & group
-        loss = 0.0 if term.per_anchor is None else float(term.per_anchor[chosen].double().sum())
-        rows.append([float(chosen.sum()), loss * scale, float(size[chosen].double().sum())])
-    key = (stream, term.loss)
-    result.shares[key] = result.shares.get(key, 0) + np.array(rows)
-
-
-def _add_histogram(
-    result: Imbalance, key: tuple[str, str], probability: Tensor, targets: Targets
-) -> None:
-    places = (probability * result.bins).long().clamp(max=result.bins - 1)
-    counts = [
-        torch.bincount(places[group], minlength=result.bins).cpu().numpy()
-        for group in (targets.background, targets.foreground)
-    ]
-    result.histograms[key] = result.histograms.get(key, 0) + np.array(counts, dtype=float)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,8 @@ def configured(tmp_path, clean_catalogs):
             "DATASETS.TEST", "('imbalance_val',)",
             "INPUT.MIN_SIZE_TEST", "64",
         ]  # fmt: skip
-        cfg.MODEL.DENSE.NUM_CLASSES = 8
+        dense = cfg.MODEL.META_ARCHITECTURE == "ResObjDenseDetector"
+        cfg.MODEL["DENSE" if dense else "ROI_HEADS"].NUM_CLASSES = 8
         torch.manual_seed(0)
         model = build_model(cfg)
         for name, weight in model.named_parameters():
@@ -217,6 +218,81 @@ def test_command(tiny_resobj, configured, tmp_path, capsys):
         main([*arguments, "MODEL.WEIGHTS", ""])
 
 
-def test_other_models_are_refused(tiny_rcnn):
-    with pytest.raises(ValueError, match="of a ResObjDenseDetector, and this is a GeneralizedRCNN"):
-        measure_imbalance(tiny_rcnn())
+def rpn_predictions(cfg):
+    """Of each image labels 1, 0, -1, the objectness after each step, and the losses, as arrays."""
+    model = build_model(cfg)
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    rpn = model.proposal_generator
+    with measuring(model) as restore:
+        for record in DatasetCatalog.get("imbalance_val"):
+            restore()
+            inputs = mapper(record)
+            features = model.backbone(model.preprocess_image([inputs]).tensor)
+            maps = [features[name] for name in rpn.in_features]
+            anchors = rpn.anchor_generator(maps)
+            if rpn.__class__.__name__ == "ResObjRPN":
+                predicted, _ = rpn.rpn_head.predict(maps)
+                steps = [rpn.rpn_head.score_logits(predicted, t)[0] for t in range(3)]
+                labels = rpn.assign(anchors, maps, [inputs["instances"]]).binary_labels[0]
+            else:
+                logits, _ = rpn.rpn_head(maps)
+                steps = [torch.cat([x.permute(0, 2, 3, 1).flatten() for x in logits])]
+                labels = rpn.label_and_sample_anchors(anchors, [inputs["instances"]])[0][0]
+            losses = {k: float(v) for k, v in model([inputs]).items()}
+            yield labels.numpy(), [x.double().numpy() for x in steps], losses
+
+
+RESIDUAL = [
+    "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED",
+    "True",
+    "MODEL.RESOBJ_RPN.SAMPLER.NAME",
+    "KeepAll",
+]
+PLAIN = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "RPN",
+    "MODEL.RPN.HEAD_NAME", "StandardRPNHead",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "1000000",  # no anchor is left out
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        (RESIDUAL, ["loss_rpn_objectness", "loss_rpn_residual_1", "loss_rpn_residual_2"]),
+        (PLAIN, ["loss_rpn_cls"]),
+    ],
+)
+def test_proposal_networks_written_out(tiny_rcnn, configured, options, names):
+    cfg = configured(tiny_rcnn(*options))
+    table = measure_imbalance(cfg, easy=EASY).share_table()
+    images = list(rpn_predictions(cfg))
+    for step, name in enumerate(names):
+        rows = []
+        for labels, o, losses in images:
+            chosen = labels >= 0
+            if step:
+                chosen &= o[step - 1] >= o[step - 1][labels == 1].min()
+            p = sigmoid(o[step])
+            loss = -np.log(np.where(labels == 1, p, 1 - p))
+            scale = losses[name] / loss[chosen].sum()
+            for i in np.flatnonzero(chosen):
+                gradient = abs(p[i] - (labels[i] == 1))
+                rows.append((labels[i] == 1, p[i], scale * loss[i], scale * gradient))
+        assert_shares(found_shares(table, name), shares(rows))
+    assert {row["loss"] for row in table} == set(names)
+
+
+def test_sampled_proposal_networks_are_measured(tiny_rcnn, configured):
+    options = [*PLAIN[:4], "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"]
+    result = measure_imbalance(configured(tiny_rcnn(*options)))
+    whole = result.level_table()[0]
+    assert whole["positives"] + whole["negatives"] == 64
+    assert sum(row["number"] for row in result.share_table()) == 64
+
+
+def test_other_models_are_refused(tiny_cfg):
+    cfg = tiny_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    with pytest.raises(ValueError, match="of ResObjDenseDetector, .*, and this is a RetinaNet"):
+        measure_imbalance(cfg)

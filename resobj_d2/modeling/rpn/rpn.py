@@ -110,9 +110,26 @@ class ResObjRPN(RPN):
         if self.training:
             if gt_instances is None:
                 raise ValueError("training the RPN needs 'instances' in every input dict")
-            targets = self._targets(anchors, maps, prediction, gt_instances)
-            losses = self._losses(anchors, prediction, deltas, targets)
+            losses = self.losses_of(anchors, maps, prediction, deltas, gt_instances)
         return self._proposals(anchors, prediction, deltas, images.image_sizes), losses
+
+    def losses_of(
+        self,
+        anchors: list[Boxes],
+        maps: list[Tensor],
+        prediction: ObjectnessPrediction,
+        deltas: list[Tensor],
+        gt_instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """The losses of predictions, weighted and normalised.
+
+        Args:
+            anchors, maps, gt_instances: see :meth:`assign`.
+            prediction: of the objectness.
+            deltas: (N, R_l, 4) of each level.
+        """
+        targets = self._targets(anchors, maps, prediction, gt_instances)
+        return self._losses(anchors, prediction, deltas, targets)
 
     @torch.no_grad()
     def proposals_per_step(
@@ -145,14 +162,16 @@ class ResObjRPN(RPN):
         return self.predict_proposals(anchors, scores, deltas, image_sizes)
 
     @torch.no_grad()
-    def _targets(
-        self,
-        anchors: list[Boxes],
-        maps: list[Tensor],
-        prediction: ObjectnessPrediction,
-        gt_instances: list[Instances],
+    def assign(
+        self, anchors: list[Boxes], maps: list[Tensor], gt_instances: list[Instances]
     ) -> Targets:
-        """Assigns and samples; every loss ignores anchors that are not sampled."""
+        """What each anchor is, before anchors are sampled.
+
+        Args:
+            anchors: of each level.
+            maps: features of each level.
+            gt_instances: objects of each image.
+        """
         priors = Priors(
             boxes=Boxes.cat(anchors).tensor,
             anchors_per_level=[len(x) for x in anchors],
@@ -164,17 +183,27 @@ class ResObjRPN(RPN):
             [torch.zeros(len(x), device=x.gt_boxes.device) for x in gt_instances],
         )
         targets = self.assigner(priors, priors.boxes, ground_truth)
-        if self.anchor_boundary_thresh >= 0:
-            all_anchors, limit = Boxes(priors.boxes), self.anchor_boundary_thresh
-            inside = [all_anchors.inside_box(x.image_size, limit) for x in gt_instances]
-            targets = replace(
-                targets, labels=torch.where(torch.stack(inside), targets.labels, IGNORE)
-            )
+        if self.anchor_boundary_thresh < 0:
+            return targets
+        all_anchors, limit = Boxes(priors.boxes), self.anchor_boundary_thresh
+        inside = [all_anchors.inside_box(x.image_size, limit) for x in gt_instances]
+        return replace(targets, labels=torch.where(torch.stack(inside), targets.labels, IGNORE))
+
+    @torch.no_grad()
+    def _targets(
+        self,
+        anchors: list[Boxes],
+        maps: list[Tensor],
+        prediction: ObjectnessPrediction,
+        gt_instances: list[Instances],
+    ) -> Targets:
+        """Assigns and samples; every loss ignores anchors that are not sampled."""
+        targets = self.assign(anchors, maps, gt_instances)
         difficulty = None
         if self.sampler.needs_loss:
             logits = self.rpn_head.score_logits(prediction)
             difficulty = objectness_difficulty(logits, targets.foreground)
-        mask = self.sampler(targets, anchors=priors.boxes, difficulty=difficulty)
+        mask = self.sampler(targets, anchors=Boxes.cat(anchors).tensor, difficulty=difficulty)
         return replace(targets, labels=torch.where(mask, targets.labels, IGNORE))
 
     def _losses(
