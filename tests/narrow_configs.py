@@ -43,6 +43,7 @@ def narrow(cfg):
         cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 2, 16
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.DENSE.TOWER.CHANNELS = 32
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
     # An untrained network proposes as much as it may.
     for key in ("POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST"):
         cfg.MODEL.RPN[key] = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import Linear, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
@@ -79,12 +79,12 @@ class MLPMaskHead(BaseMaskRCNNHead):
         size = input_shape.channels * input_shape.height * input_shape.width
         layers: list[nn.Module] = []
         for width in widths:
-            hidden = Linear(size, width)
+            hidden = nn.Linear(size, width)
             weight_init.c2_xavier_fill(hidden)
             layers += [hidden, nn.ReLU()]
             size = width
         self.hidden = nn.Sequential(*layers)
-        self.predictor = Linear(size, num_classes * self.side**2)
+        self.predictor = nn.Linear(size, num_classes * self.side**2)
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
