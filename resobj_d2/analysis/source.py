@@ -110,7 +110,8 @@ def _run_files(
         load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
         check_available([name], "the run's DATASETS.TEST")
     except (ValueError, OSError) as error:  # the run of an older version, or data that have moved
-        raise ValueError(f"{error}. --data says where the ground truth is instead") from error
+        text = str(error).rstrip(".?")
+        raise ValueError(f"{text}; --data says where the ground truth is instead") from error
     return dataset_record(name), results
 
 
