@@ -141,6 +141,6 @@ class ResampledErrors:
         present = ~np.isnan(values[""])
         if not present.any():
             return np.full(len(self.kinds), np.nan)
-        # A class of which nothing at all was found stays at 0.
-        means = {kind: np.nan_to_num(v[present]).mean() for kind, v in values.items()}
+        # A class of whose objects none is left has lost nothing.
+        means = {kind: np.nan_to_num(v[present], nan=1.0).mean() for kind, v in values.items()}
         return np.array([means[kind] - means[""] for kind in self.kinds])

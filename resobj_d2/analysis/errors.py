@@ -277,8 +277,8 @@ def _precision(data: EvaluationSet, correction: Correction) -> np.ndarray:
 
 
 def _without_missed(precision: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Classes all of whose objects are missed stay at 0: nothing of them was found."""
-    return np.where((positives > 0) & np.isnan(precision), 0.0, precision)
+    """A class of whose objects none is left has lost nothing."""
+    return np.where((positives > 0) & np.isnan(precision), 1.0, precision)
 
 
 def _best_of_each_object(

@@ -183,7 +183,7 @@ def _fixed(images, kind, num_classes):
             elif kind not in (x["kind"], "FP"):
                 points[x["class"]].append((x["score"], False))
     result = [average_precision(p, n) for p, n in zip(points, positives, strict=True)]
-    return [0.0 if ap is None and n else ap for ap, n in zip(result, objects_of_class, strict=True)]
+    return [1.0 if ap is None and n else ap for ap, n in zip(result, objects_of_class, strict=True)]
 
 
 def _saved(found, kind):
