@@ -10,6 +10,7 @@ from resobj_d2.analysis.precision import mean_precision
 
 from . import plots
 from .blocks import Code, Note, Plot, Section, Table, named
+from .imbalance_sections import imbalance_section
 from .judge import Judgement
 from .score_sections import calibration_section, misalignment_section, precision_section
 from .subject import read_scalars
@@ -31,6 +32,7 @@ def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
         _groups(judgements),
         misalignment_section(judgements),
         _steps(judgements),
+        imbalance_section(judgements),
         _training(judgements),
         _about(judgements),
     ]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resobj_d2.analysis.imbalance_tables import Imbalance
 from resobj_d2.report import plots
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
@@ -226,3 +227,23 @@ def test_tables_show_what_does_not_exist_as_a_dash():
     table = Table(rows=[{"n": 1, "x": float("nan")}, {"n": 2, "x": 0.25}], caption="", limit=1)
     assert table.cells == [["1", "-"]] and table.numeric == [True, True]
     assert table.more == "... and 1 more"
+
+
+def test_the_imbalance_of_a_run_is_shown_and_other_files_are_told(make_dump, tmp_path):
+    folder = make_dump()
+    (folder.parent / "config.yaml").write_text("")  # the dump is in a run's folder
+    whole = Imbalance(
+        images=2,
+        levels={("anchors", 0, 0): np.array([4, 400, 6])},
+        shares={("anchors", "loss_cls"): np.array([[4, 1.0, 2.0], [6, 1.0, 1.0], [10, 2.0, 1.0]])},
+    )
+    tables = {"levels": whole.level_table(), "shares": whole.share_table()}
+    file = folder.parent / "imbalance.json"
+    file.write_text(json.dumps(tables))
+    text = write_report([folder], tmp_path / "page.html", pictures=0).read_text()
+    assert "Who owns the gradient" in text and "loss_cls (anchors)" in text
+    assert re.search(r">easy negatives</td>\s*<td class=\"number\">5.0</td>", text)
+    for wrong in ("[", "[]", '{"levels": [], "shares": [{"a": 1}]}'):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="imbalance.json is not what"):
+            write_report([folder], tmp_path / "page.html", pictures=0)
