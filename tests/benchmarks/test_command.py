@@ -160,6 +160,12 @@ def test_selection(toy_case):
     assert select_cases(everything, only=["C"], device="cuda", quick=False) == [c]
 
 
+def test_quick_keeps_the_training_step_on_a_gpu():
+    for device, kept in (("cuda", {"T1", "T2"}), ("cpu", set())):
+        cases = select_cases(all_cases(), only=[], device=device, quick=True)
+        assert {case.id for case in cases} & {"T1", "T2"} == kept
+
+
 def test_the_targets_are_those_promised():
     """The table of targets, for one thread."""
     found = {

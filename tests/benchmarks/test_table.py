@@ -63,6 +63,12 @@ def test_gpu_results_fill_a_column_and_have_their_own_table():
     assert found["waits"] == "2 → 0"
 
 
+def test_a_gpu_has_no_settings_of_the_allocator():
+    gpu = results(row(), device="cuda", gpu="Some GPU")
+    first, _ = table.render([results(row(malloc="default")), gpu]).split("### Some GPU")
+    assert cells(first, "M1 match anchors | 100 x 5, default malloc")[-1].startswith("40.4x")
+
+
 def test_without_results_it_says_so():
     assert table.render([]) == table.NO_RESULTS
 
