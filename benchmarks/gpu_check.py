@@ -142,10 +142,11 @@ class Check:
 
     def sanitizer(self, tool: str, seconds: float) -> Stage:
         def report(text: str) -> list[str]:
-            lines = [x for x in text.splitlines() if x.startswith((f"{tool} ", "error:"))]
-            clean = sum(": clean" in x for x in lines)
-            bad = [x for x in lines if ": clean" not in x]
-            return [f"{clean} of {len(lines)} files clean", *bad]
+            lines = text.splitlines()
+            files = [x for x in lines if x.startswith(f"{tool} ")]
+            bad = [x for x in files if ": clean" not in x]
+            errors = [x for x in lines if x.startswith(("error:", "Traceback"))]
+            return [f"{len(files) - len(bad)} of {len(files)} files clean", *bad, *errors]
 
         limit = ["--seconds", str(seconds - 5)]
         return self.stage(

@@ -159,6 +159,16 @@ def test_reports_show_what_matters():
     assert gpu_check.build_report(text) == text.splitlines()[1:]
 
 
+def test_the_report_of_a_sanitizer_names_files_that_are_not_clean(started):
+    report = by_name(started())["memcheck"].report
+    bad = "memcheck test_b.py: FAILED, out of time"
+    assert report(f"x\nmemcheck test_a.py: clean: 3 passed\n{bad}\n") == [
+        "1 of 2 files clean",
+        bad,
+    ]
+    assert report("error: none\n") == ["0 of 0 files clean", "error: none"]
+
+
 @pytest.mark.parametrize("tool", sanitize.TOOLS)
 def test_sanitizers_only_check_our_kernels(tool, repository):
     path = repository / "tests/ops/test_giou_loss.py"
