@@ -28,6 +28,7 @@ from .machine import REPOSITORY, slug
 PAGE = "docs/benchmarks.md"
 BENCHMARKS_RESERVE = 40  # seconds around the benchmarks: to start, to end, and for the tables
 CASE_SECONDS = 70
+SHOWN_FAILURES = 20  # of the tests, in the summary; the log has all
 STAGES = ("packages", "build", "doctor", "tests", "detectors", *TOOLS, "benchmarks", "tables")
 
 
@@ -59,7 +60,7 @@ def pytest_report(text: str) -> list[str]:
     """The line with the counts, and the names of what failed."""
     lines = text.splitlines()
     counts = [x for x in lines if re.search(r"\d+ (passed|failed|skipped|error)|no tests ran", x)]
-    return counts[-1:] + [x for x in lines if x.startswith(("FAILED ", "ERROR "))]
+    return counts[-1:] + [x for x in lines if x.startswith(("FAILED ", "ERROR "))][:SHOWN_FAILURES]
 
 
 def benchmarks_report(text: str) -> list[str]:

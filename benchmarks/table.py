@@ -111,8 +111,7 @@ def gpu_section(result: dict) -> str:
         cells = [title(row), size(row), row["peer"] or "-"]
         cells += [milliseconds(row["peer_ms"]), milliseconds(row["ours_ms"]), ratio(row)]
         cells += [target(row), quotient(cuda.get("peer_cold_ms"), cuda.get("cold_ms"))]
-        graphs = (cuda.get("peer_graph_ms"), cuda.get("graph_ms"))
-        cells.append(" → ".join(milliseconds(ms) if ms else "no graph" for ms in graphs))
+        cells.append(graphs(cuda))
         for name in ("launches", "waits"):
             cells.append(f"{cuda.get('peer_' + name, '-')} → {cuda.get(name, '-')}")
         cells += [peak(row), percent(row["roofline"])]
@@ -222,7 +221,18 @@ def one_line(row: dict) -> str:
         return " | ".join([*words, f"FAILED: {row['error']}"])
     if not row["missing"]:
         words.append(f"{milliseconds(row['peer_ms'])} → {milliseconds(row['ours_ms'])} ms")
-    return " | ".join([*words, ratio(row), f"target {target(row)}", f"peak {peak(row)}"])
+    words += [ratio(row), f"target {target(row)}", f"peak {peak(row)}"]
+    if cuda := row["cuda"]:
+        words.append(f"cold L2 {quotient(cuda.get('peer_cold_ms'), cuda.get('cold_ms'))}")
+        words.append(f"as a graph {graphs(cuda)} ms")
+        words.append(f"waits {cuda.get('peer_waits', '-')} → {cuda.get('waits', '-')}")
+    return " | ".join(words)
+
+
+def graphs(cuda: dict) -> str:
+    """Milliseconds as a CUDA graph, theirs and ours."""
+    times = (cuda.get("peer_graph_ms"), cuda.get("graph_ms"))
+    return " → ".join(milliseconds(ms) if ms else "no graph" for ms in times)
 
 
 def replace_between_marks(page: str, tables: str, command: str) -> str:

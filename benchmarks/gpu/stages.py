@@ -17,7 +17,7 @@ from benchmarks.machine import REPOSITORY
 
 LEAST_SECONDS = 10  # with less time left a stage is not begun
 GRACE = 5.0  # seconds between the interrupt and the end of a stage that takes too long
-SHOWN_LINES = 40  # of a stage's report
+SHOWN_LINES = 200  # of a stage's report
 
 
 def last_line(text: str) -> list[str]:

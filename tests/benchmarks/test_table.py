@@ -63,6 +63,13 @@ def test_gpu_results_fill_a_column_and_have_their_own_table():
     assert found["waits"] == "2 → 0"
 
 
+def test_the_line_of_a_gpu_says_how_it_was_launched():
+    cuda = {"cold_ms": 0.02, "peer_cold_ms": 0.2, "graph_ms": 0.005, "waits": 0, "peer_waits": 2}
+    line = table.one_line(row(cuda=cuda))
+    assert line.endswith("| cold L2 10x | as a graph no graph → 0.005 ms | waits 2 → 0")
+    assert "graph" not in table.one_line(row())
+
+
 def test_a_gpu_has_no_settings_of_the_allocator():
     gpu = results(row(), device="cuda", gpu="Some GPU")
     first, _ = table.render([results(row(malloc="default")), gpu]).split("### Some GPU")
