@@ -10,7 +10,7 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
 from torch import nn
 
-from resobj_d2.matching import PRIORS_REGISTRY
+from resobj_d2.matching import ASSIGNER_REGISTRY, PRIORS_REGISTRY
 from resobj_d2.options import build
 
 from .boxes import BANDS, size_bands
@@ -21,7 +21,8 @@ __all__ = ["AnchorFit", "AnchorSet", "Network", "anchor_sets", "best_ious", "fit
 REACHED = 0.5  # IoU from which an anchor is foreground in RetinaNet and SSD
 _BINS = 10
 _AT_ONCE = 1 << 20  # IoUs in memory
-_ANCHOR_FREE_ASSIGNERS = ("FSAFAssigner",)
+# They train points, whatever the size of the anchors around them.
+_ANCHOR_FREE_ASSIGNERS = ("FCOSAssigner", "FSAFAssigner", "TaskAlignedAssigner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,12 @@ def _dense_anchors(dense, network: Network) -> tuple[list[AnchorSet], list[str]]
     for name, node in nodes.items():
         if node.ASSIGNER.NAME in _ANCHOR_FREE_ASSIGNERS:
             remarks.append(f"{name} is anchor-free ({node.ASSIGNER.NAME}): it has no anchors")
+            continue
+        if not ASSIGNER_REGISTRY.get(node.ASSIGNER.NAME).labels_by_iou:
+            remarks.append(
+                f"{name}: {node.ASSIGNER.NAME} has no IoU that an anchor must reach, so anchors "
+                "are not compared with objects"
+            )
             continue
         strides = [level.stride for level in network.levels]
         priors = build(PRIORS_REGISTRY.get(node.PRIORS.NAME), node.PRIORS, strides=strides)

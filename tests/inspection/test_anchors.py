@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, pairwise_iou
 
-from resobj_d2.config import add_resobj_config
+from resobj_d2.config import add_resobj_config, get_config
 from resobj_d2.config.zoo import find_config
 from resobj_d2.inspection.anchors import AnchorFit, AnchorSet, anchor_sets, best_ious, network_of
 from resobj_d2.inspection.input_size import InputObjects, input_sizes
@@ -134,6 +134,21 @@ def test_yolo_compares_shapes_and_anchor_free_streams_have_none():
     assert remarks == ["MODEL.DENSE.ANCHOR_FREE is anchor-free (FSAFAssigner): it has no anchors"]
     cfg.MODEL.DENSE.ANCHOR_BASED = False
     assert anchor_sets(cfg, network_of(cfg))[0] == []
+
+
+@pytest.mark.parametrize(
+    "name, remark",
+    [
+        ("fcos", "MODEL.DENSE is anchor-free (FCOSAssigner): it has no anchors"),
+        ("tood", "MODEL.DENSE is anchor-free (TaskAlignedAssigner): it has no anchors"),
+        ("atss", "MODEL.DENSE: ATSSAssigner has no IoU that an anchor must reach"),
+        ("paa", "MODEL.DENSE: PAAAssigner has no IoU that an anchor must reach"),
+    ],
+)
+def test_assigners_without_iou_thresholds_have_nothing_to_compare(name, remark):
+    cfg = get_config(f"{name}_R_50_FPN_800_1x", training=False)
+    sets, remarks = anchor_sets(cfg, network_of(cfg))
+    assert sets == [] and len(remarks) == 1 and remarks[0].startswith(remark)
 
 
 SIZES = [(640, 480), (480, 640), (1000, 100), (33, 57)]

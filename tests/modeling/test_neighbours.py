@@ -1,0 +1,41 @@
+"""FCOS, ATSS, PAA, GFL, varifocal loss and TOOD with the methods of this package."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+WITH = {
+    "resobj": {"OBJECTNESS.ENABLED": True, "OBJECTNESS.STEPS": 2},
+    "consistent": {"STAGES": [{}]},
+    "conf": {"QUALITY.ENABLED": True, "QUALITY.READS": "cls", "QUALITY.TARGET": "iou"},
+}
+WITH["all"] = WITH["resobj"] | WITH["consistent"] | WITH["conf"]
+PAIRS = [(x, "all") for x in ("fcos", "atss", "paa", "gfl", "varifocal", "tood")]
+PAIRS += [("gfl", x) for x in ("resobj", "consistent", "conf")]
+
+
+@pytest.mark.parametrize("method, other", PAIRS)
+def test_they_train_and_detect_together(method_cfg, make_batch, method, other):
+    options = {**WITH[other], "POSTPROCESS.SCORE_THRESH": 0.0}
+    opts = [x for key, value in options.items() for x in (f"MODEL.DENSE.{key}", value)]
+    torch.manual_seed(0)
+    model = build_model(method_cfg(method, opts=opts))
+    batch = make_batch([(128, 128, 3), (128, 128, 0)])
+    losses = model(batch)
+    stages = 2 if other in ("consistent", "all") else 1
+    assert sum(name.startswith("loss_box_reg") for name in losses) == stages
+    assert sum("residual" in name for name in losses) == (
+        0 if other in ("consistent", "conf") else 2 * stages
+    )
+    assert ("loss_quality" in losses) == (other in ("conf", "all"))
+    assert all(torch.isfinite(x) for x in losses.values())
+    assert model.statistics["num_foreground"] > 0
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    with torch.no_grad():
+        (found, _) = model.eval()(batch)
+    assert len(found["instances"]) > 0
+    fields = found["instances"].get_fields()
+    assert ("objectness_score" in fields) == (other in ("resobj", "all"))
+    assert ("quality_score" in fields) == (other in ("conf", "all"))
