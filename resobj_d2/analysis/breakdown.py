@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +125,7 @@ def _by_range(
     data: EvaluationSet,
     pairs: Pairs,
     by: str,
-    ranges: dict[str, tuple[float, float]],
+    ranges: Mapping[str, tuple[float, float]],
     of_objects: np.ndarray,
     of_detections: np.ndarray,
 ) -> Iterator[Row]:

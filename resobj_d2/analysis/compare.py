@@ -239,7 +239,7 @@ def _class_images(data: EvaluationSet) -> np.ndarray:
     return np.bincount(pairs[0], minlength=data.num_classes)
 
 
-def _mean(values: np.ndarray, axis) -> np.ndarray:
+def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     """Of those that are not NaN; NaN where all are."""
     known = ~np.isnan(values)
     sums, counts = np.where(known, values, 0).sum(axis=axis), known.sum(axis=axis)

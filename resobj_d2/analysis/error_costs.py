@@ -148,6 +148,6 @@ def error_costs(analysis: ErrorAnalysis) -> ErrorCosts:
         costs[rows] = np.where(correct, 0.0, later) / positives[number]
         longer = np.where(correct, (hits + 1) / (ranks + 1) - hits / ranks, 0.0)
         gains[number] = (1 + longer.sum()) / positives[number]
-    share = 100 / max(np.count_nonzero(positives), 1)
+    share = 100 / max(int(np.count_nonzero(positives)), 1)
     missing = np.where(analysis.not_found, gains[data.objects.classes], 0.0)
     return ErrorCosts(analysis=analysis, detections=costs * share, objects=missing * share)

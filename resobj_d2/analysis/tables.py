@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -12,7 +13,7 @@ from resobj_d2.process import replacing
 
 __all__ = ["Row", "markdown", "write_json"]
 
-Row = dict[str, object]
+Row = dict[str, Any]
 """One row: values by column. Numbers that do not exist are None."""
 
 

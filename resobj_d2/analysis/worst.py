@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from resobj_d2.command import run_command
 from resobj_d2.data.pictures import ImageError, read_picture
@@ -44,7 +45,7 @@ def draw_image(
     *,
     confidence: float = 0.3,
     side: int = _SIDE,
-):
+) -> Image.Image:
     """Ground truth beside detections: green is right, grey is not judged, other colours are errors.
 
     Args:
