@@ -13,6 +13,7 @@ from resobj_d2.analysis.imbalance_tables import Imbalance
 from resobj_d2.report import plots
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
+from resobj_d2.report.imbalance_sections import imbalance_section
 from resobj_d2.report.judge import judge
 from resobj_d2.report.pictures import choose_images, load_pictures
 from resobj_d2.report.subject import find_subjects, read_scalars
@@ -229,21 +230,23 @@ def test_tables_show_what_does_not_exist_as_a_dash():
     assert table.more == "... and 1 more"
 
 
-def test_the_imbalance_of_a_run_is_shown_and_other_files_are_told(make_dump, tmp_path):
-    folder = make_dump()
-    (folder.parent / "config.yaml").write_text("")  # the dump is in a run's folder
+def test_the_imbalance_of_a_run_is_shown_and_other_files_are_told(judgement, tmp_path):
+    subject = dataclasses.replace(judgement.subject, folder=tmp_path)
+    judgement = dataclasses.replace(judgement, subject=subject)
+    assert imbalance_section([judgement]).blocks == []  # it was not measured
     whole = Imbalance(
         images=2,
         levels={("anchors", 0, 0): np.array([4, 400, 6])},
         shares={("anchors", "loss_cls"): np.array([[4, 1.0, 2.0], [6, 1.0, 1.0], [10, 2.0, 1.0]])},
     )
     tables = {"levels": whole.level_table(), "shares": whole.share_table()}
-    file = folder.parent / "imbalance.json"
+    file = tmp_path / "imbalance.json"
     file.write_text(json.dumps(tables))
-    text = write_report([folder], tmp_path / "page.html", pictures=0).read_text()
-    assert "Who owns the gradient" in text and "loss_cls (anchors)" in text
-    assert re.search(r">easy negatives</td>\s*<td class=\"number\">5.0</td>", text)
+    plot, shares, levels = imbalance_section([judgement]).blocks
+    assert "loss_cls (anchors)" in plot.svg and ">50.0<" in plot.svg and ">25.0<" in plot.svg
+    assert shares.cells[2] == ["anchors", "loss_cls", "easy negatives", "5.0", "50.0", "25.0"]
+    assert levels.cells[0] == ["anchors", "0", "-1", "2.0", "200.0", "3.0", "100.0"]
     for wrong in ("[", "[]", '{"levels": [], "shares": [{"a": 1}]}'):
         file.write_text(wrong)
         with pytest.raises(ValueError, match="imbalance.json is not what"):
-            write_report([folder], tmp_path / "page.html", pictures=0)
+            imbalance_section([judgement])
