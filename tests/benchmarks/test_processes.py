@@ -1,5 +1,7 @@
 """Worker processes: results one by one, and what happens after a crash, a hang or a lost GPU."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -100,3 +102,32 @@ def test_a_worker_begins_no_case_without_time(toy_job, toy_case, monkeypatch):
     assert worker.work(job, results.append) == 0 and results == []
     assert worker.work(replace(job, until=time.time() + 100), results.append) == 0
     assert [result["key"] for result in results] == ["X 8"]
+
+
+def test_a_worker_ends_after_the_case_that_lost_the_gpu(toy_job, toy_case, monkeypatch):
+    monkeypatch.setattr(worker, "all_cases", lambda: [toy_case(), toy_case(size="9")])
+    monkeypatch.setattr(worker, "context_is_lost", lambda device: True)
+    results = []
+    job = replace(toy_job, keys=["X 8", "X 9"])
+    assert worker.work(job, results.append) == worker.CONTEXT_LOST
+    assert [result["key"] for result in results] == ["X 8"]
+
+
+HANGS = """
+import time
+from benchmarks import worker
+from benchmarks.case import Case
+
+case = Case("X", "8", make=lambda *_: time.sleep(60), ours=None, peers={}, verify=None)
+worker.all_cases = lambda: [case]
+job = worker.Job(["X 8"], "cpu", [1], "warm", 0.0, 0, {}, case_seconds=0.3)
+worker.work(job, print)
+"""
+
+
+@pytest.mark.slow
+def test_a_case_that_takes_too_long_ends_the_worker_and_says_where_it_was(repository):
+    command = [sys.executable, "-c", HANGS]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Timeout" in done.stderr and "run_case" in done.stderr
