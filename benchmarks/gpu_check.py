@@ -258,7 +258,7 @@ def main(argv: list[str]) -> int:
 
         try:
             prepare(options.prepare.resolve(), python=options.python, arch=options.arch)
-        except PrepareError as error:
+        except (PrepareError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         return 0

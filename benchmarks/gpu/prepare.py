@@ -42,9 +42,7 @@ def prepare(folder: Path, *, python: str, arch: str) -> None:
         arch: compute capability of its GPU, as in ``TORCH_CUDA_ARCH_LIST``.
     """
     wheels, library = folder / "wheels", folder / "lib"
-    for path in (wheels, library):
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+    make_empty({wheels: ".whl", library: ".so"})
     print(f"now: wheels for Python {python}", flush=True)
     fetch_wheels(wheels, python)
     try:
@@ -59,6 +57,18 @@ def prepare(folder: Path, *, python: str, arch: str) -> None:
         print("no nvcc here, so the other machine has to build the kernels")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {len(list(wheels.iterdir()))} wheels, {size / 2**20:.0f} MiB")
+
+
+def make_empty(folders: dict[Path, str]) -> None:
+    """Make the folders, or empty them; raise PrepareError if one has files of another ending."""
+    found = {path: sorted(path.iterdir()) for path in folders if path.is_dir()}
+    for path, files in found.items():
+        if others := [x.name for x in files if x.suffix != folders[path]]:
+            raise PrepareError(f"{path} has files of something else ({others[0]}); name another")
+    for path in folders:
+        path.mkdir(parents=True, exist_ok=True)
+        for file in found.get(path, []):
+            file.unlink()
 
 
 def pinned(name: str, python: str, constraints: str) -> str:

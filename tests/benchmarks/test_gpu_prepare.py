@@ -84,6 +84,18 @@ def test_the_folder_has_wheels_and_nothing_of_an_earlier_call(tmp_path, without_
     assert "1 wheels" in capsys.readouterr().out
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, without_tools, capsys):
+    wheel, system = tmp_path / "wheels" / "a-1-py3-none-any.whl", tmp_path / "lib" / "system"
+    for path in (wheel, system):
+        path.parent.mkdir()
+        path.touch()
+    assert gpu_check.main(["--prepare", str(tmp_path)]) == 1
+    assert "lib has files of something else (system)" in capsys.readouterr().err
+    assert wheel.exists() and system.exists() and without_tools == []
+    assert gpu_check.main(["--prepare", str(system)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_failed_build_of_the_kernels_is_an_error(tmp_path, without_tools, monkeypatch, capsys):
     (tmp_path / "setup.py").write_text("raise SystemExit('x.cu(1): error: no')\n")
     monkeypatch.setattr(prepare, "REPOSITORY", tmp_path)
