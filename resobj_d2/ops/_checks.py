@@ -43,12 +43,8 @@ def require_integer(op: str, **tensors: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be a tensor of integers, got {given}")
 
 
-def host_sizes(
-    op: str, name: str, sizes: Sequence[int] | Tensor, shape: str = "(images,)"
-) -> list[int] | Tensor:
-    """Sizes as one list of numbers; a tensor stays one while it is traced, and has no values."""
-    if not isinstance(sizes, Tensor):
-        return list(sizes)
+def host_sizes(op: str, name: str, sizes: Tensor, shape: str = "(images,)") -> list[int] | Tensor:
+    """Their numbers in one list; while it is traced the tensor itself, which has no values then."""
     require_integer(op, **{name: sizes})
     is_pairs = shape.endswith("2)")
     if sizes.dim() != 1 + is_pairs or (is_pairs and sizes.shape[1] != 2):

@@ -34,7 +34,7 @@ def check_reduction(
 
 def weighted_dtype(weight: Tensor | None, *tensors: Tensor) -> torch.dtype:
     """float64 if the weight or any of the tensors is float64, else float32."""
-    return compute_dtype(*tensors, *(() if weight is None else (weight,)))
+    return compute_dtype(*tensors) if weight is None else compute_dtype(weight, *tensors)
 
 
 def is_plain_sum(reduction: str, weight: Tensor | None) -> bool:

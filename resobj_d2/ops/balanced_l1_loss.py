@@ -91,7 +91,9 @@ def balanced_l1_loss(
     """
     op = "balanced_l1_loss"
     require_constant_target(op, pred, target)
-    check_reduction(op, reduction, weight, pred.shape, pred)
+    is_plain = is_plain_sum(reduction, weight)
+    if not is_plain:
+        check_reduction(op, reduction, weight, pred.shape, pred)
     dtype = weighted_dtype(weight, pred, target)
     require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
@@ -101,7 +103,7 @@ def balanced_l1_loss(
             f"{op}: gamma must be at least alpha / 1000, got {gamma} and alpha {alpha}"
         )
     arguments = as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta
-    if is_plain_sum(reduction, weight):
+    if is_plain:
         return _balanced_l1_loss(*arguments)
     return reduce_terms(
         lambda: reference.elementwise_balanced_l1_loss(*arguments),

@@ -83,10 +83,12 @@ def giou_loss(
     """
     op = "giou_loss"
     require_box_pairs(op, pred, target, mask)
-    check_reduction(op, reduction, weight, pred.shape[:-1], pred)
+    is_plain = is_plain_sum(reduction, weight)
+    if not is_plain:
+        check_reduction(op, reduction, weight, pred.shape[:-1], pred)
     dtype = weighted_dtype(weight, pred, target)
     pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
-    if is_plain_sum(reduction, weight):
+    if is_plain:
         return _giou_loss(pred, target, mask)
     return reduce_terms(
         lambda: reference.elementwise_box_loss(pred, target, mask, "giou"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=Tru
     )
 
 
-define_op(
+_match_anchors = define_op(
     "match_anchors(Tensor anchors, Tensor gt_boxes, SymInt[] gt_sizes, float[] thresholds, "
     "int[] labels, bool allow_low_quality=True, bool d2_compat=False, "
     "Tensor? ignore_boxes=None, SymInt[] ignore_sizes=[], float ignore_iof=0.5) "
@@ -55,7 +55,7 @@ def _by_tensors(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quali
 
 
 # A compiled graph has tensors of sizes as inputs; from lists it would depend on every number.
-define_op(
+_match_anchors_by_tensors = define_op(
     "_match_anchors_by_tensors(Tensor anchors, Tensor gt_boxes, Tensor gt_sizes, "
     "float[] thresholds, int[] labels, bool allow_low_quality, bool d2_compat, "
     "Tensor? ignore_boxes, Tensor ignore_sizes, float ignore_iof) "
@@ -116,8 +116,10 @@ def match_anchors(
         ValueError: a shape, a device, a size or an option is wrong.
     """
     op = "match_anchors"
-    gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
-    ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
+    if isinstance(gt_sizes, Tensor):
+        gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
+    if isinstance(ignore_sizes, Tensor):
+        ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
     dtype = check_match(
         op,
         anchors,
@@ -129,29 +131,29 @@ def match_anchors(
         ignore_sizes,
         ignore_iof,
     )
-    operator, *sizes = by_kind_of_sizes(op, gt_sizes, ignore_sizes)
+    operator = _match_anchors
+    if isinstance(gt_sizes, Tensor) or isinstance(ignore_sizes, Tensor):
+        operator = _match_anchors_by_tensors
+        gt_sizes, ignore_sizes = as_tensors(gt_sizes, ignore_sizes)
     return AnchorMatches(
         *operator(
             anchors.to(dtype),
             gt_boxes.to(dtype),
-            sizes[0],
+            gt_sizes,
             thresholds,
             labels,
             allow_low_quality,
             d2_compat,
             None if ignore_boxes is None else ignore_boxes.to(dtype),
-            sizes[1],
+            ignore_sizes,
             ignore_iof,
         )
     )
 
 
-def by_kind_of_sizes(op: str, *sizes: list[int] | Tensor) -> tuple[Any, ...]:
-    """The operator for lists or, if any sizes are a tensor, for tensors; and all sizes as such."""
-    if not any(isinstance(x, Tensor) for x in sizes):
-        return getattr(torch.ops.resobj_d2, op), *sizes
-    tensors = (torch.as_tensor(x, dtype=torch.int64, device="cpu") for x in sizes)
-    return getattr(torch.ops.resobj_d2, f"_{op}_by_tensors"), *tensors
+def as_tensors(*sizes: Sequence[int] | Tensor) -> list[Tensor]:
+    """int64 on the host."""
+    return [torch.as_tensor(x, dtype=torch.int64, device="cpu") for x in sizes]
 
 
 def count(sizes: Sequence[int] | Tensor) -> int:
@@ -178,11 +180,11 @@ def check_match(
     op: str,
     anchors: Tensor,
     gt_boxes: Tensor,
-    gt_sizes: list[int] | Tensor,
+    gt_sizes: Sequence[int] | Tensor,
     thresholds: Sequence[float],
     labels: Sequence[int],
     ignore_boxes: Tensor | None,
-    ignore_sizes: list[int] | Tensor,
+    ignore_sizes: Sequence[int] | Tensor,
     ignore_iof: float,
 ) -> torch.dtype:
     """Raises, naming ``op``, for arguments that cannot be matched; returns the compute dtype."""
@@ -217,18 +219,18 @@ def _check_boxes(op: str, name: str, boxes: Tensor, anchors: Tensor, dims: tuple
 
 
 def _check_ragged(
-    op: str, prefix: str, boxes: Tensor, sizes: list[int] | Tensor, anchors: Tensor
+    op: str, prefix: str, boxes: Tensor, sizes: Sequence[int] | Tensor, anchors: Tensor
 ) -> None:
     _check_boxes(op, f"{prefix}_boxes", boxes, anchors, (2,))
     if not isinstance(sizes, Tensor):
         _check_sums(op, prefix, boxes, sizes)
 
 
-def _check_sums(op: str, prefix: str, boxes: Tensor, sizes: list[int]) -> None:
+def _check_sums(op: str, prefix: str, boxes: Tensor, sizes: Sequence[int]) -> None:
     if any(size < 0 for size in sizes) or sum(sizes) != boxes.shape[0]:
         raise ValueError(
             f"{op}: {prefix}_sizes must be non-negative and sum to the {boxes.shape[0]} rows "
-            f"of {prefix}_boxes, got {sizes}"
+            f"of {prefix}_boxes, got {list(sizes)}"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference
 from ._checks import check_decoding, host_sizes
 from ._library import define_op
-from .match_anchors import by_kind_of_sizes, check_match, checked_sizes, count
+from .match_anchors import as_tensors, check_match, checked_sizes, count
 
 __all__ = ["ReassignedAnchors", "reassign_anchors"]
 
@@ -40,7 +40,7 @@ def _fake(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds,
     )
 
 
-define_op(
+_reassign_anchors = define_op(
     "reassign_anchors(Tensor anchors, Tensor deltas, Tensor gt_boxes, SymInt[] gt_sizes, "
     "float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
     "bool allow_low_quality=False, bool d2_compat=False, Tensor? ignore_boxes=None, "
@@ -60,7 +60,7 @@ def _by_tensors(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thres
     )  # fmt: skip
 
 
-define_op(
+_reassign_anchors_by_tensors = define_op(
     "_reassign_anchors_by_tensors(Tensor anchors, Tensor deltas, Tensor gt_boxes, "
     "Tensor gt_sizes, float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
     "bool allow_low_quality, bool d2_compat, Tensor? ignore_boxes, Tensor ignore_sizes, "
@@ -114,8 +114,10 @@ def reassign_anchors(
     if not isinstance(deltas, Tensor) or not deltas.is_floating_point():
         given = deltas.dtype if isinstance(deltas, Tensor) else type(deltas).__name__
         raise TypeError(f"{op}: deltas must be a floating-point tensor, got {given}")
-    gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
-    ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
+    if isinstance(gt_sizes, Tensor):
+        gt_sizes = host_sizes(op, "gt_sizes", gt_sizes)
+    if isinstance(ignore_sizes, Tensor):
+        ignore_sizes = host_sizes(op, "ignore_sizes", ignore_sizes)
     dtype = check_match(
         op, anchors, gt_boxes, gt_sizes, thresholds, labels, ignore_boxes, ignore_sizes, ignore_iof
     )
@@ -128,13 +130,16 @@ def reassign_anchors(
         raise ValueError(f"{op}: deltas is on {deltas.device}, but anchors is on {anchors.device}")
     dtype = torch.promote_types(dtype, deltas.dtype)
     check_decoding(op, dtype, weights, scale_clamp)
-    operator, *sizes = by_kind_of_sizes(op, gt_sizes, ignore_sizes)
+    operator = _reassign_anchors
+    if isinstance(gt_sizes, Tensor) or isinstance(ignore_sizes, Tensor):
+        operator = _reassign_anchors_by_tensors
+        gt_sizes, ignore_sizes = as_tensors(gt_sizes, ignore_sizes)
     return ReassignedAnchors(
         *operator(
             anchors.to(dtype),
             deltas.to(dtype),
             gt_boxes.to(dtype),
-            sizes[0],
+            gt_sizes,
             list(weights),
             scale_clamp,
             list(thresholds),
@@ -142,7 +147,7 @@ def reassign_anchors(
             allow_low_quality,
             d2_compat,
             None if ignore_boxes is None else ignore_boxes.to(dtype),
-            sizes[1],
+            ignore_sizes,
             ignore_iof,
         )
     )

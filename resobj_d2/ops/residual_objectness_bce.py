@@ -162,12 +162,14 @@ def residual_objectness_bce(
     anchors_per_level = list(anchors_per_level)
     _check_tensors(logits, residuals, labels)
     _check_options(detach, min_scope, unselected, anchors_per_level, logits.shape[1])
-    check_reduction("residual_objectness_bce", reduction, weight, logits.shape, logits)
+    is_plain = is_plain_sum(reduction, weight)
+    if not is_plain:
+        check_reduction("residual_objectness_bce", reduction, weight, logits.shape, logits)
     dtype = weighted_dtype(weight, logits, residuals)
     compute = _residual_objectness_bce
     if weight is not None or reduction == "none":
         compute = reference.residual_objectness_terms
-    losses, *others = compute(
+    results = compute(
         as_dtype(logits, dtype),
         as_dtype(residuals, dtype),
         labels,
@@ -176,9 +178,11 @@ def residual_objectness_bce(
         unselected,
         anchors_per_level,
     )
-    if not is_plain_sum(reduction, weight):
-        losses = _reduced(losses, labels, others[0], weight, reduction)
-    return ResidualObjectnessOutput(losses, *others)
+    if is_plain:
+        return ResidualObjectnessOutput(*results)
+    losses, counts, *others = results
+    losses = _reduced(losses, labels, counts, weight, reduction)
+    return ResidualObjectnessOutput(losses, counts, *others)
 
 
 def _reduced(

@@ -103,11 +103,13 @@ def sigmoid_focal_loss(
     """
     is_soft = _check_tensors(logits, labels, mask)
     _check_options(alpha, gamma)
-    check_reduction(OP, reduction, weight, logits.shape, logits)
+    is_plain = is_plain_sum(reduction, weight)
+    if not is_plain:
+        check_reduction(OP, reduction, weight, logits.shape, logits)
     dtype = weighted_dtype(weight, logits, *((labels,) if is_soft else ()))
     logits = as_dtype(logits, dtype)
     labels = as_dtype(labels, dtype) if is_soft else labels
-    if is_plain_sum(reduction, weight) and not is_soft:
+    if is_plain and not is_soft:
         return _sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
 
     def terms() -> Tensor:
