@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .box_checks import counts_whole_pixels, cut_boxes, other_convention, to_xywh
+from .box_checks import MANY, counts_whole_pixels, cut_boxes, other_convention, to_xywh
 from .notes import Notes
 from .record import AnnotationTable, Category, ImageTable, Record
 
 __all__ = ["Rows", "assemble", "image_table"]
 
+_LOST = 0.1  # share of the boxes that may be lost without refusing to use the rest
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -86,8 +87,8 @@ def assemble(
     rows: Rows,
     notes: Notes,
     box_format: str = "xywh",
+    stated: bool = False,
     refuse: bool = True,
-    hint: bool = True,
     annotated: bool = True,
 ) -> Record:
     """Check the boxes against their pictures and make the record; log what was noted.
@@ -96,8 +97,10 @@ def assemble(
         rows: with rows of images and class numbers.
         notes: of the reader.
         box_format: of the boxes; one of :data:`.box_checks.BOX_FORMATS`.
-        refuse: whether boxes of another convention are refused, or just noted.
-        hint: whether the format lets the user say ``box_format``.
+        stated: whether the user has said it: boxes that seem to be of another convention are then
+            noted, and refused only where parts of the picture are read as pixels, or pixels as
+            parts.
+        refuse: whether they are refused at all; False for a data set that other code registered.
 
     Raises:
         ValueError: the boxes follow another convention than ``box_format``; the name of a class or
@@ -121,12 +124,16 @@ def assemble(
         keypoints=_checked_keypoints(rows, images, categories, notes),
     )
     sizes = np.stack([images.widths, images.heights], axis=1)[table.images].astype(np.float64)
-    wrong = other_convention(table.boxes, sizes, box_format, hint=hint)
+    wrong = other_convention(table.boxes, sizes, box_format, hint=refuse, stated=stated)
     if wrong is not None:
-        if refuse:
-            raise ValueError(f"{notes.where}: {wrong}")
-        notes.add("convention", wrong)
+        if refuse and (wrong.certain or not stated):
+            raise ValueError(f"{notes.where}: {wrong.text}")
+        notes.add("convention", wrong.text, count=wrong.count)
+    written = len(table)
     table = _checked(table, images, sizes, notes, box_format)
+    lost = written - len(table)
+    if refuse and not stated and lost >= MANY and lost > _LOST * written:
+        notes.add("lossy", f"{len(table)} of {written} boxes stay", count=lost)
     notes.log()
     return Record(
         name=name,
@@ -178,7 +185,11 @@ def _checked(
     outside = is_cut & (cut[:, 2:] <= 0).any(axis=1)
     _note_rows(notes, "outside", outside, table, images, written)
     _note_rows(notes, "cut", is_cut & ~outside, table, images, written)
-    areas = np.where(np.isnan(table.areas), cut[:, 2] * cut[:, 3], table.areas)
+    areas = np.where(
+        np.isnan(table.areas) | (is_cut & _are_of_boxes(table, boxes)),
+        cut[:, 2] * cut[:, 3],
+        table.areas,
+    )
     table = dataclasses.replace(table, boxes=cut, areas=areas)
     kept = usable & ~outside
     if not kept.all():
@@ -189,6 +200,13 @@ def _checked(
     percent = _looks_like_percent(table.boxes, sizes)
     _note_rows(notes, "percent", percent, table, images, written)
     return table
+
+
+def _are_of_boxes(table: AnnotationTable, boxes: np.ndarray) -> np.ndarray:
+    """(N,) which areas are those of the boxes, and not of a mask that is smaller or stays whole."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        own = np.isclose(table.areas, boxes[:, 2] * boxes[:, 3], rtol=1e-3, atol=0.5)
+    return own & np.fromiter((mask is None for mask in table.masks), bool, len(table))
 
 
 def _note_rows(

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BOX_FORMATS", "counts_whole_pixels", "cut_boxes", "other_convention", "to_xywh"]
+__all__ = [
+    "BOX_FORMATS",
+    "MANY",
+    "Misreading",
+    "counts_whole_pixels",
+    "cut_boxes",
+    "other_convention",
+    "to_xywh",
+]
 
 Convert = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -36,12 +45,17 @@ BOX_FORMATS: dict[str, Convert] = {
     "normalized_xyxy": _normalized(_xyxy),
     "normalized_cxcywh": _normalized(_cxcywh),
 }
-# Mistakes that cannot be asked for. The first is that of exchanged sides of the pictures too.
-_MISTAKES: dict[str, Convert] = {
+# Mistakes that cannot be asked for: the order of the columns, the format that they then have, and
+# what the user can do. The first is that of exchanged sides of the pictures too.
+_MISTAKES: dict[str, tuple[list[int], str, str]] = {
     "y, x, height, width (or are width and height of the pictures exchanged?)": (
-        lambda boxes, sizes: boxes[:, [1, 0, 3, 2]]
+        [1, 0, 3, 2],
+        "xywh",
+        "exchange them",
     ),
-    "y1, x1, y2, x2": lambda boxes, sizes: _xyxy(boxes[:, [1, 0, 3, 2]], sizes),
+    "y1, x1, y2, x2": ([1, 0, 3, 2], "xyxy", "exchange x and y"),
+    "x2, y2, x1, y1": ([2, 3, 0, 1], "xyxy", "exchange the corners"),
+    "x1, x2, y1, y2": ([0, 2, 1, 3], "xyxy", "exchange the second and third number"),
 }
 _DESCRIPTIONS = {
     "xywh": "x, y, width, height",
@@ -51,7 +65,8 @@ _DESCRIPTIONS = {
 _TOLERANCE = 1.0  # pixels; boxes are rounded, and some count the last pixel
 _FITTING = 0.99  # share of boxes that another convention has to fit
 _DOUBTFUL = 0.9  # below this share of fitting boxes another convention is looked for
-_MANY = 3  # boxes that do not fit, for a convention that cannot be asked for
+MANY = 3  # boxes that are no chance
+_PARTS = 1.5  # numbers up to here are parts of the picture; some boxes reach out of it
 
 
 def describe(box_format: str) -> str:
@@ -77,14 +92,37 @@ def _valid(boxes: np.ndarray) -> np.ndarray:
 
 
 def _fitting(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    inside = (boxes[:, :2] >= -_TOLERANCE) & (boxes[:, :2] + boxes[:, 2:] <= sizes + _TOLERANCE)
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers as 1e308
+        ends = boxes[:, :2] + boxes[:, 2:]
+    inside = (boxes[:, :2] >= -_TOLERANCE) & (ends <= sizes + _TOLERANCE)
     return inside.all(axis=1) & _valid(boxes)
 
 
+@dataclass(frozen=True)
+class Misreading:
+    """What is wrong with the boxes of a data set as a whole.
+
+    Attributes:
+        text: in words.
+        count: boxes that show it.
+        certain: whether no ``box_format`` that a user states can be right: parts of the picture are
+            read as pixels, or the other way round.
+    """
+
+    text: str
+    count: int
+    certain: bool = False
+
+
 def other_convention(
-    boxes: np.ndarray, sizes: np.ndarray, box_format: str, *, hint: bool = True
-) -> str | None:
-    """What is wrong with the boxes of a data set as a whole, in words; None where nothing is.
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    box_format: str,
+    *,
+    hint: bool = True,
+    stated: bool = False,
+) -> Misreading | None:
+    """What is wrong with the boxes of a data set as a whole; None where nothing is.
 
     Boxes that fit their pictures are not doubted. Where more than a tenth do not, but as good as
     all fit when they are read otherwise, that is how they were meant.
@@ -94,59 +132,80 @@ def other_convention(
         sizes: (N, 2) width and height of each box's picture.
         box_format: how they are to be read; one of :data:`BOX_FORMATS`.
         hint: say which ``box_format`` to set.
+        stated: whether the user has said ``box_format`` already.
     """
-    read = to_xywh(boxes, sizes, box_format)
-    usable = _valid(read)
-    boxes, sizes, read = boxes[usable], sizes[usable], read[usable]
+    # What has a size in no format says nothing about the format.
+    plain = [to_xywh(boxes, sizes, name) for name in _DESCRIPTIONS]
+    usable = np.any([_valid(read) for read in plain], axis=0)
+    boxes, sizes = boxes[usable], sizes[usable]
     if not len(boxes):
         return None
-    normalized = box_format.startswith("normalized")
-    small = (np.abs(boxes) <= 1.0 + 1e-6).all(axis=1) & (sizes > 2).all(axis=1)
-    if not normalized and small.mean() > _DOUBTFUL:
-        fits = [
-            f for f in BOX_FORMATS if f.startswith("normalized") and _is_fitting(f, boxes, sizes)
-        ]
-        return _in_words(fits or ["normalized_xywh"], len(boxes), int(small.sum()), hint)
-    fitting = _fitting(read, sizes)
-    outside = int((~fitting).sum())
-    if outside <= (1 - _DOUBTFUL) * len(boxes):
+    parts = (np.abs(boxes) <= _PARTS).all(axis=1) & (sizes > 2).all(axis=1)
+    are_parts = bool(parts.mean() > _DOUBTFUL)
+    others = [f for f in BOX_FORMATS if f.startswith("normalized") == are_parts and f != box_format]
+    if are_parts and not box_format.startswith("normalized"):
+        fits = [f for f in others if _share(f, boxes, sizes) >= _FITTING] or others
+        found = f"{parts.sum()} of {len(boxes)} boxes lie between 0 and 1, as parts of the picture"
+        return Misreading(_in_words(found, fits, hint), int(parts.sum()), certain=True)
+    certain = box_format.startswith("normalized") and bool(parts.mean() < 1 - _DOUBTFUL)
+    misfit, shapeless = _misfits(boxes, sizes, box_format)
+    if not misfit.any():
         return None
-    fits = [f for f in BOX_FORMATS if f != box_format and _is_fitting(f, boxes, sizes)]
-    fits = [f for f in fits if not f.startswith("normalized")]
-    if not fits and outside >= _MANY:
-        fits = [
-            words
-            for words, convert in _MISTAKES.items()
-            if _share(convert, boxes, sizes) >= _FITTING
-        ]
+    fits = [f for f in others if _share(f, boxes, sizes) >= _FITTING]
+    if not fits and misfit.sum() >= MANY:
+        fits = [f for f in _MISTAKES if _share(f, boxes, sizes, are_parts) >= _FITTING]
     if fits:
-        return _in_words(fits, len(boxes), outside, hint)
-    far = int((~_fitting(read, sizes * 1.1)).sum())
-    if far > len(boxes) / 2 and far >= _MANY:
-        return (
+        kinds = ["reach out of their pictures"] * bool((misfit & ~shapeless).any())
+        kinds += ["have no positive size"] * bool(shapeless.any())
+        found = f"{misfit.sum()} of {len(boxes)} boxes {' or '.join(kinds)}"
+        text = _in_words(found, fits, hint)
+        if hint and not certain and not stated:
+            fate = "leaves them out" if shapeless.any() else "cuts them"
+            text += f"; if they are not, box_format: {box_format} {fate}"
+        return Misreading(text, int(misfit.sum()), certain=certain)
+    read = to_xywh(boxes, sizes, box_format)
+    far = int((~_fitting(read, sizes * 1.1) & ~shapeless).sum())
+    if far > (~shapeless).sum() / 2 and far >= MANY:
+        return Misreading(
             f"{far} of {len(boxes)} boxes reach far out of their pictures, as if made for pictures "
-            "of another size"
+            "of another size",
+            far,
+            certain=certain,
         )
     return None
 
 
-def _share(convert: Convert, boxes: np.ndarray, sizes: np.ndarray) -> float:
-    return float(_fitting(convert(boxes, sizes), sizes).mean())
+def _misfits(
+    boxes: np.ndarray, sizes: np.ndarray, box_format: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) which boxes do not fit their pictures, and which of them have no size; none where they
+    are too few to doubt the format."""
+    read = to_xywh(boxes, sizes, box_format)
+    misfit, shapeless = ~_fitting(read, sizes), ~_valid(read)
+    few = 1 - _DOUBTFUL
+    if (misfit & ~shapeless).sum() > few * (~shapeless).sum():
+        return misfit, shapeless
+    if shapeless.sum() >= MANY and misfit.sum() > few * len(boxes):
+        return misfit, shapeless
+    return np.zeros_like(misfit), shapeless
 
 
-def _is_fitting(box_format: str, boxes: np.ndarray, sizes: np.ndarray) -> bool:
-    return _share(BOX_FORMATS[box_format], boxes, sizes) >= _FITTING
+def _share(name: str, boxes: np.ndarray, sizes: np.ndarray, are_parts: bool = False) -> float:
+    """Of boxes that fit their pictures when they are read as a format or a mistake."""
+    if name in _MISTAKES:
+        columns, name, _ = _MISTAKES[name]
+        boxes = boxes[:, columns]
+        name = f"normalized_{name}" if are_parts else name
+    return float(_fitting(to_xywh(boxes, sizes, name), sizes).mean())
 
 
-def _in_words(formats: list[str], total: int, suspicious: int, hint: bool) -> str:
-    if formats[0].startswith("normalized"):
-        found = f"{suspicious} of {total} boxes lie between 0 and 1, as parts of the picture"
-    else:
-        found = f"{suspicious} of {total} boxes reach out of their pictures"
-    words = " or ".join(describe(f) for f in formats)
-    choices = " or ".join(f"box_format: {f}" for f in formats if f in BOX_FORMATS)
-    remedy = f"; if they are that, set {choices}" if hint and choices else ""
-    return f"{found}, but fit as {words}{remedy}"
+def _in_words(found: str, fits: list[str], hint: bool) -> str:
+    words = " or ".join(describe(f) for f in fits)
+    choices = " or ".join(f"box_format: {f}" for f in fits if f in BOX_FORMATS)
+    remedy = f"set {choices}" if hint and choices else ""
+    if fits[0] in _MISTAKES:
+        remedy = _MISTAKES[fits[0]][2]
+    return f"{found}, but fit as {words}" + (f"; if they are that, {remedy}" if remedy else "")
 
 
 def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +220,8 @@ def cut_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
     Returns:
         The boxes, some with sizes of 0 or less where nothing is left, and (N,) whether it was cut.
     """
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    with np.errstate(over="ignore"):  # of numbers as 1e308
+        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     out = ((low < -0.5) | (high > sizes + 0.5)).any(axis=1)
     if not out.any():
         return boxes, out

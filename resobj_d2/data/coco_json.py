@@ -71,7 +71,7 @@ def read_coco_json(
         if str(error).startswith(where):
             raise
         raise ValueError(f"{where}: not valid json: {error}") from None
-    reader.refuse = (ours if refuse is None else refuse) and box_format is None
+    reader.refuse = ours if refuse is None else refuse
     return reader.record(found, dataset_name, str(json_file), os.fspath(image_root), box_format)
 
 
@@ -251,6 +251,7 @@ class _Reader:
             rows=self.rows,
             notes=self.notes,
             box_format=box_format or "xywh",
+            stated=box_format is not None,
             refuse=self.refuse,
             annotated=annotated,
         )

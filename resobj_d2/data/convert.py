@@ -14,6 +14,7 @@ from pathlib import Path
 from resobj_d2.process.yaml_text import parse_yaml
 
 from .entries import parse_entry
+from .notes import refuse_lossy
 from .record import Record
 from .writers import WRITERS
 
@@ -50,6 +51,7 @@ def convert(
     from .writing import join_images_of_a_file
 
     record = source if isinstance(source, Record) else _record_of(source)
+    refuse_lossy(record.notes)
     if to != "coco":  # the others know a picture by its file
         record = join_images_of_a_file(record)
     with _no_empty_folder(output):

@@ -111,7 +111,7 @@ def read_csv(
         rows=reader.rows,
         notes=notes,
         box_format=box_format or columns.box_format,
-        refuse=box_format is None,
+        stated=box_format is not None,
     )
     return record if classes is None else select_classes(record, classes)
 

@@ -41,7 +41,8 @@ class VocEntry:
     """A folder in Pascal VOC's layout; ``year`` 2007 selects the 11-point AP of that challenge.
 
     ``classes`` picks classes by name; None stands for VOC's, and another one is then an error.
-    ``first_pixel`` is 0 where coordinates start at 0, against VOC's rule.
+    ``first_pixel`` is 0 where coordinates start at 0, against VOC's rule. ``box_format`` as for
+    ``coco``: some write other numbers under ``xmin`` to ``ymax``.
     """
 
     name: str
@@ -50,6 +51,7 @@ class VocEntry:
     classes: tuple[str, ...] | None = None
     year: int = 2012
     first_pixel: int = 1
+    box_format: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:

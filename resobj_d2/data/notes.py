@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "Kind", "Note", "Notes"]
+__all__ = ["KINDS", "Kind", "Note", "Notes", "refuse_lossy"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,14 @@ KINDS = {
         mended=False,
     ),
     "percent": Kind("boxes end at 100 or before it, as if in percent of the picture", mended=False),
-    "convention": Kind("boxes look like another convention than x, y, width, height", mended=False),
+    "lossy": Kind(
+        "boxes are left out, more than a tenth of all; training, evaluation and conversion refuse "
+        "that until they are mended, or box_format in the entry of DATASETS.REGISTER says that "
+        "they are read as they should be"
+    ),
+    "convention": Kind(
+        "boxes look like another convention than the one that they are read in", mended=False
+    ),
     "other_class": Kind(
         "annotations are of classes that 'classes' does not list; they are left out"
     ),
@@ -153,3 +161,14 @@ class Notes:
         for note in self.found():
             if not KINDS[note.kind].needed_for:
                 logger.warning(note.message)
+
+
+def refuse_lossy(notes: Iterable[Note]) -> None:
+    """Refuse to use what is left of a data set that has lost more than a tenth of its boxes.
+
+    Raises:
+        ValueError: there is a note of that kind.
+    """
+    for note in notes:
+        if note.kind == "lossy":
+            raise ValueError(note.message)

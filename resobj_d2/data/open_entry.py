@@ -174,6 +174,7 @@ def _open_voc(entry: VocEntry) -> Source:
             classes=entry.class_names,
             subset=entry.classes is not None,
             first_pixel=entry.first_pixel,
+            box_format=entry.box_format,
         )
 
     return Source(

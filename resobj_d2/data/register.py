@@ -33,6 +33,7 @@ from .entries import (
     parse_entry,
 )
 from .keypoints import flip_map
+from .notes import refuse_lossy
 from .open_entry import Source, open_entry
 from .proposals import add_proposals
 from .record import Category
@@ -47,6 +48,7 @@ __all__ = [
     "check_available",
     "check_names",
     "evaluation_records",
+    "refuse_lossy_sets",
     "register_datasets",
     "training_records",
 ]
@@ -142,6 +144,7 @@ def training_records(cfg) -> list[dict]:
     """
     names = list(cfg.DATASETS.TRAIN)
     check_available(names, "DATASETS.TRAIN")
+    refuse_lossy_sets(names)
     if len(names) > 1:
         _check_annotated(names)
     model = cfg.MODEL
@@ -165,6 +168,18 @@ def training_records(cfg) -> list[dict]:
     return records
 
 
+def refuse_lossy_sets(names: Iterable[str]) -> None:
+    """Refuse data sets of which more than a tenth of the boxes could not be used.
+
+    Raises:
+        ValueError: there is one, and its ``box_format`` was not stated.
+    """
+    for name in names:
+        record = MetadataCatalog.get(name).get("record")  # of others nobody has said it
+        if record is not None:
+            refuse_lossy(record().notes)
+
+
 def _check_annotated(names: Sequence[str]) -> None:
     for name in names:
         record = MetadataCatalog.get(name).get("record")  # of others nobody has said it
@@ -177,7 +192,12 @@ def _check_annotated(names: Sequence[str]) -> None:
 
 
 def evaluation_records(cfg, dataset_name: str) -> list[dict]:
-    """The records of one of ``DATASETS.TEST``, with its proposals where the model takes them."""
+    """The records of one of ``DATASETS.TEST``, with its proposals where the model takes them.
+
+    Raises:
+        ValueError: as :func:`refuse_lossy_sets`.
+    """
+    refuse_lossy_sets([dataset_name])
     load = functools.partial(get_detection_dataset_dicts, filter_empty=False)
     if not cfg.MODEL.LOAD_PROPOSALS:
         return load([dataset_name])

@@ -160,6 +160,7 @@ def read_voc(
     classes: Sequence[str] = VOC_CLASSES,
     subset: bool = False,
     first_pixel: int = 1,
+    box_format: str | None = None,
 ) -> Record:
     """Read the annotations of a split.
 
@@ -171,7 +172,10 @@ def read_voc(
         classes: names; their order gives the class numbers.
         subset: leave objects of other classes out; otherwise they are an error.
         first_pixel: 1 where pixels are counted from 1 as in VOC: (1, 1, W, H) is then the whole
-            picture; 0 where coordinates start at 0.
+            picture; 0 where coordinates start at 0. It is what positions in pixels start at in
+            every ``box_format``.
+        box_format: of the four numbers; one of :data:`.box_checks.BOX_FORMATS`. None for the two
+            corners that their names promise.
 
     Raises:
         FileNotFoundError: an XML file is missing.
@@ -182,6 +186,8 @@ def read_voc(
     notes = Notes(f"dataset '{dataset_name}' ({root.absolute()})")
     for identity in folder.repeated:
         notes.add("listed_twice", identity)
+    if box_format is not None and box_format.startswith("normalized"):
+        first_pixel = 0
     reader = _Reader(dataset_name, classes, subset, first_pixel, notes)
     files, sizes = [], []
     for row, (identity, xml_file) in enumerate(folder.xml_files.items()):
@@ -199,8 +205,8 @@ def read_voc(
         images=image_table(list(folder.xml_files), files, sizes),
         rows=reader.rows,
         notes=notes,
-        box_format="xyxy",
-        hint=False,
+        box_format=box_format or "xyxy",
+        stated=box_format is not None,
     )
 
 

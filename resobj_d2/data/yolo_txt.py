@@ -297,5 +297,5 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
         rows=rows,
         notes=notes,
         box_format=box_format or "normalized_cxcywh",
-        refuse=box_format is None,
+        stated=box_format is not None,
     )

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 from resobj_d2.data.missing_pictures import check_pictures_exist
+from resobj_d2.data.register import refuse_lossy_sets
 from resobj_d2.ops import describe_operators
 
 from .best import Best
@@ -63,7 +64,9 @@ def test_contents(cfg: CfgNode) -> dict[str, Contents]:
 
     Raises:
         FileNotFoundError: pictures are missing.
+        ValueError: as :func:`resobj_d2.data.register.refuse_lossy_sets`.
     """
+    refuse_lossy_sets(cfg.DATASETS.TEST)
     contents = {}
     for name in cfg.DATASETS.TEST:
         records = DatasetCatalog.get(name)

@@ -16,6 +16,7 @@ _KEPT = 1000  # examples of a finding; the count has all of them
 _NOTE_LEVELS = {
     "no_size": "error",
     "outside": "error",
+    "lossy": "error",
     "convention": "error",
     "text_number": "info",
     "flag": "info",
