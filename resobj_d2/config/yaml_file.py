@@ -79,6 +79,8 @@ def _merge(new: dict, into: dict, path: str, prefix: str = "") -> None:
 
 def _read(path: str) -> dict:
     """One file, without its bases."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe has no end
+        raise ConfigFileError(f"{path} is not a configuration: it is not a file")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -18,7 +18,7 @@ import numpy as np
 from .assemble import Rows, assemble, image_table
 from .coco_categories import read_categories
 from .json_stream import read_object
-from .masks import read_mask
+from .masks import mended_mask
 from .notes import Notes
 from .record import Category, ImageTable, Record
 from .values import FLAGS, is_number, number_of, whole_number_of
@@ -177,10 +177,15 @@ class _Reader:
         if isinstance(segmentation, dict):
             self.encoded[row] = segmentation
             return None
-        mask = read_mask(segmentation, None)
-        if mask is None:
-            self.notes.add("mask", f"{self._short(item)}: {reprlib.repr(segmentation)}")
-        return mask  # type: ignore[return-value]
+        return self._read_mask(segmentation, None, self._short(item))  # type: ignore[return-value]
+
+    def _read_mask(
+        self, segmentation: object, size: tuple[int, int] | None, label: str
+    ) -> list[np.ndarray] | dict | None:
+        mask, kind, what = mended_mask(segmentation, size)
+        if kind:
+            self.notes.add(kind, f"{label}: {what}")
+        return mask
 
     def _short(self, item: dict) -> str:
         return f"annotation {item['id']} of image {item.get('image_id')}"
@@ -362,10 +367,8 @@ class _Reader:
         for row, segmentation in self.encoded.items():
             image = rows.images[row]
             size = (int(images.widths[image]), int(images.heights[image]))
-            rows.masks[row] = read_mask(segmentation, size)
-            if rows.masks[row] is None:
-                shown = reprlib.repr(segmentation)
-                self.notes.add("mask", f"annotation {rows.ids[row]}: {shown}")
+            label = f"annotation {rows.ids[row]} of image {images.ids[image]}"
+            rows.masks[row] = self._read_mask(segmentation, size, label)
         for row, values in self.keypoints.items():
             rows.keypoints[row] = _read_keypoints(values)
             if rows.keypoints[row] is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from resobj_d2.process.yaml_text import parse_yaml
 
 from .entries import parse_entry
-from .notes import refuse_lossy
+from .notes import KINDS, refuse_lossy
 from .record import Record
 from .writers import WRITERS
 
@@ -52,6 +52,9 @@ def convert(
 
     record = source if isinstance(source, Record) else _record_of(source)
     refuse_lossy(record.notes)
+    for note in record.notes:  # of masks and keypoints, which nobody has needed until now
+        if KINDS[note.kind].needed_for:
+            logger.warning(note.message)
     if to != "coco":  # the others know a picture by its file
         record = join_images_of_a_file(record)
     with _no_empty_folder(output):

@@ -150,6 +150,9 @@ def _columns(header: Sequence[str], where: str) -> tuple[_Columns, bool]:
         missing = "class (class, label, ...)" if boxes else "box (xmin, ymin, xmax, ymax, ...)"
         raise ValueError(f"{where}: there is no column for the {missing} among {shown}")
     box = boxes[0]
+    twice = [name for name in (names[files[0]], names[labels[0]], *box) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{where}: two columns are called {twice[0]!r} among {shown}")
     others = [name for name in names if name not in box]
     if "width" in box and all(any(map(side.fullmatch, others)) for side in _SIDES):
         raise ValueError(

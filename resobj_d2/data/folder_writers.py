@@ -40,7 +40,7 @@ def write_voc(record: Record, folder: Path, split: str, pictures: str) -> dict:
     for row, path in enumerate(documents):
         if path.exists():  # of another split
             document = _voc_document(record, row, rows_by_image[row], names[row])
-            if path.read_bytes() != document:
+            if not path.is_file() or path.read_bytes() != document:
                 raise FileExistsError(f"{path} is there with other content: choose another folder")
     list_file = new_file(folder / "ImageSets" / "Main" / f"{split}.txt")
     say_lost(record, "VOC", crowd=True, masks=True, keypoints=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +14,21 @@ __all__ = ["read_object"]
 _CHUNK = 1 << 20  # characters
 _LONGEST_WORD = 24  # a number or literal that the end of a chunk may cut
 _BLANKS = re.compile(r"[ \t\n\r]*").match
-_SCAN = json.JSONDecoder().scan_once
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise _RepeatedKey(f"the key {twice!r:.80} occurs twice in one object")
+    return found
+
+
+class _RepeatedKey(ValueError):
+    pass
+
+
+_SCAN = json.JSONDecoder(object_pairs_hook=_object).scan_once
 _NAMES = {"[": "list", '"': "str", "t": "bool", "f": "bool", "n": "NoneType"}
 
 
@@ -124,6 +139,8 @@ class _Window:
                 self._need_more("Expecting value", stop.value)
             except json.JSONDecodeError as error:
                 self._need_more(error.msg, error.pos)
+            except _RepeatedKey as error:
+                self.fail(str(error))
             else:
                 # The chunk may end inside a number (1 of 1e5); what closes itself is whole.
                 after = self.text[end : end + 1]

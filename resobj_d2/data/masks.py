@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from array import array
 
 import numpy as np
 
-__all__ = ["read_mask"]
+from .values import number_of, whole_number_of
+
+__all__ = ["mended_mask", "read_mask"]
+
+_MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits
 
 
 def read_mask(segmentation: object, size: tuple[int, int] | None) -> list[np.ndarray] | dict | None:
     """The usable part of a COCO ``segmentation``; None where there is none.
 
-    Polygons need three points or more; a single one may stand without its outer list. RLE has to be
-    of the picture's size and to add up to it: decoders trust it, and write where it says.
+    Polygons need three points or more; a single one may stand without its outer list, and points
+    may be pairs. RLE has to be of the picture's size and to add up to it: decoders trust it, and
+    write where it says.
 
     Args:
         segmentation: of a json.
@@ -25,15 +31,76 @@ def read_mask(segmentation: object, size: tuple[int, int] | None) -> list[np.nda
     """
     if isinstance(segmentation, dict):
         return None if size is None else _read_rle(segmentation, size)
-    if not isinstance(segmentation, list) or not segmentation:
-        return None
-    if all(type(value) in (int, float) for value in segmentation):
-        segmentation = [segmentation]
-    polygons = [_polygon(values) for values in segmentation]
+    polygons = [_polygon(values) for values in _polygons_of(segmentation)]
     return [polygon for polygon in polygons if polygon is not None] or None
 
 
+def mended_mask(
+    segmentation: object, size: tuple[int, int] | None
+) -> tuple[list[np.ndarray] | dict | None, str, str]:
+    """What :func:`read_mask` gives once texts like "3" and, in RLE, fractions like 3.0 are numbers.
+
+    Args:
+        segmentation, size: as there.
+
+    Returns:
+        The mask; the kind of note (of :data:`.notes.KINDS`) that it deserves, or ""; and what there
+        is to note.
+    """
+    mask = read_mask(segmentation, size)
+    if isinstance(segmentation, dict):
+        if mask is not None:
+            return mask, "", ""
+        mask = read_mask(_whole_numbers(segmentation), size)
+        kind = "mask" if mask is None else "text_number"
+        return mask, kind, reprlib.repr(segmentation)
+    parts = _polygons_of(segmentation)
+    if isinstance(mask, list) and len(mask) == len(parts):
+        return mask, "", ""
+    better = [_polygon(_numbers(part)) for part in parts]
+    polygons = [polygon for polygon in better if polygon is not None]
+    if not polygons:
+        return None, "mask", reprlib.repr(segmentation)
+    if len(polygons) < len(parts):
+        return polygons, "mask_part", f"{len(parts) - len(polygons)} of {len(parts)} polygons"
+    return polygons, "text_number", f"segmentation {reprlib.repr(segmentation)}"
+
+
+def _polygons_of(segmentation: object) -> list:
+    """The parts of a ``segmentation`` that is no RLE, each as it stands; [] where it is no list."""
+    if not isinstance(segmentation, list):
+        return []
+    if not all(isinstance(part, (list, dict)) for part in segmentation):
+        return [segmentation]
+    pairs = all(_is_point(part) for part in segmentation)
+    return [segmentation] if segmentation and pairs else segmentation
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
+
+
+def _numbers(part: object) -> object:
+    if not isinstance(part, list):
+        return part
+    if part and all(_is_point(point) for point in part):
+        part = [value for point in part for value in point]
+    numbers = [number_of(value) for value in part]
+    return part if None in numbers else numbers
+
+
+def _whole_numbers(rle: dict) -> dict:
+    mended = dict(rle)
+    for key in ("size", "counts"):
+        if isinstance(rle.get(key), list):
+            numbers = [whole_number_of(value) for value in rle[key]]
+            mended[key] = rle[key] if None in numbers else numbers
+    return mended
+
+
 def _polygon(values: object) -> np.ndarray | None:
+    if isinstance(values, list) and values and all(_is_point(point) for point in values):
+        values = [number for point in values for number in point]
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return None
     try:
@@ -46,7 +113,7 @@ def _polygon(values: object) -> np.ndarray | None:
 def _read_rle(rle: dict, size: tuple[int, int]) -> dict | None:
     width, height = size
     counts = rle.get("counts")
-    if rle.get("size") != [height, width]:
+    if rle.get("size") != [height, width] or width * height > _MOST_PIXELS:
         return None
     if isinstance(counts, str):
         runs = _runs(counts)

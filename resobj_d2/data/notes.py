@@ -63,6 +63,11 @@ KINDS = {
         "size); their boxes stay, without a mask",
         needed_for="masks",
     ),
+    "mask_part": Kind(
+        "segmentations have parts that are no polygons of at least three points; those are left "
+        "out of their masks",
+        needed_for="masks",
+    ),
     "keypoints": Kind(
         "lists of keypoints do not fit their category (x, y and 0, 1 or 2 for each); their boxes "
         "stay, without keypoints",

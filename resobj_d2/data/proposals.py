@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,8 @@ def add_proposals(records: Sequence[dict], path: str) -> None:
         ValueError: it holds more than arrays and containers, other ones, none for an image, or NaN
             or infinity.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe has no end
+        raise ValueError(f"{path} is not a file of proposals")
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not proposals")

@@ -25,8 +25,14 @@ def read_text(path: Path, where: str, *, declared: bool = False) -> str:
         declared: whether an XML declaration may name another encoding.
 
     Raises:
-        ValueError: it is not text in that encoding.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not text in that encoding; it is a folder, device or pipe, which may have
+            no end.
     """
+    if not path.is_file():
+        if not path.exists():
+            raise FileNotFoundError(f"{where}: there is no file {path}")
+        raise ValueError(f"{where}: {path} is not a file")
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     if encoding is None and data[1:2] == b"\0":

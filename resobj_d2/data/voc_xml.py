@@ -254,6 +254,9 @@ class _Reader:
         return picture_size(file)
 
     def _add(self, row: int, label: str, item: ElementTree.Element, where: str) -> None:
+        for tag in ("name", "bndbox", *(f"bndbox/{corner}" for corner in _CORNERS)):
+            if len(item.findall(tag)) > 1:
+                raise ValueError(f"{where}: an object has more than one <{tag}>")
         name = _name_of(item)
         number = self.numbers.get(name)
         if number is None:

@@ -155,6 +155,8 @@ def place_pictures(record: Record, targets: Sequence[Path], pictures: str) -> No
 
 
 def _equal(first: str, second: Path) -> bool:
+    if not os.path.isfile(first) or not second.is_file():  # a pipe has no end
+        return False
     if os.path.getsize(first) != os.path.getsize(second):
         return False
     return Path(first).read_bytes() == second.read_bytes()

@@ -26,6 +26,7 @@ _NOTE_LEVELS = {
     "twin_category": "info",
     "category_keypoints": "info",
     "mask": "info",
+    "mask_part": "info",
     "keypoints": "info",
     "other_class": "info",
     "size_from_picture": "info",

@@ -28,7 +28,7 @@ def parse_yaml(
 
     Raises:
         YamlError: it is not valid yaml, has a tag that would run code, is nested too deeply, has
-            more nodes, or a value that cannot be read.
+            more nodes, a key twice, or a value that cannot be read.
     """
     try:
         _check_events(text, name, aliases)
@@ -85,6 +85,7 @@ def _count(node: yaml.Node, name: str, known: dict[int, int], depth: int, max_no
     if isinstance(node, yaml.SequenceNode):
         children = node.value
     elif isinstance(node, yaml.MappingNode):
+        _refuse_repeated(node, name)
         children = [child for pair in node.value for child in pair]
     elif node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_NUMBER:
         place = _place(node.start_mark)
@@ -98,6 +99,21 @@ def _count(node: yaml.Node, name: str, known: dict[int, int], depth: int, max_no
             )
     known[id(node)] = total
     return total
+
+
+def _refuse_repeated(node: yaml.MappingNode, name: str) -> None:
+    """Of two equal keys the first would be lost."""
+    first: dict[tuple[str, str], yaml.Mark] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if (key.tag, key.value) in first:
+            lines = f"lines {first[key.tag, key.value].line + 1} and {key.start_mark.line + 1}"
+            raise YamlError(
+                f"{name}: the key {key.value!r:.80} occurs twice, in {lines}: join them or take "
+                "one out"
+            )
+        first[key.tag, key.value] = key.start_mark
 
 
 def _constructor_text(error: yaml.constructor.ConstructorError) -> str:

@@ -160,6 +160,22 @@ def test_what_a_format_cannot_hold_is_said(tmp_path, caplog, to):
     assert record.annotations.difficult.tolist() == [to == "voc"]
 
 
+def test_masks_and_keypoints_that_are_none_are_said(tmp_path, caplog):
+    """Which registration keeps for those who train them: here they would vanish in silence."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9], "segmentation": [[1]]}
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    entry = {"format": "coco", "json": str(tmp_path / "a.json"), "images": str(tmp_path)}
+    convert(entry, to="coco", output=tmp_path / "out")
+    assert "are no masks" in caplog.text and "(1 in all), for instance annotation 7" in caplog.text
+
+
 def test_splits_of_other_classes_do_not_mix(source, tmp_path):
     convert(source, to="yolo", output=tmp_path / "out", split="train")
     fewer = {**source, "name": "fewer", "classes": ["ant"]}

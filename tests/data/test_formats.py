@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.picture_files import picture_size
 from resobj_d2.data.pictures import read_picture
 from resobj_d2.data.register import register_datasets
+from resobj_d2.data.text_files import read_text
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -279,6 +281,18 @@ def test_bad_yaml(tmp_path, change, message):
         register_datasets([{"name": "y", **entry}])
 
 
+def test_a_pipe_in_place_of_a_list_is_refused(tmp_path):
+    """Reading it would wait for ever, and a device as /dev/zero would fill the memory."""
+    entry = yolo(tmp_path, {"a": ""})
+    os.mkfifo(tmp_path / "pipe")
+    content = json.loads((tmp_path / "data.yaml").read_text())
+    (tmp_path / "data.yaml").write_text(json.dumps({**content, "train": "pipe"}))
+    with pytest.raises(ValueError, match="pipe is not a file"):
+        register_datasets([{"name": "y", **entry}])
+    with pytest.raises(ValueError, match="pipe is not a file"):
+        read_text(tmp_path / "pipe", "x")
+
+
 def test_yaml_that_would_run_code_is_refused(tmp_path):
     entry = yolo(tmp_path, {"a": ""})
     marker = tmp_path / "ran"
@@ -350,6 +364,7 @@ def test_csv_of_parts_of_the_picture_is_refused_until_said(tmp_path):
         ("image,class,x1,y1,x2,y2\n\na.png,cat,1,2,x,4\n", "line 3: 'x' is no number"),
         ("image,class,x1,y1,x2,y2\na.png,,1,2,3,4\n", "line 2 has a box without a class"),
         ("image,class,x1,y1,x2,y2\nz.png,cat,1,2,3,4\n", "line 2: there is no picture .*z.png"),
+        ("image,class,x1,y1,x1,x2,y2\n", "two columns are called 'x1'"),
         (b"image,class\xff\xfe\xfa", "not text in utf-8"),
     ],
 )

@@ -64,6 +64,7 @@ def test_large_items_in_small_chunks(tmp_path, monkeypatch):
         ("{1: 2}", "Expecting property name enclosed in double quotes: line 1 column 2"),
         ('{"a" 1}', "Expecting ':' delimiter"),
         ('{"a": [], "a": []}', "the key 'a' occurs twice"),
+        ('{"a": [{"b": 1, "c": 2, "b": 3}]}', "the key 'b' occurs twice in one object"),
         ('{"b": ' + "[" * 200_000, "nested too deeply"),
         ('{"a": [' + '{"b":' * 200_000, "nested too deeply"),
         ('{"a": [' + "9" * 10_000 + "]}", "Exceeds the limit"),

@@ -82,10 +82,14 @@ MENDED = {
     "segmentation [[]]": (change(0, segmentation=[[]]), "mask"),
     "segmentation of four numbers": (change(0, segmentation=[[1, 2, 11, 12]]), "mask"),
     "segmentation of odd length": (change(0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "mask"),
-    "segmentation of texts": (change(0, segmentation=[["1"] * 6]), "mask"),
+    "segmentation of texts": (change(0, segmentation=[["a"] * 6]), "mask"),
     "segmentation as text": (change(0, segmentation="polygon"), "mask"),
     "segmentation of another size": (
         change(0, segmentation={"size": [5, 5], "counts": [25]}),
+        "mask",
+    ),
+    "segmentation of broken runs": (
+        change(0, segmentation={"size": [30, 40], "counts": [0, 10**18]}),
         "mask",
     ),
     "segmentation null": (change(0, segmentation=None), None),

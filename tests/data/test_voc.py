@@ -40,6 +40,10 @@ def test_voc_errors_name_the_file(write_voc):
     register_datasets([entry])
     with pytest.raises(ValueError, match=r"a\.xml\): class 'rose' is not among .*tvmonitor"):
         DatasetCatalog.get("flowers")
+    again = "<object><name>cat</name><name>dog</name><bndbox/></object>"
+    (root / "Annotations" / "a.xml").write_text(f"<annotation>{again}</annotation>")
+    with pytest.raises(ValueError, match=r"a\.xml\): an object has more than one <name>"):
+        DatasetCatalog.get("flowers")
     (root / "Annotations" / "a.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"a\.xml\): not valid XML"):
         DatasetCatalog.get("flowers")
