@@ -57,6 +57,9 @@ def load_config(
     if config_file:
         config_file = str(find_config(config_file))
         refuse_part(config_file)
+    late = [key for key in opts[::2] if str(key).startswith("--")]
+    if late:
+        raise ValueError(f"options come in front of the first KEY VALUE: put {late[0]} there")
     if len(opts) % 2:
         raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
     modules = list(dict.fromkeys([*imports_of(config_file, opts), *imports]))

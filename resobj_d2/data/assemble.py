@@ -20,7 +20,8 @@ from .record import AnnotationTable, Category, ImageTable, Record
 __all__ = ["Rows", "assemble", "image_table"]
 
 _LOST = 0.1  # share of the boxes that may be lost without refusing to use the rest
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+# Half a surrogate pair, which is no text, stands for a byte of a file name that is not UTF-8.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(kw_only=True)
@@ -107,8 +108,18 @@ def assemble(
             file has control characters, which would act on the terminal that shows it.
     """
     for text in (*(category.name for category in categories), *images.files):
-        if _CONTROL.search(text):
-            raise ValueError(f"{notes.where}: the name {text!r} has control characters")
+        if _UNSAFE.search(text):
+            raise ValueError(
+                f"{notes.where}: the name {text!r} has control characters, or is no valid text "
+                "(UTF-8): rename it"
+            )
+    for kind, ids in (("image", images.ids), ("annotation", rows.ids)):
+        for identity in ids:
+            if type(identity) is str and _UNSAFE.search(identity):
+                raise ValueError(
+                    f"{notes.where}: the id {identity!r} of an {kind} has control characters, or "
+                    "is no valid text (UTF-8)"
+                )
     _note_shared_files(images, notes)
     table = AnnotationTable(
         ids=rows.ids,

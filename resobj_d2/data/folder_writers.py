@@ -21,9 +21,12 @@ from .writing import (
     refuse_equal,
     say_lost,
 )
+from .yolo_lines import looks_like_box
 from .yolo_txt import label_of, read_yaml
 
 __all__ = ["write_voc", "write_yolo"]
+
+_ROUNDING = 1e-6  # pixels
 
 
 def write_voc(record: Record, folder: Path, split: str, pictures: str) -> dict:
@@ -89,8 +92,9 @@ def _voc_document(record: Record, row: int, rows: np.ndarray, name: str) -> byte
 
 
 def write_yolo(record: Record, folder: Path, split: str, pictures: str) -> dict:
-    """``images/<split>``, ``labels/<split>`` and ``data.yaml``; crowd regions, masks, keypoints and
-    marks of difficult objects stay out."""
+    """``images/<split>``, ``labels/<split>`` and ``data.yaml``; crowd regions, keypoints and marks
+    of difficult objects stay out. Lines are polygons where each object has one that is its mask and
+    gives its box; otherwise boxes, and masks stay out."""
     labels = folder / "labels" / split
     if labels.exists():
         raise FileExistsError(f"{labels} is there already: choose another folder or split")
@@ -105,7 +109,8 @@ def write_yolo(record: Record, folder: Path, split: str, pictures: str) -> dict:
     label_files = [label_of(place) for place in places]  # where they will be looked for
     refuse_equal(record, label_files, "their names without ending")
     _refuse_unknown_endings(record)
-    say_lost(record, "YOLO", crowd=True, masks=True, keypoints=True, difficult=True)
+    polygons = _only_polygons(record)
+    say_lost(record, "YOLO", crowd=True, masks=not polygons, keypoints=True, difficult=True)
     place_pictures(record, places, pictures)
     images, table = record.images, record.annotations
     for row, rows in enumerate(record.rows_by_image()):
@@ -114,6 +119,8 @@ def write_yolo(record: Record, folder: Path, split: str, pictures: str) -> dict:
         for i in rows[~table.crowd[rows]].tolist():
             box = table.boxes[i]
             values = [*((box[:2] + box[2:] / 2) / size), *(box[2:] / size)]
+            if polygons:
+                values = (table.masks[i][0].reshape(-1, 2) / size).ravel().tolist()
             numbers = " ".join(f"{value:.12g}" for value in values)
             lines.append(f"{table.classes[i]} {numbers}\n")
         label_files[row].parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +129,24 @@ def write_yolo(record: Record, folder: Path, split: str, pictures: str) -> dict:
     with replacing(yaml_file) as file:
         yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)
     return {"format": "yolo", "yaml": str(yaml_file), "split": split}
+
+
+def _only_polygons(record: Record) -> bool:
+    """Whether polygons would be read back as what they are, with the same boxes."""
+    images, table = record.images, record.annotations
+    rows = np.flatnonzero(~table.crowd)
+    for i in rows.tolist():
+        mask = table.masks[i]
+        if not isinstance(mask, list) or len(mask) != 1:
+            return False
+        points = mask[0].reshape(-1, 2)
+        low, high = points.min(axis=0), points.max(axis=0)
+        size = np.array([images.widths[table.images[i]], images.heights[table.images[i]]])
+        if np.abs(np.hstack([low, high - low]) - table.boxes[i]).max() > _ROUNDING:
+            return False
+        if looks_like_box((points / size).ravel().tolist(), normalized=True):
+            return False
+    return len(rows) > 0
 
 
 def _refuse_unknown_endings(record: Record) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "named_classes",
     "read_voc",
     "voc_folder",
+    "voc_lists",
 ]
 
 VOC_CLASSES = (
@@ -75,7 +76,7 @@ def voc_folder(root: Path, split: str, dataset_name: str) -> VocFolder:
     if not root.is_dir():
         raise FileNotFoundError(f"{where}: there is no folder {root.absolute()}")
     lists = root / "ImageSets" / "Main"
-    if lists.is_dir():
+    if any(lists.glob("*.txt")):
         return _listed(root, lists, split, where)
     if split and not (root / split).is_dir():
         raise FileNotFoundError(
@@ -102,11 +103,11 @@ def _listed(root: Path, lists: Path, split: str, where: str) -> VocFolder:
             raise FileNotFoundError(f"{where}: there is no folder {folder.absolute()}")
     list_file = lists / f"{split}.txt"
     if not split or not list_file.is_file():
-        known = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))[:10])
-        raise FileNotFoundError(
-            f"{where}: there is no list of images {list_file.absolute()}"
-            + (f"; there are {known}" if known else "")
-        )
+        known = ", ".join(voc_lists(root)[:10])
+        missing = f"there is no list of images {list_file.absolute()}; there are {known}"
+        if not split:
+            missing = f"'split' must be one of the lists of {lists.absolute()}: {known}"
+        raise FileNotFoundError(f"{where}: {missing}")
     xml_files: dict[str, Path] = {}
     repeated = []
     for line in filter(None, map(str.strip, read_text(list_file, where).splitlines())):
@@ -120,6 +121,19 @@ def _listed(root: Path, lists: Path, split: str, where: str) -> VocFolder:
     if not xml_files:
         raise ValueError(f"{where}: {list_file.absolute()} lists no image")
     return VocFolder(xml_files, PictureFolder(root / "JPEGImages"), repeated)
+
+
+def voc_lists(root: Path) -> list[str]:
+    """The lists of ``ImageSets/Main``, without those of a class, as ``cat_train``."""
+    files = {path.stem: path for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
+    names = []
+    for name, path in files.items():
+        if "_" in name and name.rpartition("_")[2] in files:
+            first = read_text(path, str(path)).lstrip().partition("\n")[0].strip()
+            if _MARK.search(first):
+                continue
+        names.append(name)
+    return names
 
 
 def named_classes(root: Path, split: str, dataset_name: str) -> list[str]:

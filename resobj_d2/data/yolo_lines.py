@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,9 @@ from .assemble import Rows
 from .notes import Notes
 from .values import number_of, whole_number_of
 
-__all__ = ["LineReader"]
+__all__ = ["LineReader", "looks_like_box"]
+
+_FROM_1 = ". Do the files count classes from 1? YOLO counts from 0"
 
 
 class LineReader:
@@ -19,14 +22,22 @@ class LineReader:
     Args:
         names: of the classes, by number.
         keypoints: number of keypoints and of values for each, or (0, 0).
+        box_format: of the boxes, in which those of polygons are given too.
     """
 
-    def __init__(self, names: Sequence[str], keypoints: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        keypoints: tuple[int, int],
+        box_format: str = "normalized_cxcywh",
+    ) -> None:
         self.names = names
+        self.box_format = box_format.removeprefix("normalized_")
         self.keypoints = keypoints
         self.boxes = 0
         self.polygons = 0
         self.doubtful: list[str] = []
+        self.has_zero = False
 
     def add(self, rows: Rows, row: int, line: str, scale: tuple[int, int], place: str) -> None:
         """Read a line into ``rows``.
@@ -41,12 +52,18 @@ class LineReader:
             ValueError: it is no line of a label file.
         """
         tokens = line.split()
+        if len(tokens) < 5 and len(re.split(r"[,;]\s*", line.strip())) >= 5:
+            raise ValueError(
+                f"{place}: the numbers must be separated by blanks, got {line.strip()!r:.80}"
+            )
         category = whole_number_of(tokens[0])
         if category is None or not 0 <= category < len(self.names):
             raise ValueError(
                 f"{place}: the class must be a number from 0 to {len(self.names) - 1}, got "
                 f"{tokens[0]!r}"
+                + (_FROM_1 if category == len(self.names) and not self.has_zero else "")
             )
+        self.has_zero |= category == 0
         values = [number_of(token) for token in tokens[1:]]
         if None in values:
             raise ValueError(f"{place}: {tokens[1 + values.index(None)]!r} is no number")
@@ -59,11 +76,11 @@ class LineReader:
                 keypoints = _keypoints_of(np.array(values[4:]).reshape(count, width), scale)
         elif not count and len(values) >= 6 and len(values) % 2 == 0:
             self.polygons += 1
-            if _is_doubtful(values, normalized=scale != (1, 1)):
+            if looks_like_box(values, normalized=scale != (1, 1)):
                 self.doubtful.append(place)
             points = np.array(values, dtype=np.float64).reshape(-1, 2)
             low, high = points.min(axis=0), points.max(axis=0)
-            box = [*(low + high) / 2, *(high - low)]
+            box = self._box_of(low, high)
             mask = [(points * scale).ravel()]
         else:
             expected = f" and {count * width} of keypoints" if count else ", or a polygon"
@@ -75,6 +92,12 @@ class LineReader:
         rows.add(
             image=row, category=category, box=box, mask=mask, keypoints=keypoints, identity=place
         )
+
+    def _box_of(self, low: np.ndarray, high: np.ndarray) -> list[float]:
+        """From the corners."""
+        if self.box_format == "xyxy":
+            return [*low, *high]
+        return [*(low if self.box_format == "xywh" else (low + high) / 2), *(high - low)]
 
     def check(self, notes: Notes) -> None:
         """Note doubtful lines.
@@ -95,7 +118,7 @@ class LineReader:
             notes.add("boxes_and_polygons", f"{self.polygons} polygons", count=self.boxes)
 
 
-def _is_doubtful(values: Sequence[float], normalized: bool) -> bool:
+def looks_like_box(values: Sequence[float], normalized: bool) -> bool:
     """Whether the numbers of a polygon are rather a box and what lies in it, as keypoints do.
 
     The second corner of a polygon lies near the first; width and height do not.

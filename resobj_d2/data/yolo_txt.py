@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Sequence
@@ -18,8 +19,18 @@ from .text_files import read_text
 from .values import whole_number_of
 from .yolo_lines import LineReader
 
-__all__ = ["YoloFolder", "label_of", "read_yaml", "read_yolo", "yolo_folder", "yolo_yaml"]
+__all__ = [
+    "YoloFolder",
+    "label_of",
+    "read_yaml",
+    "read_yolo",
+    "yolo_folder",
+    "yolo_splits",
+    "yolo_yaml",
+]
 
+_SPLITS = ("train", "val", "test")
+_NO_SPLITS = (*_SPLITS, "path", "names")
 _LONGEST_YAML = 1_000_000  # characters
 
 
@@ -108,8 +119,8 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
     given = content.get(split)
     entries = [given] if isinstance(given, str) else given
     if not entries or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
-        splits = [k for k in ("train", "val", "test") if content.get(k)]
-        raise ValueError(f"{where}: there is no split '{split}'; it has {', '.join(splits)}")
+        splits = ", ".join(yolo_splits(yaml_file)) or "none: 'train: FOLDER' would be one"
+        raise ValueError(f"{where}: there is no split '{split}'; it has {splits}")
     names = _names_of(yaml_file, content["names"], where)
     if "nc" in content and whole_number_of(content["nc"]) != len(names):
         counted = f"{len(names)} name{'' if len(names) == 1 else 's'}"
@@ -128,6 +139,33 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
         source=yaml_file,
         keypoints=_keypoint_shape(content.get("kpt_shape"), where),
     )
+
+
+def yolo_splits(yaml_file: Path) -> dict[str, str]:
+    """The splits that a ``data.yaml`` lists, and for each what is missing of it, or "".
+
+    Those called train, val and test; then other keys that name a folder or list that is there.
+
+    Raises:
+        ValueError: it is no yaml.
+    """
+    content = read_yaml(yaml_file, str(yaml_file))
+    if not isinstance(content, dict):
+        return {}
+    root = _root(yaml_file, content.get("path"))
+    splits = {}
+    others = [key for key in content if isinstance(key, str) and key not in _NO_SPLITS]
+    for key in (*_SPLITS, *others):
+        value = content.get(key)
+        # "test:" with nothing after it is what templates of this file have.
+        entries = [value] if isinstance(value, str) else value
+        if not entries or not isinstance(entries, list):
+            continue
+        missing = [e for e in entries if not isinstance(e, str) or not _find(root, e)]
+        is_list = isinstance(entries[0], str) and entries[0].endswith(".txt")
+        if key in _SPLITS or not (missing or os.path.isfile(root / entries[0]) and not is_list):
+            splits[key] = f"there is no folder or list {missing[0]}" if missing else ""
+    return splits
 
 
 def read_yaml(yaml_file: Path, where: str, *, strings: bool = False) -> object:
@@ -158,12 +196,16 @@ def _root(yaml_file: Path, given: object) -> Path:
     return next((candidate for candidate in candidates if candidate.is_dir()), beside)
 
 
-def _existing(root: Path, entry: str, where: str) -> Path:
+def _find(root: Path, entry: str) -> Path | None:
     # Some exporters write ../train/images for what lies beside the yaml.
     candidates = [root / entry, root / entry.removeprefix("../")]
-    found = next((path for path in candidates if path.exists()), None)
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def _existing(root: Path, entry: str, where: str) -> Path:
+    found = _find(root, entry)
     if found is None:
-        raise FileNotFoundError(f"{where}: there is no folder or list {candidates[0]}")
+        raise FileNotFoundError(f"{where}: there is no folder or list {root / entry}")
     return found
 
 
@@ -262,8 +304,10 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
     """
     where = f"dataset '{dataset_name}' ({folder.source})"
     notes = Notes(where)
-    rows, sizes, lines = Rows(), [], LineReader(folder.names, folder.keypoints)
-    normalized = box_format is None or box_format.startswith("normalized")
+    stated, box_format = box_format is not None, box_format or "normalized_cxcywh"
+    lines = LineReader(folder.names, folder.keypoints, box_format)
+    rows, sizes = Rows(), []
+    normalized = box_format.startswith("normalized")
     found = 0
     for row, (identity, picture) in enumerate(folder.pictures.items()):
         sizes.append(picture_size(picture))
@@ -296,6 +340,6 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
         ),
         rows=rows,
         notes=notes,
-        box_format=box_format or "normalized_cxcywh",
-        stated=box_format is not None,
+        box_format=box_format,
+        stated=stated,
     )

@@ -21,6 +21,7 @@ from resobj_d2.process import replacing
 
 __all__ = [
     "BoxStyle",
+    "captioned",
     "draw_annotations",
     "draw_boxes",
     "draw_detections",
@@ -37,6 +38,7 @@ _COLORS = (
     (29, 233, 182), (245, 128, 176), (124, 140, 255), (198, 255, 0), (188, 143, 103),
     (129, 212, 250),
 )  # fmt: skip
+_CAPTION_WIDTH = 160  # pixels at least
 _GAP = 8  # pixels between the pictures of a grid
 _LABEL_OPACITY = 215
 
@@ -174,6 +176,20 @@ def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) -> I
         for left, width, picture in zip(lefts, widths, row, strict=False):
             corner = (left + (width - picture.width) // 2, top + (height - picture.height) // 2)
             sheet.paste(picture, corner)
+    return sheet
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """A picture with a line of text below it, whose beginning is left out where it is too long."""
+    font = _font(13)
+    width = max(picture.width, _CAPTION_WIDTH)
+    shown = text
+    while len(shown) > 2 and font.getlength(shown) > width:
+        shown = f"…{shown[2:]}"
+    sheet = Image.new("RGB", (width, picture.height + round(1.5 * font.size)), "white")
+    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    place = (width / 2, (picture.height + sheet.height) / 2)
+    ImageDraw.Draw(sheet).text(place, shown, fill="black", font=font, anchor="mm")
     return sheet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from resobj_d2.data.record import Record
 from resobj_d2.inference.drawing import (
     CROWD_COLOR,
     BoxStyle,
+    captioned,
     class_color,
     draw_boxes,
     grid,
@@ -58,7 +60,8 @@ def write_sheets(record: Record, folder: Path, number: int) -> list[Path]:
             picture = read_picture(record.images.files[row])
         except ImageError:
             continue
-        tiles.append(_tile(record, picture, per_image[row]))
+        file = os.path.basename(record.images.files[row])
+        tiles.append(_tile(record, picture, per_image[row], file))
         if len(tiles) == _COLUMNS * _ROWS:
             files.append(_write(tiles, folder / f"{name}_{len(files) + 1}.png"))
             tiles = []
@@ -67,7 +70,7 @@ def write_sheets(record: Record, folder: Path, number: int) -> list[Path]:
     return files
 
 
-def _tile(record: Record, picture: np.ndarray, rows: np.ndarray) -> Image.Image:
+def _tile(record: Record, picture: np.ndarray, rows: np.ndarray, file: str) -> Image.Image:
     table = record.annotations
     boxes = table.boxes[rows]
     boxes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
@@ -77,7 +80,7 @@ def _tile(record: Record, picture: np.ndarray, rows: np.ndarray) -> Image.Image:
         name = "crowd" if table.crowd[row] else record.categories[number].name
         color = CROWD_COLOR if table.crowd[row] else class_color(number)
         styles.append(BoxStyle(name if len(rows) <= _LABELS else "", color))
-    return draw_boxes(picture, boxes, styles, side=_SIDE)
+    return captioned(draw_boxes(picture, boxes, styles, side=_SIDE), file)
 
 
 def _write(tiles: Sequence[Image.Image], path: Path) -> Path:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_intermixed_args(argv)
     start_log()
-    record = _chosen(find_target(args.source, images=args.images), args.split)
+    record = _chosen(find_target(args.source, images=args.images, split=args.split), args.split)
     split = args.split or re.sub(r"[^\w.-]+", "_", record.name)
     entry = convert(record, to=args.to, output=args.output, split=split, pictures=args.pictures)
     entry = {"name": f"{args.output.absolute().name}_{split}", **entry}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from resobj_d2.data.coco_json import read_coco_json
 from resobj_d2.data.convert import parse_source
 from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available, register_datasets
-from resobj_d2.data.voc_xml import VOC_CLASSES, named_classes
-from resobj_d2.data.yolo_txt import read_yaml
+from resobj_d2.data.voc_xml import named_classes, voc_lists
+from resobj_d2.data.yolo_txt import read_yaml, yolo_splits
 
 __all__ = ["Target", "find_target"]
 
-# What splits are called, and what they are for.
-_SPLITS = {"train": "train", "trainval": "train", "val": "test", "valid": "test", "test": "test"}
+logger = logging.getLogger(__name__)
+
+# What splits of these names are for.
+_ROLES = {"train": "train", "trainval": "train", "val": "test", "valid": "test", "test": "test"}
 _SOURCES = (
     "a registered data set, a configuration (a yaml, or a name of `resobj-d2 configs`), a COCO "
     "json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... KEY=VALUE ... as in "
@@ -50,7 +53,11 @@ class Target:
 
 
 def find_target(
-    words: Sequence[str], *, images: str | None = None, imports: Sequence[str] = ()
+    words: Sequence[str],
+    *,
+    images: str | None = None,
+    imports: Sequence[str] = (),
+    split: str | None = None,
 ) -> Target:
     """Find and register what is to be checked.
 
@@ -59,6 +66,7 @@ def find_target(
             overrides; or KEY=VALUE of an entry of ``DATASETS.REGISTER``.
         images: folder of the pictures of a json or csv; None to look for it near the file.
         imports: modules to import first.
+        split: of a source that has it, the only one to read.
 
     Raises:
         ValueError, FileNotFoundError: there is no such thing, or it cannot be registered.
@@ -70,13 +78,13 @@ def find_target(
     word, overrides = words[0], list(words[1:])
     path = Path(word).expanduser()
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _is_yolo(path):
-        target = _yolo(path)
+        target = _yolo(path, split)
     elif path.suffix.lower() == ".json" and path.is_file():
         target = _json(path, images)
     elif path.suffix.lower() == ".csv" and path.is_file():
         target = _csv(path, images)
     elif path.is_dir():
-        target = _folder(path)
+        target = _folder(path, split)
     elif word in DatasetCatalog:
         target = _named({word: ""}, "the command line")
     else:
@@ -90,7 +98,10 @@ def _configuration(word: str, overrides: list[str], imports: Sequence[str]) -> T
     try:
         find_config(word)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. What can be checked: {_SOURCES}") from None
+        text = str(error)
+        if "/" in word or Path(word).suffix.lower() in (".json", ".csv", ".yaml", ".yml"):
+            text = f"there is no file or folder {Path(word).absolute()}"
+        raise FileNotFoundError(f"{text}. What can be checked: {_SOURCES}") from None
     cfg = load_config(word, overrides, imports=imports)
     roles: dict[str, str] = dict.fromkeys(cfg.DATASETS.TRAIN, "train")
     for name in cfg.DATASETS.TEST:
@@ -133,19 +144,22 @@ def _is_yolo(path: Path) -> bool:
     return isinstance(content, dict) and "names" in content and "MODEL" not in content
 
 
-def _yolo(path: Path) -> Target:
-    content = read_yaml(path, str(path))
-    # "test:" with nothing after it is what templates of this file have.
-    splits = [
-        split
-        for split in ("train", "val", "test")
-        if isinstance(content, dict) and content.get(split)
-    ]
+def _yolo(path: Path, wanted: str | None) -> Target:
+    """The splits of a yaml that are there, or the one that is wanted."""
+    listed = yolo_splits(path)
+    if wanted in listed:
+        splits = [wanted]
+    else:
+        splits = [split for split, missing in listed.items() if not missing]
+        for split, missing in listed.items() if splits else ():
+            if missing:
+                logger.warning("%s: '%s' is left out: %s", path, split, missing)
+    # Where there is none, the message of the first says what is missing.
+    splits = splits or [*listed, "train"][:1]
     entries = [
-        {"name": split, "format": "yolo", "yaml": str(path), "split": split}
-        for split in splits or ["train"]  # whose message says what is missing
+        {"name": split, "format": "yolo", "yaml": str(path), "split": split} for split in splits
     ]
-    return _registered(entries, _SPLITS)
+    return _registered(entries, _ROLES)
 
 
 def _json(path: Path, images: str | None) -> Target:
@@ -190,26 +204,33 @@ def _near(path: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _folder(path: Path) -> Target:
-    annotation_files = sorted(path.glob("*.json"))
+def _folder(path: Path, wanted: str | None) -> Target:
     if (path / "data.yaml").is_file():
-        return _yolo(path / "data.yaml")
-    if len(annotation_files) == 1:
-        return _json(annotation_files[0], None)
+        return _yolo(path / "data.yaml", wanted)
+    files = sorted(path.glob("*.json"))
+    if not files and not any(path.rglob("*.xml")):
+        files = sorted(path.glob("*.csv"))
+    if len(files) == 1:
+        return _json(files[0], None) if files[0].suffix == ".json" else _csv(files[0], None)
     if any(path.rglob("*.xml")):
-        return _voc(path)
+        return _voc(path, wanted)
+    if files and not any(path.rglob("*.txt")):
+        names = ", ".join(file.name for file in files[:3])
+        raise ValueError(f"{path} has several annotation files, {names}: name one")
     return _registered([{"name": path.absolute().name, "format": "yolo", "images": str(path)}], {})
 
 
-def _voc(path: Path) -> Target:
+def _voc(path: Path, wanted: str | None) -> Target:
     """A folder of VOC with the splits that it has, and the classes that its files name."""
-    if (path / "ImageSets" / "Main").is_dir():
-        lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
-        splits = [split for split in _SPLITS if split in lists]
-        if "train" in splits and "trainval" in splits:
-            splits.remove("trainval")
-    else:
-        splits = [split for split in _SPLITS if (path / split).is_dir()]
+    lists = voc_lists(path)
+    splits = [split for split in _ROLES if split in lists or (path / split).is_dir()]
+    if lists:
+        splits = [split for split in _ROLES if split in lists]
+        splits += [split for split in lists if split not in splits]
+    if wanted in splits:
+        splits = [wanted]
+    elif "train" in splits and "trainval" in splits:
+        splits.remove("trainval")
     names: set[str] = set()
     for split in splits or [""]:
         names.update(named_classes(path, split, path.name))
@@ -217,7 +238,6 @@ def _voc(path: Path) -> Target:
     for split in splits or [""]:
         entry = {"name": split or path.absolute().name, "format": "voc", "root": str(path)}
         entry |= {"split": split} if split else {}
-        # VOC's own order where the classes are VOC's.
-        known = names <= set(VOC_CLASSES)
-        entries.append(entry if known else {**entry, "classes": sorted(names)})
-    return _registered(entries, _SPLITS)
+        # In alphabetical order, as VOC's own are.
+        entries.append({**entry, "classes": sorted(names)} if names else entry)
+    return _registered(entries, _ROLES)

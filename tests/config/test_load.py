@@ -1,11 +1,12 @@
 import logging
+import os
 
 import pytest
 import torch
 from detectron2.config import get_cfg
 
 from resobj_d2.config import add_resobj_config, load_config
-from resobj_d2.config.yaml_file import ConfigFileError
+from resobj_d2.config.yaml_file import ConfigFileError, load_yaml_with_base
 
 SCENES = "configs/small/scenes_retinanet_fl.yaml"
 
@@ -34,6 +35,18 @@ def test_missing_config_file():
 def test_odd_number_of_overrides():
     with pytest.raises(ValueError, match="pairs of KEY VALUE"):
         load_config("", ["MODEL.DEVICE"])
+
+
+@pytest.mark.parametrize("late", [["--resume"], ["--num-gpus", "2"]])
+def test_options_behind_the_overrides_are_told(late):
+    with pytest.raises(ValueError, match=f"in front of the first KEY VALUE: put {late[0]} there"):
+        load_config("", ["MODEL.DEVICE", "cpu", *late])
+
+
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(ConfigFileError, match="a.yaml is not a configuration: it is not a file"):
+        load_yaml_with_base(tmp_path / "a.yaml")
 
 
 def test_class_count_is_checked_against_the_dataset(repository, scenes_options):

@@ -173,7 +173,8 @@ def test_names_of_classes_are_as_written(tmp_path, names, expected):
     ],
 )
 def test_values_that_cannot_be_read_are_told_with_their_file(tmp_path, line, message):
-    (tmp_path / "data.yaml").write_text(f"train: .\nnames: [c]\n{line}\n")
+    names = "" if line.startswith("names") else "names: [c]\n"
+    (tmp_path / "data.yaml").write_text(f"train: .\n{names}{line}\n")
     with pytest.raises(ValueError, match=message) as caught:
         register_datasets([{"name": "x", "format": "yolo", "yaml": str(tmp_path / "data.yaml")}])
     assert str(caught.value).startswith(f"dataset 'x' ({tmp_path / 'data.yaml'})")

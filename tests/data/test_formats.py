@@ -190,6 +190,16 @@ def test_yolo_polygons_are_masks_with_their_box(tmp_path):
     assert record.annotations.masks[0][0] == pytest.approx(np.array([10, 3, 30, 3, 20, 27]))
 
 
+@pytest.mark.parametrize("box_format", [None, "normalized_xyxy", "normalized_xywh", "xyxy"])
+def test_yolo_polygons_have_their_box_in_every_format(tmp_path, box_format):
+    """Pictures of 40 x 30."""
+    scale = np.array([40, 30]) if box_format == "xyxy" else 1
+    points = (np.array([[0.1, 0.2], [0.9, 0.2], [0.9, 0.6]]) * scale).ravel().tolist()
+    entry = yolo(tmp_path, {"a": "0 " + " ".join(map(str, points))})
+    record = record_of(**entry, **({"box_format": box_format} if box_format else {}))
+    assert record.annotations.boxes == pytest.approx(np.array([[4, 6, 32, 12]]))
+
+
 def test_yolo_keypoints(tmp_path):
     text = "0 0.5 0.5 0.5 0.2 0.25 0.5 2 0 0 0\n"
     record = record_of(**yolo(tmp_path, {"a": text}, kpt_shape=[2, 3]))
