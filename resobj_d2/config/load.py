@@ -57,11 +57,7 @@ def load_config(
     if config_file:
         config_file = str(find_config(config_file))
         refuse_part(config_file)
-    late = [key for key in opts[::2] if str(key).startswith("--")]
-    if late:
-        raise ValueError(f"options come in front of the first KEY VALUE: put {late[0]} there")
-    if len(opts) % 2:
-        raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
+    _check_pairs(opts)
     modules = list(dict.fromkeys([*imports_of(config_file, opts), *imports]))
     import_modules(modules)
     cfg = get_cfg()
@@ -87,6 +83,14 @@ def load_config(
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", asked)
     cfg.freeze()
     return cfg
+
+
+def _check_pairs(opts: Sequence) -> None:
+    late = [key for key in opts[::2] if str(key).startswith("--")]
+    if late:
+        raise ValueError(f"options come in front of the first KEY VALUE: put {late[0]} there")
+    if len(opts) % 2:
+        raise ValueError(f"overrides are pairs of KEY VALUE, got an odd number: {list(opts)}")
 
 
 def merge_file(cfg: CfgNode, config_file: str) -> None:

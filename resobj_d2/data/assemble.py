@@ -107,19 +107,7 @@ def assemble(
         ValueError: the boxes follow another convention than ``box_format``; the name of a class or
             file has control characters, which would act on the terminal that shows it.
     """
-    for text in (*(category.name for category in categories), *images.files):
-        if _UNSAFE.search(text):
-            raise ValueError(
-                f"{notes.where}: the name {text!r} has control characters, or is no valid text "
-                "(UTF-8): rename it"
-            )
-    for kind, ids in (("image", images.ids), ("annotation", rows.ids)):
-        for identity in ids:
-            if type(identity) is str and _UNSAFE.search(identity):
-                raise ValueError(
-                    f"{notes.where}: the id {identity!r} of an {kind} has control characters, or "
-                    "is no valid text (UTF-8)"
-                )
+    _refuse_unsafe(categories, images, rows, notes.where)
     _note_shared_files(images, notes)
     table = AnnotationTable(
         ids=rows.ids,
@@ -134,6 +122,47 @@ def assemble(
         masks=rows.masks,
         keypoints=_checked_keypoints(rows, images, categories, notes),
     )
+    table = _fitted(table, images, notes, box_format, stated=stated, refuse=refuse)
+    notes.log()
+    return Record(
+        name=name,
+        source=source,
+        categories=tuple(categories),
+        images=images,
+        annotations=table,
+        annotated=annotated,
+        notes=notes.found(),
+    )
+
+
+def _refuse_unsafe(
+    categories: Sequence[Category], images: ImageTable, rows: Rows, where: str
+) -> None:
+    for text in (*(category.name for category in categories), *images.files):
+        if _UNSAFE.search(text):
+            raise ValueError(
+                f"{where}: the name {text!r} has control characters, or is no valid text "
+                "(UTF-8): rename it"
+            )
+    for kind, ids in (("image", images.ids), ("annotation", rows.ids)):
+        for identity in ids:
+            if type(identity) is str and _UNSAFE.search(identity):
+                raise ValueError(
+                    f"{where}: the id {identity!r} of an {kind} has control characters, or "
+                    "is no valid text (UTF-8)"
+                )
+
+
+def _fitted(
+    table: AnnotationTable,
+    images: ImageTable,
+    notes: Notes,
+    box_format: str,
+    *,
+    stated: bool,
+    refuse: bool,
+) -> AnnotationTable:
+    """The usable boxes in pixels, if they are of the format; the arguments of :func:`assemble`."""
     sizes = np.stack([images.widths, images.heights], axis=1)[table.images].astype(np.float64)
     wrong = other_convention(table.boxes, sizes, box_format, hint=refuse, stated=stated)
     if wrong is not None:
@@ -145,16 +174,7 @@ def assemble(
     lost = written - len(table)
     if refuse and not stated and lost >= MANY and lost > _LOST * written:
         notes.add("lossy", f"{len(table)} of {written} boxes stay", count=lost)
-    notes.log()
-    return Record(
-        name=name,
-        source=source,
-        categories=tuple(categories),
-        images=images,
-        annotations=table,
-        annotated=annotated,
-        notes=notes.found(),
-    )
+    return table
 
 
 def _note_shared_files(images: ImageTable, notes: Notes) -> None:
