@@ -129,8 +129,8 @@ def looks_like_box(values: Sequence[float], normalized: bool) -> bool:
     low, high = first[:2] - first[2:] / 2, first[:2] + first[2:] / 2
     if ((first[2:] >= low) & (first[2:] <= high)).all():
         return False
-    if len(rest) == 2 and float(rest[1]).is_integer():  # a score and the number of a track
-        return True
+    if len(rest) == 2 and 0 <= rest[0] <= 1 and float(rest[1]).is_integer():
+        return True  # a score and the number of a track
     candidates = [rest.reshape(-1, 2)]
     if len(rest) % 3 == 0 and np.isin(rest[2::3], (0, 1, 2)).all():
         points = rest.reshape(-1, 3)
