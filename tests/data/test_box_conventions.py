@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
@@ -158,12 +157,10 @@ def test_parts_of_the_picture_are_never_taken_for_pixels(write_yolo, box_format)
         box_format,
         "normalized_cxcywh",  # cuts them
     }
-    DatasetCatalog.clear()
-    MetadataCatalog.clear()
     stated = "xyxy" if box_format == "normalized_xyxy" else "xywh"
-    register_datasets([{**entry, "box_format": stated}])
+    register_datasets([{**entry, "name": "stated", "box_format": stated}])
     with pytest.raises(ValueError, match=f"lie between 0 and 1, .*set box_format: .*{box_format}"):
-        dataset_record("pets")
+        dataset_record("stated")
 
 
 def test_pixels_are_never_taken_for_parts_of_the_picture(write_yolo):
