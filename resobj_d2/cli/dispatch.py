@@ -122,6 +122,12 @@ DATA = (
         module="inspection.command",
     ),
     Command(
+        name="balance",
+        summary="objects, their sizes and anchors, beside COCO's",
+        module="inspection.balance",
+        uses_operators=False,
+    ),
+    Command(
         name="convert",
         summary="write a data set as COCO json, Pascal VOC, YOLO or CSV",
         module="inspection.convert_command",

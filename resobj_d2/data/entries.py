@@ -97,7 +97,8 @@ class ScenesEntry:
     """A split of the generated scenes, generated where missing when they are first needed.
 
     ``root`` is the folder of data sets (default: ``DETECTRON2_DATASETS``, else ``datasets``),
-    ``folder`` the set's folder in it; the others are those of :func:`.scenes.ensure_scenes`.
+    ``folder`` the set's folder in it; the others are those of :func:`.scenes.ensure_scenes` and
+    :class:`.scenes.style.SceneStyle`.
     """
 
     name: str
@@ -108,6 +109,10 @@ class ScenesEntry:
     num_train: int = 1200
     num_val: int = 200
     seed: int = 0
+    max_objects: int = 0
+    max_diameter: int = 0
+    look_alikes: bool = False
+    distractors: int = 8
 
 
 Entry = CocoEntry | VocEntry | YoloEntry | CsvEntry | ScenesEntry

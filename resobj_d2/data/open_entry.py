@@ -13,7 +13,7 @@ from .csv_boxes import read_csv
 from .entries import CocoEntry, CsvEntry, Entry, ScenesEntry, VocEntry, YoloEntry
 from .record import Category, Record, select_classes
 from .scenes.dataset import SPLITS, default_root, ensure_scenes
-from .scenes.shapes import CLASS_NAMES
+from .scenes.style import SceneStyle
 from .voc_xml import read_voc, voc_folder
 from .yolo_txt import YoloFolder, read_yolo, yolo_folder, yolo_yaml
 
@@ -81,6 +81,12 @@ def _open_scenes(entry: ScenesEntry) -> Source:
             f"{', '.join(SPLITS)}, got {entry.split!r}"
         )
     root = default_root() if entry.root is None else _path(entry.root)
+    style = SceneStyle(
+        max_objects=entry.max_objects,
+        max_diameter=entry.max_diameter,
+        look_alikes=entry.look_alikes,
+        distractors=entry.distractors,
+    )
     ensure = functools.partial(
         ensure_scenes,
         root.absolute(),  # the working directory may be another one when they are needed
@@ -89,6 +95,7 @@ def _open_scenes(entry: ScenesEntry) -> Source:
         num_train=entry.num_train,
         num_val=entry.num_val,
         seed=entry.seed,
+        style=style,
     )
     paths = ensure(generate=False)[entry.split]
 
@@ -99,7 +106,7 @@ def _open_scenes(entry: ScenesEntry) -> Source:
 
     return Source(
         read=read,
-        categories=[Category(id=i, name=name) for i, name in enumerate(CLASS_NAMES, start=1)],
+        categories=[Category(id=i, name=name) for i, name in enumerate(style.class_names, start=1)],
         metadata={
             "json_file": str(paths.json_file),
             "image_root": str(paths.image_root),

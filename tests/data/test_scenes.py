@@ -112,7 +112,7 @@ def test_default_root_follows_detectron2s_variable(tmp_path, monkeypatch):
 def test_exception_while_writing_leaves_no_pictures(tmp_path, monkeypatch):
     drawn = []
 
-    def failing(size, rng):
+    def failing(size, rng, style):
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(size)

@@ -28,13 +28,15 @@ from resobj_d2.command import run_command
 from resobj_d2.process import replacing
 
 from .render import Scene, render_scene
-from .shapes import CLASS_NAMES
+from .style import SceneStyle
 
 __all__ = ["SplitPaths", "default_root", "ensure_scenes", "main", "save_preview"]
 
 VERSION = 3  # raise it whenever the same seed would draw another picture
 SPLITS = ("train", "val")
 META_NAME = "meta.json"
+_LEAST_DIAMETER = 16  # of the largest objects
+_MOST = {"max_objects": 100, "max_diameter": 10_000, "distractors": 1000}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class _Parameters:
     num_train: int
     num_val: int
     seed: int
+    style: SceneStyle = SceneStyle()
+
+    def stored(self) -> dict[str, object]:
+        """By name, those of the style only where they are not the usual ones."""
+        usual = asdict(SceneStyle())
+        own = {k: v for k, v in asdict(self.style).items() if v != usual[k]}
+        return {**{k: v for k, v in asdict(self).items() if k != "style"}, **own}
 
     def count(self, split: str) -> int:
         return self.num_train if split == "train" else self.num_val
@@ -72,6 +81,7 @@ def ensure_scenes(
     num_train: int = 1200,
     num_val: int = 200,
     seed: int = 0,
+    style: SceneStyle | None = None,
     generate: bool = True,
 ) -> dict[str, SplitPaths]:
     """Return the scenes under ``root/name``, generating them first where they are missing.
@@ -86,6 +96,7 @@ def ensure_scenes(
         image_size: side of the square pictures in pixels, at least 64.
         num_train, num_val: number of pictures of each split, at least 1.
         seed: seed of the pictures, at least 0.
+        style: of the scenes; None for the usual one.
         generate: False checks the parameters and what is there, and writes nothing.
 
     Returns:
@@ -95,7 +106,7 @@ def ensure_scenes(
         ValueError: a parameter is out of range.
         FileExistsError: ``root/name`` holds something else, for instance other parameters.
     """
-    wanted = _Parameters(VERSION, image_size, num_train, num_val, seed)
+    wanted = _Parameters(VERSION, image_size, num_train, num_val, seed, style or SceneStyle())
     _check(wanted, name)
     root = default_root() if root is None else Path(root)
     folder = root / name
@@ -113,6 +124,18 @@ def _check(wanted: _Parameters, name: str) -> None:
         value = getattr(wanted, key)
         if not isinstance(value, int) or value < least:
             raise ValueError(f"scenes: {key} must be a whole number >= {least}, got {value!r}")
+    style = wanted.style
+    for key, most in _MOST.items():
+        value = getattr(style, key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise ValueError(f"scenes: {key} must be a whole number in 0..{most}, got {value!r}")
+    if style.max_diameter and not _LEAST_DIAMETER <= style.max_diameter <= wanted.image_size:
+        raise ValueError(
+            f"scenes: max_diameter must be 0, or from {_LEAST_DIAMETER} to the image_size of "
+            f"{wanted.image_size}, got {style.max_diameter}"
+        )
+    if not isinstance(style.look_alikes, bool):
+        raise ValueError(f"scenes: look_alikes must be true or false, got {style.look_alikes!r}")
     if not name or name != os.path.basename(name) or name.startswith("."):
         raise ValueError(f"scenes: name must be a plain folder name, got {name!r}")
 
@@ -134,9 +157,12 @@ def _holds(folder: Path, wanted: _Parameters) -> bool:
             f"{folder.absolute()} exists but has no readable {META_NAME}, so it was not written by "
             "the scene generator. Choose another folder or name, or remove it."
         ) from None
+    usual = asdict(SceneStyle())
+    asked = {**usual, **wanted.stored()}
+    existing = {**usual, **existing}
     different = [
         f"{key}={existing.get(key)} there, {key}={value} asked for"
-        for key, value in asdict(wanted).items()
+        for key, value in asked.items()
         if existing.get(key) != value
     ]
     if different:
@@ -163,7 +189,7 @@ def _generate(folder: Path, wanted: _Parameters) -> None:
         progress = _Progress(folder, wanted.num_train + wanted.num_val)
         for split in SPLITS:
             _write_split(_split_paths(partial, split), split, wanted, progress)
-        (partial / META_NAME).write_text(json.dumps(asdict(wanted), indent=1) + "\n")
+        (partial / META_NAME).write_text(json.dumps(wanted.stored(), indent=1) + "\n")
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -177,7 +203,7 @@ def _write_split(paths: SplitPaths, split: str, wanted: _Parameters, progress: _
     annotations: list[dict] = []
     for index in range(wanted.count(split)):
         stream = [wanted.version, wanted.seed, wanted.image_size, SPLITS.index(split), index]
-        scene = render_scene(wanted.image_size, np.random.default_rng(stream))
+        scene = render_scene(wanted.image_size, np.random.default_rng(stream), wanted.style)
         image_id, file_name = index + 1, f"{index + 1:06d}.png"
         # Level 1: grain hardly compresses further, and writing is a third of the run time.
         Image.fromarray(scene.image).save(paths.image_root / file_name, compress_level=1)
@@ -186,9 +212,11 @@ def _write_split(paths: SplitPaths, split: str, wanted: _Parameters, progress: _
         annotations.extend(_coco_annotations(scene, image_id, len(annotations) + 1))
         progress.step()
     content = {
-        "info": {"description": f"resobj_d2 scenes, {split} split", **asdict(wanted)},
+        "info": {"description": f"resobj_d2 scenes, {split} split", **wanted.stored()},
         "licenses": [],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)],
+        "categories": [
+            {"id": i + 1, "name": name} for i, name in enumerate(wanted.style.class_names)
+        ],
         "images": images,
         "annotations": annotations,
     }
@@ -267,6 +295,13 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-val", type=int, default=200, help="pictures of the val split")
     parser.add_argument("--size", type=int, default=160, help="side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=0)
+    usual = SceneStyle()
+    parser.add_argument("--max-objects", type=int, default=usual.max_objects, help="0: as usual")
+    parser.add_argument("--max-diameter", type=int, default=usual.max_diameter, help="0: as usual")
+    parser.add_argument("--look-alikes", action="store_true", help="twenty similar classes")
+    parser.add_argument(
+        "--distractors", type=int, default=usual.distractors, help="most shapes of no class"
+    )
     parser.add_argument("--preview", help="also save a contact sheet of train pictures here")
     return parser.parse_args(arguments)
 
@@ -285,6 +320,12 @@ def main(arguments: list[str] | None = None) -> None:
         num_train=options.num_train,
         num_val=options.num_val,
         seed=options.seed,
+        style=SceneStyle(
+            max_objects=options.max_objects,
+            max_diameter=options.max_diameter,
+            look_alikes=options.look_alikes,
+            distractors=options.distractors,
+        ),
     )
     print(f"scenes: {Path(options.output, options.name).absolute()}")
     if options.preview:

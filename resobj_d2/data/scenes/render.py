@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .shapes import CLASS_NAMES, DISTRACTOR_OUTLINES, OBJECT_OUTLINES, draw_mask, panel_outline
+from .shapes import DISTRACTOR_OUTLINES, draw_mask, panel_outline
+from .style import SceneStyle
 from .textures import random_texture
 
 MIN_VISIBLE = 0.3  # of the object's full area
@@ -49,7 +50,7 @@ class SceneObject:
     """A visible object.
 
     Attributes:
-        category: index into ``CLASS_NAMES``.
+        category: index into the style's class names.
         box: left, top, width, height of the visible part, whole pixels.
         area: number of visible pixels.
     """
@@ -167,32 +168,33 @@ def _draw_lines(background: np.ndarray, count: int, rng: np.random.Generator) ->
     return np.asarray(picture, dtype=np.float32)
 
 
-def _render_background(size: int, rng: np.random.Generator) -> np.ndarray:
+def _render_background(size: int, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
     """Texture, patches, lines and distractors that belong to no class: float32 (size, size, 3)."""
     background = _patch((size, size), _muted_colour(rng), BACKGROUND_CONTRAST, rng)
     for _ in range(int(rng.integers(0, 4))):
         mask = draw_mask(panel_outline(rng), _random_transform(size * rng.uniform(0.5, 1.3), rng))
         _paint(background, mask, rng.uniform(0, size, size=2), _muted_colour(rng), rng)
     background = _draw_lines(background, int(rng.integers(0, 4)), rng)
-    for _ in range(int(rng.integers(0, 9))):
+    for _ in range(int(rng.integers(0, style.distractors + 1))):
         outline = DISTRACTOR_OUTLINES[int(rng.integers(len(DISTRACTOR_OUTLINES)))](rng)
-        diameter = MIN_DIAMETER * (0.35 * size / MIN_DIAMETER) ** rng.random()
+        largest = style.max_diameter or 0.35 * size
+        diameter = MIN_DIAMETER * (largest / MIN_DIAMETER) ** rng.random()
         mask = draw_mask(outline, _random_transform(diameter, rng))
         alike = rng.random() < 0.5
-        category = int(rng.integers(len(CLASS_NAMES)))
+        category = style.family(int(rng.integers(len(style.class_names))))
         colour = _typical_colour(category, rng) if alike else _muted_colour(rng)
         _paint(background, mask, rng.uniform(0, size, size=2), colour, rng)
     return background
 
 
 def _object_colour(
-    category: int, background: np.ndarray, overlap: _Overlap, rng: np.random.Generator
+    family: int, background: np.ndarray, overlap: _Overlap, rng: np.random.Generator
 ) -> np.ndarray:
     """Main colour: that of the class, or unlike what is behind, or hardly different from it."""
     behind = background[overlap.on_canvas].mean(axis=(0, 1))
     kind = rng.random()
     if kind < TYPICAL_SHARE:
-        return _typical_colour(category, rng)
+        return _typical_colour(family, rng)
     if kind < TYPICAL_SHARE + LOW_CONTRAST_SHARE:
         direction = rng.standard_normal(3)
         direction /= max(float(np.linalg.norm(direction)), 1e-6)
@@ -204,11 +206,16 @@ def _object_colour(
 
 
 def _place_object(
-    foreground: _Foreground, background: np.ndarray, diameter: float, centre: np.ndarray, rng
+    foreground: _Foreground,
+    background: np.ndarray,
+    style: SceneStyle,
+    diameter: float,
+    centre: np.ndarray,
+    rng: np.random.Generator,
 ) -> SceneObject | None:
     """Put one object behind all earlier ones, or return None when too little of it would show."""
-    category = int(rng.integers(len(CLASS_NAMES)))
-    outline = OBJECT_OUTLINES[CLASS_NAMES[category]](rng)
+    category = int(rng.integers(len(style.class_names)))
+    outline = style.outline(category, rng)
     mask = draw_mask(outline, _random_transform(diameter, rng))
     overlap = _overlap(background.shape[0], mask, centre)
     if overlap is None:
@@ -222,7 +229,7 @@ def _place_object(
     width, height = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
     if min(width, height) < MIN_SIDE:
         return None
-    colour = _object_colour(category, background, overlap, rng)
+    colour = _object_colour(style.family(category), background, overlap, rng)
     foreground.add_behind(
         overlap.on_canvas, shown, _patch(shown.shape, colour, OBJECT_CONTRAST, rng)
     )
@@ -230,17 +237,27 @@ def _place_object(
     return SceneObject(category=category, box=box, area=area)
 
 
+def _wanted(size: int, style: SceneStyle, rng: np.random.Generator) -> tuple[int, float]:
+    """How many objects there are to be, and the largest diameter in pixels."""
+    if style.max_objects:
+        wanted = int(rng.integers(0, style.max_objects + 1))
+        return wanted, style.max_diameter or MAX_DIAMETER * size
+    kind = rng.random()
+    if kind < EMPTY_SHARE:
+        return 0, 0.0
+    crowded = kind < EMPTY_SHARE + CROWDED_SHARE
+    wanted = int(rng.integers(32, 46)) if crowded else 1 + min(int(rng.geometric(0.2)), 14)
+    return wanted, style.max_diameter or (0.22 if crowded else MAX_DIAMETER) * size
+
+
 def _place_objects(
-    foreground: _Foreground, background: np.ndarray, rng: np.random.Generator
+    foreground: _Foreground, background: np.ndarray, style: SceneStyle, rng: np.random.Generator
 ) -> list[SceneObject]:
     """Choose how many objects there are, how large and where, and place them."""
     size = background.shape[0]
-    kind = rng.random()
-    if kind < EMPTY_SHARE:
+    wanted, largest = _wanted(size, style, rng)
+    if not wanted:
         return []
-    crowded = kind < EMPTY_SHARE + CROWDED_SHARE
-    wanted = int(rng.integers(32, 46)) if crowded else 1 + min(int(rng.geometric(0.2)), 14)
-    largest = (0.22 if crowded else MAX_DIAMETER) * size
     # A third of the pictures gathers their objects around a point, so that they hide each other.
     gathered = rng.random() < 0.35
     focus = rng.uniform(0.25 * size, 0.75 * size, size=2)
@@ -250,7 +267,7 @@ def _place_objects(
         centre = rng.uniform(0.0, size, size=2)
         if gathered:
             centre = np.clip(rng.normal(focus, 0.22 * size), 0.0, size)
-        placed = _place_object(foreground, background, diameter, centre, rng)
+        placed = _place_object(foreground, background, style, diameter, centre, rng)
         if placed is not None:
             objects.append(placed)
         if len(objects) == wanted:
@@ -279,15 +296,17 @@ def _expose(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture, 0.0, 255.0).astype(np.uint8)
 
 
-def render_scene(size: int, rng: np.random.Generator) -> Scene:
+def render_scene(size: int, rng: np.random.Generator, style: SceneStyle | None = None) -> Scene:
     """Draw one scene.
 
     Args:
         size: side of the square picture in pixels, at least 64.
         rng: source of all randomness.
+        style: None for the usual one.
     """
-    background = _render_background(size, rng)
+    style = SceneStyle() if style is None else style
+    background = _render_background(size, style, rng)
     foreground = _Foreground(size)
-    objects = _place_objects(foreground, background, rng)
+    objects = _place_objects(foreground, background, style, rng)
     picture = foreground.colour + (1.0 - foreground.cover)[..., None] * background
     return Scene(image=_expose(picture, rng), objects=objects)

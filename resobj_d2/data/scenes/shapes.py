@@ -65,7 +65,8 @@ def _crescent(rng: np.random.Generator) -> Outline:
     return [(_circle(0.9), 1), (_circle(0.78, (offset, 0.0)), 0)]
 
 
-def _heart(rng: np.random.Generator) -> Outline:
+def heart_outline(rng: np.random.Generator) -> Outline:
+    """A heart, upright."""
     t = np.linspace(0.0, 2.0 * math.pi, 40, endpoint=False)
     x = 16.0 * np.sin(t) ** 3
     y = -(13.0 * np.cos(t) - 5.0 * np.cos(2 * t) - 2.0 * np.cos(3 * t) - np.cos(4 * t))
@@ -80,7 +81,7 @@ OBJECT_OUTLINES: dict[str, Callable[[np.random.Generator], Outline]] = {
     "star": _star,
     "cross": _cross,
     "crescent": _crescent,
-    "heart": _heart,
+    "heart": heart_outline,
 }
 CLASS_NAMES: tuple[str, ...] = tuple(OBJECT_OUTLINES)
 
