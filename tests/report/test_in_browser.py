@@ -75,7 +75,9 @@ def test_it_fits_phones_paper_and_dark_rooms(browser, page):
     for expected in (light, dark, dark):  # light, dark, and again as the system has it
         browser.evaluate("document.getElementById('theme').click()")
         assert browser.evaluate(ground) == expected
-    browser.media(kind="print")
+    browser.evaluate("document.documentElement.dataset.theme = 'dark'")
+    browser.media(scheme="dark", kind="print")
+    assert browser.evaluate(ground) == "rgb(255, 255, 255)"  # paper is white
     hidden = "getComputedStyle(document.querySelector('nav')).display"
     assert browser.evaluate(hidden) == "none"
     browser.media()
