@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from resobj_d2.process.yaml_text import YamlError, parse_yaml
 from resobj_d2.registry import did_you_mean
 
@@ -108,9 +106,7 @@ def _read(file: Path) -> dict:
     if len(data) > _MAX_BYTES:
         raise StudyError(f"{file} is not a study: it has {len(data):,} bytes")
     try:
-        text = data.decode("utf-8-sig")
-        content = parse_yaml(text, str(file))
-        _refuse_doubled(text, file)
+        content = parse_yaml(data.decode("utf-8-sig"), str(file))
     except UnicodeDecodeError:
         raise StudyError(f"{file} is not a study: it is not UTF-8 text") from None
     except YamlError as error:
@@ -118,31 +114,6 @@ def _read(file: Path) -> dict:
     if not isinstance(content, dict):
         raise StudyError(f"{file} is not a study: it needs {', '.join(_KEYS[:2])}, methods, ...")
     return content
-
-
-def _refuse_doubled(text: str, file: Path) -> None:
-    """Of equal keys yaml would keep the last one and say nothing."""
-    for node in _mappings(yaml.compose(text, Loader=yaml.SafeLoader), set()):
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise StudyError(f"{file}: {key.value!r:.80} is there twice, again in line {line}")
-            if isinstance(key.value, str):
-                seen.add(key.value)
-
-
-def _mappings(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.MappingNode]:
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _mappings(value, seen)
 
 
 def _check_keys(content: Mapping, known: tuple[str, ...], where: str) -> None:
