@@ -164,7 +164,12 @@ def _part(name: str, value: object, where: str) -> Part:
     options = value.get("options", {})
     if not isinstance(options, Mapping):
         raise StudyError(f"{where}: options must be KEY: VALUE, got {options!r:.80}")
-    flat = dict(_flat(options))
+    pairs = list(_flat(options))
+    flat = dict(pairs)
+    if len(flat) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise StudyError(f"{where}: option {twice} is there twice, with dots and nested")
     for key in ("SEED", "OUTPUT_DIR"):
         if key in flat:
             raise StudyError(f"{where}: {key} is set by the study, so it cannot be an option")

@@ -61,6 +61,8 @@ def test_name_and_baseline_have_defaults(tmp_path):
         ("  fl:", "  fl: {options: {SEED: 3}}", "methods: fl: SEED is set by the study"),
         ("name: cells", "name: cells\nbaseline: obk", "of the methods. Did you mean obj"),
         ("name: cells", "name: cells\nmetric: 3", "metric must be the name of a result, got 3"),
+        ("{SOLVER.MAX_ITER: 300,", "{SOLVER.MAX_ITER: 300, SOLVER: {MAX_ITER: 3},",
+         "option SOLVER.MAX_ITER is there twice"),
         ("name: cells", "name: ../cells", "'../cells' is no name"),
         ("name: cells", "name: !!python/object:os.system x", "refused"),
         (GOOD, "[1, 2]", "is not a study"),
