@@ -26,6 +26,7 @@ from resobj_d2.weight_files import (
 
 from .about import about, check_about
 from .darknet_file import DarknetWeightsError
+from .other_toolkits import KNOWN_LAYOUTS, convert_other_toolkit
 from .vgg16 import (
     LAST_CONVOLUTION,
     convert_vgg16,
@@ -68,7 +69,8 @@ class ResObjCheckpointer(DetectionCheckpointer):
 
     - loads Detectron2 RetinaNet checkpoints into ``ResObjDenseDetector``, and the RPN of its other
       detectors into one with Residual Objectness;
-    - loads torchvision's VGG16 into the backbone of an SSD;
+    - loads torchvision's VGG16 into the backbone of an SSD, and what else
+      :data:`.other_toolkits.KNOWN_LAYOUTS` lists;
     - loads Darknet's files into a YOLOv3 or into the DarkNet of any detector, and ``.safetensors``;
     - runs nothing of what a file holds: pickles may have arrays and containers alone;
     - tells a missing, truncated or damaged file from a wrong one;
@@ -285,6 +287,10 @@ class ResObjCheckpointer(DetectionCheckpointer):
             name.startswith("streams.") for name in own
         ):
             return rename_retinanet_weights(weights)
+        converted = convert_other_toolkit(weights, own)
+        if converted is not None:
+            what, weights = converted
+            self.logger.info("the checkpoint is %s: its names are changed to this model's", what)
         prefix = vgg16_prefix(own)
         if prefix and LAST_CONVOLUTION in weights:
             return convert_vgg16(weights, prefix)
@@ -296,6 +302,7 @@ class ResObjCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict):
         before = self._not_finite()
+        self._refuse_unknown_layout(checkpoint)
         incompatible = super()._load_model(checkpoint)
         if self.strict:
             self._refuse_random_layers(incompatible)
@@ -309,6 +316,19 @@ class ResObjCheckpointer(DetectionCheckpointer):
                 raise CheckpointError(text)
             self.logger.warning("%s", text)
         return incompatible
+
+    def _refuse_unknown_layout(self, checkpoint: dict) -> None:
+        """Of a file none of whose names is the model's; Detectron2 would load nothing of it."""
+        weights = checkpoint["model"]
+        if checkpoint.get("matching_heuristics") or not weights:
+            return
+        names = {name.removeprefix("module.") for name in weights}
+        if names.isdisjoint(x.removeprefix("module.") for x in self.model.state_dict()):
+            raise CheckpointError(
+                f"none of the checkpoint's {len(names)} names, such as {min(names)}, is one of "
+                f"the model's: it is another kind of model, or of another toolkit. Known are "
+                f"{'; '.join(KNOWN_LAYOUTS)}"
+            )
 
     def _not_finite(self) -> list[str]:
         state = self.model.state_dict()

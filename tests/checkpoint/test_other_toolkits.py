@@ -1,0 +1,190 @@
+"""Detectors of torchvision, and state dicts of others, give the same predictions here."""
+
+import re
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from resobj_d2.checkpoint import CheckpointError, ResObjCheckpointer
+from resobj_d2.checkpoint.other_toolkits import convert_other_toolkit
+
+RESNET18 = (
+    "MODEL.BACKBONE.FREEZE_AT", "0",
+    "MODEL.RESNETS.DEPTH", "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+    "MODEL.RESNETS.STRIDE_IN_1X1", "False",
+)  # fmt: skip
+RETINANET = (
+    *RESNET18,
+    "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES", "['res3', 'res4', 'res5']",
+    "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
+    "MODEL.DENSE.TOWER.CHANNELS", "256",
+    "MODEL.DENSE.TOWER.NUM_CONVS", "4",
+)  # fmt: skip
+# Ratio by ratio to size by size.
+ORDER = [ratio * 3 + size for size in range(3) for ratio in range(3)]
+
+
+def spread(module):
+    """Weights and statistics that make every channel distinguishable."""
+    g = torch.Generator().manual_seed(0)
+    for name, x in module.state_dict().items():
+        if x.is_floating_point():
+            own = torch.rand(x.shape, generator=g) if "var" in name else torch.randn(
+                x.shape, generator=g
+            )  # fmt: skip
+            x.copy_(own + 0.5 if "var" in name else own / max(x[0].numel(), 16) ** 0.5)
+    return module.eval().requires_grad_(False)
+
+
+class TorchvisionRetinaNet(torch.nn.Module):
+    """Its backbone and head, without its anchors and losses. Four classes, of which 0 is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, trainable_layers=5,
+            returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(512, 256),
+        )  # fmt: skip
+        self.head = RetinaNetHead(256, 9, 4)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return spread(TorchvisionRetinaNet())
+
+
+def load(model, weights, tmp_path, **options):
+    path = tmp_path / "other.pth"
+    torch.save({"model": weights}, path)
+    ResObjCheckpointer(model, **options).load(str(path))
+    return model.eval()
+
+
+def by_cell(levels):
+    return torch.cat([x.flatten(2).unflatten(1, (9, -1)).permute(0, 3, 1, 2) for x in levels], 1)
+
+
+def as_mmdetection(state):
+    """The same network under mmdetection's names, which has no channel of the background."""
+    names = {
+        r"backbone\.body\.": "backbone.",
+        r"backbone\.fpn\.inner_blocks\.(\d)\.0\.": r"neck.lateral_convs.\1.conv.",
+        r"backbone\.fpn\.layer_blocks\.(\d)\.0\.": r"neck.fpn_convs.\1.conv.",
+        r"backbone\.fpn\.extra_blocks\.p6\.": "neck.fpn_convs.3.conv.",
+        r"backbone\.fpn\.extra_blocks\.p7\.": "neck.fpn_convs.4.conv.",
+        r"head\.classification_head\.conv\.(\d)\.0\.": r"bbox_head.cls_convs.\1.conv.",
+        r"head\.regression_head\.conv\.(\d)\.0\.": r"bbox_head.reg_convs.\1.conv.",
+        r"head\.classification_head\.cls_logits\.": "bbox_head.retina_cls.",
+        r"head\.regression_head\.bbox_reg\.": "bbox_head.retina_reg.",
+    }
+    result = {}
+    for name, value in state.items():
+        for pattern, new in names.items():
+            name = re.sub(f"^{pattern}", new, name)
+        if name.startswith("bbox_head.retina_cls."):
+            value = value.unflatten(0, (9, 4))[:, 1:].flatten(0, 1)
+        result[name] = value
+    return result
+
+
+@pytest.mark.parametrize("toolkit", ["torchvision", "mmdetection"])
+def test_retinanet(toolkit, theirs, tiny_cfg, tmp_path):
+    state = theirs.state_dict()
+    state = as_mmdetection(state) if toolkit == "mmdetection" else state
+    model = load(build_model(tiny_cfg(*RETINANET)), state, tmp_path, strict=True)
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        features = theirs.backbone(image)
+        ours = model.backbone(image)
+        for a, b in zip(features.values(), ours.values(), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+        expected = theirs.head(list(features.values()))
+        tower = model.tower(list(ours.values()))
+        stage = model.streams["anchors"].stages[0]
+        logits = by_cell(stage.cls.maps(tower.cls).levels)
+        deltas = by_cell(stage.box.maps(tower.box).levels)
+    by_anchor = {k: v.unflatten(1, (-1, 9))[:, :, ORDER] for k, v in expected.items()}
+    torch.testing.assert_close(logits, by_anchor["cls_logits"][..., 1:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(deltas, by_anchor["bbox_regression"], rtol=1e-3, atol=1e-3)
+    assert logits.std() > 1e-3
+
+
+def test_faster_rcnn_of_torchvision(tiny_rcnn, tmp_path):
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    theirs = spread(FasterRCNN(backbone, num_classes=4))
+    cfg = tiny_rcnn(
+        *RESNET18,
+        "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
+        "MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']",
+        "MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']",
+        "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4', 'p5', 'p6']",
+        "MODEL.ROI_HEADS.IN_FEATURES", "['p2', 'p3', 'p4', 'p5']",
+        "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
+        "MODEL.ROI_BOX_HEAD.FC_DIM", "1024",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7",
+    )  # fmt: skip
+    model = load(build_model(cfg), theirs.state_dict(), tmp_path, strict=True)
+    g = torch.Generator().manual_seed(1)
+    image, pooled = torch.randn(1, 3, 64, 64, generator=g), torch.randn(5, 256, 7, 7, generator=g)
+    with torch.no_grad():
+        expected = theirs.rpn.head(list(theirs.backbone(image).values()))
+        found = model.proposal_generator.rpn_head(list(model.backbone(image).values()))
+        for a, b in zip(expected, found, strict=True):
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(y, x, rtol=1e-3, atol=1e-3)
+        scores, deltas = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(pooled))
+        own = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
+    torch.testing.assert_close(own[0], scores[:, [1, 2, 3, 0]], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(own[1], deltas[:, 4:], rtol=1e-3, atol=1e-3)
+
+
+def test_vgg16_of_ssd_pytorch():
+    """Its list ``vgg`` counts pooling and ReLU as torchvision does; fc6 and fc7 are 31 and 33."""
+    convolutions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
+    weights = {
+        f"vgg.{i}.{kind}": torch.tensor(float(i))
+        for i in convolutions
+        for kind in ("weight", "bias")
+    }
+    weights |= {"L2Norm.weight": torch.tensor(20.0), "loc.0.weight": torch.tensor(0.0)}
+    own = {"backbone.bottom_up.fc.0.weight": 0}
+    what, converted = convert_other_toolkit(weights, own)
+    expected = {
+        f"backbone.bottom_up.features.{i}.{kind}": float(i)
+        for i in convolutions[:-2]
+        for kind in ("weight", "bias")
+    }
+    for i, kind in ((0, "weight"), (0, "bias"), (2, "weight"), (2, "bias")):
+        expected[f"backbone.bottom_up.fc.{i}.{kind}"] = 31.0 + i
+    expected["backbone.bottom_up.norm.weight"] = 20.0
+    assert what == "the VGG16 of ssd.pytorch"
+    assert {name: float(x) for name, x in converted.items()} == expected
+
+
+def test_a_retinanet_of_other_anchors_is_refused(theirs, tiny_cfg, tmp_path):
+    state = dict(theirs.state_dict())
+    name = "head.classification_head.cls_logits.weight"
+    state[name] = state[name][:-4]
+    with pytest.raises(CheckpointError, match="torchvision's RetinaNet, but of .*32 outputs"):
+        load(build_model(tiny_cfg(*RETINANET)), state, tmp_path)
+
+
+def test_a_tensor_that_such_a_model_does_not_have_is_told(theirs, tiny_cfg, tmp_path):
+    state = {**theirs.state_dict(), "head.centerness.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="1 of its tensors .* the first is head.centerness"):
+        load(build_model(tiny_cfg(*RETINANET)), state, tmp_path)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_unknown_layout_says_which_are_known(strict, tiny_cfg, tmp_path):
+    weights = {"detector.block.weight": torch.zeros(3), "detector.block.bias": torch.zeros(3)}
+    message = "none of the checkpoint's 2 names, such as detector.block.bias, .* Known are .*torchv"
+    with pytest.raises(CheckpointError, match=message):
+        load(build_model(tiny_cfg()), weights, tmp_path, strict=strict)
