@@ -44,8 +44,11 @@ def _run(args) -> None:
 def _report(cfg, results: Mapping | None) -> None:
     """After an evaluation, on the main process."""
     if results and comm.is_main_process():
-        from resobj_d2.report.automatic import report_evaluation  # which imports matplotlib
-
+        try:
+            from resobj_d2.report.automatic import report_evaluation  # which imports matplotlib
+        except ImportError as error:  # the package may have changed since a long training began
+            logger.warning("the report was not written: %s", error)
+            return
         for path in report_evaluation(cfg):
             logger.info("%-17s%s", "report", path)
 

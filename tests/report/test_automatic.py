@@ -1,11 +1,14 @@
 """An evaluation ends with a report, unless it is switched off, and never fails by it."""
 
+import sys
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from resobj_d2.cli import train
 from resobj_d2.config import load_config
+from resobj_d2.process import start_log
 from resobj_d2.report.automatic import report_evaluation
 
 
@@ -50,3 +53,10 @@ def test_eval_ends_with_a_report(arguments, tmp_path, capsys):
     cfg = load_config(config, options, training=False)
     assert report_evaluation(cfg) == [] and not page.exists()
     assert "warning: the report on 'report_val' was not written:" in capsys.readouterr().out
+
+
+def test_a_package_that_changed_meanwhile_fails_no_training(monkeypatch, tiny_cfg, capsys):
+    monkeypatch.setitem(sys.modules, "resobj_d2.report.automatic", None)
+    start_log()
+    train._report(tiny_cfg(), {"bbox": {"AP": 1.0}})
+    assert "warning: the report was not written: import of" in capsys.readouterr().out
