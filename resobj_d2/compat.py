@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
     "ddp_on_cpu",
-    "default_logging",
     "training_sampler",
     "update_loss_normalizer",
+    "without_default_logging",
 ]
 
 # Detectron2 0.5 does not save the optimiser: a resumed run would start with momentum 0.
@@ -91,13 +91,10 @@ def ddp_on_cpu(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def default_logging(setup: Callable[[], object]) -> Iterator[None]:
-    """What ``DefaultTrainer`` does where nobody has set up logging.
-
-    Its own ``setup_logger`` prints the whole model, and nothing of this package.
-    """
+def without_default_logging() -> Iterator[None]:
+    """``DefaultTrainer`` sets up logging where nobody has, and prints the whole model."""
     original = defaults.setup_logger
-    defaults.setup_logger = setup
+    defaults.setup_logger = lambda: None
     try:
         yield
     finally:

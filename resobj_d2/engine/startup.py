@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 
 from resobj_d2.launch import was_restarted
-from resobj_d2.process import hold_folder, quiet_imports, replacing
+from resobj_d2.process import hold_folder, quiet_imports, replacing, start_log
 from resobj_d2.process.console import FILE_ONLY, log_to_folder
 
 from .earlier_run import refuse_earlier_run
@@ -67,11 +67,23 @@ def run_setup(cfg: CfgNode, args: Namespace | None = None) -> None:
         defaults._set_float32_precision(precision)
 
 
-def log_by_default(cfg: CfgNode) -> None:
-    """Log as :func:`run_setup` does, unless whoever called has set up this package's logging."""
-    if not logger.isEnabledFor(logging.INFO):
-        quiet_imports()
-        log_to_folder(cfg.OUTPUT_DIR, rank=comm.get_rank())
+def log_by_default(folder: str = "") -> None:
+    """Log as :func:`run_setup` does, unless whoever called has set up this package's logging.
+
+    Args:
+        folder: of ``log.txt``, for which messages are kept until it is named.
+    """
+    package = logging.getLogger("resobj_d2")
+    ours = any(getattr(handler, "by_default", False) for handler in package.handlers)
+    if not ours and package.isEnabledFor(logging.INFO):
+        return
+    quiet_imports()
+    if folder:
+        log_to_folder(folder, rank=comm.get_rank())
+    else:
+        start_log(rank=comm.get_rank())
+    for handler in package.handlers:
+        handler.by_default = True  # type: ignore[attr-defined]
 
 
 def make_output_folder(path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import weakref
@@ -16,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, default_logging
+from resobj_d2.compat import TRAINER_SAVES_OPTIMIZER, ddp_on_cpu, without_default_logging
 from resobj_d2.config import class_counts
 from resobj_d2.data.categories import check_stored_classes, dataset_categories
 from resobj_d2.data.class_checks import check_num_classes
@@ -95,7 +94,8 @@ class Trainer(DefaultTrainer):
         self._test_contents: dict[str, Contents] = {}
         self.seed = choose_seed(cfg.SEED)
         seed_all_rng(self.seed + comm.get_rank())
-        with ddp_on_cpu(cfg.MODEL.DEVICE), default_logging(functools.partial(log_by_default, cfg)):
+        log_by_default()
+        with ddp_on_cpu(cfg.MODEL.DEVICE), without_default_logging():
             super().__init__(cfg)
 
     def build_hooks(self) -> list:
@@ -251,6 +251,7 @@ class Trainer(DefaultTrainer):
         """
         if not self._resumes:
             refuse_earlier_run(self.cfg.OUTPUT_DIR, how_to_resume=RESUME_IN_PYTHON)
+        log_by_default(self.cfg.OUTPUT_DIR)
         self._place_random_numbers()
         if comm.is_main_process():
             hold_folder(self.cfg.OUTPUT_DIR)

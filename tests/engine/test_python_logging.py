@@ -15,6 +15,11 @@ def test_trainer_logs_as_a_command_does_where_nobody_has_set_up_logging(
     assert "arning" not in shown
     assert "ModuleDict" not in shown  # Detectron2's own set-up prints the model
     assert "Starting training from iteration 0" in (tmp_path / "out" / "log.txt").read_text()
+    whole = (tmp_path / "out" / "log.txt").read_text()
+    assert "ModuleDict" in whole  # said before the folder was taken
+    scenes_trainer("second", "SOLVER.MAX_ITER", 1).train()
+    assert (tmp_path / "out" / "log.txt").read_text() == whole
+    assert "Starting training from" in (tmp_path / "second" / "log.txt").read_text()
 
 
 def test_trainer_keeps_to_the_logging_of_the_script(scenes_trainer, tmp_path, capsys):
