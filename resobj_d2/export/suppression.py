@@ -74,7 +74,7 @@ def _scatter(values: Tensor, rows: Tensor) -> Tensor:
 
 
 # In an exported graph this is one node, which ONNX's NonMaxSuppression takes the place of.
-@torch.library.custom_op("resobj_d2::_keep_greedy", mutates_args=())
+@torch.library.custom_op("resobj_d2_export::keep_greedy", mutates_args=())
 def keep_greedy(
     boxes: Tensor,
     scores: Tensor,
