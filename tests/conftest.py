@@ -63,16 +63,19 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def restored_logs():
-    """A command that a test runs sets up logging; the next test finds it as it was."""
-    names = ("resobj_d2", "detectron2", "fvcore", "py.warnings")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+def no_logging():
+    """Each test finds logging as nobody has set it up, whatever ran before it."""
+    _reset_logging()
     yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
+    _reset_logging()
+
+
+def _reset_logging():
+    for name in ("resobj_d2", "detectron2", "fvcore", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
     logging.captureWarnings(False)
 
 

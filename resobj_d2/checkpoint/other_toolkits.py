@@ -96,8 +96,11 @@ _LAYOUTS = (
         ours=_CLS,
         names=(
             *_torchvision_pyramid(3),
-            (r"head\.classification_head\.conv\.(\d)\.(?:0\.)?", "tower.cls.{0:*2}."),
-            (r"head\.regression_head\.conv\.(\d)\.(?:0\.)?", "tower.box.{0:*2}."),
+            (
+                r"head\.classification_head\.conv\.(\d)\.(?:0\.)?(?=weight|bias)",
+                "tower.cls.{0:*2}.",
+            ),
+            (r"head\.regression_head\.conv\.(\d)\.(?:0\.)?(?=weight|bias)", "tower.box.{0:*2}."),
             (r"head\.classification_head\.cls_logits\.", _CLS),
             (r"head\.regression_head\.bbox_reg\.", _BOX),
         ),

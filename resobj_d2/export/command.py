@@ -16,6 +16,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from detectron2.config import CfgNode
+
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
@@ -107,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.format == "onnx":
         opts = [*opts, "MODEL.DEVICE", "cpu"]
     cfg = load_prediction_config(options.config_file, opts, imports=options.imports)
+    _refuse_what_stays_outside(cfg)
     predictor = Predictor(cfg)
     detector = ExportableDetector(predictor.model, selection=chosen.selection, raw=options.raw)
     metadata = describe(detector, cfg, predictor.class_names)
@@ -114,6 +117,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = os.path.getsize(options.output) / 2**20
     print(f"{os.path.abspath(options.output)}: {options.format}, {size:.1f} MiB")
     return _check(predictor, detector, options.output, images, options.format) if images else 0
+
+
+def _refuse_what_stays_outside(cfg: CfgNode) -> None:
+    """An exported file holds the detector alone."""
+    outside = {
+        "PREDICT.SCORE_THRESH": cfg.PREDICT.SCORE_THRESH,
+        "PREDICT.TILE": cfg.PREDICT.TILE,
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+    }
+    given = ", ".join(key for key, value in outside.items() if value)
+    if given:
+        raise ValueError(f"{given}: not part of an exported file; unset it, or apply it yourself")
 
 
 def _images(check: Sequence[str], opts: Sequence[str]) -> tuple[list, list[str]]:

@@ -81,6 +81,8 @@ class Predictor:
         self.batch_size = batch_size
         self.num_steps: int = getattr(self.model, "num_steps", 0)
         self._tiling = None
+        if not cfg.PREDICT.TILE and cfg.PREDICT.TILE_OVERLAP != Tiling.overlap:
+            raise ValueError("PREDICT.TILE_OVERLAP has no effect without PREDICT.TILE")
         if cfg.PREDICT.TILE:
             self._tiling = Tiling(cfg.PREDICT.TILE, cfg.PREDICT.TILE_OVERLAP)
             self.num_steps = 0  # merged boxes have the last step's score

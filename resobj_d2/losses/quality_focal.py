@@ -120,9 +120,9 @@ class VarifocalLoss(_QualityScores):
             ),
         ] = 2.0,
     ) -> None:
-        if alpha <= 0 or gamma < 0:
+        if alpha <= 0 or gamma < 1:  # below 1 the gradient has no limit at probability 0
             raise ValueError(
-                "CLS_LOSS.VARIFOCAL_ALPHA must be positive and VARIFOCAL_GAMMA at least 0, "
+                "CLS_LOSS.VARIFOCAL_ALPHA must be positive and VARIFOCAL_GAMMA at least 1, "
                 f"got {alpha} and {gamma}"
             )
         self.alpha = alpha

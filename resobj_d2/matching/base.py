@@ -78,11 +78,13 @@ class Assigner:
         labels_by_iou: ``Targets.matched_ious`` also holds the IoU of background anchors, and
             ``Targets.background_ious`` its range; otherwise they are 0 and None.
         weighs_boxes: its targets have ``box_weights``.
+        weighs_by_size: these follow the objects' size, which a loss of boxes does not need.
     """
 
     needs_predictions = False
     labels_by_iou = True
     weighs_boxes = False
+    weighs_by_size = False
 
     def __call__(
         self,

@@ -37,6 +37,7 @@ class TaskAlignedAssigner(Assigner):
 
     needs_predictions = True
     labels_by_iou = False
+    weighs_boxes = True
 
     def __init__(
         self,
@@ -83,6 +84,9 @@ class TaskAlignedAssigner(Assigner):
 
         def owners(image: int, boxes: Tensor, classes: Tensor) -> Tensor:
             ious = ops.pairwise_box_iou(predicted[image], boxes)
+            # Which is 0 for a box of NaN.
+            diverged = ~predicted[image].isfinite().all(dim=1, keepdim=True)
+            ious = torch.where(diverged, torch.nan, ious)
             scores = logits[image][:, classes].sigmoid()
             metric = scores**self.alpha * ious**self.beta
             inside = sides_to_points(anchors, boxes).amin(dim=-1) > 0
@@ -95,7 +99,7 @@ class TaskAlignedAssigner(Assigner):
             columns = torch.arange(len(boxes), device=owner.device)
             own = owner[:, None] == columns
             metric, ious = torch.where(own, metric, 0.0), torch.where(own, ious, 0.0)
-            scale = _max(ious) / _max(metric).clamp(min=1e-9)
+            scale = _max(ious) / _max(metric).clamp(min=torch.finfo(metric.dtype).tiny)
             qualities.append((metric * scale).sum(dim=1))
             return owner
 

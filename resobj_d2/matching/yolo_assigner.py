@@ -43,6 +43,7 @@ class YOLOAssigner(Assigner):
     """
 
     needs_predictions = True
+    weighs_by_size = True
 
     def __init__(
         self,

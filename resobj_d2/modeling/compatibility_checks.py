@@ -73,8 +73,12 @@ def _check_box_loss(loss, assigner, coder, by_score: bool) -> None:
         )
     if by_score and not loss.takes_weights:
         raise ValueError(f"BOX_LOSS.WEIGHED_BY score: {name} takes no weights")
-    # The size of a box does not matter to losses that compare boxes.
-    if assigner.weighs_boxes and (loss.compares == "boxes" or not loss.takes_weights):
+    if by_score and assigner.weighs_boxes:
+        raise ValueError(
+            f"BOX_LOSS.WEIGHED_BY score: {type(assigner).__name__} weighs the boxes already"
+        )
+    needless = assigner.weighs_by_size and loss.compares == "boxes"
+    if assigner.weighs_boxes and (needless or not loss.takes_weights):
         raise ValueError(
             f"ASSIGNER {type(assigner).__name__} weighs the boxes, but BOX_LOSS {name} cannot"
         )

@@ -176,6 +176,14 @@ def test_a_retinanet_of_other_anchors_is_refused(theirs, tiny_cfg, tmp_path):
         load(build_model(tiny_cfg(*RETINANET)), state, tmp_path)
 
 
+def test_torchvisions_second_retinanet_is_refused(theirs, tiny_cfg, tmp_path):
+    """Its head has GroupNorm beside each convolution."""
+    norm = "head.classification_head.conv.0.1.weight"
+    state = {**theirs.state_dict(), norm: torch.ones(256)}
+    with pytest.raises(CheckpointError, match=norm):
+        load(build_model(tiny_cfg(*RETINANET)), state, tmp_path)
+
+
 def test_a_tensor_that_such_a_model_does_not_have_is_told(theirs, tiny_cfg, tmp_path):
     state = {**theirs.state_dict(), "head.centerness.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match="1 of its tensors .* the first is head.centerness"):

@@ -99,3 +99,16 @@ def test_a_failed_export_leaves_the_old_file(exported, tmp_path, monkeypatch):
             + ["--output", str(path), "MODEL.WEIGHTS", str(path.parent / "model.pth")]
         )
     assert path.read_bytes() == old and sorted(os.listdir(path.parent)) == names
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("PREDICT.SCORE_THRESH", "[0.4]"), ("PREDICT.TILE", "64"), ("TEST.AUG.ENABLED", "True")],
+)
+def test_what_an_exported_file_does_not_hold_is_refused(exported, key, value):
+    _, path = exported
+    arguments = ["--config-file", str(path.parent / "config.yaml"), "--format", "onnx"]
+    arguments += ["--output", str(path.parent / "other.onnx"), key, value]
+    with pytest.raises(ValueError, match=f"^{key}: not part of an exported file"):
+        main([*arguments, "MODEL.WEIGHTS", str(path.parent / "model.pth")])
+    assert not (path.parent / "other.onnx").exists()

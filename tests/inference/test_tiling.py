@@ -121,6 +121,13 @@ def test_bad_options_are_refused(cfg):
             Predictor(changed, Dots())
 
 
+def test_an_overlap_without_tiles_is_refused(cfg):
+    changed = cfg.clone()
+    changed.PREDICT.TILE = 0
+    with pytest.raises(ValueError, match="TILE_OVERLAP has no effect without PREDICT.TILE"):
+        Predictor(changed, Dots())
+
+
 def test_options_of_the_command_stand_for_keys():
     needed = ["--config-file", "x.yaml", "--input", "a.jpg", "--output", "out"]
     options = parser().parse_args([*needed, "--tile", "640", "--overlap", ".3", "A.B", "1"])

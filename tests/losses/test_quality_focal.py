@@ -61,6 +61,7 @@ def test_a_score_equal_to_the_quality_has_no_quality_focal_loss():
     [
         (lambda: QualityFocalLoss(beta=0.5), "QFL_BETA"),
         (lambda: VarifocalLoss(alpha=0.0), "VARIFOCAL_ALPHA"),
+        (lambda: VarifocalLoss(gamma=0.5), "VARIFOCAL_GAMMA at least 1"),
     ],
 )
 def test_bad_options_are_refused(make, message):

@@ -205,6 +205,15 @@ def test_an_anchor_of_two_objects_belongs_to_the_one_its_box_overlaps_most():
     assert (labels[1] == K).all()
 
 
+def test_task_aligned_qualities_of_diverged_boxes_are_nan():
+    """Otherwise an object would lose its anchors, and the losses would stay finite."""
+    priors = priors_of(1.0)
+    truth = truth_of([([0.0, 0.0, 30.0, 10.0], 1)])
+    shown = predicted(priors, torch.zeros(84, K), torch.full((84, 4), torch.nan))
+    targets = TaskAlignedAssigner(num_classes=K)(priors, priors.boxes, truth, shown)
+    assert targets.labels.eq(1).any() and targets.quality[targets.labels == 1].isnan().all()
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

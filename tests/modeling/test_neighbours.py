@@ -14,6 +14,18 @@ PAIRS = [(x, "all") for x in ("fcos", "atss", "paa", "gfl", "varifocal", "tood")
 PAIRS += [("gfl", x) for x in ("resobj", "consistent", "conf")]
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("BOX_LOSS.WEIGHED_BY", "score", "TaskAlignedAssigner weighs the boxes already"),
+        ("BOX_LOSS.NAME", "IoULoss", "weighs the boxes, but BOX_LOSS IoULoss cannot"),
+    ],
+)
+def test_weights_of_boxes_are_not_dropped(method_cfg, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(method_cfg("tood", opts=[f"MODEL.DENSE.{key}", value]))
+
+
 @pytest.mark.parametrize("method, other", PAIRS)
 def test_they_train_and_detect_together(method_cfg, make_batch, method, other):
     options = {**WITH[other], "POSTPROCESS.SCORE_THRESH": 0.0}

@@ -48,7 +48,7 @@ def _fully_connected(levels: int) -> list[NodeSpec]:
 
 
 def _nas_fpn(levels: int) -> list[NodeSpec]:
-    """NAS-FPN's seven merging cells (Ghiasi, Lin, Le 2019, Figure 6), for P3 to P7."""
+    """NAS-FPN's merging cells (Ghiasi, Lin, Le 2019, Figure 6), for P3 to P7."""
     if levels != 5:
         raise ValueError(f"NAS-FPN has 5 levels, got {levels}")
     p3, p4, p5, p6, p7 = range(5)
