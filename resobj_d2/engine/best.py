@@ -16,7 +16,14 @@ from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.evaluation import result_names
 from resobj_d2.process import replacing
 
-__all__ = ["Best", "BestCheckpoint", "check_metric", "metric_value", "primary_ap"]
+__all__ = [
+    "Best",
+    "BestCheckpoint",
+    "check_metric",
+    "lower_is_better",
+    "metric_value",
+    "primary_ap",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +41,7 @@ class Best:
     metric: str = "AP"
 
     def __str__(self) -> str:
-        figure = f"{self.value:.4g}" if _lower_is_better(self.metric) else f"{self.value:.1f}"
+        figure = f"{self.value:.4g}" if lower_is_better(self.metric) else f"{self.value:.1f}"
         return f"{self.metric} {figure} after iteration {self.iteration + 1}"
 
 
@@ -122,7 +129,12 @@ def _figures(results: Mapping, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{name}", float(value)
 
 
-def _lower_is_better(metric: str) -> bool:
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of a metric is the better one, as of a loss.
+
+    Args:
+        metric: as in :func:`metric_value`.
+    """
     # By the whole name: a class may be called anything, "gloss" too.
     return metric == "total_loss" or metric.startswith(_LOSSES)
 
@@ -204,7 +216,7 @@ class BestCheckpoint:
     def _is_better(self, value: float) -> bool:
         if self.best is None:
             return True
-        if _lower_is_better(self.metric):
+        if lower_is_better(self.metric):
             return value < self.best.value
         return value > self.best.value
 

@@ -10,7 +10,7 @@ import yaml
 
 from resobj_d2.process import replacing
 from resobj_d2.report import plots
-from resobj_d2.report.blocks import Code, Heading, Plot, Section, Table
+from resobj_d2.report.blocks import Code, Note, Plot, Section, Table
 from resobj_d2.report.page import render_sections
 from resobj_d2.report.summary import Figure, Summary
 
@@ -20,10 +20,13 @@ from .tables import Row, conclusion, table_rows
 
 __all__ = ["write_page"]
 
+_MOST_NOTES = 20
+
 _HOW_TO_READ = (
     "Means over seeds with 95 % intervals of Student's t. The difference to the baseline is taken "
     "seed by seed; its sign is + or - where the interval does not hold 0, otherwise ?, which means "
-    "that these seeds do not tell. Of twenty such intervals one excludes 0 by chance."
+    "that these seeds do not tell. Of a loss - is the better one. Of twenty such intervals one "
+    "excludes 0 by chance."
 )
 
 
@@ -72,25 +75,25 @@ def write_page(
 
 def _summary(dataset: str, rows: Sequence[Row], baseline: str) -> Summary:
     compared = [row for row in rows if row.comparison is not None]
-    signs = {"+": [], "-": [], "?": []}
+    sentences: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for row in compared:
-        signs[row.comparison.difference.sign] += conclusion([row], baseline)
+        sentences[row.comparison.verdict] += conclusion([row], baseline)
     base = next((row for row in rows if row.method == baseline), None)
     figures = [Figure(name=f"{baseline}, mean", value="-", meaning="of the baseline over seeds")]
     if base is not None and base.values:
         value = f"{base.interval.mean:.1f}"
         figures = [Figure(name=f"{baseline}, mean", value=value, meaning=figures[0].meaning)]
-    for name, sign in (("better", "+"), ("worse", "-"), ("undecided", "?")):
-        count = f"{len(signs[sign])} of {len(compared)}"
-        meaning = f"methods that are {name} by their interval"
-        figures.append(Figure(name=name, value=count, meaning=meaning))
+    for verdict, found in sentences.items():
+        count = f"{len(found)} of {len(compared)}"
+        meaning = f"methods that are {verdict} by their interval"
+        figures.append(Figure(name=verdict, value=count, meaning=meaning))
     return Summary(
         name=dataset,
         figures=figures,
         columns=[
-            (f"Better than {baseline}", signs["+"] or ["None."]),
-            (f"Worse than {baseline}", signs["-"] or ["None."]),
-            ("Not decided", signs["?"] or ["None."]),
+            (f"Better than {baseline}", sentences["better"] or ["None."]),
+            (f"Worse than {baseline}", sentences["worse"] or ["None."]),
+            ("Not decided", sentences["undecided"] or ["None."]),
         ],
     )
 
@@ -164,7 +167,9 @@ def _runs(results: Sequence[Result], notes: Sequence[str]) -> Section:
         for one in results
     ]
     blocks: list = [Table(rows=rows, caption="Every run", limit=2000)] if rows else []
-    blocks += [Heading(text=note) for note in notes]
+    blocks += [Note(text=note) for note in notes[:_MOST_NOTES]]
+    if len(notes) > _MOST_NOTES:
+        blocks.append(Note(text=f"... and {len(notes) - _MOST_NOTES} more"))
     return Section(key="runs", short="Runs", title="Every run", blocks=blocks)
 
 

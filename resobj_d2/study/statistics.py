@@ -54,11 +54,20 @@ class Comparison:
 
     Attributes:
         difference: of the method minus the baseline, over the seeds that both have.
-        better: seeds of these on which the method is higher.
+        better: seeds of these on which the method is better.
+        lower_is_better: of the metric, as of a loss.
     """
 
     difference: Interval
     better: int
+    lower_is_better: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where the interval leaves out 0, else ``undecided``."""
+        if self.difference.sign == "?":
+            return "undecided"
+        return "better" if (self.difference.sign == "-") == self.lower_is_better else "worse"
 
 
 def _probability_within(t: float, freedom: int) -> float:
@@ -114,14 +123,18 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean=mean, half_width=half_width, count=count)
 
 
-def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison:
+def compare(
+    values: Mapping[int, float], baseline: Mapping[int, float], *, lower_is_better: bool = False
+) -> Comparison:
     """A method against the baseline, seed by seed.
 
     Args:
         values: of the method by seed.
         baseline: of the baseline by seed; seeds that only one of them has do not count.
+        lower_is_better: of the metric, as of a loss.
     """
     differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+    better = sum(value < 0 if lower_is_better else value > 0 for value in differences)
     return Comparison(
-        difference=mean_interval(differences), better=sum(value > 0 for value in differences)
+        difference=mean_interval(differences), better=better, lower_is_better=lower_is_better
     )

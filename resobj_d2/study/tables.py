@@ -44,9 +44,13 @@ def summarise(results: Iterable[Result], *, baseline: str, methods: Sequence[str
         baseline: a method.
         methods: their order; others follow.
     """
+    from resobj_d2.engine.best import lower_is_better  # imports Detectron2, which --help need not
+
     cells: dict[tuple[str, str], dict[int, Result]] = {}
+    lower: dict[str, bool] = {}
     for result in results:
         cells.setdefault((result.dataset, result.method), {})[result.seed] = result
+        lower[result.dataset] = lower_is_better(result.metric)
     order = {name: position for position, name in enumerate(methods)}
     datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
     keys = sorted(
@@ -56,7 +60,7 @@ def summarise(results: Iterable[Result], *, baseline: str, methods: Sequence[str
         key: {seed: one.value for seed, one in sorted(cells[key].items()) if one.status == DONE}
         for key in keys
     }
-    return [_row(key, cells[key], values, baseline) for key in keys]
+    return [_row(key, cells[key], values, baseline, lower[key[0]]) for key in keys]
 
 
 def _row(
@@ -64,17 +68,19 @@ def _row(
     cell: Mapping[int, Result],
     values: Mapping[tuple[str, str], Mapping[int, float]],
     baseline: str,
+    lower: bool,
 ) -> Row:
     dataset, method = key
     seconds = [one.seconds for one in cell.values() if one.status == DONE and one.seconds]
     own = values[key]
     against = values.get((dataset, baseline), {})
+    comparison = compare(own, against, lower_is_better=lower)
     return Row(
         dataset=dataset,
         method=method,
         values=own,
         interval=mean_interval(list(own.values())),
-        comparison=None if method == baseline else compare(own, against),
+        comparison=None if method == baseline else comparison,
         minutes=sum(seconds) / len(seconds) / 60 if seconds else math.nan,
         curves={s: one.curve for s, one in cell.items() if one.status == DONE and one.curve},
         failed=sum(one.status != DONE for one in cell.values()),
@@ -98,16 +104,16 @@ def table_rows(rows: Sequence[Row], metric: str) -> list[dict[str, object]]:
 
 def _difference_cells(comparison: Comparison | None) -> dict[str, object]:
     if comparison is None:
-        return {"difference": "baseline", "95 % interval": "", "sign": "", "higher on": ""}
+        return {"difference": "baseline", "95 % interval": "", "sign": "", "better on": ""}
     interval = comparison.difference
     if not interval.count:
-        return {"difference": "-", "95 % interval": "-", "sign": "?", "higher on": "-"}
+        return {"difference": "-", "95 % interval": "-", "sign": "?", "better on": "-"}
     known = interval.count > 1
     return {
         "difference": f"{interval.mean:+.2f}",
         "95 % interval": f"{interval.low:+.2f} to {interval.high:+.2f}" if known else "-",
         "sign": interval.sign,
-        "higher on": f"{comparison.better} of {interval.count} seeds",
+        "better on": f"{comparison.better} of {interval.count} seeds",
     }
 
 
@@ -126,10 +132,10 @@ def conclusion(rows: Sequence[Row], baseline: str) -> list[str]:
             sentences.append(f"{row.method}: {interval.mean:+.2f} on one seed, which shows nothing")
             continue
         verdict = {
-            "+": f"better than {baseline}",
-            "-": f"worse than {baseline}",
-            "?": f"not to be told from {baseline} with {interval.count} seeds",
-        }[interval.sign]
+            "better": f"better than {baseline}",
+            "worse": f"worse than {baseline}",
+            "undecided": f"not to be told from {baseline} with {interval.count} seeds",
+        }[row.comparison.verdict]
         sentences.append(
             f"{row.method} is {verdict}: {interval.mean:+.2f} "
             f"({interval.low:+.2f} to {interval.high:+.2f})"

@@ -60,3 +60,19 @@ def test_pairing_finds_a_difference_that_means_hide():
 def test_sign_needs_the_whole_interval(differences, sign):
     method = {seed: 20.0 + value for seed, value in enumerate(differences)}
     assert compare(method, dict.fromkeys(method, 20.0)).difference.sign == sign
+
+
+@pytest.mark.parametrize(
+    "differences, of_a_score, of_a_loss, better",
+    [
+        ((-1.0, -1.1, -0.9), "worse", "better", (0, 3)),
+        ((1.0, 1.1, 0.9), "better", "worse", (3, 0)),
+        ((-1.0, 1.0, 0.1), "undecided", "undecided", (2, 1)),
+    ],
+)
+def test_of_a_loss_the_lower_one_is_better(differences, of_a_score, of_a_loss, better):
+    method = {seed: 20.0 + value for seed, value in enumerate(differences)}
+    baseline = dict.fromkeys(method, 20.0)
+    found = [compare(method, baseline, lower_is_better=lower) for lower in (False, True)]
+    assert [one.verdict for one in found] == [of_a_score, of_a_loss]
+    assert tuple(one.better for one in found) == better
