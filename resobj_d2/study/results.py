@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -118,20 +119,29 @@ def _parse(line: str, where: str) -> Result:
         raise StudyError(f"{where}: this is not a result of a study") from None
     if key_of(result.decides) != result.key:
         raise StudyError(f"{where}: the key does not belong to the line, which was changed")
-    if result.status == DONE and not isinstance(result.results.get(result.metric), (int, float)):
-        raise StudyError(f"{where}: there is no {result.metric}")
-    if not _are_numbers(result.results.values(), *result.curve):
-        raise StudyError(f"{where}: a result is not a number")
     if result.status not in (DONE, FAILED):
         raise StudyError(f"{where}: status is {result.status!r:.80}, not {DONE} or {FAILED}")
+    _check_figures(result, where)
     return result
 
 
-def _are_numbers(*groups: object) -> bool:
-    try:
-        return all(isinstance(x, (int, float)) for group in groups for x in group)  # type: ignore
-    except TypeError:  # no group
+def _check_figures(result: Result, where: str) -> None:
+    if result.status == DONE and result.metric not in result.results:
+        raise StudyError(f"{where}: there is no {result.metric}")
+    if not all(map(_is_number, result.results.values())):
+        raise StudyError(f"{where}: a result is not a number")
+    if not all(map(_is_point, result.curve)):
+        raise StudyError(f"{where}: the curve has other things than pairs of numbers")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
+    return abs(value) < math.inf  # which nan is not, and an int of any length is
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def append_result(path: str | os.PathLike, result: Result) -> None:

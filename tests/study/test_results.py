@@ -59,8 +59,19 @@ def test_done_beats_failed_and_later_beats_earlier():
         (lambda line: line.replace('"seed": 1, "status"', '"seed": "1", "status"'), "seed is '1'"),
         (lambda line: line.replace('"done"', '"over"'), "status is 'over'"),
         (lambda line: line.replace('"metric": "bbox/AP"', '"metric": "voc/AP"'), "no voc/AP"),
-        (lambda line: line.replace("[[2, 40.0]]", '[[2, "x"]]'), "a result is not a number"),
-        (lambda line: line.replace("[[2, 40.0]]", "[2]"), "a result is not a number"),
+        (
+            lambda line: line.replace('"bbox/AP": 40.0', '"bbox/AP": "x"'),
+            "a result is not a number",
+        ),
+        (
+            lambda line: line.replace('"bbox/AP": 40.0', '"bbox/AP": NaN'),
+            "a result is not a number",
+        ),
+        (lambda line: line.replace('"bbox/AP": 40.0', '"bbox/AP": true'), "a result is not a num"),
+        (lambda line: line.replace("[[2, 40.0]]", '[[2, "x"]]'), "than pairs of numbers"),
+        (lambda line: line.replace("[[2, 40.0]]", "[[2, Infinity]]"), "than pairs of numbers"),
+        (lambda line: line.replace("[[2, 40.0]]", "[[2]]"), "than pairs of numbers"),
+        (lambda line: line.replace("[[2, 40.0]]", "[2]"), "than pairs of numbers"),
     ],
 )
 def test_a_changed_line_is_refused(tmp_path, change, message):
