@@ -13,7 +13,14 @@ import numpy as np
 
 from resobj_d2.data.record import Record
 
-__all__ = ["data_checksum", "file_checksum", "key_of", "plain_register", "source_checksum"]
+__all__ = [
+    "data_checksum",
+    "file_checksum",
+    "key_of",
+    "module_checksum",
+    "plain_register",
+    "source_checksum",
+]
 
 # Of an entry of DATASETS.REGISTER: where the data lie does not decide, what they hold does.
 _PLACES = ("json", "images", "root", "yaml", "labels", "csv", "folder")
@@ -89,10 +96,10 @@ def file_checksum(path: str) -> str:
 
 
 def source_checksum(name: str) -> str:
-    """Of weights or a module: the checksum of the file, the version of the package, else the name.
+    """Of weights: the checksum of the file, the version of the package, else the name.
 
     Args:
-        name: a path; ``package:NAME``; a module to import as ``IMPORTS`` has it; or an address.
+        name: a path; ``package:NAME``; or an address.
     """
     if name.startswith("package:"):
         package = name.removeprefix("package:")
@@ -100,6 +107,15 @@ def source_checksum(name: str) -> str:
             return f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
             return package
+    return file_checksum(name) if os.path.isfile(name) else name
+
+
+def module_checksum(name: str) -> str:
+    """Of a module: the checksum of its file, else the name.
+
+    Args:
+        name: as ``IMPORTS`` has it, which has been imported.
+    """
     if os.path.isfile(name):
         return file_checksum(name)
     if all(part.isidentifier() for part in name.split(".")):

@@ -27,7 +27,7 @@ from resobj_d2.data.register import check_available
 from resobj_d2.engine.best import check_metric
 from resobj_d2.evaluation import result_names
 
-from .fingerprint import data_checksum, key_of, plain_register, source_checksum
+from .fingerprint import data_checksum, key_of, module_checksum, plain_register, source_checksum
 from .plan import Part, Plan, StudyError
 
 __all__ = ["Run", "resolve", "revision"]
@@ -205,7 +205,7 @@ def _decides(cfg: CfgNode, checksums: dict[str, str]) -> dict:
         config.pop(key, None)
     if "REGISTER" in config.get("DATASETS", {}):
         config["DATASETS"]["REGISTER"] = plain_register(config["DATASETS"]["REGISTER"])
-    files = {name: source_checksum(name) for name in cfg.IMPORTS}
+    files = {name: module_checksum(name) for name in cfg.IMPORTS}
     for key in _FILES:
         *nodes, last = key.split(".")
         node = config

@@ -1,12 +1,13 @@
 """The key of a run: it changes with everything that decides the result, and with nothing else."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from resobj_d2.data.record import AnnotationTable, Category, ImageTable, Record
-from resobj_d2.study.fingerprint import data_checksum, source_checksum
+from resobj_d2.study.fingerprint import data_checksum, module_checksum, source_checksum
 from resobj_d2.study.plan import StudyError, read_plan
 from resobj_d2.study.runs import resolve
 
@@ -61,6 +62,15 @@ def test_weights_decide_by_their_bytes(tmp_path):
     assert a == b != c
     assert source_checksum("detectron2://x/y.pkl") == "detectron2://x/y.pkl"
     assert source_checksum("package:numpy") == f"numpy {np.__version__}"
+
+
+def test_missing_weights_are_not_taken_for_a_module(tmp_path, monkeypatch):
+    (tmp_path / "weights_of_mine").mkdir()
+    (tmp_path / "weights_of_mine/__init__.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert source_checksum("weights_of_mine.pth") == "weights_of_mine.pth"
+    assert source_checksum("json") == "json"
+    assert module_checksum("json") == source_checksum(json.__file__)
 
 
 def record(tmp_path, **changes):
