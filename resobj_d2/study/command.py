@@ -86,16 +86,22 @@ def run_study(
 
 def _take_over(file: Path, theirs: dict[str, Result], wanted: dict) -> list[str]:
     """Add results of other machines; return why others, there or here, are not used."""
-    own = by_key(read_results(file))
-    for key, result in by_key([*own.values(), *theirs.values()]).items():
-        if key in wanted and own.get(key) != result:
-            append_result(file, result)
+    own = _merge(file, [result for key, result in theirs.items() if key in wanted])
     notes = _unused(list({**own, **theirs}.values()), wanted)
     for note in notes[:_SHOWN_NOTES]:
         logger.info("not used: %s", note)
     if len(notes) > _SHOWN_NOTES:
         logger.info("not used: %d more results", len(notes) - _SHOWN_NOTES)
     return notes
+
+
+def _merge(file: Path, theirs: Sequence[Result]) -> dict[str, Result]:
+    """Add what a file lacks or has a lesser result of; return by key what it had before."""
+    own = by_key(read_results(file))
+    for key, result in by_key([*own.values(), *theirs]).items():
+        if own.get(key) != result:
+            append_result(file, result)
+    return own
 
 
 def _exit_status(signum: int, found: Sequence[Result], runs: Sequence) -> int:
@@ -210,28 +216,24 @@ def _show(files: Sequence[Path], output: Path, baseline: str) -> int:
     ]
     if not last:
         raise StudyError(f"{', '.join(map(str, files))}: there are no results")
-    methods = list(dict.fromkeys(one.method for one in last.values()))
+    methods = sorted({one.method for one in last.values()})
     if baseline and baseline not in methods:
         raise StudyError(f"there is no method {baseline}; there are {', '.join(methods)}")
+    if not baseline:
+        baseline = methods[0]
+        logger.info("compared with %s, the first by name; --baseline METHOD: another", baseline)
     output.mkdir(parents=True, exist_ok=True)
     hold_folder(output)
     try:
         target = output / RESULTS
         if not any(path.resolve() == target.resolve() for path in files):
-            _write_merged(target, results)
+            _merge(target, results)
         shown = [last[key] for key in sorted(last)]
         name = shown[0].study or output.name
-        _report(name, baseline or methods[0], methods, shown, output, notes)
+        _report(name, baseline, methods, shown, output, notes)
     finally:
         release_folder(output)
     return 0
-
-
-def _write_merged(target: Path, results: Sequence[Result]) -> None:
-    there = by_key(read_results(target))
-    for result in results:
-        if result.key not in there:
-            append_result(target, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -281,7 +283,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--retry", action="store_true", help="run those again that have failed")
     add("--no-run", action="store_true", help="table and page of the results that are there")
-    add("--baseline", default="", metavar="METHOD", help="of results without their study")
+    add(
+        "--baseline",
+        default="",
+        metavar="METHOD",
+        help="of results without their study (default: the first method by name)",
+    )
     return parser
 
 

@@ -133,6 +133,23 @@ def test_files_of_results_alone_are_merged_and_shown(tmp_path, capsys, finished)
     assert len(merged) == 6 and (output / "study.html").is_file()
 
 
+def test_a_done_run_replaces_a_failed_one_where_files_are_merged(tmp_path, capsys, finished):
+    start_log()
+    (tmp_path / "done.jsonl").write_text("\n".join(finished) + "\n")
+    whole = read_results(tmp_path / "done.jsonl")
+    output = tmp_path / "merged"
+    output.mkdir()
+    failed = dataclasses.replace(whole[0], status="failed", error="no memory", results={}, curve=[])
+    append_result(output / "results.jsonl", failed)
+    assert main([str(tmp_path / "done.jsonl"), "--output", str(output)]) == 0
+    merged = by_key(read_results(output / "results.jsonl"))
+    assert {one.status for one in merged.values()} == {"done"} and len(merged) == 6
+    # "fl" has finished first.
+    text = capsys.readouterr().out
+    assert "compared with ce, the first by name" in text
+    assert "fl is worse than ce: -0.60 (-0.72 to -0.48)" in text
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
