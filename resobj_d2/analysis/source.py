@@ -72,6 +72,7 @@ def load_source(source: str | os.PathLike, args: argparse.Namespace) -> Evaluati
     if path.is_dir() and not list(path.glob(f"inference/*/{RESULTS}")):
         if (path / "about.json").is_file() or (path / "dump" / "about.json").is_file():
             dump = load_dump(path)
+            _refuse_other_truth(path, str(dump.about.get("dataset")), args)
             _refuse_unannotated(dump.about.get("annotated", True), str(dump.about.get("dataset")))
             return EvaluationSet.of_dump(dump, name=name, limit=args.limit)
     if path.is_dir():
@@ -82,6 +83,16 @@ def load_source(source: str | os.PathLike, args: argparse.Namespace) -> Evaluati
         record, results = _truth(args.data, args.images, args.dataset), path
     _refuse_unannotated(record.annotated, record.name)
     return EvaluationSet.of(record, read_entries(results), name=name, limit=args.limit)
+
+
+def _refuse_other_truth(path: Path, dataset: str, args: argparse.Namespace) -> None:
+    """A dump has its ground truth with it."""
+    if args.data or args.images:
+        raise ValueError(
+            f"{path} is a dump, which has its own ground truth: leave out --data and --images"
+        )
+    if args.dataset not in (None, dataset):
+        raise ValueError(f"{path} is a dump of {dataset}, not of {args.dataset}")
 
 
 def _refuse_unannotated(annotated: object, dataset: str) -> None:
@@ -105,7 +116,9 @@ def _run_files(
     name = _one_of(names, dataset, f"{folder} has results on")
     results = found[names.index(name)]
     if data:
-        return _truth(data, images, None), results
+        return _truth(data, images, name, of_run=True), results
+    if images:
+        raise ValueError("--images goes with --data: the pictures of a run are known")
     try:
         load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
         check_available([name], "the run's DATASETS.TEST")
@@ -123,10 +136,15 @@ def _one_of(names: list[str], chosen: str | None, what: str) -> str:
     return chosen
 
 
-def _truth(word: str, images: str | None, dataset: str | None) -> Record:
+def _truth(word: str, images: str | None, dataset: str | None, *, of_run: bool = False) -> Record:
+    """What --data names; with one data set the name of a run's need not be that of this one."""
     path = Path(word).expanduser()
     if path.suffix.lower() == ".json" and path.is_file():
+        if dataset and not of_run:
+            raise ValueError(f"--data {word} is one data set: leave out --dataset")
         # No picture is needed to judge boxes.
         return read_coco_json(path, path.stem, images or "", ours=False)
     records = find_target([word], images=images).records
-    return records[_one_of(list(records), dataset, f"--data {word} has the data sets")]
+    names = list(records)
+    chosen = None if of_run and len(names) == 1 else dataset
+    return records[_one_of(names, chosen, f"--data {word} has the data sets")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resobj_d2.analysis.dump_file import Dump, load_dump
+from resobj_d2.analysis.dump_file import Dump, load_dump, read_about
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.source import load_source
 
@@ -56,11 +56,12 @@ def find_subjects(
 
     Args:
         paths: of dumps, or of runs that have one or were evaluated.
-        dataset: of a run that was evaluated on several.
+        dataset: of a run that was evaluated on several. A dump of another one is not reported.
 
     Raises:
         FileNotFoundError: there is nothing to report.
-        ValueError: a file is damaged, or the runs are of different classes or images.
+        ValueError: a file is damaged, there is nothing of ``dataset``, or the runs are of
+            different classes or images.
     """
     subjects = [_find(Path(path).expanduser(), dataset) for path in paths]
     first = subjects[0].data
@@ -77,10 +78,13 @@ def find_subjects(
 
 def _find(path: Path, dataset: str | None) -> Subject:
     if (path / "about.json").is_file():
+        about = read_about(path)
+        if dataset not in (None, about.get("dataset")):
+            raise ValueError(f"{path} is a dump of {about.get('dataset')}, not of {dataset}")
         return _from_dump(path)
     results = sorted(path.glob(f"inference/{dataset or '*'}/coco_instances_results.json"))
     dump = path / "dump" / "about.json"
-    if dump.is_file():
+    if dump.is_file() and (dataset is None or read_about(dump.parent).get("dataset") == dataset):
         if all(file.stat().st_mtime <= dump.stat().st_mtime + 1 for file in results):
             return _from_dump(path / "dump")
         logger.warning(

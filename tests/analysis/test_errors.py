@@ -260,6 +260,34 @@ def test_a_dump_gives_the_same(files, run, capsys):
     assert from_dump.replace("made", "run") == capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data", "truth.json"], "a dump, which has its own ground truth: leave out --data"),
+        (["--images", "."], "a dump, which has its own ground truth: leave out --data"),
+        (["--dataset", "typo"], "is a dump of .+, not of typo"),
+    ],
+)
+def test_options_that_a_dump_has_no_use_for_are_refused(
+    files, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(files)
+    truth = plain_loops.record([(0, 0, BOX), (0, 1, FAR), (1, 0, BOX)])
+    dump_detections(truth, files / "results.json", tmp_path / "made")
+    dataset = json.loads((tmp_path / "made/about.json").read_text())["dataset"]
+    with pytest.raises(ValueError, match=message):
+        main([str(tmp_path / "made"), *options])
+    assert main([str(tmp_path / "made"), "--dataset", dataset]) == 0
+
+
+def test_options_that_choose_nothing_are_refused(files, run):
+    results, truth = str(files / "results.json"), str(files / "truth.json")
+    with pytest.raises(ValueError, match="is one data set: leave out --dataset"):
+        main([results, "--data", truth, "--dataset", "first_val"])
+    with pytest.raises(ValueError, match="--images goes with --data"):
+        main([str(run), "--dataset", "first_val", "--images", "."])
+
+
 def test_a_run_whose_config_cannot_be_used_takes_other_data(run, files, capsys):
     (run / "config.yaml").write_text('{"VERSION": 2, "MODEL": {"DENSE": {"NO_SUCH_KEY": 1}}}')
     with pytest.raises(ValueError, match="NO_SUCH_KEY.* --data says where the ground truth is"):

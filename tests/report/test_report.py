@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -188,6 +190,26 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--pictures", "9999"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dump_of_another_data_set_is_not_reported(make_dump, tmp_path):
+    folder = make_dump()  # of truth.json
+    with pytest.raises(ValueError, match="is a dump of truth, not of typo"):
+        find_subjects([folder], dataset="typo")
+    with pytest.raises(ValueError, match="is a dump of truth, not of typo"):
+        find_subjects([folder.parent], dataset="typo")
+    assert find_subjects([folder.parent], dataset="truth")[0].dump is not None
+    # The run was evaluated on another data set before the dump was made.
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "dump")
+    (run / "inference/other").mkdir(parents=True)
+    results = run / "inference/other/coco_instances_results.json"
+    results.write_text("[]")
+    os.utime(results, (0, 0))
+    (run / "config.yaml").write_text("VERSION: 2")
+    assert find_subjects([run])[0].dump is not None
+    with pytest.raises(ValueError, match="run has results on other: choose one with --dataset"):
+        find_subjects([run], dataset="typo")
 
 
 def test_scalars_of_a_resumed_and_killed_run(tmp_path):
