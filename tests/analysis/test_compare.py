@@ -82,7 +82,6 @@ def test_intervals_equal_those_of_repeated_images():
         weights = np.bincount(random.integers(0, 6, 6), minlength=6)
         aps = []
         for m in methods:
-            random.integers(0, 1, 1)  # the only run
             aps.append(mean(plain_loops.precisions(repeated(m.runs[0], weights), 0.5)))
         differences.append(100 * (aps[1] - aps[0]))
     row = next(r for r in found.difference_table() if r["figure"] == "AP50")
@@ -120,9 +119,24 @@ def test_seeds_have_a_mean_and_a_spread():
     values = [100, 5100 / 101]
     assert second["AP"] == pytest.approx(np.mean(values))
     assert second["AP spread"] == pytest.approx(np.std(values, ddof=1))
-    row = found.difference_table()[0]
-    # Drawing the worse seed twice leaves no difference, the better one twice up to all.
-    assert row["low"] == 0 and row["high"] > row["difference"] > 0
+
+
+def test_intervals_are_about_the_images_alone():
+    """With several seeds every draw has the mean over them, not seeds that are drawn anew."""
+    first, worse, better = ALL[:3], ALL[:2], ALL
+    runs = [worse, better]
+    both = compare(
+        [method("a", first, objects=OBJECTS), method("b", *runs, objects=OBJECTS)], samples=10
+    )
+    apart = [
+        compare([method("a", first, objects=OBJECTS), method("b", r, objects=OBJECTS)], samples=10)
+        for r in runs
+    ]
+    for name in ("sampled_figures", "sampled_errors"):
+        values = [getattr(one, name) for one in apart]
+        assert getattr(both, name)[0] == pytest.approx(values[0][0])
+        assert getattr(both, name)[1] == pytest.approx(np.mean(values, axis=0)[1])
+    assert len(set(both.sampled_figures[1, :, 0])) > 3
 
 
 def test_classes_in_few_images_have_no_interval():
