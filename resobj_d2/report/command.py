@@ -42,7 +42,7 @@ def write_report(
     Args:
         paths: folders of dumps, or of runs that have one or were evaluated.
         output: the HTML file; its folder is made.
-        pictures: how many to show, at most; scaled so that the file stays below 15 MB.
+        pictures: how many to show, at most; scaled to 10 MB together.
         title: of the page; by default the names of the runs.
         dataset: of a run that was evaluated on several.
 
