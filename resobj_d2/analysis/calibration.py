@@ -22,7 +22,7 @@ from resobj_d2.command import run_command
 from .evaluation_set import EvaluationSet
 from .matching import match, overlapping_pairs
 from .source import add_source_options, load_source
-from .tables import Row, markdown, write_json
+from .tables import Row, markdown, name_apart, write_json
 
 __all__ = ["calibration_table", "class_calibration_table", "main"]
 
@@ -68,9 +68,10 @@ def class_calibration_table(
     Returns:
         Rows with ``class``, ``detections``, ``score`` and ``precision`` (means over them) and
         ``ECE``, from 0 to 1; None without detections. A score above the precision is overconfident.
+        The first class is "all", or "(all)" where a class has this name.
     """
     scores, correct, classes = _judged(data, threshold, lowest)
-    rows = [_error_row("all", scores, correct, bins)]
+    rows = [_error_row(name_apart("all", data.class_names), scores, correct, bins)]
     for number, name in enumerate(data.class_names):
         own = classes == number
         rows.append(_error_row(name, scores[own], correct[own], bins))

@@ -6,9 +6,9 @@ import numpy as np
 
 from .evaluation_set import EvaluationSet
 from .matching import Pairs, overlapping_pairs
-from .tables import Row
+from .tables import Row, name_apart
 
-__all__ = ["confusion_matrix", "confusion_table"]
+__all__ = ["background_name", "confusion_matrix", "confusion_table"]
 
 
 def confusion_table(
@@ -26,15 +26,24 @@ def confusion_table(
 
     Returns:
         Rows with ``object``, ``detection`` and ``count``, largest first, without those that are 0.
-        The object of a false positive and the detection of a missed object are "background".
+        The object of a false positive and the detection of a missed object are
+        :func:`background_name`.
     """
     counts = confusion_matrix(data, confidence=confidence, threshold=threshold)
-    names = [*data.class_names, "background"]
+    names = [*data.class_names, background_name(data)]
     cells = [
         {"object": names[i], "detection": names[j], "count": int(counts[i, j])}
         for i, j in np.argwhere(counts)
     ]
     return sorted(cells, key=lambda row: -row["count"])
+
+
+def background_name(data: EvaluationSet) -> str:
+    """How :func:`confusion_table` names nothing.
+
+    "background", in parentheses where a class has this name.
+    """
+    return name_apart("background", data.class_names)
 
 
 def confusion_matrix(

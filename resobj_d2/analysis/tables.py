@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from resobj_d2.process import replacing
 
-__all__ = ["Row", "markdown", "write_json"]
+__all__ = ["Row", "markdown", "name_apart", "write_json"]
 
 Row = dict[str, Any]
 """One row: values by column. Numbers that do not exist are None."""
@@ -54,8 +54,19 @@ def _cell(value: object, digits: int) -> str:
     return str(value).replace("|", "\\|")
 
 
-def write_json(path: Path, tables: Mapping[str, object]) -> None:
-    """Write tables by name; the file is whole or not there.
+def name_apart(name: str, others: Collection[str]) -> str:
+    """A name for what is none of the others: in parentheses where one of them has it."""
+    while name in others:
+        name = f"({name})"
+    return name
+
+
+def write_json(path: Path, tables: object) -> None:
+    """Write tables, mostly by name; the file is whole or not there.
+
+    Args:
+        path: of the file.
+        tables: what json can write, without NaN: numbers that do not exist are None.
 
     Raises:
         OSError: it cannot be written.

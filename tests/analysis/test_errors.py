@@ -1,5 +1,6 @@
 """Errors by kind, against loops over boxes, COCO's own numbers, the paper's tool, and by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -294,6 +295,13 @@ def test_a_run_whose_config_cannot_be_used_takes_other_data(run, files, capsys):
         main([str(run), "--dataset", "first_val"])
     assert main([str(run), "--dataset", "first_val", "--data", str(files / "truth.json")]) == 0
     assert "3 objects and 2 detections" in capsys.readouterr().out
+
+
+def test_a_class_may_be_called_background():
+    data = plain_loops.evaluation_set([(0, 1, BOX)], [(0, 0, BOX, 0.9), (0, 0, FAR, 0.8)])
+    data = dataclasses.replace(data, class_names=["cat", "background"])
+    counts = {(row["object"], row["detection"]): row["count"] for row in confusion_table(data)}
+    assert counts == {("background", "cat"): 1, ("(background)", "cat"): 1}
 
 
 def test_a_run_that_was_not_evaluated_is_told_how(run):
