@@ -47,9 +47,9 @@ ALLOWED = {
     },
     "analysis": {
         "command", "config", "checkpoint", "data", "engine", "evaluation", "inference",
-        "inspection", "modeling", "ops", "process", "structures",
+        "inspection", "modeling", "ops", "plots", "process", "structures",
     },
-    "report": {"analysis", "command", "data", "inference", "process"},
+    "report": {"analysis", "command", "data", "inference", "plots", "process"},
     "study": {"command", "config", "data", "engine", "evaluation", "process", "registry", "report"},
     "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},
     # Its table names the modules of all commands; these it imports itself.

@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from resobj_d2.command import run_command
+from resobj_d2.plots.labels import plain_label
 from resobj_d2.process import replacing
 
 from .evaluation_set import EvaluationSet
 from .matching import match, overlapping_pairs
 from .source import add_source_options, load_source
-from .tables import Row, markdown, write_json
+from .tables import Row, markdown, name_apart, write_json
 
 __all__ = ["Curve", "main", "score_curves", "threshold_override", "threshold_table"]
 
@@ -39,7 +40,8 @@ class Curve:
     """What a class has at each of its scores as the threshold, the highest first.
 
     Attributes:
-        name: of the class, or "all": every detection with its own class.
+        name: of the class, or "all": every detection with its own class ("(all)" where a class
+            has this name).
         objects: number of objects to find.
         scores: (n,) different thresholds; a detection of the same score counts.
         precision, recall, f1: (n,) from 0 to 1. Without objects recall and F1 are 0.
@@ -92,7 +94,8 @@ def score_curves(data: EvaluationSet, *, threshold: float = 0.5) -> list[Curve]:
     judged = judged[np.argsort(-scores, kind="stable")]
     scores, correct = data.detections.scores[judged], matches.correct[judged]
     classes, positives = data.detections.classes[judged], data.positives()
-    curves = [_curve("all", scores, correct, int(positives.sum()))]
+    whole = name_apart("all", data.class_names)
+    curves = [_curve(whole, scores, correct, int(positives.sum()))]
     for number, name in enumerate(data.class_names):
         own = classes == number
         curves.append(_curve(name, scores[own], correct[own], int(positives[number])))
@@ -199,7 +202,7 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, most: int = 8) -> None:
     classes = sorted(curves[1:], key=lambda curve: -curve.objects)[:most]
     for curve in [*classes, curves[0]]:
         style = {"color": "black", "linewidth": 2} if curve is curves[0] else {"linewidth": 1.2}
-        left.plot(100 * curve.recall, 100 * curve.precision, label=_text(curve.name), **style)
+        left.plot(100 * curve.recall, 100 * curve.precision, label=plain_label(curve.name), **style)
         right.plot(curve.scores, 100 * curve.f1, **style)
         at = curve.best()
         if at is not None:
@@ -213,11 +216,6 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, most: int = 8) -> None:
     left.legend(fontsize=8, loc="lower left")
     with replacing(path, binary=True) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=150)
-
-
-def _text(name: str) -> str:
-    """Dollars would start a formula, and a leading underscore hides a name from the legend."""
-    return name.replace("$", r"\$") if not name.startswith("_") else f" {name}".replace("$", r"\$")
 
 
 def _fraction(text: str) -> float:

@@ -23,6 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from resobj_d2.command import run_command
 from resobj_d2.process import replacing
 
+from .labels import plain_label
+
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
 Series = list[tuple[int, float]]
@@ -112,7 +114,7 @@ def plot_objectness_curves(
             _draw(axis, objectness.get(kind, {}), label, scale)
             _draw_evaluations(axis, evaluated.get(kind, {}))
         if len(runs) > 1:
-            row[0].set_title(name, loc="left", fontweight="bold")
+            row[0].set_title(plain_label(name), loc="left", fontweight="bold")
         row[0].legend(loc="best")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
@@ -121,7 +123,7 @@ def plot_objectness_curves(
         if scale == "log":
             _label_log_axis(axis)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain_label(title))
     path = Path(output_file).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, binary=True) as file:

@@ -15,6 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resobj_d2.plots.labels import plain_label
+
 __all__ = ["bars", "curves", "intervals", "lines"]
 
 _INK, _SOFT, _LINE = "#0a0b01", "#0a0b02", "#0a0b03"
@@ -62,15 +64,17 @@ def bars(
         for k, (series, row) in enumerate(values.items()):
             places = [i + (k + 0.5) * size - 0.4 for i in range(len(names))]
             heights = [0.0 if row[n] is None or row[n] != row[n] else row[n] for n in names]
-            drawn = axis.barh(places, heights, size * 0.9, color=_color(k), label=series)
+            drawn = axis.barh(
+                places, heights, size * 0.9, color=_color(k), label=plain_label(series)
+            )
             texts = [
                 "-" if row[n] is None or row[n] != row[n] else f"{row[n]:.{digits}f}" for n in names
             ]
             axis.bar_label(drawn, texts, padding=3, fontsize=9)
-        axis.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axis.set_yticks(range(len(names)), [plain_label(name) for name in names])
         axis.tick_params(axis="y", colors=_INK, length=0)
         axis.invert_yaxis()
-        axis.set_xlabel(label)
+        axis.set_xlabel(plain_label(label))
         axis.margins(x=0.12)
         axis.grid(axis="x", linewidth=0.6)
         axis.set_axisbelow(True)
@@ -114,8 +118,8 @@ def curves(
             axis.set_ylim(0, 1.02)
         if log:
             axis.set_yscale("log")
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
+        axis.set_xlabel(plain_label(x_label))
+        axis.set_ylabel(plain_label(y_label))
         _legend(axis, len(series))
         return _svg(figure)
 
@@ -140,10 +144,10 @@ def lines(panels: Mapping[str, Series], *, x_label: str, columns: int = 2) -> st
                 continue
             _frame(axis)
             _plot(axis, series)
-            axis.set_title(_plain(title), loc="left", fontsize=10)
+            axis.set_title(plain_label(title), loc="left", fontsize=10)
             _legend(axis, len(series))
         for axis in axes[max(0, len(panels) - columns) : len(panels)]:
-            axis.set_xlabel(x_label)
+            axis.set_xlabel(plain_label(x_label))
             axis.tick_params(labelbottom=True)
         return _svg(figure)
 
@@ -171,10 +175,10 @@ def intervals(
             axis.errorbar(mean, place, fmt="o", color=_color(0), markersize=6, **known)
         if zero:
             axis.axvline(0.0, color=_SOFT, linewidth=0.8, linestyle=":")
-        axis.set_yticks(range(len(rows)), [_plain(name) for name in rows])
+        axis.set_yticks(range(len(rows)), [plain_label(name) for name in rows])
         axis.tick_params(axis="y", colors=_INK, length=0)
         axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlabel(label)
+        axis.set_xlabel(plain_label(label))
         return _svg(figure)
 
 
@@ -186,7 +190,7 @@ def _plot(axis: Axes, series: Series) -> None:
             color=_color(k),
             linestyle=_DASHES[k // len(_SERIES) % len(_DASHES)],
             linewidth=1.7,
-            label=_plain(name),
+            label=plain_label(name),
             marker="." if len(x) == 1 else None,
         )
 
@@ -211,11 +215,6 @@ def _legend(axis: Axes, count: int) -> None:
 
 def _color(number: int) -> str:
     return _SERIES[number % len(_SERIES)]
-
-
-def _plain(text: str) -> str:
-    """A name as it is: matplotlib takes text between dollars for a formula."""
-    return text.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> str:

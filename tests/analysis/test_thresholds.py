@@ -1,5 +1,6 @@
 """Thresholds and calibration, against loops over detections and by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_override_has_a_number_for_every_class(example):
     assert threshold_override(rows) == ["PREDICT.SCORE_THRESH", "[0.6, 0.6]"]
     nothing = threshold_table(score_curves(plain_loops.evaluation_set([], [])))
     assert threshold_override(nothing)[1] == "[0.0, 0.0]"
+
+
+def test_a_class_may_be_called_all():
+    data = plain_loops.evaluation_set([(0, 0, BOX)], [(0, 0, BOX, 0.5)])
+    data = dataclasses.replace(data, class_names=["all", "(all)"])
+    names = [curve.name for curve in score_curves(data)]
+    assert names == ["((all))", "all", "(all)"]
+    assert [row["class"] for row in class_calibration_table(data)] == names
 
 
 def test_thresholds_are_rounded_down_to_what_their_detection_reaches():

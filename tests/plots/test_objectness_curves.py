@@ -175,3 +175,9 @@ def test_command(metrics, tmp_path, capsys):
     assert "OBJECTNESS.ENABLED" in capsys.readouterr().err
     assert main([str(tmp_path / "absent"), "--output", str(output)]) == 2
     assert str(tmp_path / "absent") in capsys.readouterr().err
+
+
+def test_any_name_of_a_run_and_title_can_be_plotted(metrics, tmp_path):
+    text = line(19, step0_positive=0.1)
+    runs = [metrics(text, r"a$\x$b"), metrics(text, "$")]
+    assert plot_objectness_curves(runs, tmp_path / "out.png", title=r"$\y$")
