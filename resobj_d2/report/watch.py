@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -57,6 +58,9 @@ class LiveRun:
             raise FileNotFoundError(f"{self.folder} is not the folder of a run: it does not exist")
         self._environment = Environment(loader=FileSystemLoader(_PAGE), autoescape=True)
         self._script = (_PAGE / "watch.js").read_text(encoding="utf-8")
+        self._drawing = (
+            threading.Lock()
+        )  # matplotlib's style is the process's, requests are threads
 
     @property
     def policy(self) -> str:
@@ -99,9 +103,11 @@ class LiveRun:
         """The part of the page that changes."""
         scalars = read_scalars(self.folder)
         panels = training_panels(scalars)
+        with self._drawing:
+            plot = plots.lines(panels, x_label="iteration") if panels else ""
         return self._environment.get_template("live.html").render(
             figures=_figures(scalars),
-            plot=Markup(plots.lines(panels, x_label="iteration")) if panels else "",
+            plot=Markup(plot),
             samples=[
                 {"name": name, "title": _title(name), "stamp": _stamp(file)}
                 for name, file in self.samples().items()
@@ -169,7 +175,8 @@ def make_server(run: LiveRun, port: int) -> ThreadingHTTPServer:
 
         def _answer(self, *, body: bool) -> None:
             # A page of another site that resolves to this address must not read the answer.
-            if self.headers.get("Host", "").rpartition(":")[0] not in (_ADDRESS, "localhost"):
+            # Of port 80 a browser names the host alone.
+            if self.headers.get("Host", "").partition(":")[0] not in (_ADDRESS, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
             try:

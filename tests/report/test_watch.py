@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from resobj_d2.data.coco_json import read_coco_content
-from resobj_d2.report import samples
+from resobj_d2.report import plots, samples
 from resobj_d2.report.samples import SampleHook, draw_samples
 from resobj_d2.report.watch import LiveRun, main, make_server
 
@@ -92,9 +92,33 @@ def test_other_files_are_not_found(server, path):
 def test_other_hosts_and_methods_are_refused(server):
     assert ask(server, "/", host="evil.example:80")[0].status == 403
     assert ask(server, "/", host=f"localhost:{server.server_port}")[0].status == 200
+    for host in ("localhost", "127.0.0.1"):  # as of port 80
+        assert ask(server, "/", host=host)[0].status == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", ":80"):
+        assert ask(server, "/", host=host)[0].status == 403
     assert ask(server, "/", method="POST")[0].status == 501
     answer, body = ask(server, "/", method="HEAD")
     assert answer.status == 200 and body == b""
+
+
+def test_plots_are_drawn_one_at_a_time(folder, monkeypatch):
+    """Matplotlib's style belongs to the process, and requests are threads."""
+    run, at_work, most = LiveRun(folder), [], []
+
+    def draw(*_, **__):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.05)
+        at_work.pop()
+        return ""
+
+    monkeypatch.setattr(plots, "lines", draw)
+    threads = [threading.Thread(target=run.content) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]
 
 
 def test_a_run_that_has_not_begun(tmp_path, server):
