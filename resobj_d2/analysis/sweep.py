@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +27,15 @@ from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.config.load import merge_overrides
+from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.categories import check_stored_classes
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
 from resobj_d2.evaluation import build_evaluator
 from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.postprocess import Scoring
-from resobj_d2.process import replacing
+
+from .tables import write_json
 
 __all__ = ["main", "scoring_of", "sweep", "table"]
 
@@ -71,7 +73,8 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
         For each point ``{"settings": {key: value}, "results": {dataset: Detectron2's results}}``.
 
     Raises:
-        ValueError: a key affects more than the scoring, or a setting is invalid.
+        ValueError: a key affects more than the scoring, a setting is invalid, or a data set has no
+            annotations.
     """
     unknown = sorted(set(axes) - set(SCORING_KEYS))
     if unknown:
@@ -88,6 +91,9 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
         scorings.append(scoring_of(varied))
         configs.append(varied)  # evaluators follow TEST.DETECTIONS_PER_IMAGE too
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
+    for name in cfg.DATASETS.TEST:
+        if not dataset_record(name).annotated:
+            raise ValueError(f"dataset '{name}' has no annotations: nothing can be judged")
     model = Trainer.build_model(cfg).eval()
     extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
@@ -116,6 +122,15 @@ def table(rows: Sequence[dict]) -> str:
             cells += [f"{results['bbox'][name]:.1f}" for name in header[-3:]]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _without_nan(value: object) -> object:
+    """Nested values for json, in which numbers that do not exist are None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     axes = {key: values for key, *values in args.vary}
+    if len(axes) < len(args.vary):
+        parser.error("each key has one --vary, with all of its values")
     empty = [key for key, values in axes.items() if not values]
     if empty:
         parser.error(f"--vary {empty[0]} needs values")
@@ -159,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = sweep(cfg, axes)
     print(table(rows))
     if args.json:
-        with replacing(args.json) as file:
-            file.write(json.dumps(rows, indent=1))
+        write_json(args.json, _without_nan(rows))
     return 0
 
 

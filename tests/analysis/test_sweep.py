@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 from resobj_d2.analysis.sweep import main, sweep, table
 from resobj_d2.config import load_config
@@ -66,7 +67,14 @@ def test_command(options, tmp_path, capsys):
     assert main([*arguments, "--json", str(output), "--opts", *options]) == 0
     printed = capsys.readouterr().out
     assert "| sweep_val | 0.9 | " in printed
-    assert len(json.loads(output.read_text())) == 2
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no json")
+
+    first, second = json.loads(output.read_text(), parse_constant=refuse)
+    figures = [row["results"]["sweep_val"]["bbox"] for row in (first, second)]
+    # Six pictures of 64 pixels have no large objects.
+    assert figures[0]["APl"] is None and figures[0]["AP"] >= 0
 
 
 def test_model_keeps_its_own_scoring(tiny_cfg, make_batch):
@@ -106,6 +114,32 @@ def test_missing_weights_and_values_are_refused(tiny_options, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--config-file", str(config), "--vary", ALPHA])
     assert f"--vary {ALPHA} needs values" in capsys.readouterr().err
+
+
+def test_a_key_twice_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--config-file", "x.yaml", "--vary", ALPHA, "0.1", "--vary", ALPHA, "0.5"])
+    assert "each key has one --vary" in capsys.readouterr().err
+
+
+def test_data_without_annotations_are_refused_before_the_pass(
+    tiny_options, tmp_path, clean_catalogs
+):
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "open.json").write_text(json.dumps(content))
+    entry = {"name": "open_test", "json": str(tmp_path / "open.json"), "images": str(tmp_path)}
+    cfg = load_config(
+        "",
+        [*tiny_options, "DATASETS.REGISTER", str([entry]), "DATASETS.TEST", "('open_test',)",
+         "MODEL.DENSE.NUM_CLASSES", "1", "MODEL.WEIGHTS", str(tmp_path / "none.pth")],
+        training=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'open_test' has no annotations: nothing can be judged"):
+        sweep(cfg, {ALPHA: ["0.5"]})
 
 
 def test_table_by_hand():
