@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from resobj_d2.analysis.compare import Method, compare
-from resobj_d2.analysis.errors import KINDS, confusion_table
+from resobj_d2.analysis.confusions import background_name, confusion_table
+from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.precision import mean_precision
 
 from . import plots
@@ -82,7 +83,7 @@ def _differences(judgements: Sequence[Judgement]) -> list:
             "difference": row["difference"],
             "from": row["low"],
             "to": row["high"],
-            "beyond chance": "yes" if row["certain"] else "no",
+            "beyond chance": {None: None, True: "yes", False: "no"}[row["certain"]],
         }
         for row in [*found.difference_table(), *found.error_table()]
     ]
@@ -131,7 +132,7 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
             row
             for row in pairs
             if row["object"] != row["detection"]
-            and "background" not in (row["object"], row["detection"])
+            and background_name(one.data) not in (row["object"], row["detection"])
         ]
         if mixed:
             title = f"What is taken for what, at scores of {confidence:.2f} or more"

@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from resobj_d2.analysis.imbalance_tables import Imbalance
-from resobj_d2.report import plots
+from resobj_d2.report import plots, sections
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.imbalance_sections import imbalance_section
@@ -244,6 +245,45 @@ def test_plots_follow_the_page_and_do_not_read_formulas():
     assert used and used <= ids[0]
     bars = plots.bars({"run": {"a": 1.5, "b": None}}, label="AP")
     assert ">1.5<" in bars and ">-<" in bars
+
+
+@pytest.mark.parametrize("name", [r"a$\x$b", "_hidden", "$", r"\$x$"])
+def test_any_name_can_be_plotted(name):
+    points = ([0.0, 1.0], [0.0, 1.0])
+    drawn = [
+        plots.bars({name: {name: 1.0}, "c": {name: 2.0}}, label=name),
+        plots.curves({name: points, "c": points}, x_label=name, y_label=name),
+        plots.intervals({name: (1.0, 0.5, [1.0])}, label=name),
+        plots.lines({name: {name: points, "c": points}}, x_label=name),
+    ]
+    # Of bars the series, the group and the axis; of the others as many, without a group.
+    assert [svg.count(f">{name}<") + svg.count(f"> {name}<") for svg in drawn] == [3, 3, 2, 3]
+
+
+def test_what_is_unknown_is_not_denied(make_dump):
+    """Nothing of a class is there to find: of its errors nobody knows."""
+    judgements = [judge(one) for one in find_subjects([make_dump(), make_dump()])]
+    unknown = [{"method": "b", "figure": "AP", "difference": None, "low": None, "high": None,
+                "certain": value} for value in (None, True, False)]  # fmt: skip
+    found = SimpleNamespace(difference_table=lambda: unknown, error_table=lambda: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "compare", lambda *_, **__: found)
+        table = sections._differences(judgements)[0]
+    assert [row[-1] for row in table.cells] == ["-", "yes", "no"]
+
+
+def test_a_class_may_be_called_background(make_dump):
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "background"}]
+    # A cat where the other class is, and a cat on nothing.
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": [36, 20, 20, 20], "score": 0.9},
+        {"image_id": 3, "category_id": 1, "bbox": [5, 5, 20, 20], "score": 0.8},
+        {"image_id": 2, "category_id": 1, "bbox": [10, 10, 30, 30], "score": 0.6},
+    ]
+    one = judge(find_subjects([make_dump(results, {**CONTENT, "categories": categories})])[0])
+    tables = [block for block in sections._errors([one]).blocks if isinstance(block, Table)]
+    assert tables[-1].caption.startswith("What is taken for what")
+    assert tables[-1].cells == [["background", "cat", "1"]]
 
 
 def test_tables_show_what_does_not_exist_as_a_dash():
