@@ -65,12 +65,20 @@ class Tiling:
             parts: detections of each window, in its own pixels.
             windows: from :meth:`windows`.
         """
-        moved = [_moved(x, window, height, width) for x, window in zip(parts, windows, strict=True)]
-        every = Instances.cat(moved)
-        if len(moved) == 1:
-            return every
-        keep = suppress_contained(every.pred_boxes.tensor, every.scores, every.pred_classes)
-        return every[keep]
+        pairs = list(zip(parts, windows, strict=True))
+        if len(pairs) == 1:
+            return _moved(*pairs[0], height, width)
+        boxes = torch.cat([_moved_boxes(x, window).tensor for x, window in pairs])
+        scores, classes = (torch.cat([x.get(k) for x in parts]) for k in ("scores", "pred_classes"))
+        keep = suppress_contained(boxes, scores, classes)
+        # Masks of the whole picture are made for what is kept alone.
+        first, ranks, kept = 0, [], []
+        for part, window in pairs:
+            own = (keep >= first) & (keep < first + len(part))
+            kept.append(_moved(part[keep[own] - first], window, height, width))
+            ranks.append(own.nonzero()[:, 0])
+            first += len(part)
+        return Instances.cat(kept)[torch.cat(ranks).argsort()]
 
 
 def _moved(found: Instances, window: tuple, height: int, width: int) -> Instances:
@@ -79,7 +87,7 @@ def _moved(found: Instances, window: tuple, height: int, width: int) -> Instance
     result = Instances((height, width))
     for name, value in found.get_fields().items():
         if name == "pred_boxes":
-            value = Boxes(value.tensor + value.tensor.new_tensor([x1, y1, x1, y1]))
+            value = _moved_boxes(found, window)
         elif name == "pred_masks":
             value = F.pad(value, (x1, width - x2, y1, height - y2))
         elif name == "pred_keypoints":
@@ -88,6 +96,11 @@ def _moved(found: Instances, window: tuple, height: int, width: int) -> Instance
             continue
         result.set(name, value)
     return result
+
+
+def _moved_boxes(found: Instances, window: tuple) -> Boxes:
+    boxes = found.pred_boxes.tensor
+    return Boxes(boxes + boxes.new_tensor([*window[:2], *window[:2]]))
 
 
 def suppress_contained(

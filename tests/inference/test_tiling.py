@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from resobj_d2.inference import Predictor
+from resobj_d2.inference import Predictor, tiling
 from resobj_d2.inference.predict_options import parser
 from resobj_d2.inference.tiling import Tiling, suppress_contained
 
@@ -111,6 +111,28 @@ def test_boxes_masks_and_points_are_moved_to_their_place(cfg, batch_size):
         assert torch.nonzero(mask).tolist() == [[int(box[1]), int(box[0])]]
         assert point[0, :2].tolist() == box[:2]
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_masks_of_the_whole_picture_are_made_for_what_is_kept_alone(monkeypatch):
+    """Of the same object in two tiles, and another."""
+    parts = []
+    for score, boxes in ((0.5, [[10.0, 0.0, 20.0, 10.0]]), (0.9, [[0.0, 0.0, 10.0, 10.0]] * 2)):
+        boxes = torch.tensor(boxes)
+        boxes[1:, 1::2] += 20
+        masks = torch.zeros(len(boxes), 40, 40, dtype=torch.bool)
+        masks[:, 1, 2] = True
+        scores = torch.full((len(boxes),), score) - torch.arange(len(boxes)) * 0.7
+        part = Instances((40, 40), pred_boxes=Boxes(boxes), scores=scores, pred_masks=masks)
+        part.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
+        parts.append(part)
+    made, pad = [], tiling.F.pad
+    monkeypatch.setattr(tiling.F, "pad", lambda x, sides: made.append(len(x)) or pad(x, sides))
+    windows = [(0, 0, 40, 40), (10, 0, 50, 40)]
+    found = Tiling(40, 0.75).merge(parts, windows, height=40, width=50)
+    assert sum(made) == 2 and found.pred_masks.shape == (2, 40, 50)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.2])
+    assert found.pred_boxes.tensor.tolist() == [[10, 0, 20, 10], [10, 20, 20, 30]]
+    assert torch.nonzero(found.pred_masks)[:, 1:].tolist() == [[1, 12], [1, 12]]
 
 
 def test_bad_options_are_refused(cfg):
