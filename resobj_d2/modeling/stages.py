@@ -198,16 +198,19 @@ def build_stages(
         )
     ]
     later = []
+    repeats_binary = binary
     for i, entry in enumerate(refinements):
         try:
             options = StageOptions.from_entry(entry)
             later.append(options)
+            repeats_binary &= options.cls != "own"
             tower = None
             if options.tower != "shared":
                 tower = make_tower(in_channels=pyramid_channels, tasks=options.own_tasks)
             stage = Stage(
                 **own_parts(options.own_tasks, options.trained, coder.identity_delta),
                 assigner=options.assigner(num_classes),
+                binary=repeats_binary,
                 tower=tower,
                 gates=_gates(options, parts.in_channels, pyramid_channels),
                 repeats_box=options.box == "shared",

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from resobj_d2.modeling.stage_options import StageOptions
 
 K = 2
+HARD_NEGATIVES = ["MODEL.DENSE.SAMPLER.NAME", "HardNegativeRatio"]
 
 
 def test_entry_defaults_are_the_papers():
@@ -91,3 +92,12 @@ def test_invalid_score_settings_are_refused(tiny_cfg):
     gated = [{"CLS": "own", "TOWER": "gated"}]
     with pytest.raises(ValueError, match=r"STAGES\[0\].*gated.*TOWER.CHANNELS"):
         build_model(tiny_cfg("MODEL.DENSE.STAGES", gated, "MODEL.DENSE.TOWER.CHANNELS", 8))
+
+
+def test_stage_that_repeats_binary_logits_has_binary_labels(method_cfg, make_batch):
+    """It ranks anchors by its own class loss, which has one class."""
+    stages = [{"CLS": "none"}, {"CLS": "own"}]
+    opts = ["MODEL.DENSE.STAGES", stages, "MODEL.DENSE.CLS_LOSS.NAME", "SoftmaxCE"]
+    model = build_model(method_cfg("refinedet", opts=[*opts, *HARD_NEGATIVES]))
+    assert [stage.binary for stage in model.streams["anchors"].stages] == [True, True, False]
+    assert all(loss.isfinite() for loss in model(make_batch([(64, 64, 3)])).values())
