@@ -14,8 +14,10 @@ from .formats import ExportedDetector
 
 __all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Parity", "as_batch", "compare"]
 
-BOX_TOLERANCE = 1e-3  # pixels
+BOX_TOLERANCE = 1e-3
+"""In pixels."""
 SCORE_TOLERANCE = 1e-4
+"""Of a score between 0 and 1."""
 
 
 @dataclass(frozen=True)

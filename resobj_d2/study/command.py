@@ -31,6 +31,7 @@ __all__ = ["RESULTS", "main", "run_study"]
 logger = logging.getLogger(__name__)
 
 RESULTS = "results.jsonl"
+"""The file in a study's folder that gets a line for each run."""
 PAGE = "study.html"
 _SHOWN_NOTES = 5
 

@@ -17,7 +17,10 @@ __all__ = ["DONE", "FAILED", "Result", "append_result", "by_key", "read_results"
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED = "done", "failed"
+DONE = "done"
+"""The status of a run with results."""
+FAILED = "failed"
+"""That of one without, and why is in its line."""
 _TYPES = {
     "key": str,
     "study": str,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 __all__ = ["LEVEL", "Comparison", "Interval", "compare", "mean_interval", "t_quantile"]
 
 LEVEL = 0.95
+"""Of all intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
