@@ -34,6 +34,7 @@ def run(monkeypatch, toy_job, tmp_path):
     """A function: keys to (results, failures, keys for which no time was left)."""
     package = tmp_path / "benchmarks"
     package.mkdir()
+    (package / "__init__.py").touch()  # else an installed checkout's comes first
     (package / "worker.py").write_text(WORKER)
     monkeypatch.setattr(processes.machine, "REPOSITORY", tmp_path)
     monkeypatch.setattr(processes, "POLL", 0.05)
