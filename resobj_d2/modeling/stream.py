@@ -28,6 +28,7 @@ from resobj_d2.structures import (
     TowerFeatures,
 )
 
+from .class_logits import mean_of_sigmoids, without_excluded, without_nan
 from .compatibility_checks import check_compatibility
 from .contracts import ScoreBranch
 from .fusion import ScoreFusion
@@ -243,9 +244,9 @@ class DenseStream(nn.Module):
             if branch.owns_background:
                 logits = branch.score_logits(output.branches[name])
                 return objectness_difficulty(logits, targets.foreground)
-        logits = _without_excluded(prediction.cls_logits, targets.excluded_class)
+        logits = without_excluded(prediction.cls_logits, targets.excluded_class)
         labels = stage.class_labels(targets)
-        return _without_nan(self.stages[0].cls_loss.per_anchor(logits, labels))
+        return without_nan(self.stages[0].cls_loss.per_anchor(logits, labels))
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
@@ -258,7 +259,7 @@ class DenseStream(nn.Module):
             if loss.takes_quality:
                 quality = (self._quality(prediction, targets, priors),)
             total = loss(
-                _without_excluded(prediction.cls_logits, targets.excluded_class),
+                without_excluded(prediction.cls_logits, targets.excluded_class),
                 stage.class_labels(targets),
                 targets.valid if self.classify_background else targets.foreground,
                 *quality,
@@ -272,11 +273,8 @@ class DenseStream(nn.Module):
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
     ) -> dict[str, tuple[Tensor, bool]]:
         """As :meth:`_stage_losses`: the box loss and the coder's own."""
-        loss, foreground, weight = (
-            stage.box_loss,
-            targets.foreground,
-            stage.weight * stage.box_weight,
-        )
+        loss, foreground = stage.box_loss, targets.foreground
+        weight = stage.weight * stage.box_weight
         if weight == 0:
             return {}
         factors = targets.box_weights
@@ -304,11 +302,10 @@ class DenseStream(nn.Module):
         """(N, R) target of the class score at foreground: the assigner's, or the box's IoU."""
         if targets.quality is not None:
             return targets.quality
-        boxes, matched = self._boxes(prediction, priors), targets.matched_gt_boxes
-        boxes = boxes.expand_as(matched)
-        return ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4)).view(
-            targets.labels.shape
-        )
+        matched = targets.matched_gt_boxes
+        boxes = self._boxes(prediction, priors).expand_as(matched)
+        ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
+        return ious.view(targets.labels.shape)
 
     def detection_inputs(self, output: StreamOutput, step: int | None = None) -> dict[str, Any]:
         """The arguments of ``ops.dense_detections`` that depend on the predictions or the method.
@@ -399,23 +396,4 @@ class DenseStream(nn.Module):
             for stage, prediction in zip(self.stages, output.stages, strict=True)
             if stage.cls is not None and not stage.binary
         ]
-        if self.stage_scores == "last":
-            return predicted[-1]
-        levels = []
-        for maps in zip(*(x.levels for x in predicted), strict=True):
-            mean = sum(torch.sigmoid(x.float()) for x in maps) / len(maps)
-            levels.append(torch.logit(mean))
-        return LevelMaps(levels, predicted[-1].channels)
-
-
-def _without_nan(difficulty: Tensor) -> Tensor:
-    """NaN counts as hardest: a sampler that dropped it would hide that training has diverged."""
-    return torch.where(difficulty.isnan(), math.inf, difficulty)
-
-
-def _without_excluded(logits: Tensor, excluded: Tensor | None) -> Tensor:
-    """(N, R, K) logits; excluded classes get a logit without loss or gradient as a negative."""
-    if excluded is None:
-        return logits
-    classes = torch.arange(logits.shape[-1], device=logits.device)
-    return torch.where(excluded[..., None] == classes, -1e4, logits)
+        return predicted[-1] if self.stage_scores == "last" else mean_of_sigmoids(predicted)
