@@ -143,8 +143,8 @@ DETECTRON2_READERS: dict[str, tuple[Reader, ...]] = {
     ),
     "VIS_PERIOD": (
         Reader(
-            "Detectron2's detectors",
-            (_architecture("RetinaNet", "GeneralizedRCNN", "PanopticFPN"),),
+            "the detectors",
+            (_architecture("ResObjDenseDetector", "RetinaNet", "GeneralizedRCNN", "PanopticFPN"),),
         ),
     ),
     "INPUT.MASK_FORMAT": (Reader("the data mappers", (RCNN, MASKS)),),

@@ -20,6 +20,7 @@ from .build_stream import build_stream
 from .contracts import Tower
 from .postprocess import DensePostprocess, Scoring, to_instances
 from .stream import DenseStream
+from .training_pictures import is_due, put_training_picture
 
 __all__ = ["ResObjDenseDetector"]
 
@@ -36,6 +37,8 @@ class ResObjDenseDetector(nn.Module):
         streams: what is predicted from the tower, by name.
         postprocess: turns candidates into detections.
         pixel_mean, pixel_std: per channel, in the order of the input images.
+        input_format: that order, for pictures.
+        vis_period: iterations between two pictures of the training; 0 for none.
 
     After a training forward ``statistics`` holds detached scalars of that batch, on the device.
     """
@@ -52,6 +55,8 @@ class ResObjDenseDetector(nn.Module):
         postprocess: DensePostprocess,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        input_format: str = "BGR",
+        vis_period: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -62,6 +67,8 @@ class ResObjDenseDetector(nn.Module):
         self.postprocess = postprocess
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.input_format = input_format
+        self.vis_period = vis_period
         self.statistics: dict[str, Tensor] = {}
 
     @classmethod
@@ -107,6 +114,8 @@ class ResObjDenseDetector(nn.Module):
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
         }
 
     @property
@@ -132,7 +141,10 @@ class ResObjDenseDetector(nn.Module):
         images = self._preprocess(batched_inputs)
         outputs = self.predict(images, every_step=self.training)
         if self.training:
-            return self._losses(outputs, self._ground_truth(batched_inputs))
+            losses = self._losses(outputs, self._ground_truth(batched_inputs))
+            if self.vis_period and is_due(self.vis_period):
+                self._put_picture(batched_inputs[0], images, outputs)
+            return losses
         return self._detect(batched_inputs, images, outputs)
 
     @torch.no_grad()
@@ -254,6 +266,14 @@ class ResObjDenseDetector(nn.Module):
             losses.update({key + ending: loss for key, loss in stream_losses.items()})
             self.statistics.update({key + ending: x for key, x in statistics.items()})
         return losses
+
+    @torch.no_grad()
+    def _put_picture(
+        self, inputs: dict, images: ImageList, outputs: dict[str, StreamOutput]
+    ) -> None:
+        as_seen = [{} for _ in images.image_sizes]  # not in the size of the file
+        found = self._detect(as_seen, images, outputs)[0]["instances"]
+        put_training_picture(inputs, found, self.input_format)
 
     def _detect(
         self,

@@ -160,7 +160,7 @@ def test_the_message_names_the_key_its_reader_and_what_is_there_instead(reposito
 @pytest.mark.parametrize(
     "opts, key",
     [
-        ([*DENSE, "VIS_PERIOD", 20], "VIS_PERIOD"),
+        (["MODEL.META_ARCHITECTURE", "ProposalNetwork", "VIS_PERIOD", 20], "VIS_PERIOD"),
         ([*DENSE, "MODEL.RETINANET.NUM_CLASSES", 3], "MODEL.RETINANET.NUM_CLASSES"),
         ([*DENSE, "MODEL.MASK_ON", True], "MODEL.MASK_ON"),
         (["MODEL.DENSE.QUALITY.ENABLED", True], "MODEL.DENSE.QUALITY.ENABLED"),

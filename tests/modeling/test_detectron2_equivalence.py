@@ -1,5 +1,6 @@
 """With every extension off the detector is Detectron2's RetinaNet."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -93,3 +94,19 @@ def test_the_same_candidates_reach_suppression(pair, make_batch):
         assert len(y) > 2000  # the limit applies on the two finest levels
         assert len(x) == len(y)
         torch.testing.assert_close(x.scores, y.scores)
+
+
+def test_pictures_of_the_training_are_equal(pair, make_batch):
+    batch = make_batch(SHAPES)
+    batch[0]["height"] *= 2  # of the file, not of what the detector sees
+    pictures = []
+    for model in pair:
+        model.vis_period, model.input_format = 4, "RGB"
+        np.random.seed(0)  # colours of boxes
+        with EventStorage(8) as storage:
+            model(batch)
+        pictures += storage._vis_data
+    (name, ours, iteration), (their_name, theirs, their_iteration) = pictures
+    assert (name, iteration) == (their_name, their_iteration)
+    assert ours.shape == theirs.shape == (3, 256, 160)
+    assert np.array_equal(ours, theirs)

@@ -8,9 +8,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from resobj_d2.modeling.training_pictures import is_due
 
 __all__ = ["MLPMaskHead", "SoftmaxMaskHead"]
 
@@ -56,7 +59,20 @@ class SoftmaxMaskHead(MaskRCNNConvUpsampleHead):
             masks = x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(logits.device)
             inside = masks if masks.dtype == torch.bool else masks > 0.5
             targets.append(torch.where(inside, x.gt_classes[:, None, None], background))
-        return F.cross_entropy(logits, torch.cat(targets))
+        target = torch.cat(targets)
+        if is_due(self.vis_period):
+            self._put_pictures(logits, torch.cat([x.gt_classes for x in instances]), target)
+        return F.cross_entropy(logits, target)
+
+    @torch.no_grad()
+    def _put_pictures(self, logits: Tensor, classes: Tensor, target: Tensor) -> None:
+        """As Detectron2's mask loss: each RoI's mask of its class beside the true one."""
+        rows = torch.arange(len(classes), device=classes.device)
+        predicted = torch.softmax(logits, dim=1)[rows, classes]
+        true = (target == classes[:, None, None]).float()
+        for index, pair in enumerate(torch.cat((predicted, true), dim=2).cpu()):
+            name = f"Left: mask prediction;   Right: mask GT ({index})"
+            get_event_storage().put_image(name, pair.expand(3, -1, -1))
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
