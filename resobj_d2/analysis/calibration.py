@@ -19,6 +19,7 @@ import numpy as np
 
 from resobj_d2.command import run_command
 
+from .binning import bin_of
 from .evaluation_set import EvaluationSet
 from .matching import match, overlapping_pairs
 from .source import add_source_options, load_source
@@ -44,7 +45,7 @@ def calibration_table(
         detections.
     """
     scores, correct, _ = _judged(data, threshold, lowest)
-    places = _places(scores, bins)
+    places = bin_of(scores, bins)
     counts = np.bincount(places, minlength=bins)
     means = _means(places, scores, counts)
     precisions = _means(places, correct, counts)
@@ -82,7 +83,7 @@ def _error_row(name: str, scores: np.ndarray, correct: np.ndarray, bins: int) ->
     row: Row = {"class": name, "detections": len(scores)}
     if not len(scores):
         return {**row, "score": None, "precision": None, "ECE": None}
-    places = _places(scores, bins)
+    places = bin_of(scores, bins)
     gaps = np.bincount(places, scores - correct, minlength=bins)
     return {
         **row,
@@ -105,10 +106,6 @@ def _judged(
             "between 0 and 1 can be probabilities"
         )
     return scores, matches.correct[chosen].astype(float), classes
-
-
-def _places(scores: np.ndarray, bins: int) -> np.ndarray:
-    return np.minimum((scores * bins).astype(int), bins - 1)
 
 
 def _means(places: np.ndarray, values: np.ndarray, counts: np.ndarray) -> list[float | None]:

@@ -14,6 +14,7 @@ from resobj_d2 import ops
 from resobj_d2.modeling.branches.objectness import ObjectnessBranch, ObjectnessPrediction
 from resobj_d2.structures import LevelMaps, Targets
 
+from .binning import bin_of
 from .imbalance_tables import Imbalance
 
 __all__ = ["Term", "add_levels", "add_term", "class_sizes", "objectness_terms"]
@@ -160,9 +161,9 @@ def _add_shares(
 def _add_histogram(
     result: Imbalance, key: tuple[str, str], probability: Tensor, targets: Targets
 ) -> None:
-    places = (probability * result.bins).long().clamp(max=result.bins - 1)
+    places = bin_of(probability.cpu().numpy(), result.bins)
     counts = [
-        torch.bincount(places[group], minlength=result.bins).cpu().numpy()
+        np.bincount(places[group.cpu().numpy()], minlength=result.bins)
         for group in (targets.background, targets.foreground)
     ]
     result.histograms[key] = result.histograms.get(key, 0) + np.array(counts, dtype=float)

@@ -22,6 +22,7 @@ import numpy as np
 
 from resobj_d2.command import run_command
 
+from .binning import bin_of
 from .dump_file import Dump, load_dump
 from .evaluation_set import Detections, EvaluationSet, Objects, with_sizes
 from .matching import overlapping_pairs
@@ -52,6 +53,7 @@ class ScoredBoxes:
         name: "detections", or the source of candidates before NMS and "before NMS".
         scores: (n,).
         ious: (n,) best IoU with an object of the box's class, of any class for proposals.
+            Difficult objects count, crowd regions do not.
         factors: (n,) each, the probabilities that the score is made of, by name; NaN where a box
             has none.
     """
@@ -90,12 +92,12 @@ def scored_boxes(dump: Dump) -> list[ScoredBoxes]:
 def _best_ious(
     dump: Dump, images: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None
 ) -> np.ndarray:
-    """(n,) best IoU with an object; crowd regions and difficult objects are none.
+    """(n,) best IoU with an object, difficult ones too as in ``prior_iou``; crowd regions are none.
 
     Args:
         classes: of the boxes; -1, or None for all of them, for an object of any class.
     """
-    real = np.flatnonzero(~dump.objects.ignore)
+    real = np.flatnonzero(~dump.objects.crowd)
     objects = dump.objects
     data = EvaluationSet(
         name="",
@@ -224,7 +226,7 @@ def score_table(boxes: Sequence[ScoredBoxes], *, bins: int = 10) -> list[Row]:
 def regression_table(dump: Dump, *, bins: int = 10) -> list[Row]:
     """The IoU of a candidate's box after each stage of regression over that of its anchor.
 
-    IoUs are the best with an object of any class.
+    IoUs are the best with an object of any class, difficult ones included.
 
     Args:
         dump: with candidates.
@@ -260,7 +262,7 @@ def regression_table(dump: Dump, *, bins: int = 10) -> list[Row]:
 
 def _binned(x: np.ndarray, y: np.ndarray, bins: int) -> list[dict]:
     """Mean and deviation of ``y`` in equal bins of ``x`` from 0 to 1, and which are inside."""
-    places = np.minimum((x * bins).astype(int), bins - 1)
+    places = bin_of(x, bins)
     rows = []
     for i in range(bins):
         chosen = np.flatnonzero(places == i)

@@ -38,6 +38,7 @@ def example(tmp_path_factory):
         for i in range(3)
         for _ in range(3)
     ]
+    objects[4] = (*objects[4], "difficult")
     objects.append((0, 0, [0, 0, 300, 300], "crowd"))
     record = plain_loops.record(objects)
     folder = tmp_path_factory.mktemp("misalignment") / "dump"
@@ -74,7 +75,7 @@ def example(tmp_path_factory):
 
 
 def best_iou(dump, image, box, label):
-    """Of a box in corners with an object of its class; any class for None."""
+    """Of a box in corners with an object of its class, difficult or not; any class for None."""
     best = 0.0
     o = dump.objects
     for row in range(len(o)):
@@ -201,3 +202,13 @@ def test_detections_alone_or_nothing_is_a_result(tmp_path, capsys):
     assert {row["number"] for row in tables["scores"]} == {0}
     with pytest.raises(FileNotFoundError, match="analyze dump"):
         main([str(tmp_path / "absent")])
+
+
+def test_a_box_on_a_difficult_object_is_on_an_object(tmp_path):
+    folder = tmp_path / "dump"
+    record = plain_loops.record([(0, 0, [0, 0, 10, 10], "difficult")])
+    with write_dump(folder, record, {"num_steps": 0, "max_candidates": 0}) as writer:
+        box, number, score = np.array([[0.0, 0, 10, 9]]), np.array([0]), np.array([0.5])
+        writer.add_detections(0, boxes=box, classes=number, scores=score, factors={})
+    (found,) = scored_boxes(load_dump(folder))
+    assert found.ious.tolist() == [0.9]
