@@ -50,7 +50,10 @@ ALLOWED = {
         "inspection", "modeling", "ops", "plots", "process", "structures",
     },
     "report": {"analysis", "command", "data", "inference", "plots", "process"},
-    "study": {"command", "config", "data", "engine", "evaluation", "process", "registry", "report"},
+    "study": {
+        "command", "config", "data", "engine", "evaluation", "plots", "process", "registry",
+        "report",
+    },
     "demo": {"command", "config", "engine", "inference", "ops", "process", "report"},
     # Its table names the modules of all commands; these it imports itself.
     "cli": {"command", "config", "engine", "launch", "process", "report"},

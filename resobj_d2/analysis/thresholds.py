@@ -15,7 +15,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from resobj_d2.plots.labels import plain_label
 from resobj_d2.process import replacing
 
 from .evaluation_set import EvaluationSet
-from .matching import match, overlapping_pairs
+from .matching import Matches, match, overlapping_pairs
 from .source import add_source_options, load_source
 from .tables import Row, markdown, name_apart, write_json
 
@@ -37,22 +37,48 @@ _DIGITS = 5  # of thresholds, rounded down
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What a class has at each of its scores as the threshold, the highest first.
+    """What a class has at each of some scores as the threshold, the highest first.
 
     Attributes:
         name: of the class, or "all": every detection with its own class ("(all)" where a class
             has this name).
         objects: number of objects to find.
         scores: (n,) different thresholds; a detection of the same score counts.
-        precision, recall, f1: (n,) from 0 to 1. Without objects recall and F1 are 0.
+        right, wrong: (n,) numbers of detections at or above each; those of crowd regions and
+            difficult objects are neither.
     """
 
     name: str
     objects: int
     scores: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(n,) from 0 to 1; NaN where there are no detections."""
+        total = self.right + self.wrong
+        return np.divide(self.right, total, out=np.full(len(total), np.nan), where=total > 0)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(n,) from 0 to 1; 0 without objects."""
+        return self.right / max(self.objects, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(n,) harmonic mean of both; 0 without detections and objects."""
+        return 2 * self.right / np.maximum(self.right + self.wrong + self.objects, 1)
+
+    def at(self, scores: np.ndarray) -> Curve:
+        """The same curve at other scores.
+
+        Args:
+            scores: (m,) falling.
+        """
+        places = np.searchsorted(-self.scores, -scores, side="right")
+        right, wrong = (np.r_[0, counts][places] for counts in (self.right, self.wrong))
+        return replace(self, scores=scores, right=right, wrong=wrong)
 
     def best(self, *, precision: float | None = None, recall: float | None = None) -> int | None:
         """Position of the threshold that fits best; None without detections or objects.
@@ -64,12 +90,12 @@ class Curve:
         Where the wish cannot be met: the highest precision or recall there is. Of equal ones the
         highest threshold.
         """
-        if not len(self.scores) or not self.objects:
+        if not (self.right + self.wrong).any() or not self.objects:
             return None
         if precision is not None:
-            return _most(self.recall, self.precision, precision)
+            return _most(self.recall, np.nan_to_num(self.precision), precision)
         if recall is not None:
-            return _most(self.precision, self.recall, recall)
+            return _most(np.nan_to_num(self.precision), self.recall, recall)
         return int(np.argmax(self.f1))
 
 
@@ -81,14 +107,18 @@ def _most(wanted: np.ndarray, bounded: np.ndarray, bound: float) -> int:
     return int(np.argmax(np.where(allowed, wanted, -1.0)))
 
 
-def score_curves(data: EvaluationSet, *, threshold: float = 0.5) -> list[Curve]:
+def score_curves(
+    data: EvaluationSet, *, threshold: float = 0.5, matches: Matches | None = None
+) -> list[Curve]:
     """Precision, recall and F1 by score: of all classes together, then of each.
 
     Args:
         data: ground truth and detections.
         threshold: of IoU, from which on a detection is right.
+        matches: at this threshold, where they are known.
     """
-    matches = match(data, overlapping_pairs(data, threshold), threshold)
+    if matches is None:
+        matches = match(data, overlapping_pairs(data, threshold), threshold)
     judged = np.flatnonzero(~matches.ignored)
     scores = data.detections.scores[judged]
     judged = judged[np.argsort(-scores, kind="stable")]
@@ -104,17 +134,9 @@ def score_curves(data: EvaluationSet, *, threshold: float = 0.5) -> list[Curve]:
 
 def _curve(name: str, scores: np.ndarray, correct: np.ndarray, objects: int) -> Curve:
     last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True][: len(scores)])
-    hits = np.cumsum(correct)[last]
-    precision = hits / (last + 1)
-    recall = hits / max(objects, 1)
-    return Curve(
-        name=name,
-        objects=objects,
-        scores=scores[last],
-        precision=precision,
-        recall=recall,
-        f1=2 * hits / np.maximum(last + 1 + objects, 1),
-    )
+    right = np.cumsum(correct)[last]
+    wrong = last + 1 - right
+    return Curve(name=name, objects=objects, scores=scores[last], right=right, wrong=wrong)
 
 
 def threshold_table(

@@ -9,11 +9,11 @@ that training writes to ``metrics.json``::
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -24,11 +24,13 @@ from resobj_d2.command import run_command
 from resobj_d2.process import replacing
 
 from .labels import plain_label
+from .scalars import FILE, Scalars, Series, read_scalars
 
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
-Series = list[tuple[int, float]]
+logger = logging.getLogger(__name__)
 
+Steps = dict[str, dict[int, Series]]
 _SCALAR = re.compile(r"(validation/)?objectness/step(\d+)/(positive|negative|selected)")
 _PANELS = (
     ("positive", "mean objectness of positives", "linear"),
@@ -39,14 +41,8 @@ _PANELS = (
 _COLORS = ("#9aa0a6", "#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 
 
-def read_objectness(
-    metrics_file: str | os.PathLike, *, validation: bool = False
-) -> dict[str, dict[int, Series]]:
-    """Reads the objectness scalars of a run.
-
-    If a run was resumed from an earlier checkpoint, iterations occur twice; from there on the later
-    lines replace the earlier ones. Lines that are not a json object, such as the last line of a
-    killed run, are skipped.
+def read_objectness(metrics_file: str | os.PathLike, *, validation: bool = False) -> Steps:
+    """The objectness scalars of a run, read by :func:`.scalars.read_scalars`.
 
     Args:
         metrics_file: a file written by Detectron2's ``JSONWriter``, or the run's folder.
@@ -60,15 +56,26 @@ def read_objectness(
     Raises:
         FileNotFoundError: the file does not exist.
     """
+    return _objectness(_scalars(metrics_file), validation)
+
+
+def _scalars(metrics_file: str | os.PathLike) -> Scalars:
     path = Path(metrics_file)
     if path.is_dir():
-        path = path / "metrics.json"
+        path = path / FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.absolute()} does not exist: pass the OUTPUT_DIR of a training run"
         )
-    with open(path, encoding="utf-8", errors="replace") as file:
-        series = _collect(filter(None, map(_parse, file)), validation)
+    return read_scalars(path)
+
+
+def _objectness(scalars: Scalars, validation: bool) -> Steps:
+    series: dict[tuple[str, int], Series] = {}
+    for name, values in scalars.items():
+        match = _SCALAR.fullmatch(name)
+        if match is not None and bool(match[1]) == validation:
+            series[match[3], int(match[2])] = values
     return {
         kind: dict(sorted(steps.items()))
         for kind, *_ in _PANELS
@@ -85,7 +92,8 @@ def plot_objectness_curves(
     """Plot the objectness at each step over the iterations, one row of panels per run.
 
     Solid lines are of the training's batches, dashed ones of the validation set at each evaluation,
-    where ``TEST.VALIDATION_LOSS`` was on. Long runs are plotted as means of consecutive values.
+    where ``TEST.VALIDATION_LOSS`` was on. Long runs are plotted as means of consecutive values. A
+    warning names the runs that are left out because they have no objectness.
 
     Args:
         metrics_files: ``metrics.json`` of one or more runs, or their folders.
@@ -100,11 +108,7 @@ def plot_objectness_curves(
     """
     if isinstance(metrics_files, (str, os.PathLike)):
         metrics_files = [metrics_files]
-    runs = [
-        (_run_name(path), read_objectness(path), read_objectness(path, validation=True))
-        for path in metrics_files
-    ]
-    runs = [run for run in runs if run[1]]
+    runs = _runs_of(metrics_files)
     if not runs:
         return False
     figure = Figure(figsize=(13, 3.6 * len(runs) + 0.3), layout="constrained")
@@ -129,6 +133,22 @@ def plot_objectness_curves(
     with replacing(path, binary=True) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=120)
     return True
+
+
+def _runs_of(metrics_files: Sequence[str | os.PathLike]) -> list[tuple[str, Steps, Steps]]:
+    """Name, objectness in training and at evaluations of the runs that have it."""
+    runs = []
+    without = []
+    for path in metrics_files:
+        scalars = _scalars(path)
+        objectness = _objectness(scalars, False)
+        if objectness:
+            runs.append((_run_name(path), objectness, _objectness(scalars, True)))
+        else:
+            without.append(_run_name(path))
+    if runs and without:
+        logger.warning("no objectness in %s: left out of the plot", ", ".join(without))
+    return runs
 
 
 def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
@@ -176,33 +196,6 @@ def _thin(series: Series, most: int = 300) -> Series:
     size = -(-len(series) // most)
     blocks = (series[i : i + size] for i in range(0, len(series), size))
     return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
-
-
-def _parse(line: str) -> dict | None:
-    try:
-        # Scalars are not nested. After a kill, the resumed run appends to the broken line.
-        scalars = json.loads(line[line.rfind("{") :])
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(scalars, dict) or not isinstance(scalars.get("iteration"), int):
-        return None
-    return {name: x for name, x in scalars.items() if isinstance(x, (int, float))}
-
-
-def _collect(lines: Iterable[dict], validation: bool) -> dict[tuple[str, int], Series]:
-    """Series by kind and step."""
-    result: dict[tuple[str, int], Series] = {}
-    for scalars in lines:
-        iteration = scalars["iteration"]
-        for name, value in scalars.items():
-            match = _SCALAR.fullmatch(name)
-            if match is None or bool(match[1]) != validation:
-                continue
-            series = result.setdefault((match[3], int(match[2])), [])
-            while series and series[-1][0] >= iteration:  # the run was resumed from here
-                series.pop()
-            series.append((iteration, value))
-    return result
 
 
 def _run_name(path: str | os.PathLike) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Code", "Heading", "Note", "Plot", "Section", "Table", "named"]
+__all__ = ["Code", "Heading", "Note", "Plot", "Section", "Table", "left_out", "named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,17 @@ class Note:
 
     text: str
     kind: str = "note"
+
+
+def left_out(names: Sequence[str], why: str, blocks: Sequence[object]) -> list[Note]:
+    """A line about the runs that a section lacks, where it has others.
+
+    Args:
+        names: of these runs.
+        why: they are not there.
+        blocks: of the section.
+    """
+    return [Note(text=f"Not shown of {', '.join(names)}: {why}.")] if names and blocks else []
 
 
 @dataclass(frozen=True, kw_only=True)

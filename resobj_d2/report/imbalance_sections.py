@@ -9,7 +9,7 @@ from pathlib import Path
 from resobj_d2.analysis.imbalance_tables import GROUPS
 
 from . import plots
-from .blocks import Plot, Section, Table, named
+from .blocks import Plot, Section, Table, left_out, named
 from .judge import Judgement
 
 __all__ = ["FILE", "imbalance_section"]
@@ -29,9 +29,11 @@ def imbalance_section(judgements: Sequence[Judgement]) -> Section:
         ValueError: the file is another one.
     """
     blocks: list = []
+    without = []
     for one in judgements:
         path = one.subject.folder / FILE if one.subject.folder else None
         if path is None or not path.is_file():
+            without.append(one.subject.name)
             continue
         tables = _read(path)
         shares: dict[str, dict] = {group: {} for group in GROUPS}
@@ -51,6 +53,7 @@ def imbalance_section(judgements: Sequence[Judgement]) -> Section:
         blocks.append(
             Table(rows=tables["levels"], caption="Anchors of an image (level -1: all of them)")
         )
+    blocks += left_out(without, f"`resobj-d2 analyze imbalance` has left no {FILE}", blocks)
     return Section(
         key="imbalance",
         short="Imbalance",

@@ -15,52 +15,23 @@ from resobj_d2.analysis.thresholds import Curve, score_curves
 
 from .subject import Subject
 
-__all__ = ["Counts", "Judgement", "judge"]
+__all__ = ["SLIDER", "Judgement", "best_place", "judge"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Right and wrong detections of a whole data set over the lowest score that counts.
+SLIDER = np.round(np.linspace(1, 0, 101), 2)
+"""The lowest scores that the page can show, falling; a detection of exactly that score counts."""
 
-    Attributes:
-        thresholds: (101,) scores 0, .01, ... 1.
-        right, wrong: (101,) detections at or above each; those of crowd regions and difficult
-            objects are neither.
-        objects: to be found.
+_USUAL = int(np.flatnonzero(SLIDER == 0.3)[0])
+
+
+def best_place(curve: Curve) -> int:
+    """Where on the slider F1 is highest, at the highest such score; .30 if nothing is right.
+
+    Args:
+        curve: at the scores of :data:`SLIDER`.
     """
-
-    thresholds: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
-    objects: int
-
-    @property
-    def precision(self) -> np.ndarray:
-        """(101,); NaN where there are no detections."""
-        total = self.right + self.wrong
-        return np.divide(self.right, total, out=np.full(len(total), np.nan), where=total > 0)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """(101,); NaN without objects."""
-        return self.right / self.objects if self.objects else np.full(len(self.right), np.nan)
-
-    @property
-    def f1(self) -> np.ndarray:
-        """(101,) harmonic mean of both; 0 without detections and objects."""
-        total = self.right + self.wrong + self.objects
-        return np.divide(2 * self.right, total, out=np.zeros(len(total)), where=total > 0)
-
-    @property
-    def best(self) -> int:
-        """Position of the score with the highest F1; the highest such score."""
-        f1 = self.f1
-        return int(len(f1) - 1 - f1[::-1].argmax()) if len(f1) and f1.max() > 0 else 30
-
-    @property
-    def best_score(self) -> float:
-        """That score."""
-        return float(self.thresholds[self.best])
+    best = curve.best()
+    return _USUAL if best is None or not curve.right.any() else best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +41,7 @@ class Judgement:
     Attributes:
         subject: what was measured.
         errors: at IoU 0.5, of each step.
-        counts: the same.
+        counts: the same of all classes together, at the scores of :data:`SLIDER`.
         breakdown: rows of :func:`resobj_d2.analysis.breakdown.breakdown_table`.
         curves: by score, of all classes and of each.
         costs: of every single error.
@@ -78,7 +49,7 @@ class Judgement:
 
     subject: Subject
     errors: list[ErrorAnalysis]
-    counts: list[Counts]
+    counts: list[Curve]
     breakdown: list[Row]
     curves: list[Curve]
     costs: ErrorCosts
@@ -93,6 +64,11 @@ class Judgement:
         """The errors of the detector's own detections."""
         return self.errors[-1]
 
+    @property
+    def best_score(self) -> float:
+        """The lowest score at which its detections have the highest F1."""
+        return float(SLIDER[best_place(self.counts[-1])])
+
     def average(self, name: str = "AP") -> float | None:
         """AP, AP50, AP75 or AR of everything in percent; None without objects."""
         return self.groups("all", name)["all"]
@@ -105,28 +81,12 @@ class Judgement:
 def judge(subject: Subject) -> Judgement:
     """Measure a subject at every step."""
     errors = [analyze_errors(data) for data in subject.steps]
+    curves = [score_curves(one.data, matches=one.matches) for one in errors]
     return Judgement(
         subject=subject,
         errors=errors,
-        counts=[_counts(one) for one in errors],
+        counts=[whole.at(SLIDER) for whole, *_ in curves],
         breakdown=breakdown_table(subject.data),
-        curves=score_curves(subject.data),
+        curves=curves[-1],
         costs=error_costs(errors[-1]),
-    )
-
-
-def _counts(errors: ErrorAnalysis) -> Counts:
-    scores, matches = errors.data.detections.scores, errors.matches
-    # As a user compares them: 0.30 on the slider keeps a detection of 0.30.
-    thresholds = np.round(np.linspace(0, 1, 101), 2)
-
-    def above(rows: np.ndarray) -> np.ndarray:
-        ordered = np.sort(scores[rows])
-        return len(ordered) - np.searchsorted(ordered, thresholds, side="left")
-
-    return Counts(
-        thresholds=thresholds,
-        right=above(matches.correct),
-        wrong=above(matches.wrong),
-        objects=int((~errors.data.objects.ignored).sum()),
     )

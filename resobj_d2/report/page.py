@@ -61,7 +61,7 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
         sections=sections_of(judgements),
         runs=names,
         class_names=data.class_names,
-        threshold=f"{judgements[0].counts[-1].best_score:.2f}",
+        threshold=f"{judgements[0].best_score:.2f}",
         pictures=shown,
         pictures_text=_pictures_text(len(shown), len(data.image_ids)),
         strips=_strips(judgements, shown),
@@ -165,8 +165,8 @@ def _json(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> Markup:
                 "steps": len(one.errors),
                 "curves": [
                     {
-                        "right": counts.right.tolist(),
-                        "wrong": counts.wrong.tolist(),
+                        "right": counts.right[::-1].tolist(),
+                        "wrong": counts.wrong[::-1].tolist(),
                         "objects": counts.objects,
                     }
                     for counts in one.counts

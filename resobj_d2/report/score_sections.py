@@ -16,8 +16,8 @@ from resobj_d2.analysis.misalignment import (
 from resobj_d2.analysis.thresholds import threshold_override, threshold_table
 
 from . import plots
-from .blocks import Code, Plot, Section, Table, named
-from .judge import Judgement
+from .blocks import Code, Plot, Section, Table, left_out, named
+from .judge import Judgement, best_place
 
 __all__ = ["calibration_section", "misalignment_section", "precision_section"]
 
@@ -31,10 +31,11 @@ def precision_section(judgements: Sequence[Judgement]) -> Section | None:
         counts, name = one.counts[-1], one.subject.name
         known = ~np.isnan(counts.precision)
         precision[name] = (counts.recall[known], counts.precision[known])
-        f1[name] = (counts.thresholds, counts.f1)
-        if known[counts.best]:
-            marks[name] = (counts.recall[counts.best], counts.precision[counts.best])
-        best[name] = (counts.best_score, counts.f1[counts.best])
+        f1[name] = (counts.scores, counts.f1)
+        place = best_place(counts)
+        if known[place]:
+            marks[name] = (counts.recall[place], counts.precision[place])
+        best[name] = (counts.scores[place], counts.f1[place])
     return Section(
         key="precision",
         short="Precision",
@@ -82,10 +83,12 @@ def _limits(judgements: Sequence[Judgement]) -> list:
 def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
     """How often detections of each score are right; None where no scores are probabilities."""
     series, rows = {}, []
+    without = []
     for one in judgements:
         scores = one.data.detections.scores
         if not len(scores) or not 0 <= scores.min() <= scores.max() <= 1:
-            continue  # no probabilities
+            without.append(one.subject.name)
+            continue
         bins = [row for row in calibration_table(one.data) if row["detections"]]
         series[one.subject.name] = (
             [row["score"] for row in bins],
@@ -117,6 +120,7 @@ def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
                 "Neither changes AP, but both matter to whoever reads the scores.",
             ),
             Table(rows=rows, caption="Means over all detections, 0 to 1", digits=3),
+            *left_out(without, "there are no scores between 0 and 1", rows),
         ],
     )
 
@@ -124,9 +128,11 @@ def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
 def misalignment_section(judgements: Sequence[Judgement]) -> Section | None:
     """How well scores tell the IoU of their boxes, before and after NMS; None without dumps."""
     blocks: list = []
+    without = []
     for one in judgements:
         dump = one.subject.dump
         if dump is None or not len(dump.detections) or not len(dump.objects):
+            without.append(one.subject.name)
             continue
         boxes = scored_boxes(dump)
         scores = _curves(score_table(boxes), ["boxes"], "score")
@@ -165,6 +171,7 @@ def misalignment_section(judgements: Sequence[Judgement]) -> Section | None:
         blocks.append(
             Table(rows=rows, caption="Correlation with the IoU of boxes on objects", digits=3)
         )
+    blocks += left_out(without, "there is no dump with detections and objects", blocks)
     return Section(
         key="misalignment",
         short="Score and IoU",

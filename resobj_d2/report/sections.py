@@ -8,13 +8,13 @@ from resobj_d2.analysis.compare import Method, compare
 from resobj_d2.analysis.confusions import background_name, confusion_table
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.precision import mean_precision
+from resobj_d2.plots.scalars import Scalars, read_scalars
 
 from . import plots
-from .blocks import Code, Note, Plot, Section, Table, named
+from .blocks import Code, Note, Plot, Section, Table, left_out, named
 from .imbalance_sections import imbalance_section
-from .judge import Judgement
+from .judge import Judgement, best_place
 from .score_sections import calibration_section, misalignment_section, precision_section
-from .subject import read_scalars
 
 __all__ = ["sections_of", "training_panels"]
 
@@ -46,16 +46,17 @@ def _comparison(judgements: Sequence[Judgement]) -> Section | None:
     rows = []
     for one in judgements:
         counts = one.counts[-1]
+        best = best_place(counts)
         rows.append(
             {
                 "run": one.subject.name,
                 "AP": one.average(),
                 "AP50": one.average("AP50"),
                 "AP75": one.average("AP75"),
-                "best F1": 100 * float(counts.f1[counts.best]),
-                "at score": round(counts.best_score, 2),
-                "recall": 100 * float(counts.recall[counts.best]),
-                "precision": 100 * float(counts.precision[counts.best]),
+                "best F1": 100 * float(counts.f1[best]),
+                "at score": one.best_score,
+                "recall": 100 * float(counts.recall[best]) if counts.objects else None,
+                "precision": 100 * float(counts.precision[best]),
             }
         )
     return Section(
@@ -126,7 +127,7 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
         blocks += named(one.subject.name, len(judgements))
         table = [{k: v for k, v in row.items()} for row in one.last.table()]
         blocks.append(Table(rows=table, caption="Errors at IoU .50 (dAP in points)", digits=2))
-        confidence = one.counts[-1].best_score
+        confidence = one.best_score
         pairs = confusion_table(one.data, confidence=confidence)
         mixed = [
             row
@@ -230,19 +231,22 @@ def _steps(judgements: Sequence[Judgement]) -> Section | None:
         rows = []
         for step, (errors, counts) in enumerate(zip(one.errors, one.counts, strict=True)):
             costs = {str(row["error"]): row["dAP"] for row in errors.table()}
+            best = best_place(counts)
             rows.append(
                 {
                     "step": f"{step} (base)" if step == 0 else str(step),
                     "AP50": mean_precision(errors.precision),
-                    "best F1": 100 * float(counts.f1[counts.best]),
-                    "at score": round(counts.best_score, 2),
-                    "detections": int(counts.right[0] + counts.wrong[0]),
+                    "best F1": 100 * float(counts.f1[best]),
+                    "at score": float(counts.scores[best]),
+                    "detections": int(counts.right[-1] + counts.wrong[-1]),
                     "dAP of Bkg": costs["Bkg"],
                     "dAP of Miss": costs["Miss"],
                 }
             )
         blocks += named(one.subject.name, len(judgements))
         blocks.append(Table(rows=rows, caption="Scored with the objectness of each step", digits=2))
+    without = [one.subject.name for one in judgements if len(one.errors) < 2]
+    blocks += left_out(without, "no residual steps are known", blocks)
     return Section(
         key="refinement",
         short="Objectness",
@@ -255,10 +259,12 @@ def _steps(judgements: Sequence[Judgement]) -> Section | None:
 
 def _training(judgements: Sequence[Judgement]) -> Section | None:
     blocks: list = []
+    without = []
     for one in judgements:
         scalars = read_scalars(one.subject.folder) if one.subject.folder else {}
         panels = training_panels(scalars)
         if not panels:
+            without.append(one.subject.name)
             continue
         blocks += named(one.subject.name, len(judgements))
         blocks.append(
@@ -270,10 +276,11 @@ def _training(judgements: Sequence[Judgement]) -> Section | None:
                 "longer training.",
             )
         )
+    blocks += left_out(without, "there is no metrics.json with scalars of a training", blocks)
     return Section(key="training", short="Training", title="The training", blocks=blocks)
 
 
-def training_panels(scalars: dict[str, list[tuple[int, float]]]) -> dict[str, dict]:
+def training_panels(scalars: Scalars) -> dict[str, dict]:
     """The scalars of a training that a person looks at, by panel."""
     groups = {
         "loss, all terms": [n for n in scalars if n == "total_loss"],

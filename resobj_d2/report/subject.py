@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from resobj_d2.analysis.dump_file import Dump, load_dump, read_about
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.source import load_source
 
-__all__ = ["Subject", "find_subjects", "read_scalars"]
+__all__ = ["Subject", "find_subjects"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,32 +129,3 @@ def _distinct_names(paths: Sequence[Path], subjects: Sequence[Subject]) -> list[
     if len(set(names)) < len(names):
         names = [f"{name} ({k + 1})" for k, name in enumerate(names)]
     return names
-
-
-def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The scalars of a run's ``metrics.json`` over its iterations; empty without that file.
-
-    Where a run was resumed from an earlier iteration, the later values stay: those that a scalar
-    had from there on are dropped. The lines of one moment are in any order, so one scalar says
-    nothing of another. Lines that are damaged are left out.
-    """
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return {}
-    series: dict[str, dict[int, float]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                scalars = json.loads(line[line.rfind("{") :])
-            except (ValueError, RecursionError):
-                continue
-            iteration = scalars.get("iteration") if isinstance(scalars, dict) else None
-            if not isinstance(iteration, int):
-                continue
-            for name, value in scalars.items():
-                if isinstance(value, (int, float)) and name != "iteration" and isfinite(value):
-                    values = series.setdefault(name, {})
-                    while values and next(reversed(values)) >= iteration:
-                        values.popitem()
-                    values[iteration] = float(value)
-    return {name: list(values.items()) for name, values in series.items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 
-from .judge import Judgement
+from .judge import Judgement, best_place
 
 __all__ = ["Figure", "Summary", "summarise"]
 
@@ -77,7 +77,7 @@ def summarise(judgement: Judgement) -> Summary:
 
 def _figures(judgement: Judgement) -> list[Figure]:
     counts = judgement.counts[-1]
-    best = counts.best
+    best = best_place(counts)
     return [
         Figure(
             name="AP",
@@ -88,7 +88,7 @@ def _figures(judgement: Judgement) -> list[Figure]:
         Figure(name="AP75", value=_percent(judgement.average("AP75")), meaning="at IoU .75"),
         Figure(
             name="best score limit",
-            value=f"{counts.best_score:.2f}",
+            value=f"{judgement.best_score:.2f}",
             meaning="with the highest F1, the harmonic mean of precision and recall",
         ),
         Figure(
@@ -106,13 +106,13 @@ def _figures(judgement: Judgement) -> list[Figure]:
 
 def _strengths(judgement: Judgement) -> list[str]:
     counts = judgement.counts[-1]
-    everything = 100 * float(counts.recall[0])
-    best = counts.best
-    if not counts.right[0]:
+    everything = 100 * float(counts.recall[-1])
+    best = best_place(counts)
+    if not counts.right[-1]:
         return ["None of its detections is right."]
     items = [
         ("" if counts.f1[best] >= _USABLE else "Not much yet. ")
-        + f"At a score of {counts.best_score:.2f} or more, "
+        + f"At a score of {judgement.best_score:.2f} or more, "
         f"{100 * float(counts.precision[best]):.0f} % of its detections are right and "
         f"{100 * float(counts.recall[best]):.0f} % of the objects are found.",
         f"{everything:.1f} % of the objects are among its detections of any score"
@@ -152,7 +152,7 @@ def _losses(judgement: Judgement) -> list[str]:
         what = (
             f"{count} of {objects} objects"
             if kind == "Miss"
-            else f"{count} detections of any score"
+            else f"{count} detection{'s' * (count != 1)} of any score"
         )
         items.append(f"{_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
     classes = {k: v for k, v in judgement.groups("class").items() if v is not None}
@@ -179,7 +179,7 @@ def _advice(judgement: Judgement) -> list[str]:
     ranked = [kind for kind, cost, _ in _ranked(judgement.last) if cost >= _NOTICEABLE]
     counts = judgement.counts[-1]
     items = []
-    if counts.f1[counts.best] < _USABLE:
+    if counts.f1[best_place(counts)] < _USABLE:
         items.append(
             "First train longer, and look at the data with `resobj-d2 data check`: what follows "
             "may change with that."
@@ -187,10 +187,10 @@ def _advice(judgement: Judgement) -> list[str]:
     items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
     if "Bkg" not in ranked[:3]:
         items.append(_about_imbalance(judgement))
-    if counts.right[0]:
+    if counts.right[-1]:
         items.append(
-            f"For use, keep detections of {counts.best_score:.2f} or more: `resobj-d2 predict "
-            f"--confidence-threshold {counts.best_score:.2f}`."
+            f"For use, keep detections of {judgement.best_score:.2f} or more: `resobj-d2 predict "
+            f"--confidence-threshold {judgement.best_score:.2f}`."
         )
     return items
 

@@ -28,11 +28,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from resobj_d2.command import run_command
+from resobj_d2.plots.scalars import FILE, Scalars, read_scalars
 
 from . import plots
 from .samples import FOLDER
 from .sections import training_panels
-from .subject import read_scalars
 
 __all__ = ["LiveRun", "make_server", "main"]
 
@@ -82,7 +82,7 @@ class LiveRun:
 
     def state(self) -> dict[str, str]:
         """``version``, which changes with the files, and ``text``, when they last did."""
-        stamps = [_stamp(self.folder / "metrics.json"), *map(_stamp, self.samples().values())]
+        stamps = [_stamp(self.folder / FILE), *map(_stamp, self.samples().values())]
         newest = max(stamps)
         text = "nothing has been written yet"
         if newest:
@@ -135,7 +135,7 @@ def _title(name: str) -> str:
     return f"after iteration {int(iteration)}, {dataset}" if iteration.isdigit() else name
 
 
-def _figures(scalars: dict[str, list[tuple[int, float]]]) -> list[tuple[str, str]]:
+def _figures(scalars: Scalars) -> list[tuple[str, str]]:
     names = {
         "total_loss": ("loss", "{:.4g}"),
         "bbox/AP": ("AP", "{:.1f}"),

@@ -14,8 +14,8 @@ import numpy
 import PIL
 import torch
 
+from resobj_d2.plots.scalars import read_scalars
 from resobj_d2.process import replacing
-from resobj_d2.report.subject import read_scalars
 
 from .pool import CONSOLE, Ended, Job, run_jobs
 from .progress import Progress, readable_time

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from resobj_d2.analysis import calibration, thresholds
+from resobj_d2.analysis.binning import bin_of
 from resobj_d2.analysis.calibration import calibration_table, class_calibration_table
 from resobj_d2.analysis.thresholds import score_curves, threshold_override, threshold_table
 from tests.analysis import plain_loops
@@ -161,6 +162,33 @@ def test_calibration_by_hand():
     assert class_calibration_table(wrong)[2]["ECE"] == 1
     with pytest.raises(ValueError, match="scores from 1.5 to 1.5: only those between 0 and 1"):
         calibration_table(plain_loops.evaluation_set(objects, [(0, 0, BOX, 1.5)]))
+
+
+@pytest.mark.parametrize("bins", [3, 10, 100])
+def test_a_score_on_a_border_belongs_to_the_bin_that_begins_there(bins):
+    """Also where score times bins is less than the whole number that it should be."""
+    assert int(0.29 * 100) == 28
+    scores = [i / bins for i in range(bins + 1)]
+    found = [(0, 0, BOX, score) for score in scores]
+    rows = calibration_table(plain_loops.evaluation_set([(0, 0, BOX)], found), bins=bins)
+    assert [row["detections"] for row in rows] == [1] * (bins - 1) + [2]
+    assert [row["score"] for row in rows[:-1]] == [row["from"] for row in rows[:-1]]
+    for kind in (np.float32, np.float64):
+        places = bin_of(np.array(scores, kind), bins)
+        assert places.tolist() == [*range(bins), bins - 1]
+
+
+def test_a_curve_at_other_scores_equals_counting():
+    data = plain_loops.random_set(3)
+    points, grid = judged(data), np.array([2.0, 1.0, 0.8, 0.5, 0.5, 0.31, 0.0, -1.0])
+    for number, curve in enumerate(score_curves(data), -1):
+        own = [p for p in points if number in (-1, p[0])]
+        found = curve.at(grid)
+        assert found.right.tolist() == [sum(p[2] for p in own if p[1] >= t) for t in grid]
+        assert found.wrong.tolist() == [sum(not p[2] for p in own if p[1] >= t) for t in grid]
+        assert found.objects == curve.objects and np.isnan(found.precision[0])
+    nothing = score_curves(plain_loops.evaluation_set([(0, 0, BOX)], []))[0].at(grid)
+    assert nothing.best() is None and not nothing.right.any() and not nothing.f1.any()
 
 
 def test_calibration_command_on_real_data(real_persons, shared_data, tmp_path, capsys):

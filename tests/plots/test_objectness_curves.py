@@ -165,11 +165,12 @@ def test_nothing_to_plot(metrics, tmp_path):
     assert not output.exists()
 
 
-def test_command(metrics, tmp_path, capsys):
+def test_command(metrics, tmp_path, capsys, caplog):
     run = metrics(line(19, step0_positive=0.1)).parent
     other = metrics(line(19), run="focal").parent
     output = tmp_path / "curves.png"
     assert main([str(run), str(other), "--output", str(output)]) == 0
+    assert "no objectness in focal: left out of the plot" in caplog.text
     assert str(output) in capsys.readouterr().out and output.stat().st_size > 1000
     assert main([str(other), "--output", str(output)]) == 1
     assert "OBJECTNESS.ENABLED" in capsys.readouterr().err

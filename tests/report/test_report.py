@@ -17,9 +17,10 @@ from resobj_d2.report import plots, sections
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.imbalance_sections import imbalance_section
-from resobj_d2.report.judge import judge
+from resobj_d2.report.judge import SLIDER, best_place, judge
 from resobj_d2.report.pictures import choose_images, load_pictures
-from resobj_d2.report.subject import find_subjects, read_scalars
+from resobj_d2.report.score_sections import calibration_section, misalignment_section
+from resobj_d2.report.subject import find_subjects
 from resobj_d2.report.summary import _about_imbalance, _about_missed, summarise
 
 from .conftest import CONTENT, HOSTILE, RESULTS
@@ -32,7 +33,7 @@ def judgement(make_dump):
 
 def at(judgement, score):
     counts = judgement.counts[-1]
-    k = int(round(100 * score))
+    k = SLIDER.tolist().index(score)
     return int(counts.right[k]), int(counts.wrong[k])
 
 
@@ -44,8 +45,8 @@ def test_counts_by_hand(judgement):
     assert at(judgement, 0.61) == (1, 1)
     assert at(judgement, 0.91) == (0, 0)
     counts = judgement.counts[-1]
-    assert counts.best_score == 0.6 and counts.f1[counts.best] == pytest.approx(4 / 6)
-    assert np.isnan(counts.precision[100]) and counts.recall[60] == pytest.approx(2 / 3)
+    assert judgement.best_score == 0.6 and counts.f1[best_place(counts)] == pytest.approx(4 / 6)
+    assert np.isnan(counts.precision[0]) and counts.recall[40] == pytest.approx(2 / 3)
 
 
 def test_summary_names_what_costs_most(judgement):
@@ -59,7 +60,7 @@ def test_summary_names_what_costs_most(judgement):
     assert (
         "At a score of 0.60 or more, 67 % of its detections are right" in text["What it does well"]
     )
-    assert "Loose boxes: 50.0 points of AP50 (1 detections" in text["What it loses most by"]
+    assert "Loose boxes: 50.0 points of AP50 (1 detection " in text["What it loses most by"]
     # Areas 400 and 900 are small, 2000 is medium: the missed one.
     assert "AP is 0.0 on medium objects and" in text["What it loses most by"]
     assert "--confidence-threshold 0.60" in text["What to try"]
@@ -213,27 +214,6 @@ def test_a_dump_of_another_data_set_is_not_reported(make_dump, tmp_path):
         find_subjects([run], dataset="typo")
 
 
-def test_scalars_of_a_resumed_and_killed_run(tmp_path):
-    lines = [
-        {"iteration": 19, "total_loss": 3.0, "lr": 0.1, "bbox/APl": float("inf")},
-        {"iteration": 39, "total_loss": 2.0},
-        {"iteration": 59, "total_loss": 1.5, "bbox/AP": float("nan")},
-        {"iteration": 39, "total_loss": 2.5},  # resumed from 20
-    ]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"iteration": 59, "total'
-    (tmp_path / "metrics.json").write_text(text)
-    found = read_scalars(tmp_path)
-    assert found["total_loss"] == [(19, 3.0), (39, 2.5)] and found["lr"] == [(19, 0.1)]
-    assert set(found) == {"total_loss", "lr"} and read_scalars(tmp_path / "nowhere") == {}
-
-
-def test_evaluation_that_stands_before_the_last_line_of_the_training_is_kept(tmp_path):
-    """As Detectron2 writes them where the first and only line comes with the evaluation."""
-    lines = [{"iteration": 4, "bbox/AP": 30.0}, {"iteration": 3, "total_loss": 2.0}]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    assert read_scalars(tmp_path) == {"bbox/AP": [(4, 30.0)], "total_loss": [(3, 2.0)]}
-
-
 def test_plots_follow_the_page_and_do_not_read_formulas():
     series = {"a $x$": ([0.0, 1.0], [0.0, 1.0]), "b": ([0.0], [0.5])}
     first = plots.curves(series, x_label="x", y_label="y", marks={"b": (0.0, 0.5)})
@@ -284,6 +264,27 @@ def test_a_class_may_be_called_background(make_dump):
     tables = [block for block in sections._errors([one]).blocks if isinstance(block, Table)]
     assert tables[-1].caption.startswith("What is taken for what")
     assert tables[-1].cells == [["background", "cat", "1"]]
+
+
+def test_runs_that_a_section_lacks_are_named(judgement, tmp_path):
+    line = json.dumps({"iteration": 9, "total_loss": 1.0})
+    (tmp_path / "metrics.json").write_text(line)
+    trained = dataclasses.replace(
+        judgement,
+        subject=dataclasses.replace(judgement.subject, name="trained", folder=tmp_path, dump=None),
+    )
+    note = sections._training([judgement, trained]).blocks[-1]
+    assert note.text.startswith("Not shown of mine: there is no metrics.json")
+    note = misalignment_section([judgement, trained]).blocks[-1]
+    assert note.text.startswith("Not shown of trained: there is no dump")
+    data = judgement.data
+    found = dataclasses.replace(data.detections, scores=data.detections.scores * 10)
+    logits = dataclasses.replace(data, name="logits", detections=found)
+    subject = dataclasses.replace(judgement.subject, name="logits", steps=[logits])
+    other = dataclasses.replace(judgement, subject=subject)
+    note = calibration_section([judgement, other]).blocks[-1]
+    assert note.text == "Not shown of logits: there are no scores between 0 and 1."
+    assert not sections._training([judgement]).blocks  # no section, no line
 
 
 def test_tables_show_what_does_not_exist_as_a_dash():
