@@ -11,6 +11,7 @@ from .normalizer import (
     ForegroundEMA,
     ImageCount,
     TrainedCount,
+    weight_sum,
 )
 from .objectness import ResidualObjectnessLoss, objectness_difficulty
 from .quality import QualityLoss
@@ -53,4 +54,5 @@ __all__ = [
     "objectness_difficulty",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "weight_sum",
 ]

@@ -34,14 +34,24 @@ def _aligned_iou(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return torch.where(finite, ops.box_iou_aligned(pred, target), torch.nan)
 
 
+def _weighed_sum(losses: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum of (P,) losses, which are 0 outside ``mask``."""
+    if weights is not None:
+        losses = losses * torch.where(mask, weights.float(), 0.0).reshape(-1)
+    return losses.sum()
+
+
 @BOX_LOSS_REGISTRY.register()
 class IoULoss(BoxLoss):
     """``1 - IoU`` (Rezatofighi et al. 2019). No gradient where the boxes do not overlap."""
 
     compares = "boxes"
+    takes_weights = True
 
-    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return (1 - _aligned_iou(pred, target, mask)).sum()
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        return _weighed_sum(1 - _aligned_iou(pred, target, mask), mask, weights)
 
 
 @BOX_LOSS_REGISTRY.register()
@@ -49,12 +59,16 @@ class NegativeLogIoULoss(BoxLoss):
     """``-ln IoU`` (Yu et al. 2016, UnitBox; FSAF). No gradient below an IoU of ``min_iou``."""
 
     compares = "boxes"
+    takes_weights = True
 
     def __init__(self, *, min_iou: float = 1e-6) -> None:
         self.min_iou = min_iou
 
-    def __call__(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return -_aligned_iou(pred, target, mask).clamp(min=self.min_iou).log().sum()
+    def __call__(
+        self, pred: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        ious = _aligned_iou(pred, target, mask).clamp(min=self.min_iou)
+        return _weighed_sum(-ious.log(), mask, weights)
 
 
 @BOX_LOSS_REGISTRY.register()

@@ -20,6 +20,7 @@ __all__ = [
     "ForegroundEMA",
     "ImageCount",
     "TrainedCount",
+    "weight_sum",
 ]
 
 
@@ -34,6 +35,17 @@ def _batch_count(count: Tensor, *, at_least: float = 0.0) -> Tensor:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return count
+
+
+def weight_sum(weights: Tensor, mask: Tensor) -> Tensor:
+    """The divisor of a sum of weighted losses: the weights' sum (mean over processes), at least 1.
+
+    Args:
+        weights: (...) without a gradient.
+        mask: (...) bool, the rows that count.
+    """
+    total = torch.where(mask, weights.float(), 0.0).sum()
+    return per_part(_batch_count(total).clamp(min=1.0))
 
 
 @NORMALIZER_REGISTRY.register()

@@ -15,7 +15,7 @@ from .fsaf_assigner import FSAFAssigner
 from .max_iou_assigner import MaxIoUAssigner, background_range
 from .octave_priors import OctaveAnchors, octave_anchors
 from .paa_assigner import PAAAssigner
-from .point_assigners import ATSSAssigner, FCOSAssigner
+from .point_assigners import ATSSAssigner, FCOSAssigner, centerness
 from .priors import AnchorGrid
 from .samplers import (
     HardExampleSampler,
@@ -62,6 +62,7 @@ __all__ = [
     "YOLOCoder",
     "background_range",
     "build_two_stage_sampler",
+    "centerness",
     "octave_anchors",
     "ssd_anchors",
 ]

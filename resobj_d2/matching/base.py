@@ -21,6 +21,7 @@ class Coder:
         delta_space: the kind of deltas, matched against ``BoxLoss.compares``: "deltas" for numbers
             that any loss of differences suits, "cell_deltas" for YOLOv3's.
         anchor_offset: the ``offset`` that its priors must have, or None for any.
+        refines: it starts from a box of any size, so that a later stage can refine boxes with it.
 
     Attributes:
         channels: numbers predicted per anchor.
@@ -34,6 +35,7 @@ class Coder:
     identity_delta = 0.0
     delta_space = "deltas"
     anchor_offset: float | None = None
+    refines = True
 
     @property
     def delta_options(self) -> Mapping[str, Any] | None:
@@ -78,7 +80,8 @@ class Assigner:
         labels_by_iou: ``Targets.matched_ious`` also holds the IoU of background anchors, and
             ``Targets.background_ious`` its range; otherwise they are 0 and None.
         weighs_boxes: its targets have ``box_weights``.
-        weighs_by_size: these follow the objects' size, which a loss of boxes does not need.
+        weighs_by_size: these follow the objects' size, which a loss of boxes does not need;
+            otherwise their sum divides the box loss.
     """
 
     needs_predictions = False

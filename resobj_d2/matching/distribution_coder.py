@@ -21,7 +21,7 @@ class DistributionCoder(Coder):
     """Each distance to a side is the mean of a softmax over 0, 1, ... n strides.
 
     Li et al. 2020, "Generalized Focal Loss", section 3.2, Eq. 5 and 6. Distances are from the
-    anchor's centre, so the size of an anchor does not matter.
+    anchor's centre, so the size of an anchor does not matter, and a box cannot be refined.
 
     Args:
         largest: n, the largest distance in strides.
@@ -29,6 +29,7 @@ class DistributionCoder(Coder):
     """
 
     delta_space = "distributions"
+    refines = False
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class DistributionCoder(Coder):
         weight: Annotated[
             float,
             Option(
-                "factor of the distribution focal loss; 0 for none",
+                "factor of the distribution focal loss, a mean over four sides; 0 for none",
                 key="DFL_WEIGHT",
                 source="Generalized Focal Loss, Eq. 8",
             ),
@@ -78,6 +79,8 @@ class DistributionCoder(Coder):
     ) -> Tensor:
         """Distribution focal loss (Eq. 6): cross entropy of the two places next to the distance.
 
+        The sum over boxes of the mean over their four sides.
+
         Args:
             deltas: (..., 4 (n + 1)) logits.
             target: (..., 4) from :meth:`encode`.
@@ -92,6 +95,6 @@ class DistributionCoder(Coder):
         log_p = F.log_softmax(logits, dim=-1)
         nearby = torch.cat((left[..., None], left[..., None] + 1), dim=-1)
         log_left, log_right = log_p.gather(-1, nearby).unbind(-1)
-        loss = -((1 - share) * log_left + share * log_right).sum(dim=-1)
+        loss = -((1 - share) * log_left + share * log_right).mean(dim=-1)
         loss = loss if weights is None else loss * weights
         return torch.where(mask, loss, 0.0).sum()

@@ -20,6 +20,7 @@ from .build import ASSIGNER_REGISTRY
 __all__ = [
     "ATSSAssigner",
     "FCOSAssigner",
+    "centerness",
     "largest",
     "sides_to_points",
     "smallest_of_levels",
@@ -38,6 +39,18 @@ def sides_to_points(anchors: Tensor, boxes: Tensor) -> Tensor:
     """
     centres = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2
     return torch.cat((centres - boxes[:, :2], boxes[:, 2:] - centres), dim=-1)
+
+
+def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """(...) of the anchors' centres in boxes, both (..., 4); 0 where a centre is not inside.
+
+    ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of the distances to the sides (FCOS,
+    Eq. 3).
+    """
+    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+    before, after = centres - boxes[..., :2], boxes[..., 2:] - centres
+    share = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-9)
+    return share.clamp(min=0).prod(dim=-1).sqrt()
 
 
 def targets_of_owners(

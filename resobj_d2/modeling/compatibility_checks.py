@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .box_weights import BOX_WEIGHTS
+from .contracts import ScoreBranch
 from .stages import Stage
 
 __all__ = ["check_compatibility"]
 
 
 def check_compatibility(
-    priors, coder, sampler, stages: Sequence[Stage], *, classify_background: bool, by_score: bool
+    priors,
+    coder,
+    sampler,
+    stages: Sequence[Stage],
+    *,
+    classify_background: bool,
+    weighed_by: str,
+    branches: Sequence[ScoreBranch],
 ) -> None:
     """Raises for combinations that would build and train but do not make sense.
 
     Args:
         classify_background: the class loss tells foreground from background.
-        by_score: boxes are weighed by their class score.
+        weighed_by: what boxes are weighed by; "none" for nothing.
+        branches: the score branches.
 
     Raises:
         ValueError: the message names both slots.
     """
+    if weighed_by not in BOX_WEIGHTS:
+        raise ValueError(
+            f"BOX_LOSS.WEIGHED_BY must be one of {', '.join(BOX_WEIGHTS)}, got {weighed_by!r}"
+        )
     _check_sampler(sampler, stages, classify_background)
     _check_binary(stages[0], classify_background)
     offset = coder.anchor_offset
@@ -31,7 +45,28 @@ def check_compatibility(
         )
     for stage in stages:
         if stage.box_loss is not None:
-            _check_box_loss(stage.box_loss, stage.assigner, coder, by_score)
+            _check_box_loss(stage.box_loss, stage.assigner, coder, weighed_by)
+    if len(stages) > 1:
+        _check_refinement(coder, stages[1:], weighed_by, branches)
+
+
+def _check_refinement(
+    coder, later: Sequence[Stage], weighed_by: str, branches: Sequence[ScoreBranch]
+) -> None:
+    """Raises for what only suits boxes that do not lie on their objects yet."""
+    if not coder.refines and any(x.box is not None or x.repeats_box for x in later):
+        raise ValueError(
+            f"CODER {type(coder).__name__} measures boxes from a point and ignores the box that a "
+            "stage of STAGES refines: take another coder, or stages with BOX none"
+        )
+    for branch in branches:
+        if branch.single_stage:
+            raise ValueError(f"{branch.node_name}: {branch.single_stage}")
+    if weighed_by == "centerness":
+        raise ValueError(
+            "BOX_LOSS.WEIGHED_BY centerness is nearly 1 for the refined boxes of STAGES, whose "
+            "centres are their objects': set it to iou, score or none"
+        )
 
 
 def _check_binary(first: Stage, classify_background: bool) -> None:
@@ -64,18 +99,18 @@ def _check_sampler(sampler, stages: Sequence[Stage], classify_background: bool) 
             )
 
 
-def _check_box_loss(loss, assigner, coder, by_score: bool) -> None:
+def _check_box_loss(loss, assigner, coder, weighed_by: str) -> None:
     name = type(loss).__name__
     if loss.compares not in ("boxes", coder.delta_space):
         raise ValueError(
             f"BOX_LOSS {name} compares {loss.compares}, but CODER {type(coder).__name__} makes "
             f"{coder.delta_space}"
         )
-    if by_score and not loss.takes_weights:
-        raise ValueError(f"BOX_LOSS.WEIGHED_BY score: {name} takes no weights")
-    if by_score and assigner.weighs_boxes:
+    if weighed_by != "none" and not loss.takes_weights:
+        raise ValueError(f"BOX_LOSS.WEIGHED_BY {weighed_by}: {name} takes no weights")
+    if weighed_by != "none" and assigner.weighs_boxes:
         raise ValueError(
-            f"BOX_LOSS.WEIGHED_BY score: {type(assigner).__name__} weighs the boxes already"
+            f"BOX_LOSS.WEIGHED_BY {weighed_by}: {type(assigner).__name__} weighs the boxes already"
         )
     needless = assigner.weighs_by_size and loss.compares == "boxes"
     if assigner.weighs_boxes and (needless or not loss.takes_weights):

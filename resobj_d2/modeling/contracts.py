@@ -91,6 +91,7 @@ class ScoreBranch(nn.Module):
         last_stage_only: it reads the last stage's tower and trains on that stage only; otherwise it
             reads the first stage's and trains on every stage, with that stage's weight.
         needs_boxes: ``loss`` gets the stage's decoded boxes.
+        single_stage: why it is refused with ``STAGES``; empty if it is not.
         fusion_share: default exponent of its factor; all other factors then get one minus it. None
             for exponent 1 without an effect on the others.
 
@@ -102,6 +103,7 @@ class ScoreBranch(nn.Module):
     owns_background: bool
     last_stage_only = False
     needs_boxes = False
+    single_stage = ""
     fusion_share: float | None = None
     num_steps = 0
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from resobj_d2 import ops
 from resobj_d2.losses import objectness_difficulty
 from resobj_d2.matching import AnchorGrid, Coder, Sampler
 from resobj_d2.ops import dense_detections
@@ -28,6 +28,7 @@ from resobj_d2.structures import (
     TowerFeatures,
 )
 
+from .box_weights import box_weights, class_targets
 from .class_logits import mean_of_sigmoids, without_excluded, without_nan
 from .compatibility_checks import check_compatibility
 from .contracts import ScoreBranch
@@ -35,6 +36,9 @@ from .fusion import ScoreFusion
 from .stages import Stage
 
 __all__ = ["DenseStream"]
+
+# By name: a sum of losses, and what divides it if that is not the stage's normaliser.
+_Sums = dict[str, tuple[Tensor, Tensor | float | None]]
 
 
 class DenseStream(nn.Module):
@@ -49,8 +53,8 @@ class DenseStream(nn.Module):
         priors, coder, sampler: see :mod:`resobj_d2.matching`.
         stages: at least one; the first has both predictors and both losses.
         cls_weight, box_weight: factors of the stages' losses.
-        box_weighed_by: "none", or "score": the box loss of an anchor, and that of the coder, is
-            weighed by its highest class probability.
+        box_weighed_by: what the box loss of an anchor, and that of the coder, is weighed by; one of
+            :data:`.box_weights.BOX_WEIGHTS`. The weights' sum then divides the loss.
         stage_scores: class probabilities are those of the last stage with its own class predictor
             ("last"), or the mean over all such stages ("mean", as in Cascade R-CNN).
         branches: score branches, by their ``name``.
@@ -71,9 +75,10 @@ class DenseStream(nn.Module):
         box_weighed_by: Annotated[
             str,
             Option(
-                "factor of each anchor's box loss: none, or score, its highest class score",
+                "factor of each anchor's box loss, whose sum then divides the loss: none, score "
+                "(its highest class score), iou (of its box) or centerness (of its centre)",
                 key="BOX_LOSS.WEIGHED_BY",
-                source="Generalized Focal Loss, section 3.3",
+                source="Generalized Focal Loss, section 3.3; VarifocalNet, Eq. 5; FCOS's code",
             ),
         ] = "none",
         stage_scores: Annotated[
@@ -94,8 +99,6 @@ class DenseStream(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.cls_weight = cls_weight
         self.box_weight = box_weight
-        if box_weighed_by not in ("none", "score"):
-            raise ValueError(f"BOX_LOSS.WEIGHED_BY must be none or score, got {box_weighed_by!r}")
         self.box_weighed_by = box_weighed_by
         self.stage_scores = stage_scores
         self.branches = nn.ModuleDict({b.name: b for b in branches})
@@ -110,7 +113,8 @@ class DenseStream(nn.Module):
             sampler,
             stages,
             classify_background=self.classify_background,
-            by_score=box_weighed_by == "score",
+            weighed_by=box_weighed_by,
+            branches=branches,
         )
         if stage_scores not in ("last", "mean"):
             raise ValueError(f"STAGE_SCORES must be last or mean, got {stage_scores!r}")
@@ -183,9 +187,9 @@ class DenseStream(nn.Module):
             first_normalizer = normalizer if first_normalizer is None else first_normalizer
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
             sums = self._stage_losses(stage, prediction, targets, output.priors)
-            for name, (total, self_normalized) in sums.items():
+            for name, (total, own) in sums.items():
                 divisor = cls_normalizer if name == "cls" else normalizer
-                losses[f"loss_{name}{suffix}"] = total / (1.0 if self_normalized else divisor)
+                losses[f"loss_{name}{suffix}"] = total / (divisor if own is None else own)
             for branch in self.branches.values():
                 last_only = branch.last_stage_only
                 if prediction is not output.stages[-1] if last_only else stage.weight == 0:
@@ -250,37 +254,43 @@ class DenseStream(nn.Module):
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
-    ) -> dict[str, tuple[Tensor, bool]]:
-        """Weighted sums of what the stage trains, and whether the loss has normalised them."""
-        sums: dict[str, tuple[Tensor, bool]] = {}
+    ) -> _Sums:
+        """Weighted sums of what the stage trains, with their own divisor if they have one."""
+        sums: _Sums = {}
         loss, weight = stage.cls_loss, stage.weight * stage.cls_weight
         if loss is not None and weight > 0:
-            quality = ()
+            quality: tuple[Tensor, ...] = ()
+            own = None
             if loss.takes_quality:
-                quality = (self._quality(prediction, targets, priors),)
+                target, own = class_targets(targets, partial(self._boxes, prediction, priors))
+                quality = (target,)
             total = loss(
                 without_excluded(prediction.cls_logits, targets.excluded_class),
                 stage.class_labels(targets),
                 targets.valid if self.classify_background else targets.foreground,
                 *quality,
             )
-            sums["cls"] = total * self.cls_weight * weight, loss.self_normalized
+            sums["cls"] = total * self.cls_weight * weight, 1.0 if loss.self_normalized else own
         if prediction.box is not None and stage.box_loss is not None:
             sums.update(self._box_losses(stage, prediction, targets, priors))
         return sums
 
     def _box_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
-    ) -> dict[str, tuple[Tensor, bool]]:
+    ) -> _Sums:
         """As :meth:`_stage_losses`: the box loss and the coder's own."""
         loss, foreground = stage.box_loss, targets.foreground
         weight = stage.weight * stage.box_weight
         if weight == 0:
             return {}
-        factors = targets.box_weights
-        if self.box_weighed_by == "score":
-            maps = self.stages[0].cls_loss.sigmoid_logits(prediction.cls)
-            factors = maps.flatten().detach().amax(dim=-1).float().sigmoid()
+        factors, own = box_weights(
+            self.box_weighed_by,
+            prediction=prediction,
+            cls_loss=self.stages[0].cls_loss,
+            targets=targets,
+            decode=partial(self._boxes, prediction, priors),
+            by_size=stage.assigner.weighs_by_size,
+        )
         encoded = None
         if loss.compares != "boxes" or self.coder.loss_weight > 0:
             encoded = self.coder.encode(
@@ -291,21 +301,12 @@ class DenseStream(nn.Module):
         else:
             pred, target = self._boxes(prediction, priors), targets.matched_gt_boxes
         total = loss(pred, target, foreground, *((factors,) if loss.takes_weights else ()))
-        sums = {"box_reg": (total * self.box_weight * weight, loss.self_normalized)}
+        divisor = 1.0 if loss.self_normalized else own
+        sums: _Sums = {"box_reg": (total * self.box_weight * weight, divisor)}
         if self.coder.loss_weight > 0:
-            own = self.coder.loss(prediction.deltas, encoded, foreground, factors)
-            sums["box_coder"] = own * self.coder.loss_weight * weight, False
+            total = self.coder.loss(prediction.deltas, encoded, foreground, factors)
+            sums["box_coder"] = total * self.coder.loss_weight * weight, own
         return sums
-
-    @torch.no_grad()
-    def _quality(self, prediction: StagePrediction, targets: Targets, priors: Priors) -> Tensor:
-        """(N, R) target of the class score at foreground: the assigner's, or the box's IoU."""
-        if targets.quality is not None:
-            return targets.quality
-        matched = targets.matched_gt_boxes
-        boxes = self._boxes(prediction, priors).expand_as(matched)
-        ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
-        return ious.view(targets.labels.shape)
 
     def detection_inputs(self, output: StreamOutput, step: int | None = None) -> dict[str, Any]:
         """The arguments of ``ops.dense_detections`` that depend on the predictions or the method.

@@ -8,6 +8,7 @@ from resobj_d2.losses import (
     ForegroundEMA,
     ImageCount,
     TrainedCount,
+    weight_sum,
 )
 
 
@@ -68,6 +69,8 @@ def test_counts_are_means_over_the_processes(another_process):
     assert call(TrainedCount(), 12, trained=500).item() == 500.5
     assert call(ImageCount(), 12, images=4).item() == 3.0
     assert call(ForegroundEMA(initial=2.0, momentum=0.5), 12).item() == 4.0
+    mask = torch.tensor([True, True, True, False])
+    assert weight_sum(torch.tensor([3.0, 4.0, 5.0, torch.nan]), mask).item() == 6.0
     # The counts themselves belong to the targets and stay.
     own = torch.tensor(12.0)
     ForegroundCount()(own, own, 4)

@@ -257,8 +257,8 @@ def test_distribution_focal_loss_by_hand():
     loss = coder.loss(logits, target, mask)
     quarter, half = math.log(4), math.log(2)
     sides = [0.25 * quarter + 0.75 * half, quarter, quarter, 0.5 * half + 0.5 * quarter]
-    assert loss.item() == pytest.approx(sum(sides), rel=1e-6)
+    assert loss.item() == pytest.approx(sum(sides) / 4, rel=1e-6)
     loss.backward()
     assert torch.isfinite(logits.grad).all() and not logits.grad[1].any()
     weighted = coder.loss(logits, target, mask, torch.tensor([0.5, 7.0]))
-    assert weighted.item() == pytest.approx(sum(sides) / 2, rel=1e-6)
+    assert weighted.item() == pytest.approx(sum(sides) / 4 / 2, rel=1e-6)

@@ -30,6 +30,7 @@ def pair(method_cfg):
     options = {
         "PRIORS.OFFSET": 0.0,  # torchvision's points are the cells' corners
         "POSTPROCESS.SCORE_THRESH": 0.2,
+        "BOX_LOSS.WEIGHED_BY": "none",  # by centre-ness in the authors' code only
     }
     opts = [x for key, value in options.items() for x in (f"MODEL.DENSE.{key}", value)]
     torch.manual_seed(0)

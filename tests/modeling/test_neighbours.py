@@ -18,7 +18,8 @@ PAIRS += [("gfl", x) for x in ("resobj", "consistent", "conf")]
     "key, value, message",
     [
         ("BOX_LOSS.WEIGHED_BY", "score", "TaskAlignedAssigner weighs the boxes already"),
-        ("BOX_LOSS.NAME", "IoULoss", "weighs the boxes, but BOX_LOSS IoULoss cannot"),
+        ("BOX_LOSS.WEIGHED_BY", "iou", "TaskAlignedAssigner weighs the boxes already"),
+        ("BOX_LOSS.NAME", "SmoothL1Loss", "weighs the boxes, but BOX_LOSS SmoothL1Loss cannot"),
     ],
 )
 def test_weights_of_boxes_are_not_dropped(method_cfg, key, value, message):
@@ -26,16 +27,27 @@ def test_weights_of_boxes_are_not_dropped(method_cfg, key, value, message):
         build_model(method_cfg("tood", opts=[f"MODEL.DENSE.{key}", value]))
 
 
+def test_what_refined_boxes_cannot_learn_is_refused(method_cfg):
+    opts = ["MODEL.DENSE.STAGES", [{}], "MODEL.DENSE.BOX_LOSS.WEIGHED_BY", "none"]
+    with pytest.raises(ValueError, match="QUALITY: TARGET centerness is nearly 1"):
+        build_model(method_cfg("fcos", opts=opts))
+
+
 @pytest.mark.parametrize("method, other", PAIRS)
 def test_they_train_and_detect_together(method_cfg, make_batch, method, other):
     options = {**WITH[other], "POSTPROCESS.SCORE_THRESH": 0.0}
+    stages = 2 if other in ("consistent", "all") else 1
+    box_terms = stages
+    if stages == 2 and method == "gfl":  # distributions refine no boxes
+        options["STAGES"], box_terms = [{"BOX": "none"}], 1
+    elif stages == 2 and method in ("fcos", "atss"):
+        options["BOX_LOSS.WEIGHED_BY"] = "iou"  # refined boxes lie on their objects' centres
     opts = [x for key, value in options.items() for x in (f"MODEL.DENSE.{key}", value)]
     torch.manual_seed(0)
     model = build_model(method_cfg(method, opts=opts))
     batch = make_batch([(128, 128, 3), (128, 128, 0)])
     losses = model(batch)
-    stages = 2 if other in ("consistent", "all") else 1
-    assert sum(name.startswith("loss_box_reg") for name in losses) == stages
+    assert sum(name.startswith("loss_box_reg") for name in losses) == box_terms
     assert sum("residual" in name for name in losses) == (
         0 if other in ("consistent", "conf") else 2 * stages
     )

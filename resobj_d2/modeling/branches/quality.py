@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resobj_d2 import ops
 from resobj_d2.losses import QualityLoss
+from resobj_d2.matching import centerness
 from resobj_d2.modeling.build import BRANCH_REGISTRY
 from resobj_d2.modeling.contracts import ScoreBranch
 from resobj_d2.modeling.heads.predictors import HeadParts
@@ -25,15 +26,14 @@ class QualityBranch(ScoreBranch):
     On the class tower this is the confidence of RetinaNet-Conf (Eq. 9 and 11), on the box tower the
     IoU of "IoU-aware Single-stage Object Detector" (Wu et al.). With several stages it belongs to
     the last one: its target is the IoU of the box that is finally detected. With ``target``
-    "centerness" it is FCOS's centre-ness (Tian et al. 2019, Eq. 3).
+    "centerness" it is FCOS's centre-ness (Tian et al. 2019, Eq. 3), for a single stage.
 
     Args:
         parts: what its layer is built from.
         num_classes: K; unused, since one quality serves all classes.
         reads: tower to read, "cls" or "box".
         target: "iou" of the predicted box with its object, or "centerness" of the anchor's centre
-            in it, ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of the distances to its
-            sides.
+            in it (:func:`resobj_d2.matching.centerness`).
         loss: loss between prediction and IoU.
         weight: factor of that loss.
         detach_target: treat the IoU as a constant, as Eq. 8 does. Otherwise the loss also moves the
@@ -92,6 +92,11 @@ class QualityBranch(ScoreBranch):
         self.reads = reads
         self.target = target
         self.needs_boxes = target == "iou"
+        if target == "centerness":
+            self.single_stage = (
+                "TARGET centerness is nearly 1 for the refined boxes of STAGES, whose centres are "
+                "their objects': set it to iou"
+            )
         self.quality_loss = loss
         self.weight = weight
         self.detach_target = detach_target
@@ -114,7 +119,7 @@ class QualityBranch(ScoreBranch):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         matched = targets.matched_gt_boxes
         if boxes is None:
-            quality = _centerness(anchors, matched)
+            quality = centerness(anchors, matched)
         else:
             boxes = boxes.detach() if self.detach_target else boxes
             ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
@@ -127,11 +132,3 @@ class QualityBranch(ScoreBranch):
 
     def score_logits(self, prediction: Tensor, step: int | None = None) -> Tensor:
         return prediction.float()
-
-
-def _centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """(N, R) of the anchors' centres in boxes (N, R, 4); 0 where a centre is not inside."""
-    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
-    before, after = centres - boxes[..., :2], boxes[..., 2:] - centres
-    share = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-9)
-    return share.clamp(min=0).prod(dim=-1).sqrt()
