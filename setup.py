@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -52,6 +52,8 @@ from build_plan import (  # noqa: E402  in an isolated build nothing else is on 
 
 CSRC = Path("csrc")
 CONFIGS = Path("configs")
+# The package itself may need torch, which is not always there.
+SCHEMAS = runpy.run_path("resobj_d2/ops/_schemas.py")
 # Derived from build_plan.TARGET_TORCH.
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 NVCC_FLAGS = [
@@ -76,11 +78,12 @@ def run_compiler(command: list[str]) -> None:
         )
 
 
-def compile_source(command: list[str], source: Path, output: Path) -> None:
+def compile_source(command: list[str], source: Path, output: Path, generated: list[Path]) -> None:
     """Run ``command -c source -o output`` unless ``output`` is up to date."""
     command = [*command, "-c", str(source), "-o", str(output)]
     stamp = output.with_suffix(".command")
-    inputs = [source, *CSRC.rglob("*.h")]
+    text = source.read_text()
+    inputs = [source, *CSRC.rglob("*.h"), *(path for path in generated if path.name in text)]
     if (
         output.is_file()
         and stamp.is_file()
@@ -136,9 +139,12 @@ class BuildNative(build_ext):
             say(f"{extension.name}: left out, {error}")
 
     def build_cpu(self, plan: Plan, extension: Extension, output: Path) -> None:
-        objects = self.compile_all([*plan.cxx, *cxx_flags(), *torch_includes()], extension)
+        schemas = [f"{json.dumps(text)},\n" for text in SCHEMAS["SCHEMAS"].values()]
+        generated = self.generate("schemas.inc", schemas)
+        command = [*plan.cxx, *cxx_flags(), f"-I{generated.parent}", *torch_includes()]
+        objects = self.compile_all(command, extension, generated)
         link = [*plan.cxx, "-shared", *objects, "-o", str(output), "-Wl,-z,defs"]
-        link += [f"-Wl,-soname={soname(output)}"]
+        link += [f"-Wl,-soname={SCHEMAS['soname']('cpu')}"]
         run_compiler([*link, *torch_libraries("torch_cpu")])
 
     def build_cuda(self, plan: Plan, extension: Extension, output: Path) -> None:
@@ -151,33 +157,42 @@ class BuildNative(build_ext):
         objects = self.compile_all([*nvcc, *flags], extension)
         # nvcc links the CUDA runtime statically, so the library is not tied to torch's.
         link = [*nvcc, "-shared", *objects, "-o", str(output), "-Xlinker=-z,defs"]
-        link += [f"-Xlinker=-soname={soname(output)}"]
+        link += [f"-Xlinker=-soname={SCHEMAS['soname']('cuda')}"]
         run_compiler([*link, *torch_libraries("torch_cpu", "torch_cuda")])
 
     def build_info(self, plan: Plan, extension: Extension, output: Path) -> None:
         import pybind11
 
-        generated = Path(self.build_temp, "generated")
-        generated.mkdir(parents=True, exist_ok=True)
         entries = [
             f"{{{json.dumps(key)}, {json.dumps(value)}}},\n" for key, value in plan.record().items()
         ]
-        header = generated / "build_info_entries.inc"
-        if not header.is_file() or header.read_text() != "".join(entries):
-            header.write_text("".join(entries))
-        includes = [f"-I{generated}", "-isystem", pybind11.get_include()]
+        generated = self.generate("build_info_entries.inc", entries)
+        includes = [f"-I{generated.parent}", "-isystem", pybind11.get_include()]
         includes += ["-isystem", sysconfig.get_path("include")]
         source = Path(extension.sources[0])
         flags = ["-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", *includes]
         run_compiler([*plan.cxx, *flags, "-shared", str(source), "-o", str(output)])
 
-    def compile_all(self, command: list[str], extension: Extension) -> list[str]:
+    def generate(self, name: str, lines: list[str]) -> Path:
+        """A file for the sources to include; an unchanged one is not touched."""
+        path = Path(self.build_temp, "generated", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text() != "".join(lines):
+            path.write_text("".join(lines))
+        return path
+
+    def compile_all(self, command: list[str], extension: Extension, *generated: Path) -> list[str]:
         command = [*command, TARGET_FLAG, f"-I{CSRC / 'include'}"]
         sources = [Path(path) for path in extension.sources if not path.endswith(".h")]
         objects = [Path(self.build_temp, f"{source}.o") for source in sources]
         workers = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(compile_source, [command] * len(sources), sources, objects))
+            jobs = [
+                pool.submit(compile_source, command, source, output, list(generated))
+                for source, output in zip(sources, objects, strict=True)
+            ]
+            for job in jobs:
+                job.result()
         return [str(path) for path in objects]
 
     def remove_stale(self, extension: Extension) -> None:
@@ -230,13 +245,6 @@ class PlainWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
         return "py3", "none", platform
-
-
-def soname(library: Path) -> str:
-    """The soname that ``resobj_d2.ops._native`` checks before loading a library."""
-    source = Path("resobj_d2/ops/_native.py").read_text()
-    interface = re.search(r"^INTERFACE = (\d+)$", source, re.MULTILINE)[1]
-    return f"{library.stem}-interface{interface}.so"
 
 
 class WholeSource(sdist):

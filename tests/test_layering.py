@@ -123,7 +123,8 @@ def test_import_without_detectron2(module):
 NMS = {"batched_nms", "batched_nms_padded", "soft_nms", "soft_nms_padded", "matrix_nms"}
 # The files of an operator, and what shows that they are this operator's.
 OPERATOR_FILES = {
-    "resobj_d2/ops/{family}.py": r"[\"']{op}\(",  # the schema
+    "resobj_d2/ops/_schemas.py": r"[\"']{op}\(",
+    "resobj_d2/ops/{family}.py": r'"{op}",$',  # define_op
     "resobj_d2/ops/reference/{family}.py": r"^def {op}\(",
     "csrc/include/resobj/{family}_host.h": r"^(auto|Tensor|std::tuple<.*>) {kernel}\(",
     "csrc/cpu/{kernel}.cpp": r'm\.impl\("{op}",',
@@ -132,7 +133,10 @@ OPERATOR_FILES = {
 }
 # In the same folders: what an operator's files may also be called, and what no single one owns.
 OTHER_FILES = {
-    "resobj_d2/ops": ("{family}", "__init__ _checks _library _native _reduction distance_iou_loss"),
+    "resobj_d2/ops": (
+        "{family}",
+        "__init__ _checks _library _native _reduction _schemas distance_iou_loss",
+    ),
     "resobj_d2/ops/reference": ("{family}", "__init__ _box_pairs"),
     "csrc/include/resobj": (
         "{family}_host {family}_math",
@@ -140,7 +144,7 @@ OTHER_FILES = {
     ),
     "csrc/cpu": (
         "{kernel} {family}",
-        "anchor_matcher class_index cpu_backend instruction_sets loss_sum",
+        "anchor_matcher class_index cpu_backend instruction_sets loss_sum schemas",
     ),
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (

@@ -5,7 +5,6 @@ without argument checks, without support for half precision, and losses as plain
 ``diou_loss`` and ``ciou_loss`` are composed of operators and have no such form.
 """
 
-from . import _native
 from ._native import describe_operators, native_status
 from .balanced_l1_loss import balanced_l1_loss
 from .box_iou_aligned import box_iou_aligned
@@ -56,5 +55,3 @@ __all__ = [
     "soft_nms_padded",
     "weighted_box_fusion",
 ]
-
-_native.load()

@@ -1,8 +1,9 @@
 """The ``resobj_d2`` operator library: defines the Python half of every operator.
 
-The schema is written once, here in Python. The pure-torch reference is registered under
-``CompositeExplicitAutograd``, so it serves every device without a kernel of its own; the shared
-libraries built from ``csrc/`` register kernels under ``CPU`` and ``CUDA``, which the dispatcher
+``libresobj_cpu.so``, built from ``csrc/``, defines the operators, so that they exist without
+Python; what no library has defined is defined here, from the same :data:`SCHEMAS`. The pure-torch
+reference is registered under ``CompositeExplicitAutograd``, so it serves every device without a
+kernel of its own; the libraries register kernels under ``CPU`` and ``CUDA``, which the dispatcher
 prefers. No Python code has to ask whether an extension was built.
 
 Transforms: ``torch.func`` and forward-mode AD need derivatives of derivatives, tangents and
@@ -21,12 +22,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+from . import _native
+from ._schemas import SCHEMAS
+
 NAMESPACE = "resobj_d2"
-LIB = torch.library.Library(NAMESPACE, "DEF")
+_native.load()
+LIB = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def define_op(
-    schema: str,
+    name: str,
     *,
     reference: Callable,
     fake: Callable,
@@ -35,10 +40,10 @@ def define_op(
     constants: Sequence[str] = (),
     no_vmap: str = "",
 ) -> Callable:
-    """Define an operator, apart from its compiled kernels.
+    """Register the Python half of an operator, and define it unless a library did.
 
     Args:
-        schema: ``name(arguments) -> results`` in torch's schema language.
+        name: of the operator in :data:`SCHEMAS`.
         reference: pure-torch implementation, the fallback, and what the kernels are tested against.
         fake: the same signature; returns empty results of the right shape, dtype and device.
         backward: ``backward(ctx, *grads)`` returns one gradient, or None, for each argument;
@@ -54,12 +59,10 @@ def define_op(
         The operator as a function of positional tensors, none of them half precision. It does the
         same as ``torch.ops.resobj_d2.<name>`` but skips the dispatcher's detour through autograd.
     """
-    name = schema.split("(", 1)[0]
-    LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = _defined(name)
     LIB.impl(name, reference, "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=LIB)
-    operator = getattr(torch.ops.resobj_d2, name).default
     if backward is None:
         kernel = _kernel_without_gradient(operator)
     else:
@@ -82,6 +85,23 @@ def define_op(
         return kernel(*inputs)
 
     return call
+
+
+def _defined(name: str) -> torch._ops.OpOverload:
+    """The operator, defined now unless a library has defined it.
+
+    Raises:
+        ImportError: a library has, with another schema.
+    """
+    if not hasattr(torch.ops.resobj_d2, name):
+        LIB.define(SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.resobj_d2, name).default
+    if operator._schema != torch._C.parse_schema(f"{NAMESPACE}::{SCHEMAS[name]}"):
+        raise ImportError(
+            f"a kernel library of another version of resobj_d2 was loaded before this package and "
+            f"defines {name} otherwise; load {_native.library_path('cpu')} or none"
+        )
+    return operator
 
 
 def _transforms_are_active() -> bool:

@@ -1,8 +1,9 @@
 """Finds and loads the kernel libraries, and records why one is missing.
 
 The libraries are plain shared objects next to this file. On loading they register kernels with
-torch's dispatcher; they do not depend on Python, so one build works with every Python version and
-every torch >= 2.10. ``resobj_d2/_build.json`` records what was built, and why the rest was not.
+torch's dispatcher, and that of the CPU defines the operators; they do not depend on Python, so one
+build works with every Python version and every torch >= 2.10. ``resobj_d2/_build.json`` records
+what was built, and why the rest was not.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import torch
 
 from resobj_d2.copies import other_copies
 
+from ._schemas import soname
+
 NATIVE = "native"
-# Increase it whenever the schema or the meaning of an existing operator changes. The build writes
-# it into the libraries, so that kernels of an older interface are never loaded.
-INTERFACE = 3
 BACKENDS = ("cpu", "cuda")
 NEVER_BUILT = (
     "this source folder was never built: run `pip install --no-build-isolation -e .` in it"
@@ -65,7 +65,7 @@ def describe_operators() -> str:
 
 
 def load() -> None:
-    """Load the libraries that were built. Called once, when :mod:`resobj_d2.ops` is imported.
+    """Load the libraries that were built. Called once, before Python defines any operator.
 
     Raises:
         ImportError: ``RESOBJ_REQUIRE_NATIVE`` (``cpu``, ``cuda`` or ``cpu,cuda``) names kernels
@@ -116,7 +116,7 @@ def _load(backend: str) -> str:
     path = _find_library(backend)
     if path is None:
         return f"not built: {_reason_not_built(backend)}"
-    if not _has_interface(path):
+    if not _fits(path, backend):
         return f"not loaded: {path} was built from a different version of the sources; rebuild it"
     try:
         torch.ops.load_library(path)
@@ -137,15 +137,15 @@ def _find_library(backend: str) -> Path | None:
     if any(library_path(b).is_file() for b in BACKENDS) or read_build_record(_FOLDER.parent):
         return None
     candidates = [folder / "ops" / _name(backend) for folder in other_copies(_FOLDER.parent)]
-    return next((p for p in candidates if p.is_file() and _has_interface(p)), None)
+    return next((p for p in candidates if p.is_file() and _fits(p, backend)), None)
 
 
-def _has_interface(path: Path) -> bool:
-    """Whether the library's soname has :data:`INTERFACE`; checked without loading the library."""
-    soname = f"{path.stem}-interface{INTERFACE}.so\0".encode()
+def _fits(path: Path, backend: str) -> bool:
+    """Whether the library has the soname of these sources; checked without loading it."""
+    name = soname(backend).encode() + b"\0"
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return text.find(soname) >= 0
+            return text.find(name) >= 0
     except (OSError, ValueError):  # unreadable, or empty as an interrupted build leaves it
         return False
 

@@ -29,8 +29,7 @@ def _fake_balanced_backward(grad_loss, pred, target, alpha, gamma, beta):
 
 
 _balanced_l1_loss = define_op(
-    "balanced_l1_loss(Tensor pred, Tensor target, "
-    "float alpha=0.5, float gamma=1.5, float beta=1.0) -> Tensor",
+    "balanced_l1_loss",
     reference=reference.balanced_l1_loss,
     fake=_fake_balanced,
     backward=_backward_balanced,
@@ -39,8 +38,7 @@ _balanced_l1_loss = define_op(
 )
 
 _balanced_l1_loss_backward = define_op(
-    "_balanced_l1_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, "
-    "float alpha, float gamma, float beta) -> Tensor",
+    "_balanced_l1_loss_backward",
     reference=reference.balanced_l1_loss_backward,
     fake=_fake_balanced_backward,
     backward=no_backward("balanced_l1_loss can be differentiated once, not twice"),

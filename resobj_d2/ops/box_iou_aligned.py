@@ -33,7 +33,7 @@ def _fake_aligned_backward(grad, pred, target, kind):
 
 
 _box_iou_aligned = define_op(
-    'box_iou_aligned(Tensor pred, Tensor target, str kind="iou") -> Tensor',
+    "box_iou_aligned",
     reference=reference.box_iou_aligned,
     fake=_fake_aligned,
     backward=_backward_aligned,
@@ -41,8 +41,7 @@ _box_iou_aligned = define_op(
 )
 
 _box_iou_aligned_backward = define_op(
-    "_box_iou_aligned_backward(Tensor grad, Tensor pred, Tensor target, str kind) "
-    "-> (Tensor grad_pred, Tensor grad_target)",
+    "_box_iou_aligned_backward",
     reference=reference.box_iou_aligned_backward,
     fake=_fake_aligned_backward,
     backward=no_backward("box_iou_aligned can be differentiated once, not twice"),

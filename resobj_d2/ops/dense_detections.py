@@ -51,11 +51,7 @@ def _fake(cls_logits, deltas, anchors, factor_logits, num_classes, exponents, fl
 
 
 _dense_detections = define_op(
-    "dense_detections(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
-    "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
-    "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
-    "float scale_clamp, SymInt[] image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
-    "Tensor factors, Tensor rows, Tensor counts)",
+    "dense_detections",
     reference=reference.dense_detections,
     fake=_fake,
 )
@@ -74,11 +70,7 @@ def _by_tensors(cls_logits, deltas, anchors, factor_logits, num_classes, exponen
 
 # A compiled graph has a tensor of sizes as input; from a list it would depend on its length.
 define_op(
-    "_dense_detections_by_tensors(Tensor[] cls_logits, Tensor[] deltas, Tensor[] anchors, "
-    "Tensor[] factor_logits, int num_classes, float[] exponents, float[] floors, "
-    "float score_thresh, int topk, float nms_thresh, int max_detections, float[] weights, "
-    "float scale_clamp, Tensor image_sizes) -> (Tensor boxes, Tensor scores, Tensor classes, "
-    "Tensor factors, Tensor rows, Tensor counts)",
+    "_dense_detections_by_tensors",
     reference=_by_tensors,
     fake=_fake,
 )

@@ -28,7 +28,7 @@ def _fake_giou_backward(grad_loss, pred, target, mask):
 
 
 _giou_loss = define_op(
-    "giou_loss(Tensor pred, Tensor target, Tensor? mask=None) -> Tensor",
+    "giou_loss",
     reference=reference.giou_loss,
     fake=_fake_giou,
     backward=_backward_giou,
@@ -37,7 +37,7 @@ _giou_loss = define_op(
 )
 
 _giou_loss_backward = define_op(
-    "_giou_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor? mask) -> Tensor",
+    "_giou_loss_backward",
     reference=reference.giou_loss_backward,
     fake=_fake_giou_backward,
     backward=no_backward("giou_loss can be differentiated once, not twice"),

@@ -36,10 +36,7 @@ def _fake(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quality=Tru
 
 
 _match_anchors = define_op(
-    "match_anchors(Tensor anchors, Tensor gt_boxes, SymInt[] gt_sizes, float[] thresholds, "
-    "int[] labels, bool allow_low_quality=True, bool d2_compat=False, "
-    "Tensor? ignore_boxes=None, SymInt[] ignore_sizes=[], float ignore_iof=0.5) "
-    "-> (Tensor gt_index, Tensor ious, Tensor label)",
+    "match_anchors",
     reference=reference.match_anchors,
     fake=_fake,
 )
@@ -56,10 +53,7 @@ def _by_tensors(anchors, gt_boxes, gt_sizes, thresholds, labels, allow_low_quali
 
 # A compiled graph has tensors of sizes as inputs; from lists it would depend on every number.
 _match_anchors_by_tensors = define_op(
-    "_match_anchors_by_tensors(Tensor anchors, Tensor gt_boxes, Tensor gt_sizes, "
-    "float[] thresholds, int[] labels, bool allow_low_quality, bool d2_compat, "
-    "Tensor? ignore_boxes, Tensor ignore_sizes, float ignore_iof) "
-    "-> (Tensor gt_index, Tensor ious, Tensor label)",
+    "_match_anchors_by_tensors",
     reference=_by_tensors,
     fake=_fake,
 )

@@ -51,48 +51,41 @@ def _fake_matrix(boxes, scores, idxs, kernel, sigma):
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
-_CANDIDATES = "Tensor boxes, Tensor scores, Tensor idxs"
-_BATCHED = f"{_CANDIDATES}, float iou_threshold, int max_output=-1"
-_SOFT = (
-    f"{_CANDIDATES}, str method, float iou_threshold, float sigma, float min_score, "
-    "int max_output=-1"
-)
-
 _ROWS_DIFFER = "its items may keep different numbers of boxes; use {}_padded"
 
-for _schema, _reference, _fake, _no_vmap in (
+for _name, _reference, _fake, _no_vmap in (
     (
-        f"batched_nms({_BATCHED}) -> Tensor",
+        "batched_nms",
         reference.batched_nms,
         _fake_batched,
         _ROWS_DIFFER.format("batched_nms"),
     ),
     (
-        f"batched_nms_padded({_BATCHED}) -> (Tensor keep, Tensor count)",
+        "batched_nms_padded",
         reference.batched_nms_padded,
         _fake_batched_padded,
         "",
     ),
     (
-        f"soft_nms({_SOFT}) -> (Tensor keep, Tensor new_scores)",
+        "soft_nms",
         reference.soft_nms,
         _fake_soft,
         _ROWS_DIFFER.format("soft_nms"),
     ),
     (
-        f"soft_nms_padded({_SOFT}) -> (Tensor keep, Tensor new_scores, Tensor count)",
+        "soft_nms_padded",
         reference.soft_nms_padded,
         _fake_soft_padded,
         "",
     ),
     (
-        f"matrix_nms({_CANDIDATES}, str kernel, float sigma) -> Tensor",
+        "matrix_nms",
         reference.matrix_nms,
         _fake_matrix,
         "",
     ),
 ):
-    define_op(_schema, reference=_reference, fake=_fake, no_vmap=_no_vmap)
+    define_op(_name, reference=_reference, fake=_fake, no_vmap=_no_vmap)
 
 
 def batched_nms(

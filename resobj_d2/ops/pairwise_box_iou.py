@@ -25,7 +25,7 @@ def _fake(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
 
 
 define_op(
-    'pairwise_box_iou(Tensor boxes1, Tensor boxes2, str kind="iou") -> Tensor',
+    "pairwise_box_iou",
     reference=reference.pairwise_box_iou,
     fake=_fake,
 )
@@ -36,7 +36,7 @@ def _fake_out(boxes1: Tensor, boxes2: Tensor, kind: str, out: Tensor) -> None:
 
 
 define_op(
-    "_pairwise_box_iou_out(Tensor boxes1, Tensor boxes2, str kind, Tensor(a!) out) -> ()",
+    "_pairwise_box_iou_out",
     reference=reference.pairwise_box_iou_out,
     fake=_fake_out,
     no_vmap="it writes to out; call it without out",

@@ -41,11 +41,7 @@ def _fake(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thresholds,
 
 
 _reassign_anchors = define_op(
-    "reassign_anchors(Tensor anchors, Tensor deltas, Tensor gt_boxes, SymInt[] gt_sizes, "
-    "float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
-    "bool allow_low_quality=False, bool d2_compat=False, Tensor? ignore_boxes=None, "
-    "SymInt[] ignore_sizes=[], float ignore_iof=0.5) "
-    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
+    "reassign_anchors",
     reference=reference.reassign_anchors,
     fake=_fake,
 )
@@ -61,11 +57,7 @@ def _by_tensors(anchors, deltas, gt_boxes, gt_sizes, weights, scale_clamp, thres
 
 
 _reassign_anchors_by_tensors = define_op(
-    "_reassign_anchors_by_tensors(Tensor anchors, Tensor deltas, Tensor gt_boxes, "
-    "Tensor gt_sizes, float[] weights, float scale_clamp, float[] thresholds, int[] labels, "
-    "bool allow_low_quality, bool d2_compat, Tensor? ignore_boxes, Tensor ignore_sizes, "
-    "float ignore_iof) "
-    "-> (Tensor boxes, Tensor gt_index, Tensor ious, Tensor label, Tensor targets)",
+    "_reassign_anchors_by_tensors",
     reference=_by_tensors,
     fake=_fake,
 )

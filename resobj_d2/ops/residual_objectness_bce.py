@@ -81,10 +81,7 @@ def _fake_backward(
 
 
 _residual_objectness_bce = define_op(
-    "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
-    'str detach="all", str min_scope="image", str unselected="update", '
-    "SymInt[] anchors_per_level=[]) "
-    "-> (Tensor losses, Tensor counts, Tensor thresholds, Tensor score_sums, Tensor numbers)",
+    "residual_objectness_bce",
     reference=reference.residual_objectness_bce,
     fake=_fake,
     backward=_backward,
@@ -92,9 +89,7 @@ _residual_objectness_bce = define_op(
 )
 
 _residual_objectness_bce_backward = define_op(
-    "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor residuals, "
-    "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
-    "SymInt[] anchors_per_level) -> (Tensor grad_logits, Tensor grad_residuals)",
+    "_residual_objectness_bce_backward",
     reference=reference.residual_objectness_bce_backward,
     fake=_fake_backward,
     backward=no_backward("residual_objectness_bce can be differentiated once, not twice"),

@@ -35,8 +35,7 @@ def _fake_backward(grad_loss, logits, labels, mask, alpha, gamma):
 
 
 _sigmoid_focal_loss = define_op(
-    "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask=None, "
-    "float alpha=0.25, float gamma=2.0) -> Tensor",
+    "sigmoid_focal_loss",
     reference=reference.sigmoid_focal_loss,
     fake=_fake,
     backward=_backward,
@@ -44,8 +43,7 @@ _sigmoid_focal_loss = define_op(
 )
 
 _sigmoid_focal_loss_backward = define_op(
-    "_sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? mask, "
-    "float alpha, float gamma) -> Tensor",
+    "_sigmoid_focal_loss_backward",
     reference=reference.sigmoid_focal_loss_backward,
     fake=_fake_backward,
     backward=no_backward("sigmoid_focal_loss can be differentiated once, not twice"),

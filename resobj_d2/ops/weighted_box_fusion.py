@@ -36,9 +36,7 @@ def _fake(boxes, scores, idxs, models, model_weights, iou_threshold, confidence)
 
 
 define_op(
-    "weighted_box_fusion(Tensor boxes, Tensor scores, Tensor idxs, Tensor models, "
-    "float[] model_weights, float iou_threshold, str confidence) "
-    "-> (Tensor boxes, Tensor scores, Tensor idxs)",
+    "weighted_box_fusion",
     reference=reference.weighted_box_fusion,
     fake=_fake,
     no_vmap="its items may have different numbers of fused boxes",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from resobj_d2.ops import _native
+from resobj_d2.ops._schemas import soname
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Fortified, _longjmp refuses to go from one stack to another.
@@ -111,8 +111,7 @@ def _compile_library(sources: list[Path], library: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(compile_one, sources))
-    soname = f"{library.stem}-interface{_native.INTERFACE}.so"
-    link = ["-shared", *objects, "-o", str(library), f"-Wl,-soname={soname}"]
+    link = ["-shared", *objects, "-o", str(library), f"-Wl,-soname={soname('cpu')}"]
     _run([*compiler, *extra, *link, f"-L{root / 'lib'}", "-ltorch_cpu"])
 
 

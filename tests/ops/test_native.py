@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from resobj_d2 import ops
-from resobj_d2.ops import _native
+from resobj_d2.ops import _native, _schemas
 from resobj_d2.ops._native import library_path
+from resobj_d2.ops._schemas import SCHEMAS
 from tests.ops.operator_cases import WITHOUT_KERNELS
 
 # Each program runs in a fresh process, because operators are registered once per process.
@@ -34,9 +35,9 @@ print([round(value, 4) for value in logits.grad[0].tolist()], output.counts.toli
 """
 
 
-def run(program, cwd=None, **environment):
+def run(program, *arguments, cwd=None, **environment):
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         cwd=cwd,
         env={**os.environ, "RESOBJ_REQUIRE_NATIVE": "", **environment},
         capture_output=True,
@@ -74,9 +75,52 @@ def test_the_reference_is_used_if_a_library_fails_to_load():
 
 
 def test_a_library_of_another_interface_is_not_loaded(native_backend, monkeypatch):
-    monkeypatch.setattr(_native, "INTERFACE", 0)
+    monkeypatch.setattr(_schemas, "INTERFACE", 0)
     status = _native._load(native_backend)
     assert status.startswith("not loaded: ") and status.endswith("rebuild it")
+
+
+DEFINED = """
+import json, sys, torch
+torch.ops.load_library(sys.argv[1])
+assert "resobj_d2" not in sys.modules
+schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("resobj_d2::")]
+operators = [getattr(torch.ops.resobj_d2, s.name.partition("::")[2]).default for s in schemas]
+has_tag = all(torch.Tag.pt2_compliant_tag in operator.tags for operator in operators)
+print(json.dumps([[str(schema) for schema in schemas], has_tag]))
+"""
+DEFINED_OTHERWISE = """
+import sys, torch
+library = torch.library.Library("resobj_d2", "FRAGMENT")
+library.define("giou_loss(Tensor pred) -> Tensor")
+torch.ops.load_library(sys.argv[1])
+from resobj_d2 import ops
+"""
+WRITTEN = {name: str(torch._C.parse_schema(f"resobj_d2::{s}")) for name, s in SCHEMAS.items()}
+OPERATORS = [getattr(torch.ops.resobj_d2, name).default for name in SCHEMAS]
+
+
+def test_every_operator_has_the_schema_that_is_written_for_it():
+    assert {operator._opname: str(operator._schema) for operator in OPERATORS} == WRITTEN
+
+
+def test_the_cpu_library_defines_the_operators_by_itself_and_that_of_cuda_does_not(native_backend):
+    library = _native._loaded[native_backend]
+    result = run(DEFINED, str(library))
+    assert result.returncode == 0, result.stderr
+    schemas, has_tag = json.loads(result.stdout)
+    assert sorted(schemas) == sorted(WRITTEN.values() if native_backend == "cpu" else ())
+    # The stable ABI of older versions has no tags. Only Dynamo's only_allow_pt2_compliant_ops asks.
+    assert has_tag or torch.__version__ < "2.12"
+
+
+def test_operators_of_another_version_are_an_import_error():
+    if ops.native_status()["cpu"] != "native":
+        pytest.skip("the cpu kernels are not built")
+    result = run(DEFINED_OTHERWISE, str(_native._loaded["cpu"]))
+    assert result.returncode == 1  # and not the end of the process while it is loaded
+    assert "ImportError: a kernel library of another version of resobj_d2" in result.stderr
+    assert "defines giou_loss otherwise" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -165,9 +209,9 @@ def test_a_clone_without_libraries_uses_the_installed_ones(bare_clone, installed
 
 
 def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed):
-    source = bare_clone / "ops" / "_native.py"
+    source = bare_clone / "ops" / "_schemas.py"
     text = source.read_text()
-    source.write_text(text.replace(f"INTERFACE = {_native.INTERFACE}", "INTERFACE = 99"))
+    source.write_text(text.replace(f"INTERFACE = {_schemas.INTERFACE}", "INTERFACE = 99"))
     status, line = status_of(bare_clone, installed)
     assert status["cpu"] == f"not built: {_native.NEVER_BUILT}"
     assert line.startswith(
