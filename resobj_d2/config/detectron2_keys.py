@@ -20,7 +20,7 @@ from resobj_d2.options import options_of
 
 from .backbones import OWN_BACKBONES, backbone_chain, has_backbone
 from .keys import Condition, Reader, value_of
-from .rcnn import RCNN, ROI, RPN, STANDARD_HEADS, WITH_HEADS
+from .rcnn import RCNN, ROI, RPN, WITH_HEADS
 
 __all__ = ["ARCHITECTURES", "DETECTRON2_READERS", "MODES", "NAMES"]
 
@@ -103,7 +103,7 @@ DETECTRON2_READERS: dict[str, tuple[Reader, ...]] = {
             (
                 RCNN,
                 Condition(
-                    test=lambda cfg: _lacks(cfg, STANDARD_HEADS) or _has_nms_threshold(cfg),
+                    test=lambda cfg: _lacks(cfg, ROI) or _has_nms_threshold(cfg),
                     text="MODEL.RESOBJ_ROI.NMS greedy or soft_linear",
                 ),
             ),

@@ -41,10 +41,6 @@ def _is_a(key: str, registry: Registry, *bases: type) -> Condition:
 RPN = (RCNN, _is_a("MODEL.PROPOSAL_GENERATOR.NAME", PROPOSAL_GENERATOR_REGISTRY, ResObjRPN))
 RPN_OBJECTNESS = Condition("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", (True,))
 WITH_HEADS = Condition("MODEL.META_ARCHITECTURE", ("GeneralizedRCNN", "PanopticFPN"))
-STANDARD_HEADS = (
-    WITH_HEADS,
-    _is_a("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, ResObjROIHeads),
-)
 ROI = (
     WITH_HEADS,
     _is_a("MODEL.ROI_HEADS.NAME", ROI_HEADS_REGISTRY, ResObjROIHeads, ResObjCascadeROIHeads),
@@ -104,9 +100,9 @@ def _roi_keys(path: str) -> list[Key]:
         f"{path}.QUALITY", ResObjBoxPredictor, when=ROI, reader="ResObjBoxPredictor"
     )
     there = (*ROI, Condition(f"{path}.QUALITY.ENABLED", (True,)))
-    # Its threshold is MODEL.ROI_HEADS.NMS_THRESH_TEST. A cascade has Detectron2's NMS.
+    # Its threshold is MODEL.ROI_HEADS.NMS_THRESH_TEST.
     suppression = owner_keys(
-        path, Suppression, reader="ResObjROIHeads", when=STANDARD_HEADS, omit=("NMS_THRESH",)
+        path, Suppression, reader="ResObjROIHeads", when=ROI, omit=("NMS_THRESH",)
     )
     return [
         *suppression,

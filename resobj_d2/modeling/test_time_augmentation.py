@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from resobj_d2.ops import weighted_box_fusion
 
 from .dense_detector import ResObjDenseDetector
+from .suppression import Suppression
 
-__all__ = ["AugmentedDetector", "with_augmentation"]
+__all__ = ["AugmentedDetector", "AugmentedRCNN", "with_augmentation"]
 
 MERGES = ("nms", "wbf")
 
@@ -121,6 +122,43 @@ class AugmentedDetector(nn.Module):
         return result
 
 
+class AugmentedRCNN(GeneralizedRCNNWithTTA):
+    """Detectron2's, whose variants are merged by the NMS of the RoI heads (``RESOBJ_ROI.NMS``).
+
+    Args:
+        cfg, model: as Detectron2's.
+        suppression: of the model's RoI heads.
+    """
+
+    def __init__(self, cfg, model: nn.Module, suppression: Suppression) -> None:
+        super().__init__(cfg, model)
+        self.suppression = suppression
+
+    def _merge_detections(
+        self,
+        all_boxes: Tensor,
+        all_scores: Sequence[Tensor],
+        all_classes: Sequence[Tensor],
+        shape_hw: tuple[int, int],
+    ) -> Instances:
+        boxes = Boxes(all_boxes.float())
+        boxes.clip(shape_hw)
+        scores, classes = boxes.tensor.new_zeros(0), torch.zeros_like(boxes.tensor[:, 0]).long()
+        if len(boxes):  # Detectron2 hands over a list of scalars
+            scores, classes = torch.stack(list(all_scores)), torch.stack(list(all_classes))
+        limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        keep, kept = self.suppression(
+            boxes.tensor,
+            scores,
+            classes,
+            min_score=self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            max_output=limit if limit >= 0 else len(boxes),
+        )
+        result = Instances(shape_hw)
+        result.pred_boxes, result.scores, result.pred_classes = boxes[keep], kept, classes[keep]
+        return result
+
+
 _SIDES = {"height": 1, "width": 2}  # dimensions of an image (C, H, W)
 
 
@@ -148,4 +186,7 @@ def with_augmentation(cfg, model: nn.Module) -> nn.Module:
             "TEST.AUG is for dense detectors, and for R-CNNs without keypoints and without "
             "proposals from a file: set TEST.AUG.ENABLED False"
         )
+    suppression = getattr(alone.roi_heads, "suppression", None)
+    if suppression is not None:
+        return AugmentedRCNN(cfg, model, suppression)
     return GeneralizedRCNNWithTTA(cfg, model)

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from resobj_d2.modeling import ResObjBoxPredictor
 from resobj_d2.modeling.suppression import METHODS, Suppression
+from resobj_d2.modeling.test_time_augmentation import with_augmentation
 
 # Class 0: two boxes with an IoU of .9 and one apart; class 1: one equal to the first.
 BOXES = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [0, 0, 10, 10]])
@@ -129,3 +130,65 @@ def test_threshold_of_roi_heads_is_detectron2s(tiny_rcnn, threshold, score):
     predictions = (torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log(), torch.zeros(2, 4))
     (found,), _ = build_model(cfg).roi_heads.box_predictor.inference(predictions, [proposals])
     assert found.scores.tolist() == pytest.approx([0.8, score], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def cascade(tiny_rcnn):
+    """A function: overrides to a cascade whose weights and scores are far apart."""
+
+    def build(*opts):
+        cfg = tiny_rcnn(
+            "MODEL.ROI_HEADS.NAME", "ResObjCascadeROIHeads",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True,
+            "MODEL.ROI_HEADS.NUM_CLASSES", 2,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+            "TEST.DETECTIONS_PER_IMAGE", -1,
+            *opts,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        for predictor in model.roi_heads.box_predictor:
+            torch.nn.init.normal_(predictor.cls_score.weight, std=0.5)
+        return cfg, model
+
+    return build
+
+
+@pytest.mark.parametrize("method", ["soft_linear", "soft_gaussian", "matrix"])
+def test_a_cascade_suppresses_what_detectron2s_would(cascade, make_batch, method):
+    """Detectron2's cascade, with an NMS that drops nothing, gives what is suppressed here."""
+    batch = make_batch([(64, 96, 0), (80, 64, 0)])
+    _, plain = cascade("MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0)
+    _, ours = cascade("MODEL.RESOBJ_ROI.NMS", method)
+    with torch.no_grad():
+        every, found = plain(batch), ours(batch)
+    for before, after in zip(every, found, strict=True):
+        before, after = before["instances"], after["instances"]
+        keep, expected = Suppression(method=method)(
+            before.pred_boxes.tensor, before.scores, before.pred_classes,
+            min_score=0.0, max_output=len(before),
+        )  # fmt: skip
+        assert len(keep) > 20 and not torch.equal(expected, before.scores[keep])
+        torch.testing.assert_close(after.scores, expected)
+        assert ours.roi_heads.suppression.method == method
+
+
+def test_variants_are_merged_by_the_heads_suppression(cascade, make_batch):
+    cfg, model = cascade(
+        "MODEL.RESOBJ_ROI.NMS", "soft_gaussian",
+        "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", [64], "TEST.DETECTIONS_PER_IMAGE", 3,
+    )  # fmt: skip
+    detector = with_augmentation(cfg, model)
+    found = detector._merge_detections(BOXES, SCORES, CLASSES, (55, 100))
+    assert found.scores.tolist() == pytest.approx([0.8, 0.5, 0.3])
+    assert found.pred_classes.tolist() == [0, 1, 0]
+    assert found.pred_boxes.tensor[2].tolist() == [50, 50, 60, 55]
+    cfg.defrost()
+    cfg.TEST.DETECTIONS_PER_IMAGE = -1
+    found = with_augmentation(cfg, model)._merge_detections(BOXES, SCORES, CLASSES, (55, 100))
+    assert found.scores[3].item() == pytest.approx(DECAYED["soft_gaussian"], rel=1e-5)
+    none = detector._merge_detections(BOXES[:0], [], [], (55, 100))
+    assert len(none) == 0
+    with torch.no_grad():
+        (output,) = detector(make_batch([(64, 96, 0)]))
+    assert 0 < len(output["instances"]) <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -171,18 +172,32 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         """As in Detectron2: the detections of each image and the rows of their proposals."""
         if self.suppression is None:
             return super().inference(predictions, proposals)
-        boxes = self.predict_boxes(predictions, proposals)
-        scores = self.predict_probs(predictions, proposals)
-        results = [
-            self._detect(b, s, x.image_size)
-            for b, s, x in zip(boxes, scores, proposals, strict=True)
-        ]
+        return self.suppress(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [x.image_size for x in proposals],
+        )
+
+    def suppress(
+        self,
+        boxes: Sequence[Tensor],
+        scores: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """The detections of each image after ``suppression``, and the rows of their RoIs.
+
+        Args:
+            boxes: (R_i, 4 K or 4) of each image.
+            scores: (R_i, K + 1) of each image, background last.
+            image_sizes: (height, width) of each image.
+        """
+        results = [self._detect(*x) for x in zip(boxes, scores, image_sizes, strict=True)]
         return [instances for instances, _ in results], [rows for _, rows in results]
 
     def _detect(
         self, boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
     ) -> tuple[Instances, Tensor]:
-        """One image's detections after ``suppression``, and the rows of their RoIs.
+        """One image's of :meth:`suppress`.
 
         Args:
             boxes: (R, 4 K or 4).

@@ -131,7 +131,8 @@ class _SampledROIHeads:
 
 @ROI_HEADS_REGISTRY.register()
 class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
-    """Detectron2's ``StandardROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling, quality.
+    """Detectron2's ``StandardROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling,
+    quality, NMS.
 
     The mask and keypoint heads are Detectron2's and read the same proposals.
     """
@@ -147,6 +148,11 @@ class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
         )
         return parts
 
+    @property
+    def suppression(self) -> Suppression | None:
+        """What removes duplicate detections; None for Detectron2's NMS."""
+        return self.box_predictor.suppression
+
     def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         """(R, K + 1) of all proposals of the batch."""
         maps = [features[name] for name in self.box_in_features]
@@ -156,7 +162,8 @@ class ResObjROIHeads(_SampledROIHeads, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
-    """Detectron2's ``CascadeROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling, quality.
+    """Detectron2's ``CascadeROIHeads`` with ``MODEL.RESOBJ_ROI``: box loss, sampling,
+    quality, NMS.
 
     The sampler acts on the first stage, by its loss; later stages train on the resulting boxes.
     Each stage predicts the quality of its own boxes; the mean of the fused scores is used.
@@ -167,11 +174,41 @@ class ResObjCascadeROIHeads(_SampledROIHeads, CascadeROIHeads):
         parts = super()._init_box_head(cfg, input_shape)
         parts["box_predictors"] = [
             replace_predictor(
-                predictor, cfg, head.output_shape, box2box_transform=predictor.box2box_transform
+                predictor,
+                cfg,
+                head.output_shape,
+                box2box_transform=predictor.box2box_transform,
+                suppression=_suppression_of(cfg),
             )
             for head, predictor in zip(parts["box_heads"], parts["box_predictors"], strict=True)
         ]
         return parts
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """What removes duplicate detections; None for Detectron2's NMS."""
+        return self.box_predictor[-1].suppression
+
+    def _forward_box(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> dict[str, Tensor] | list[Instances]:
+        """Same as Detectron2's, which has its NMS in the middle of it."""
+        if self.training or self.suppression is None:
+            return super()._forward_box(features, proposals, targets)
+        maps = [features[name] for name in self.box_in_features]
+        sizes = [x.image_size for x in proposals]
+        scores, boxes = [], []
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage > 0:
+                proposals = self._create_proposals_from_boxes(boxes, sizes)
+            predictions = self._run_stage(maps, proposals, stage)
+            boxes = predictor.predict_boxes(predictions, proposals)
+            scores.append(predictor.predict_probs(predictions, proposals))
+        means = [torch.stack(x).mean(dim=0) for x in zip(*scores, strict=True)]
+        return predictor.suppress(boxes, means, sizes)[0]
 
     def _class_logits(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         """(R, K + 1) of all proposals of the batch, from the first stage."""
