@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 from resobj_d2.config import load_config
-from resobj_d2.export import FORMATS, ExportableDetector, write_exported
+from resobj_d2.export import FORMATS, ExportableRCNN, exportable, write_exported
 from resobj_d2.export.check import Parity, as_batch
 from resobj_d2.export.command import check_file
 from resobj_d2.inference import Predictor
@@ -46,6 +46,7 @@ DETECTORS = {
     "YOLOv3": "small/cells_yolov3_resobj_t2.yaml",
     "SSD": "small/cells_ssd_plain.yaml",
     "EfficientDet": "small/cells_efficientdet_d0.yaml",
+    "Faster R-CNN, ResObj": "small/cells_faster_rcnn_resobj.yaml",
 }
 START, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 
@@ -76,15 +77,20 @@ def large_picture(folder: Path) -> Path:
 
 def set_threshold(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
     """So that nothing is found on one picture, and something on the others."""
-    raw = ExportableDetector(model, raw=True)
+    detector = exportable(model).finding_more()
+    scores = detector.outputs.index("scores")
     highest = []
     for picture in pictures:
         inputs = [predictor.model_input(predictor.read(picture))]
         with torch.no_grad():
-            scores, _ = raw(*as_batch(inputs, raw.size_divisibility))
-        highest.append(float(scores.max()))
+            outputs = detector(*as_batch(inputs, detector.size_divisibility))
+        highest.append(float(outputs[scores].max()))
     lowest, second = sorted(highest)[:2]
-    model.postprocess.score_thresh = (lowest + second) / 2
+    threshold = (lowest + second) / 2
+    if isinstance(detector, ExportableRCNN):
+        model.roi_heads.box_predictor.test_score_thresh = threshold
+    else:
+        model.postprocess.score_thresh = threshold
 
 
 def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
@@ -98,7 +104,7 @@ def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -
             set_threshold(model, predictor, pictures)
             for format in formats:
                 path = folder / f"model{FORMATS[format].suffix}"
-                detector = ExportableDetector(model, selection=FORMATS[format].selection)
+                detector = exportable(model, selection=FORMATS[format].selection)
                 write_exported(detector, path, format=format)
                 found = check_file(predictor, detector, path, pictures, format=format)
                 yield row(title, format, [parity for _, parity in found])

@@ -24,7 +24,7 @@ from resobj_d2.inference.predict import find_images
 from resobj_d2.inference.predictor import load_prediction_config
 
 from .check import BOX_TOLERANCE, SCORE_TOLERANCE, Parity, compare
-from .detector import ExportableDetector
+from .detector import ExportableDetector, exportable
 from .formats import FORMATS, check_path, load_exported, require, write_exported
 from .metadata import describe
 
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cfg = load_prediction_config(options.config_file, opts, imports=options.imports)
     _refuse_what_stays_outside(cfg)
     predictor = Predictor(cfg)
-    detector = ExportableDetector(predictor.model, selection=chosen.selection, raw=options.raw)
+    detector = exportable(predictor.model, selection=chosen.selection, raw=options.raw)
     metadata = describe(detector, cfg, predictor.class_names)
     write_exported(detector, options.output, format=options.format, metadata=metadata)
     size = os.path.getsize(options.output) / 2**20

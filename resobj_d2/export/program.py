@@ -46,14 +46,15 @@ def traced_module(detector: ExportableDetector) -> torch.jit.ScriptModule:
     """The detector as TorchScript, by tracing.
 
     A trace silently keeps what the Python code computed from sizes as constants. So it is run at
-    other sizes, and, since it may find nothing there, a trace of all anchors' predictions is too.
+    other sizes, and, since it may find nothing there, a trace of all anchors' predictions is too,
+    or, of a two-stage detector, of detections of any score.
 
     Raises:
         ValueError: a trace differs from the detector there.
     """
     traced = _checked_trace(detector)
     if not detector.raw:
-        _checked_trace(ExportableDetector(detector.model, raw=True))
+        _checked_trace(detector.finding_more())
     return traced
 
 

@@ -159,12 +159,14 @@ class ResObjBoxPredictor(FastRCNNOutputLayers):
         probs = super().predict_probs(predictions[:2], proposals)
         if self.quality_loss is None:
             return probs
-        quality = predictions[2].float().sigmoid()[:, None].split([len(x) for x in proposals])
-        a = self.quality_alpha
-        return tuple(
-            torch.cat((p[:, :-1] ** (1 - a) * q**a, p[:, -1:]), dim=1)
-            for p, q in zip(probs, quality, strict=True)
-        )
+        quality = predictions[2].split([len(x) for x in proposals])
+        return tuple(self.with_quality(*x) for x in zip(probs, quality, strict=True))
+
+    def with_quality(self, probabilities: Tensor, quality_logits: Tensor) -> Tensor:
+        """Scores (R, K + 1) from probabilities, background last, and the logits (R,) of the IoU."""
+        quality, a = quality_logits.float().sigmoid()[:, None], self.quality_alpha
+        classes, background = probabilities[:, :-1], probabilities[:, -1:]
+        return torch.cat((classes ** (1 - a) * quality**a, background), dim=1)
 
     def inference(
         self, predictions: tuple[Tensor, ...], proposals: list[Instances]
