@@ -62,6 +62,16 @@ def tiny_options() -> list[str]:
     return list(TINY)
 
 
+@pytest.fixture(scope="session")
+def warm_python():
+    """Runs Python commands without the time that importing Detectron2 takes."""
+    from tests.warm_python import WarmPython
+
+    server = WarmPython()
+    yield server
+    server.close()
+
+
 @pytest.fixture(autouse=True)
 def no_logging():
     """Each test finds logging as nobody has set it up, whatever ran before it."""

@@ -182,17 +182,16 @@ BROKEN_IMAGE = [], "/a.png"  # found out by the processes, while training
         (["-m", "resobj_d2", "train"], 2, BROKEN_IMAGE),
     ],
 )
-def test_training_explains_itself(program, processes, mistake, coco, repository):
+def test_training_explains_itself(program, processes, mistake, coco, repository, warm_python):
     options, message = mistake
-    done = subprocess.run(
+    done = warm_python.run(
         [
             sys.executable, "-W", "ignore", *program, "--config-file", "scenes_retinanet_fl",
             "--num-gpus", str(processes), *coco, *options,
         ],
         cwd=repository,
-        capture_output=True,
-        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "RESOBJ_TRACEBACK": ""},
+        spawns=(processes,) if processes > 1 else (),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,7 +1,6 @@
 """Processes that meet, and end together."""
 
 import os
-import subprocess
 import sys
 import time
 import weakref
@@ -118,14 +117,14 @@ if __name__ == "__main__":
     [("mistake", "error: the own words of one\n", 2), ("defect", "KeyError: 'one'\n", 1)],
 )
 def test_process_that_raises_ends_all_with_its_own_message(
-    tmp_path, repository, what, words, status
+    tmp_path, repository, what, words, status, warm_python
 ):
     script = tmp_path / "fails.py"
     script.write_text(FAILS)
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(script), what], cwd=repository, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(repository)}, timeout=120,
+    done = warm_python.run(
+        [sys.executable, str(script), what], cwd=repository, spawns=(2,), timeout=120,
+        env={**os.environ, "PYTHONPATH": str(repository)},
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert words in done.stderr and "peer" not in done.stderr

@@ -1,7 +1,6 @@
 """``resobj-d2 configs``: the list, and one configuration printed in full."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -107,19 +106,17 @@ class PowerLoss(SigmoidScores):
 
 
 @pytest.mark.parametrize("how", ["option", "file"])
-def test_show_knows_the_keys_of_imported_entries(how, tmp_path, repository):
+def test_show_knows_the_keys_of_imported_entries(how, tmp_path, repository, warm_python):
     (tmp_path / "my_losses.py").write_text(POWER_LOSS)
     path = tmp_path / "own.yaml"
     path.write_text('IMPORTS: ["my_losses"]\n' if how == "file" else "SEED: 1\n")
     options = ["--import", "my_losses"] if how == "option" else []
     # In a separate process: the registry would keep the loss for other tests.
-    shown = subprocess.run(
+    shown = warm_python.run(
         [sys.executable, "-m", "resobj_d2", "configs", "--show", str(path), *options],
         cwd=repository,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         check=True,
-        capture_output=True,
-        text=True,
     ).stdout
     assert yaml.safe_load(shown)["MODEL"]["DENSE"]["CLS_LOSS"]["POWER"] == 2.5
 

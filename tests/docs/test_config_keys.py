@@ -1,15 +1,14 @@
 """docs/config_keys.md agrees with the declarations of the keys."""
 
-import subprocess
 import sys
 
 from docs.generators.config_keys import main, page
 
 
-def test_page_is_up_to_date(repository):
+def test_page_is_up_to_date(repository, warm_python):
     """In a separate process, since other tests register their own entries."""
     command = [sys.executable, "-W", "ignore", "-m", "docs.generators.config_keys"]
-    made = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    made = warm_python.run(command, cwd=repository, check=True)
     assert (repository / "docs/config_keys.md").read_text() == made.stdout
 
 

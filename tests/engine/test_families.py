@@ -5,7 +5,6 @@ What they do goes through the commands' ``main``; that these start as users star
 """
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -83,7 +82,7 @@ def run_all(file):
 
 
 @pytest.fixture(scope="module")
-def folder(repository, tmp_path_factory, train_arguments):
+def folder(repository, tmp_path_factory, train_arguments, warm_python):
     """What all detectors wrote, each to a folder of its name."""
     root = tmp_path_factory.mktemp("families")
     jobs = {"together": [], "alone": [], "predict": []}
@@ -109,8 +108,7 @@ def folder(repository, tmp_path_factory, train_arguments):
     (root / "jobs.json").write_text(json.dumps(jobs))
     code = "import sys; from tests.engine.test_families import run_all; run_all(sys.argv[1])"
     command = [sys.executable, "-c", code, str(root / "jobs.json")]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    warm_python.run(command, cwd=repository, timeout=500, spawns=(2,), check=True)
     return root
 
 

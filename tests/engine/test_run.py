@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import time
 
 import pytest
@@ -33,8 +32,9 @@ def table(output):
     return re.findall(r"^bbox +[\d.]+ .*$", output, re.M)
 
 
-def test_console_is_short_and_its_commands_work(run, repository, tmp_path):
-    code, output = run("SOLVER.MAX_ITER", 24, "SOLVER.CHECKPOINT_PERIOD", 24)
+def test_console_is_short_and_its_commands_work(run, repository, tmp_path, warm_python):
+    options = ["SOLVER.MAX_ITER", 24, "SOLVER.CHECKPOINT_PERIOD", 24]
+    code, output = run(*options, fresh=True, toy=False)
     assert code == 0, output
     out = tmp_path / "out"
     assert "Warning" not in output and "Traceback" not in output
@@ -63,9 +63,7 @@ def test_console_is_short_and_its_commands_work(run, repository, tmp_path):
     assert (out / "objectness_curves.png").stat().st_size > 0
     assert shown["picture"] == f"{out}/objectness_curves.png"
 
-    evaluated = subprocess.run(
-        shlex.split(shown["evaluate"]), cwd=repository, capture_output=True, text=True
-    )
+    evaluated = warm_python.run(shlex.split(shown["evaluate"]), cwd=repository)
     assert evaluated.returncode == 0, evaluated.stderr
     assert table(evaluated.stdout) == table(output)
     assert yaml.safe_load((out / "config.yaml").read_text())["DATASETS"]["TRAIN"] == ["tiny_train"]
@@ -75,18 +73,20 @@ def test_console_is_short_and_its_commands_work(run, repository, tmp_path):
         {"IMAGES": images, "drawn": str(tmp_path / "drawn")}.get(word, word)
         for word in shlex.split(shown["predict"])
     ]
-    subprocess.run(command, cwd=repository, check=True)
+    warm_python.run(command, cwd=repository, check=True)
     assert len(list((tmp_path / "drawn").glob("*.*g"))) >= 6
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_resumes(
-    processes, run, repository, tmp_path
+    processes, run, repository, tmp_path, warm_python
 ):
     out, console = tmp_path / "out", tmp_path / "console.txt"
     options = ["SOLVER.MAX_ITER", 2000, "SOLVER.CHECKPOINT_PERIOD", 1000]
     options += ["DATALOADER.NUM_WORKERS", 1]  # which a terminal's Ctrl-C reaches as well
-    process = run(*options, wait=False, flags=["--num-gpus", str(processes)])
+    spawns = (2, 2) if processes == 2 else ()  # each of them two data loaders
+    flags = ["--num-gpus", str(processes)]
+    process = run(*options, wait=False, flags=flags, spawns=spawns)
     wait_for(r"^ *1/2000  loss", console, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=100) == 130
@@ -101,13 +101,10 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_resumes(
     assert [p.name for p in out.glob("*.pth*")] == [os.path.basename(path)]
     state = torch.load(path, weights_only=True)
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
-    assert len(momentum) > 50
+    assert len(momentum) > 30
 
-    resumed = subprocess.run(
-        [*shlex.split(command), "SOLVER.MAX_ITER", str(done + 3)],
-        cwd=repository,
-        capture_output=True,
-        text=True,
+    resumed = warm_python.run(
+        [*shlex.split(command), "SOLVER.MAX_ITER", str(done + 3)], cwd=repository, spawns=spawns
     )
     assert resumed.returncode == 0, resumed.stderr
     shown = rows(resumed.stdout)

@@ -47,7 +47,7 @@ def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):
     assert saved.item() != 100.0
 
     momentum = state["trainer"]["_trainer"]["optimizer"]["state"]
-    assert len(momentum) > 50 and all("momentum_buffer" in x for x in momentum.values())
+    assert len(momentum) > 30 and all("momentum_buffer" in x for x in momentum.values())
 
     code, output = run("SOLVER.MAX_ITER", iteration + 3, flags=["--resume"])
     assert code == 0, output
@@ -60,7 +60,7 @@ def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):
 
 def test_two_processes_train_and_evaluate(run, tmp_path):
     """Gloo on the CPU, through the launcher; tests/modeling/test_distributed.py compares them."""
-    code, output = run(flags=["--num-gpus", "2"])
+    code, output = run(flags=["--num-gpus", "2"], fresh=True)
     assert code == 0, output
     for rank, name in enumerate(("log.txt", "log.txt.rank1")):
         log = (tmp_path / "out" / name).read_text()

@@ -1,6 +1,5 @@
 """Two processes, one without objects: same normaliser, averaged gradients, no deadlock."""
 
-import subprocess
 import sys
 
 import pytest
@@ -94,12 +93,12 @@ def folder(tmp_path_factory, tiny_cfg, tiny_rcnn):
 
 
 @pytest.fixture(scope="module")
-def both(folder, repository):
+def both(folder, repository, warm_python):
     """The results of both processes, by method."""
     code = "import sys; from tests.modeling.test_distributed import work; "
     code += "work(int(sys.argv[1]), sys.argv[2])"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], cwd=repository)
+        warm_python.start([sys.executable, "-c", code, str(rank), str(folder)], cwd=repository)
         for rank in (0, 1)
     ]
     assert [p.wait(timeout=200) for p in processes] == [0, 0]
