@@ -1,13 +1,15 @@
-"""Parameters, FLOPs and forward time of configurations, side by side.
+"""Parameters, FLOPs, forward time and memory of configurations, side by side.
 
 ::
 
     python -m resobj_d2.analysis.cost configs/COCO-Detection/retinanet_fl_R_50_FPN_600_1x.yaml \\
         configs/COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml --size 512 512
 
-Only the network is measured: backbone, towers and predictors on one image of random numbers,
-without padding, losses and post-processing. For the times all models run in one process, in turn
-and in random order; the ratio is the median over rounds of a model's time to the first model's.
+FLOPs and times are those of the network alone: backbone, towers and predictors on one image of
+random numbers, without padding, losses and post-processing. For the times all models run in one
+process, in turn and in random order; the ratio is the median over rounds of a model's time to the
+first model's. With ``--memory`` also the most memory that tensors take at once in a whole inference
+and a whole step of training, of one image each.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.feature_maps import explained_feature_maps
 from resobj_d2.process import replacing
 
+from .cost_memory import measure_memory
+
 __all__ = ["Cost", "Network", "count", "main", "table", "time_forward"]
 
 
@@ -47,12 +51,16 @@ class Cost:
         flops: multiply-adds for one image, as counted by fvcore (convolutions, matrix products,
             normalisation, interpolation).
         milliseconds: time of the forward pass in each round; empty if it was not timed.
+        inference_bytes, training_bytes: the most that tensors take at once, the weights included;
+            None if it was not measured.
     """
 
     name: str
     parameters: int
     flops: float
     milliseconds: list[float] = field(default_factory=list)
+    inference_bytes: int | None = None
+    training_bytes: int | None = None
 
 
 class Network(nn.Module):
@@ -150,11 +158,13 @@ def time_forward(
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Markdown table; FLOPs and time also relative to the first row."""
+    """Markdown table; FLOPs and time also relative to the first row. MB are 10^6 bytes."""
     timed = bool(costs[0].milliseconds)
     lines = ["| configuration | parameters (M) | GFLOPs | of the first |"]
     if timed:
         lines[0] += " ms | time ratio (p10..p90) |"
+    if costs[0].inference_bytes is not None:
+        lines[0] += " inference (MB) | training (MB) |"
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     first = costs[0]
     for cost in costs:
@@ -166,12 +176,13 @@ def table(costs: Sequence[Cost]) -> str:
             low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
             line += f" {statistics.median(cost.milliseconds):.1f} |"
             line += f" {statistics.median(ratios):.3f} ({low:.3f}..{high:.3f}) |"
+        if cost.inference_bytes is not None and cost.training_bytes is not None:
+            line += f" {cost.inference_bytes / 1e6:.0f} | {cost.training_bytes / 1e6:.0f} |"
         lines.append(line)
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command of this module; returns its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resobj-d2 analyze cost", description=__doc__.partition("\n")[0]
     )
@@ -197,6 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="forward passes to time (default: 0, no time)",
     )
     parser.add_argument(
+        "--memory", action="store_true", help="measure memory, of one image in full precision"
+    )
+    parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads; torch's default otherwise"
     )
     parser.add_argument(
@@ -210,10 +224,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="changes to all of the configurations",
     )
     add_import_option(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of this module; returns its exit code."""
+    args = _parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    models, costs = [], []
+    models, costs, configs = [], [], []
     for path in args.configs:
         # Datasets are not used, so they need not be registered.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
@@ -221,11 +240,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with explained_feature_maps(cfg):
             model = build_model(cfg).eval()
         models.append(model)
+        configs.append(cfg)
         costs.append(count(Path(path).stem, model, tuple(args.size)))
     if args.rounds:
         times = time_forward(models, tuple(args.size), rounds=args.rounds)
         for cost, milliseconds in zip(costs, times, strict=True):
             cost.milliseconds = milliseconds
+    if args.memory:
+        for cfg, model, cost in zip(configs, models, costs, strict=True):
+            cost.inference_bytes, cost.training_bytes = measure_memory(cfg, model, tuple(args.size))
     print(f"one image of {args.size[0]}x{args.size[1]}, {torch.get_num_threads()} threads\n")
     print(table(costs))
     if args.json:

@@ -4,10 +4,13 @@ import itertools
 import json
 
 import pytest
+import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
 from resobj_d2.analysis.cost import Cost, count, main, table, time_forward
+from resobj_d2.analysis.cost_memory import measure_memory, peak_bytes
 from resobj_d2.modeling.necks import NonLocalRefine
 
 
@@ -78,6 +81,8 @@ def test_table_by_hand():
     rows = table([first, second]).splitlines()
     assert rows[2] == "| a | 1.50 | 2.00 | 1.000 | 20.0 | 1.000 (1.000..1.000) |"
     assert rows[3] == "| b | 2.00 | 3.00 | 1.500 | 24.0 | 1.100 (0.900..1.200) |"
+    first.inference_bytes, first.training_bytes = 12_400_000, 98_600_000
+    assert table([first]).splitlines()[2].endswith(" 1.000 (1.000..1.000) | 12 | 99 |")
     untimed = table([Cost("a", 1_500_000, 2e9)]).splitlines()
     assert untimed[2] == "| a | 1.50 | 2.00 | 1.000 |"
     assert {row.count("|") for row in rows} == {7} and {row.count("|") for row in untimed} == {5}
@@ -93,9 +98,62 @@ def test_command(tiny_options, tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     config.write_text('DATASETS:\n  TRAIN: ("nobody_registered_this",)\n')
     output = tmp_path / "cost.json"
-    options = ["--size", "64", "64", "--rounds", "1", "--json", str(output)]
+    options = ["--size", "64", "64", "--rounds", "1", "--memory", "--json", str(output)]
     assert main([str(config), str(config), *options, "--opts", *tiny_options]) == 0
     assert capsys.readouterr().out.count("| tiny |") == 2
     first, second = json.loads(output.read_text())
     assert first["flops"] == second["flops"] > 0
     assert len(first["milliseconds"]) == 1
+    assert first["inference_bytes"] > 4 * first["parameters"]
+    # Weights, gradients and momentum.
+    assert first["training_bytes"] > 12 * first["parameters"]
+
+
+def test_peak_memory_by_hand():
+    """Two of three tensors live at once; what was there before does not count, nor do its frees."""
+    earlier = [torch.zeros(500_000)]
+
+    def call():
+        first = torch.empty(1_000_000)
+        second = first.half()
+        del first
+        earlier.clear()
+        return torch.cat((second, second[:250_000]))
+
+    assert peak_bytes(call, torch.device("cpu")) == pytest.approx(6e6, abs=1e3)
+
+
+def test_memory_of_a_model_by_hand():
+    """Conv's output and the loss; the weight with its gradient and momentum are small."""
+    model = OneConv()
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "OneConv"
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    inference, training = measure_memory(cfg, model, (200, 300))
+    image, maps = 4 * 3 * 200 * 300, 4 * 8 * 200 * 300
+    assert inference == pytest.approx(image + maps, abs=1e4)
+    assert inference < training < 5 * (image + maps)
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    assert not any(x.grad is not None for x in model.parameters())
+
+
+class OneConv(nn.Module):
+    """A detector's interface: an image to losses or detections."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, inputs):
+        image = inputs[0]["image"].float()
+        maps = self.conv(image[None])
+        return {"loss": maps.mean()} if self.training else maps
+
+
+@pytest.mark.parametrize("kind", [[], ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True]])
+def test_two_stage_detectors_are_measured_with_what_they_learn(tiny_rcnn, kind):
+    cfg = tiny_rcnn("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)", *kind)
+    cfg.MODEL.ROI_MASK_HEAD.NAME, cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = "MaskRCNNConvUpsampleHead", 8
+    # Untrained, it detects as much as it may, which can take more than training.
+    for found in measure_memory(cfg, build_model(cfg), (96, 128)):
+        assert 10**6 < found < 10**8
