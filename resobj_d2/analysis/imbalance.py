@@ -30,6 +30,7 @@ from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.categories import check_stored_classes
 from resobj_d2.data.mapper import PictureMapper
 from resobj_d2.data.register import check_available
+from resobj_d2.data.train_loader import local_randomness
 from resobj_d2.engine import Trainer
 from resobj_d2.engine.validation import measuring, validation_records
 from resobj_d2.modeling import ResObjDenseDetector
@@ -38,12 +39,15 @@ from resobj_d2.modeling.stream import DenseStream
 from resobj_d2.process import progress_bar, start_log
 from resobj_d2.structures import GroundTruth, LevelMaps, StreamOutput, Targets
 
+from .imbalance_roi import add_two_stage_detector
 from .imbalance_rpn import add_proposal_network
 from .imbalance_tables import Imbalance
 from .imbalance_terms import Term, add_levels, add_term, class_sizes, objectness_terms
 from .tables import markdown, write_json
 
 __all__ = ["main", "measure_imbalance"]
+
+_SEED = 0  # of what is sampled
 
 
 def measure_imbalance(
@@ -52,7 +56,7 @@ def measure_imbalance(
     """Measure ``MODEL.WEIGHTS`` on the annotated images of ``DATASETS.TEST``, one at a time.
 
     Args:
-        cfg: of a ``ResObjDenseDetector``, or of a ``GeneralizedRCNN``, whose RPN is measured.
+        cfg: of a ``ResObjDenseDetector``, a ``GeneralizedRCNN`` or a ``ProposalNetwork``.
         max_images: measure so many, evenly chosen; None for all.
         easy: probability of an object below which a negative is easy.
         bins: of the histograms.
@@ -77,7 +81,7 @@ def measure_imbalance(
     check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
     mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
     result = Imbalance(easy=easy, bins=bins)
-    with measuring(model) as restore:
+    with measuring(model) as restore, local_randomness(_SEED):
         for record in _with_bar(records):
             restore()
             _ADD[cfg.MODEL.META_ARCHITECTURE](result, model, mapper(record))
@@ -112,7 +116,7 @@ def add_dense_detector(result: Imbalance, model: ResObjDenseDetector, inputs: di
 
 _ADD: dict[str, Callable[[Imbalance, Any, dict], None]] = {
     "ResObjDenseDetector": add_dense_detector,
-    "GeneralizedRCNN": add_proposal_network,
+    "GeneralizedRCNN": add_two_stage_detector,
     "ProposalNetwork": add_proposal_network,
 }
 
@@ -224,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "shares": found.share_table(),
         "histograms": found.histogram_table(),
     }
-    print(f"Anchors of an image, mean of {found.images}; level -1 is all\n")
+    what = "Anchors and RoIs" if len(found.streams) > 1 and "roi" in found.streams else "Anchors"
+    print(f"{what} of an image, mean of {found.images}; level -1 is all\n")
     print(markdown(tables["levels"]))
     print(f"\nWho owns the losses; easy is a probability below {args.easy:g}\n")
     print(markdown(tables["shares"]))

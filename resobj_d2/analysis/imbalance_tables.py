@@ -45,7 +45,8 @@ class Imbalance:
         """Anchors of an image: ``stream``, ``stage``, ``level`` and their mean numbers.
 
         These are ``positives``, ``negatives`` and ``ignored``, before anchors are sampled, and
-        ``ratio``: negatives for each positive, None without positives. Level -1 has all of them.
+        ``ratio``: negatives for each positive, None without positives. Level -1 has all of them. Of
+        RoI heads the stream "proposals" is before sampling, and "roi" what is trained, by stage.
         """
         rows: list[Row] = []
         totals: dict[tuple[str, int, int], np.ndarray] = {}

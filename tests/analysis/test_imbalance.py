@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 from PIL import Image
 
 from resobj_d2.analysis.imbalance import main, measure_imbalance
@@ -14,6 +15,7 @@ from resobj_d2.config import load_config
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.mapper import PictureMapper
 from resobj_d2.engine.validation import measuring
+from tests.analysis import plain_loops
 
 EASY, IMAGES = 0.3, 2
 
@@ -280,15 +282,108 @@ def test_proposal_networks_written_out(tiny_rcnn, configured, options, names):
                 gradient = abs(p[i] - (labels[i] == 1))
                 rows.append((labels[i] == 1, p[i], scale * loss[i], scale * gradient))
         assert_shares(found_shares(table, name), shares(rows))
-    assert {row["loss"] for row in table} == set(names)
+    assert {row["loss"] for row in table if row["stream"] == "rpn"} == set(names)
 
 
 def test_sampled_proposal_networks_are_measured(tiny_rcnn, configured):
     options = [*PLAIN[:4], "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"]
     result = measure_imbalance(configured(tiny_rcnn(*options)))
-    whole = result.level_table()[0]
+    (whole,) = (x for x in result.level_table() if (x["stream"], x["level"]) == ("rpn", -1))
     assert whole["positives"] + whole["negatives"] == 64
-    assert sum(row["number"] for row in result.share_table()) == 64
+    assert sum(row["number"] for row in result.share_table() if row["stream"] == "rpn") == 64
+
+
+def rois_by_loops(cfg):
+    """For each image: labels, levels and class logits of all RoIs, and the model's class loss."""
+    model = build_model(cfg)
+    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
+    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
+    heads = model.roi_heads
+    with measuring(model) as restore:
+        for record in DatasetCatalog.get("imbalance_val"):
+            restore()
+            inputs = mapper(record)
+            images = model.preprocess_image([inputs])
+            features = model.backbone(images.tensor)
+            proposals, _ = model.proposal_generator(images, features, [inputs["instances"]])
+            objects = inputs["instances"].gt_boxes.tensor
+            boxes = torch.cat((proposals[0].proposal_boxes.tensor, objects))
+            maps = [features[name] for name in heads.box_in_features]
+            logits = heads.box_predictor(heads.box_head(heads.box_pooler(maps, [Boxes(boxes)])))[0]
+            labels, levels = [], []
+            for x0, y0, x1, y1 in boxes.tolist():
+                ious = [
+                    plain_loops.iou([x0, y0, x1 - x0, y1 - y0], [a, b, c - a, d - b])
+                    for a, b, c, d in objects.tolist()
+                ]
+                best = int(np.argmax(ious))
+                kind = 8 if ious[best] < 0.4 else -1 if ious[best] < 0.6 else None
+                number = int(inputs["instances"].gt_classes[best])
+                labels.append(number if kind is None else kind)
+                # FPN, Eq. 1: boxes of 224 pixels on p4, of the heads' p3 to p5.
+                level = np.floor(4 + np.log2(np.sqrt((x1 - x0) * (y1 - y0)) / 224 + 1e-8))
+                levels.append(int(np.clip(level, 3, 5)) - 3)
+            loss = float(model([inputs])["loss_cls"])
+            yield np.array(labels), np.array(levels), logits.double().numpy(), loss
+
+
+IGNORING = [
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.4, 0.6]",
+    "MODEL.ROI_HEADS.IOU_LABELS", "[0, -1, 1]",
+]  # fmt: skip
+WITHOUT_SAMPLING = [
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "100000",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION", "1.0",
+]  # fmt: skip
+
+
+def test_roi_heads_written_out(tiny_rcnn, configured):
+    cfg = configured(tiny_rcnn(*IGNORING, *WITHOUT_SAMPLING))
+    result = measure_imbalance(cfg, easy=EASY)
+    rows, known, trained = [], [], []
+    for labels, levels, logits, whole in rois_by_loops(cfg):
+        known += zip(levels.tolist(), labels.tolist(), strict=True)
+        trained += [(level, label) for level, label in known[-len(labels) :] if label >= 0]
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        chosen = np.flatnonzero(labels >= 0)
+        loss = -np.log(p[np.arange(len(p)), labels])
+        scale = whole / loss[chosen].sum()
+        for i in chosen:
+            gradient = np.abs(p[i] - (np.arange(9) == labels[i])).sum() / len(chosen)
+            rows.append((labels[i] < 8, p[i, :8].max(), scale * loss[i], gradient))
+    assert_shares(found_shares(result.share_table(), "loss_cls"), shares(rows))
+    for stream, pairs in (("proposals", known), ("roi", trained)):
+        for row in result.level_table():
+            if row["stream"] != stream:
+                continue
+            own = [label for level, label in pairs if row["level"] in (-1, level)]
+            assert row["positives"] == sum(0 <= label < 8 for label in own) / IMAGES
+            assert row["negatives"] == sum(label == 8 for label in own) / IMAGES
+            assert row["ignored"] == sum(label < 0 for label in own) / IMAGES
+    assert sum(label < 0 for _, label in known) > 0
+
+
+@pytest.mark.parametrize(
+    "heads, sampler",
+    [("StandardROIHeads", ""), ("ResObjROIHeads", "OHEMSampler"), ("ResObjCascadeROIHeads", "")],
+)
+def test_sampled_roi_heads_are_measured(tiny_rcnn, configured, heads, sampler):
+    options = [
+        "MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+        "MODEL.RESOBJ_ROI.SAMPLER.NAME", sampler,
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "Cascade" in heads,
+    ]  # fmt: skip
+    cfg = configured(tiny_rcnn(*options))
+    result = measure_imbalance(cfg, max_images=1)
+    whole = {(x["stream"], x["stage"]): x for x in result.level_table() if x["level"] == -1}
+    assert whole["roi", 0]["positives"] + whole["roi", 0]["negatives"] == 16
+    assert whole["proposals", 0]["negatives"] > whole["roi", 0]["negatives"]
+    names = {row["loss"] for row in result.share_table() if row["stream"] == "roi"}
+    stages = {"loss_cls", "loss_cls_stage1", "loss_cls_stage2"}
+    assert names == (stages if "Cascade" in heads else {"loss_cls"})
+    again = measure_imbalance(cfg, max_images=1)
+    assert again.share_table() == result.share_table()
 
 
 def test_other_models_are_refused(tiny_cfg):
