@@ -1,4 +1,4 @@
-"""A json file that is written item by item and appears when it is complete."""
+"""Json files that are written item by item and appear when they are complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resobj_d2.process import put_in_place
 
-__all__ = ["JsonListWriter"]
+__all__ = ["JsonLinesWriter", "JsonListWriter"]
 
 
 class JsonListWriter:
@@ -44,9 +44,12 @@ class JsonListWriter:
     def add(self, items: Iterable[object]) -> None:
         """Append items, which reach the file before this returns."""
         for item in items:
-            self._file.write(("\n" if self._first else ",\n") + json.dumps(item))
-            self._first = False
+            self._file.write(self._text(item))
         self._file.flush()
+
+    def _text(self, item: object) -> str:
+        before, self._first = "\n" if self._first else ",\n", False
+        return before + json.dumps(item)
 
     def __exit__(self, *_) -> None:
         with self._file:
@@ -54,3 +57,18 @@ class JsonListWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
         put_in_place(self._partial, self.path)
+
+
+class JsonLinesWriter(JsonListWriter):
+    """The same for JSON lines, where every line is a document.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._head = self._tail = ""
+
+    def _text(self, item: object) -> str:
+        return json.dumps(item) + "\n"

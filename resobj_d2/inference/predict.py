@@ -1,4 +1,4 @@
-"""Detections on image files: pictures and a results json.
+"""Detections on image files, videos and cameras: pictures and results.
 
     resobj-d2 predict --config-file NAME_OR_FILE.yaml \\
         --input photos/ --output drawn/ MODEL.WEIGHTS output/.../model_final.pth
@@ -12,6 +12,9 @@ shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbal
 count the input files from 1; ``images.json``, a COCO dataset without annotations, says which file
 each one is and what the categories are called. To evaluate on a dataset use ``resobj-d2 eval``.
 
+Of a video or a camera ``<name>.mp4`` shows the detections, and ``<name>.jsonl`` has a line for each
+frame (:mod:`.predict_videos`).
+
 Results are written as they come, to ``results.json.partial`` and ``images.json.partial``, which get
 their names at the end: a run that is interrupted or fails keeps what it has. An image that cannot
 be read, or whose picture cannot be written, is reported by name and does not end the run; the exit
@@ -20,17 +23,19 @@ status is then 1.
 
 from __future__ import annotations
 
+import argparse
 import glob
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL.Image import Image
@@ -39,8 +44,11 @@ from resobj_d2.command import explain, is_users_mistake, run_command, wants_trac
 
 from .drawing import draw_annotations, draw_detections, grid, save_picture, step_title
 from .json_list import JsonListWriter
+from .output_names import distinct_names, keep_inputs
 from .predict_options import WITHOUT_DATASETS, parser
+from .predict_videos import predict_videos
 from .predictor import ImageError, Predictor, load_prediction_config
+from .videos import VIDEO_SUFFIXES, is_video
 
 __all__ = [
     "PredictionFiles",
@@ -77,11 +85,15 @@ class PredictionFiles:
     not_drawn: dict[Path, str] = field(default_factory=dict)
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
+def find_images(inputs: Sequence[str], *, videos: bool = False) -> list[Path]:
     """The image files that files, folders and glob patterns (``**`` for subfolders) name.
 
     Folders and patterns give files with the usual suffixes in alphabetical order. Each file occurs
     once.
+
+    Args:
+        inputs: what the user names.
+        videos: patterns give videos too (:func:`.videos.is_video`), but folders do not.
 
     Raises:
         FileNotFoundError: one of ``inputs`` gives no image.
@@ -94,12 +106,12 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if path.is_file():
             matches = [path]
         else:
+            folder = path.is_dir()
             candidates = (
-                path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+                path.iterdir() if folder else map(Path, glob.glob(str(path), recursive=True))
             )
-            matches = sorted(
-                p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-            )
+            wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES if videos and not folder else IMAGE_SUFFIXES
+            matches = sorted(p for p in candidates if p.suffix.lower() in wanted and p.is_file())
         if not matches:
             raise FileNotFoundError(_nothing_found(path))
         for match in matches:
@@ -133,8 +145,8 @@ def predict_images(
     """
     paths = [Path(path) for path in paths]
     output = Path(output_dir)
-    names = _picture_names(paths)
-    _keep_inputs(paths, [output / f"{name}{end}.png" for name in names for end in ("", "_steps")])
+    names = distinct_names([path.stem for path in paths])
+    keep_inputs(paths, [output / f"{name}{end}.png" for name in names for end in ("", "_steps")])
     output.mkdir(parents=True, exist_ok=True)
     files = PredictionFiles(output / "results.json", output / "images.json")
     limits = {"confidence_threshold": confidence_threshold, "draw_limit": draw_limit}
@@ -258,28 +270,6 @@ def _coco_image(number: int, path: Path, image: np.ndarray) -> dict:
     return {"id": number, "file_name": str(path), "width": width, "height": height}
 
 
-def _picture_names(paths: Sequence[Path]) -> list[str]:
-    """The stem of each path, numbered where files of different folders have the same."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        name, count = path.stem, 1
-        while taken & {name.lower(), f"{name}_steps".lower()}:
-            count += 1
-            name = f"{path.stem}_{count}"
-        taken |= {name.lower(), f"{name}_steps".lower()}
-        names.append(name)
-    return names
-
-
-def _keep_inputs(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
-    clash = {p.resolve() for p in outputs} & {p.resolve() for p in paths}
-    if clash:
-        raise FileExistsError(
-            f"{min(clash)} is an input image and would be overwritten: choose another output folder"
-        )
-
-
 def _nothing_found(path: Path) -> str:
     if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", str(path)):
         return (
@@ -289,8 +279,8 @@ def _nothing_found(path: Path) -> str:
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     if path.is_dir():
         return (
-            f"no image in the folder {path.absolute()}; looked for {suffixes}. For images in its "
-            f"subfolders give the pattern '{path}/**'"
+            f"no image in the folder {path.absolute()}; looked for {suffixes}. For videos, and for "
+            f"images in its subfolders, give the pattern '{path}/**'"
         )
     return (
         f"no image found: {path.absolute()} is not a file, not a folder and not a pattern that "
@@ -307,15 +297,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command.
 
     Returns:
-        Its exit code: 0, 1 where an image was left out or not drawn, 2 for wrong input, 130 where
-        it was interrupted.
+        Its exit code: 0, 1 where an input was left out, in part or not drawn, 2 for wrong input,
+        130 where it was interrupted.
     """
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        paths = find_images(options.input)
+        paths = find_images(options.input, videos=True) if options.camera is None else []
     except OSError as error:
         return _complain(str(error))
+    if options.frames is not None and paths and not any(map(is_video, paths)):
+        return _complain("--frames is for videos and cameras, and --input names none")
     if os.path.isfile(options.output):
         return _complain(f"--output {options.output} is a file: give the name of a folder")
     try:
@@ -329,35 +321,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = explain(error)
         hint = f". {WITHOUT_DATASETS}" if "ataset" in message else ""
         return _complain(message.removesuffix(".") + hint if hint else message)
-    folder = os.path.abspath(options.output)
     try:
-        lowest, limit = options.confidence_threshold, options.draw_limit
-        lowest = lowest if lowest is not None else 0.0 if cfg.PREDICT.SCORE_THRESH else 0.3
-        files = predict_images(
-            predictor, paths, options.output, confidence_threshold=lowest, draw_limit=limit
-        )
+        return _run(predictor, paths, options, _drawn_from(options, cfg))
     except Exception as error:
         if wants_traceback() or not is_users_mistake(error):
             raise
         return _complain(explain(error))
     except KeyboardInterrupt:
-        print(f"interrupted: {folder} has the results of the images so far", file=sys.stderr)
+        folder = os.path.abspath(options.output)
+        print(f"interrupted: {folder} has the results so far", file=sys.stderr)
         return 130
-    print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
-    return _report_failures(files, len(paths))
 
 
-def _report_failures(files: PredictionFiles, count: int) -> int:
-    """Print what went wrong; the exit code."""
-    for reasons, what in (
-        (files.failed, "were left out"),
-        (files.not_drawn, "are in the results but not drawn"),
-    ):
+def _drawn_from(options: argparse.Namespace, cfg: CfgNode) -> float:
+    """The lowest score of a box that is drawn."""
+    lowest = options.confidence_threshold
+    return lowest if lowest is not None else 0.0 if cfg.PREDICT.SCORE_THRESH else 0.3
+
+
+def _run(
+    predictor: Predictor, paths: Sequence[Path], options: argparse.Namespace, lowest: float
+) -> int:
+    """Predict on all inputs and print what there is; the exit code."""
+    folder = os.path.abspath(options.output)
+    limits = {"confidence_threshold": lowest, "draw_limit": options.draw_limit}
+    pictures = [path for path in paths if not is_video(path)]
+    videos: list[Path | int] = [path for path in paths if is_video(path)]
+    if options.camera is not None:
+        videos = [options.camera]
+    status = 0
+    if pictures:
+        files = predict_images(predictor, pictures, folder, **limits)
+        print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
+        fates = {"were left out": files.failed, "are in the results but not drawn": files.not_drawn}
+        status = _report_failures(f"{len(pictures)} images", fates)
+    if videos:
+        made = predict_videos(predictor, videos, folder, max_frames=options.frames, **limits)
+        for path in made.written:
+            print(path)
+        fates = {"could not be read, or not to the end": made.failed}
+        status = max(status, _report_failures(f"{len(videos)} videos", fates))
+    return status
+
+
+def _report_failures(inputs: str, fates: Mapping[str, Mapping]) -> int:
+    """Print what went wrong with how many inputs, by input; the exit code."""
+    for fate, reasons in fates.items():
         if reasons:
-            print(f"{len(reasons)} of {count} images {what}:", file=sys.stderr)
+            print(f"{len(reasons)} of {inputs} {fate}:", file=sys.stderr)
             for reason in reasons.values():
                 print(f"  {reason}", file=sys.stderr)
-    return 1 if files.failed or files.not_drawn else 0
+    return 1 if any(fates.values()) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from resobj_d2.command import add_import_option
 
@@ -21,18 +22,38 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}, got {text}")
+        return value
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Its parser; ``overrides`` of what it returns are changes to the config."""
     result = _Parser(
         prog="resobj-d2 predict",
-        description="Detect objects on image files; writes pictures and COCO results.",
+        description="Detect objects in images, videos and cameras; writes pictures and results.",
         epilog=WITHOUT_DATASETS,
     )
     add_import_option(result)
     add = result.add_argument
     add("--config-file", required=True, metavar="YAML", help="config of the trained model")
-    add("--input", required=True, nargs="+", help="image files, folders or 'patterns'")
-    add("--output", required=True, metavar="DIR", help="folder for pictures and results.json")
+    source = result.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", help="images, videos, folders of images, or 'patterns'"
+    )
+    source.add_argument(
+        "--camera", type=_at_least(0), metavar="N", help="the camera of this number"
+    )
+    add("--output", required=True, metavar="DIR", help="folder for what is written")
+    add(
+        "--frames", type=_at_least(1), metavar="N",
+        help="most frames of a video or camera (default: all; a camera until Ctrl-C)",
+    )  # fmt: skip
     add(
         "--confidence-threshold", type=_fraction, metavar="SCORE",
         help="lowest score of the boxes drawn (default 0.3; 0 with PREDICT.SCORE_THRESH)",
