@@ -1,5 +1,4 @@
 import re
-import subprocess
 import sys
 
 import pytest
@@ -121,7 +120,7 @@ sys.exit(main({arguments}))
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch, repository):
+def demo(tmp_path, monkeypatch, repository, warm_python):
     """A function: arguments to a demo of a tiny detector, run in an empty folder.
 
     If it times itself, it trains for three iterations.
@@ -134,9 +133,7 @@ def demo(tmp_path, monkeypatch, repository):
     def run(*arguments, floor):
         options = ["--config-file", str(tmp_path / "tiny.yaml"), *arguments]
         code = RUN.format(floors=((3, floor, 0.1),), iterations=3, arguments=options)
-        return subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
-        )
+        return warm_python.run([sys.executable, "-c", code], cwd=folder)
 
     run.folder = folder
     return run

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 import textwrap
 
@@ -78,28 +77,27 @@ def project(tmp_path, repository):
         del sys.modules[name]
 
 
-def run(project, *command):
+@pytest.fixture
+def run(project, warm_python):
+    """A function that runs a command of Python's which finds the project."""
     path = os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=environment, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    return done.stdout
+    return lambda *command: warm_python.run(
+        [sys.executable, *command], env=environment, timeout=280, check=True
+    )
 
 
 @pytest.mark.slow
-def test_a_package_outside_the_tree_trains_evaluates_and_predicts(project, repository):
+def test_a_package_outside_the_tree_trains_evaluates_and_predicts(project, repository, run):
     config = ["--config-file", str(project / "mine.yaml")]
     weights = ["MODEL.WEIGHTS", str(project / "out/model_final.pth")]
     train = str(repository / "train_net.py")
-    run(project, train, *config)
-    run(project, train, *config, "--eval-only", *weights)
+    run(train, *config)
+    run(train, *config, "--eval-only", *weights)
     # What the yaml does not import the command line may.
     (project / "mine.yaml").write_text((project / "mine.yaml").read_text().replace("IMPORTS:", "#"))
     run(
-        project, "-m", "resobj_d2", "predict", *config, "--import", "my_losses.power",
+        "-m", "resobj_d2", "predict", *config, "--import", "my_losses.power",
         "--input", str(project / "scenes/val"), "--output", str(project / "drawn"), *weights,
     )  # fmt: skip
     results = json.loads((project / "drawn/results.json").read_text())

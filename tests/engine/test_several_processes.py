@@ -51,6 +51,7 @@ def command(folder):
             "SOLVER.BASE_LR", "0.001",
             "SOLVER.CHECKPOINT_PERIOD", "4",
             "DATALOADER.NUM_WORKERS", "0",
+            "TEST.REPORT", "False",
             "OUTPUT_DIR", str(folder / name),
             *opts,
         ]  # fmt: skip
@@ -89,6 +90,20 @@ def start(repository, environment):
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def train(repository, environment, warm_python):
+    """A function that starts train_net.py, which starts the processes of ``--num-gpus`` itself."""
+
+    def begin(arguments, log, *, spawns=(), **variables):
+        with open(log, "w") as file:
+            return warm_python.start(
+                [*TRAIN, *arguments], cwd=repository, env={**environment, **variables},
+                stdout=file, stderr=subprocess.STDOUT, spawns=spawns,
+            )  # fmt: skip
+
+    return begin
+
+
 TRAIN = [sys.executable, "train_net.py"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -99,10 +114,11 @@ def finished(process, log, seconds=240):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, command, folder):
+def undisturbed(train, command, folder):
     """The outcome of --num-gpus 2: the final checkpoint, and the results of its evaluation."""
     log = folder / "undisturbed.txt"
-    text = finished(start(TRAIN, command("undisturbed", flags=["--num-gpus", "2"]), log), log)
+    arguments = command("undisturbed", flags=["--num-gpus", "2"])
+    text = finished(train(arguments, log, spawns=(2,)), log)
     assert "World size: 2" in (folder / "undisturbed/log.txt.rank1").read_text()
     return final(folder / "undisturbed"), table(text)
 
@@ -147,7 +163,7 @@ def test_worker_killed_under_torchrun_goes_on_to_the_same_weights(
     assert table(text) == results and len(results) == 1
 
 
-def test_processes_of_slurm_meet(start, command, folder, undisturbed):
+def test_processes_of_slurm_meet(train, command, folder, undisturbed):
     """What srun tells its tasks is enough; the weights are those of --num-gpus 2."""
     slurm = {
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
@@ -155,7 +171,7 @@ def test_processes_of_slurm_meet(start, command, folder, undisturbed):
     }  # fmt: skip
     logs = [folder / f"slurm{rank}.txt" for rank in range(2)]
     tasks = [
-        start(TRAIN, command("slurm"), log, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        train(command("slurm"), log, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank)
         for rank, log in zip("01", logs, strict=True)
     ]
     texts = [finished(task, log) for task, log in zip(tasks, logs, strict=True)]
@@ -191,26 +207,26 @@ def test_two_hosts(start, command, folder, undisturbed):
     assert_same(final(folder / "hosts"), undisturbed[0])
 
 
-def test_evaluation_on_two_processes_equals_that_on_one(start, command, folder, undisturbed):
+def test_evaluation_on_two_processes_equals_that_on_one(train, command, folder, undisturbed):
     weights = str(folder / "undisturbed/model_final.pth")
     files, tables = [], []
-    for number in ("1", "2"):
+    for number, spawns in (("1", ()), ("2", (2,))):
         log = folder / f"evaluated{number}.txt"
         options = ["MODEL.WEIGHTS", weights, "MODEL.DENSE.POSTPROCESS.SCORE_THRESH", "0.0"]
         flags = ["--eval-only", "--num-gpus", number]
         name = f"evaluated{number}"
-        tables.append(table(finished(start(TRAIN, command(name, *options, flags=flags), log), log)))
+        process = train(command(name, *options, flags=flags), log, spawns=spawns)
+        tables.append(table(finished(process, log)))
         written = folder.glob(f"{name}/inference/**/coco_instances_results.json")
         files.append(next(written).read_text())
     assert tables[0] == tables[1] and len(tables[0]) == 1
     assert files[0] == files[1] and len(files[0]) > 1000
 
 
-def test_processes_without_any_object_train_on(start, folder):
+def test_processes_without_any_object_train_on(warm_python, repository):
     """1,000 steps: no hang, no NaN, a gradient for every parameter, the same weights in both."""
-    log = folder / "empty.txt"
-    process = start([sys.executable, "-m", "tests.engine.empty_ranks"], ["1000"], log)
-    text = finished(process, log)
-    assert sorted(re.findall(r"rank \d: \d+ steps", text)) == [
+    command = [sys.executable, "-m", "tests.engine.empty_ranks", "1000"]
+    done = warm_python.run(command, cwd=repository, spawns=(2,), check=True)
+    assert sorted(re.findall(r"rank \d: \d+ steps", done.stdout)) == [
         "rank 0: 1000 steps", "rank 1: 1000 steps",
     ]  # fmt: skip

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import random
-import subprocess
 import sys
 import textwrap
 from collections import defaultdict
@@ -322,7 +321,7 @@ WORKER = """
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_result(tmp_path):
+def test_two_processes_share_one_result(tmp_path, warm_python):
     """A box of its image found exactly by one process, the other's as in ``test_by_hand``.
 
     At .5 both are found; from .55 GIoU takes the first alone, which is 51 of 101 recalls.
@@ -335,7 +334,7 @@ def test_two_processes_share_one_result(tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(content))
     script = textwrap.dedent(WORKER)
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(rank), str(tmp_path)])
+        warm_python.start([sys.executable, "-c", script, str(rank), str(tmp_path)])
         for rank in (0, 1)
     ]
     assert [p.wait(timeout=120) for p in processes] == [0, 0]

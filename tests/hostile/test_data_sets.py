@@ -1,6 +1,5 @@
 """No file of a data set runs code, hangs, leaves its folder or takes much memory."""
 
-import subprocess
 import sys
 import time
 
@@ -65,13 +64,13 @@ print(after - before)
 
 
 @pytest.mark.slow
-def test_no_data_set_takes_much_memory(tmp_path):
+def test_no_data_set_takes_much_memory(tmp_path, warm_python):
     paths = []
     for name in DATA_SETS:
         folder = tmp_path / name.replace(" ", "_")
         folder.mkdir()
         paths.append(str(write(name, folder)))
     command = [sys.executable, "-c", MEASURED, *paths]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    result = warm_python.run(command, cwd=tmp_path, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout.split()[-1]) < 400_000  # KiB
