@@ -15,6 +15,7 @@ from tests.ops.operator_cases import WITHOUT_KERNELS
 ALLOWED = {
     "structures": set(),
     "copies": set(),
+    "precision": set(),
     "ops": {"copies"},
     "command": {"ops"},
     "process": set(),
@@ -28,11 +29,12 @@ ALLOWED = {
     "install_detectron2": set(),
     "acceleration": {"ops", "compat"},
     "doctor": {"copies", "ops", "command", "install_detectron2"},
-    "losses": {"structures", "ops", "options", "registry"},
-    "matching": {"structures", "ops", "options", "registry"},
+    "losses": {"structures", "ops", "options", "precision", "registry"},
+    "matching": {"structures", "ops", "options", "precision", "registry"},
     "evaluation": {"data", "ops", "process"},
     "modeling": {
-        "structures", "ops", "losses", "matching", "compat", "options", "registry", "weight_files",
+        "structures", "ops", "losses", "matching", "compat", "options", "precision", "registry",
+        "weight_files",
     },
     "config": {"data", "losses", "matching", "modeling", "options", "process", "registry"},
     "checkpoint": {"data", "modeling", "process", "weight_files"},
@@ -60,7 +62,7 @@ ALLOWED = {
     "__main__": {"cli"},
 }  # fmt: skip
 WITHOUT_DETECTRON2 = (
-    "structures", "copies", "ops", "command", "process", "options", "registry", "losses",
+    "structures", "copies", "precision", "ops", "command", "process", "options", "registry", "losses",
     "matching", "plots",
 )  # fmt: skip
 

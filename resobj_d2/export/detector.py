@@ -152,6 +152,7 @@ class ExportableDetector(nn.Module):
     def _normalised(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """The network's input: normalised pixels, and 0 in the padding, as Detectron2 pads."""
         pixels = (images.float() - self.model.pixel_mean) / self.model.pixel_std
+        pixels = pixels.to(next(self.model.backbone.parameters()).dtype)
         height, width = (
             torch.arange(n, device=images.device) for n in (images.shape[2], images.shape[3])
         )

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from resobj_d2.options import Option
+from resobj_d2.precision import Float32Buffers
 
 from .base import BoxLoss, SigmoidScores
 from .build import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
@@ -23,7 +24,7 @@ from .parts import over_parts, per_part
 __all__ = ["GHMCLoss", "GHMRLoss"]
 
 
-class _GradientDensity(nn.Module):
+class _GradientDensity(Float32Buffers):
     """Running counts of gradient norms in bins of equal width over [0, 1].
 
     Args:

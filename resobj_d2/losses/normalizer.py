@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resobj_d2.options import Option
+from resobj_d2.precision import Float32Buffers
 
 from .base import Normalizer
 from .build import NORMALIZER_REGISTRY
@@ -82,7 +83,7 @@ class TrainedCount(Normalizer):
 
 
 @NORMALIZER_REGISTRY.register()
-class ForegroundEMA(Normalizer):
+class ForegroundEMA(Float32Buffers, Normalizer):
     """Exponential moving average of the foreground count, as in Detectron2's RetinaNet.
 
     Unlike there it is part of ``state_dict`` (so a resumed run keeps its scale) and equal on all

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resobj_d2.options import Option
+from resobj_d2.precision import Float32Buffers
 from resobj_d2.structures import Priors
 
 __all__ = ["AnchorGrid"]
@@ -19,7 +20,7 @@ Offset = Annotated[
 ]
 
 
-class AnchorGrid(nn.Module):
+class AnchorGrid(Float32Buffers):
     """Base class of priors: the same few anchors at every cell of a level.
 
     ``num_anchors`` lists A_l per level. Called with the (H_l, W_l) of each level it returns

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resobj_d2.compat import batch_images
 from resobj_d2.options import build
+from resobj_d2.precision import Float32Buffers
 from resobj_d2.structures import GroundTruth, StreamOutput
 
 from .build import TOWER_REGISTRY
@@ -26,7 +27,7 @@ __all__ = ["ResObjDenseDetector"]
 
 
 @META_ARCH_REGISTRY.register()
-class ResObjDenseDetector(nn.Module):
+class ResObjDenseDetector(Float32Buffers):
     """Backbone, tower and dense streams, in Detectron2's input and output formats.
 
     Args:
@@ -124,6 +125,14 @@ class ResObjDenseDetector(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32, unless ``half()`` or ``bfloat16()`` was called.
+
+        Images may be of any type. Boxes, scores and losses are in float32 in any case.
+        """
+        return next(self.backbone.parameters()).dtype
+
+    @property
     def num_steps(self) -> int:
         """T of the residual objectness; 0 without one."""
         return max(stream.num_steps for stream in self.streams.values())
@@ -219,8 +228,12 @@ class ResObjDenseDetector(nn.Module):
 
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
         images = [x["image"].to(self.device) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        images = [self.normalised(x) for x in images]
         return batch_images(images, self.backbone)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Pixels (..., 3, H, W) less the mean, by the deviation, in the type of the weights."""
+        return ((images - self.pixel_mean) / self.pixel_std).to(self.dtype)
 
     def predict(self, images: ImageList, *, every_step: bool = True) -> dict[str, StreamOutput]:
         """Everything the network predicts for normalised images, by stream.

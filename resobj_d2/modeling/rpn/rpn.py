@@ -100,6 +100,7 @@ class ResObjRPN(RPN):
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Like Detectron2's ``RPN``: the proposals of each image, and losses when training."""
+        self._refuse_half()
         if self.sampler is None:
             return super().forward(images, features, gt_instances)
         maps = [features[name] for name in self.in_features]
@@ -112,6 +113,15 @@ class ResObjRPN(RPN):
                 raise ValueError("training the RPN needs 'instances' in every input dict")
             losses = self.losses_of(anchors, maps, prediction, deltas, gt_instances)
         return self._proposals(anchors, prediction, deltas, images.image_sizes), losses
+
+    def _refuse_half(self) -> None:
+        """Raises for weights with which Detectron2's anchors and boxes would be rounded too."""
+        dtype = self.rpn_head.anchor_deltas.weight.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"Detectron2's two-stage detectors need float32 weights, got {dtype}: keep them and "
+                "use torch.autocast (SOLVER.AMP.ENABLED), or a dense detector"
+            )
 
     def losses_of(
         self,
