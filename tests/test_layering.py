@@ -62,8 +62,8 @@ ALLOWED = {
     "__main__": {"cli"},
 }  # fmt: skip
 WITHOUT_DETECTRON2 = (
-    "structures", "copies", "precision", "ops", "command", "process", "options", "registry", "losses",
-    "matching", "plots",
+    "structures", "copies", "precision", "ops", "command", "process", "options", "registry",
+    "losses", "matching", "plots",
 )  # fmt: skip
 
 

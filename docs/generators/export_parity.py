@@ -13,6 +13,7 @@ a batch.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -61,10 +62,34 @@ def random_detector(name: str) -> tuple[CfgNode, nn.Module]:
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     for name, parameter in model.named_parameters():
-        # The layers of the head but those of boxes, whose sides would leave the picture by far.
-        if parameter.dim() == 4 and parameter.std() < 0.02 and "box" not in name:
+        if parameter.dim() < 2:
+            continue
+        # Boxes stay near their anchors: else their sides leave the picture by far. Other layers
+        # of the head give larger numbers than at the start of a training.
+        if re.search(r"stages\.\d\.box\.", name):
+            parameter.data.mul_(min(1.0, 0.01 / float(parameter.std())))
+        elif parameter.std() < 0.02 and not re.search(r"tower\.box|deltas|bbox", name):
             parameter.data.mul_(10)
     return cfg, model
+
+
+def normalise(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
+    """Takes the statistics of batch normalisation from the pictures, as training does.
+
+    Random layers without them have outputs of hundreds: then most scores are exactly 1, and which
+    of two boxes of the same score suppresses the other is decided by rounding.
+    """
+    detector = exportable(model)
+    norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the pictures
+        norm.train()
+    for picture in pictures:
+        inputs = [predictor.model_input(predictor.read(picture))]
+        with torch.no_grad():
+            detector(*as_batch(inputs, detector.size_divisibility))
+    model.eval()
 
 
 def large_picture(folder: Path) -> Path:
@@ -101,6 +126,7 @@ def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -
         for title in names:
             cfg, model = random_detector(DETECTORS[title])
             predictor = Predictor(cfg, model)
+            normalise(model, predictor, pictures)
             set_threshold(model, predictor, pictures)
             for format in formats:
                 path = folder / f"model{FORMATS[format].suffix}"

@@ -119,8 +119,8 @@ class ResObjRPN(RPN):
         dtype = self.rpn_head.anchor_deltas.weight.dtype
         if dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"Detectron2's two-stage detectors need float32 weights, got {dtype}: keep them and "
-                "use torch.autocast (SOLVER.AMP.ENABLED), or a dense detector"
+                f"Detectron2's two-stage detectors need float32 weights, got {dtype}: keep them "
+                "and use torch.autocast (SOLVER.AMP.ENABLED), or a dense detector"
             )
 
     def losses_of(
