@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ class Plot:
 
     Attributes:
         svg: from :mod:`.plots`.
-        alt: what it shows, in a sentence.
+        alt: what it shows: its title, also for who cannot see it.
         caption: how to read it.
     """
 
@@ -89,9 +90,8 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Whether a column holds numbers."""
-        kinds = (int, float, type(None))
-        return [all(isinstance(row[name], kinds) for row in self.rows) for name in self.header]
+        """Whether a column holds numbers, also as text."""
+        return [all(_is_number(row[name]) for row in self.rows) for name in self.header]
 
     @property
     def cells(self) -> list[list[str]]:
@@ -108,6 +108,12 @@ class Table:
         if value is None or value != value:
             return "-"
         return f"{value:.{self.digits}f}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
+    return isinstance(value, (int, float, type(None)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def write_report(
     Args:
         paths: folders of dumps, or of runs that have one or were evaluated.
         output: the HTML file; its folder is made.
-        pictures: how many to show, at most; scaled to 10 MB together.
+        pictures: how many to show, at most; scaled to 10 MB together or less.
         title: of the page; by default the names of the runs.
         dataset: of a run that was evaluated on several.
 
@@ -51,7 +51,8 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is nothing to report.
-        ValueError: a file is damaged, or the runs are of different data sets.
+        ValueError: a file is damaged, the runs are of different data sets, or so many that the
+            page would have more than 15 MB.
     """
     output = Path(output).expanduser()
     judgements = [judge(subject) for subject in find_subjects(paths, dataset=dataset)]

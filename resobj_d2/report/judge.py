@@ -74,7 +74,7 @@ class Judgement:
         return self.groups("all", name)["all"]
 
     def groups(self, by: str, name: str = "AP") -> dict[str, float | None]:
-        """AP (or AP50, AP75, AR) in percent of the groups of a division, such as "class"."""
+        """AP (or AP50, AP75, AR) in percent, or "objects", of a division's groups, as "class"."""
         return {str(row["group"]): row[name] for row in self.breakdown if row["by"] == by}
 
 

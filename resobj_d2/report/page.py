@@ -22,14 +22,16 @@ from resobj_d2.analysis.errors import KINDS
 
 from .blocks import Plot, Section
 from .judge import Judgement
-from .pictures import IGNORED, RIGHT, Picture, choose_images, load_pictures
+from .pictures import IGNORED, RIGHT, Picture, choose_images, load_pictures, with_boxes
 from .sections import sections_of
 from .summary import Summary, summarise
 
 __all__ = ["render", "render_sections"]
 
 _FOLDER = Path(__file__).parent / "page"
-_PICTURE_BYTES = 10 * 2**20
+_MOST_BYTES = 15 * 10**6  # of the page
+_PICTURE_BYTES = 10 * 10**6
+_RESERVE = 5 * 10**5  # for names, markup of the pictures, and escaped characters
 _STRIPS = 3
 _KIND_NAMES = {
     "Cls": "wrong class",
@@ -42,33 +44,57 @@ _KIND_NAMES = {
 
 
 def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = "") -> str:
-    """The whole page.
+    """The whole page, of less than 15 MB.
 
     Args:
         judgements: of the runs, on the same images.
         pictures: how many to show, at most.
         title: by default the names of the runs.
+
+    Raises:
+        ValueError: so many runs or classes that the page would be larger without any picture.
     """
     data = judgements[0].data
-    images = choose_images(judgements, pictures)
-    shown = load_pictures(judgements, images, max_bytes=_PICTURE_BYTES)
     names = [one.subject.name for one in judgements]
-    return _fill(
-        title=title or ", ".join(names),
-        subtitle=f"{len(data.image_ids)} images, {int((~data.objects.ignored).sum())} objects, "
+    content = {
+        "title": title or ", ".join(names),
+        "subtitle": f"{len(data.image_ids)} images, {int((~data.objects.ignored).sum())} objects, "
         f"{_classes(data.class_names)}",
-        summaries=[summarise(one) for one in judgements],
-        sections=sections_of(judgements),
-        runs=names,
-        class_names=data.class_names,
-        threshold=f"{judgements[0].best_score:.2f}",
-        pictures=shown,
-        pictures_text=_pictures_text(len(shown), len(data.image_ids)),
-        strips=_strips(judgements, shown),
-        steps_text="The same network and boxes, scored with the objectness after each residual. "
-        "The score limit above applies here too: false detections should go, and right ones stay.",
-        data=_json(judgements, shown),
-    )
+        "summaries": [summarise(one) for one in judgements],
+        "sections": sections_of(judgements),
+        "runs": names,
+        "class_names": data.class_names,
+        "threshold": f"{judgements[0].best_score:.2f}",
+        "steps_text": "The same network and boxes, scored with the objectness after each "
+        "residual. The score limit above applies here too: false detections should go, and right "
+        "ones stay.",
+    }
+    left = _MOST_BYTES - _size(_fill(**content)) - _size(_json(judgements, [])) - _RESERVE
+    if left < 0:
+        raise ValueError(
+            f"a report on {len(names)} runs with {len(data.class_names)} classes does not fit into "
+            f"{_MOST_BYTES // 10**6} MB: report fewer runs at a time"
+        )
+    images = choose_images(judgements, pictures)
+    shown = load_pictures(judgements, images, max_bytes=min(_PICTURE_BYTES, 3 * left // 4))
+    left -= sum(len(picture.source) for picture in shown)
+    while True:
+        drawn, left_out = with_boxes(judgements, images[: len(shown)], shown, max_bytes=left)
+        texts = [_pictures_text(len(shown), len(images), len(data.image_ids)), left_out]
+        page = _fill(
+            **content,
+            pictures=drawn,
+            pictures_text=" ".join(filter(None, texts)),
+            strips=_strips(judgements, drawn),
+            data=_json(judgements, drawn),
+        )
+        if _size(page) <= _MOST_BYTES or not shown:
+            return page
+        shown = shown[: len(shown) // 2]  # the fewest boxes of so many runs are still too many
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def render_sections(
@@ -110,14 +136,23 @@ def _with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _pictures_text(shown: int, total: int) -> str:
+def _pictures_text(shown: int, chosen: int, total: int) -> str:
+    """Which pictures there are.
+
+    Args:
+        shown: on the page, the first of the chosen ones.
+        chosen: by :func:`choose_images`.
+        total: of the data set.
+    """
+    worst = min(shown, chosen - chosen // 4)
+    text = f"The {worst} of {total} pictures whose errors cost most AP"
     if shown == total:
-        return "All pictures, those that cost most AP first. Choose one to enlarge it."
-    worst = shown - shown // 4
-    return (
-        f"The {worst} of {total} pictures whose errors cost most AP, then {shown - worst} spread "
-        "over the others. Choose one to enlarge it."
-    )
+        text = "All pictures, those that cost most AP first"
+    elif shown > worst:
+        text += f", then {shown - worst} spread over the others"
+    if shown < chosen:
+        text += f"; {chosen - shown} more did not fit into this file"
+    return f"{text}. Choose one to enlarge it."
 
 
 def _strips(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> list[dict]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,16 @@ from resobj_d2.data.pictures import ImageError, read_picture
 
 from .judge import Judgement
 
-__all__ = ["Picture", "choose_images", "load_pictures"]
+__all__ = ["Picture", "choose_images", "load_pictures", "with_boxes"]
 
 RIGHT, IGNORED = len(KINDS), len(KINDS) + 1
 """Numbers of a detection that is right, or neither right nor wrong; below are the errors'."""
 
 _SIDES = (960, 800, 640, 512, 384, 256, 128)  # the longer side in pixels, the largest that fits
 _QUALITY = 82
-_MOST_BOXES = 100  # of one picture, run and step
 _LEAST_SCORE = 0.01
+_LIMITS = (100, 60, 35, 20, 10, 5, 2)  # wrong detections of one picture, run and step
+_OBJECTS_PER_LIMIT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Picture:
         width, height: of the whole picture in pixels, in which boxes are.
         source: of the scaled picture, as a data URL; "" where it cannot be read.
         problem: why.
-        boxes: what the page's script draws.
+        boxes: what the page's script draws; see :func:`with_boxes`.
     """
 
     name: str
@@ -70,7 +72,7 @@ def choose_images(judgements: Sequence[Judgement], number: int) -> list[int]:
 def load_pictures(
     judgements: Sequence[Judgement], images: Sequence[int], *, max_bytes: int
 ) -> list[Picture]:
-    """The chosen pictures, scaled so that all of them stay below a size.
+    """The chosen pictures without boxes, scaled so that all of them stay below a size.
 
     Args:
         judgements: of the runs, on the same images.
@@ -82,26 +84,85 @@ def load_pictures(
     pictures = []
     for row, source, problem in zip(images, sources, problems, strict=True):
         width, height = (int(x) for x in data.sizes[row])
-        name = Path(data.files[row]).name
-        runs = [[_detections(errors, row) for errors in one.errors] for one in judgements]
         pictures.append(
             Picture(
-                name=name,
+                name=Path(data.files[row]).name,
                 path=data.files[row],
                 width=width,
                 height=height,
                 source=source,
                 problem=problem,
-                boxes={
-                    "name": name,
-                    "width": width,
-                    "height": height,
-                    "objects": _objects(data, row),
-                    "runs": runs,
-                },
+                boxes={},
             )
         )
     return pictures
+
+
+def with_boxes(
+    judgements: Sequence[Judgement],
+    images: Sequence[int],
+    pictures: Sequence[Picture],
+    *,
+    max_bytes: int,
+) -> tuple[list[Picture], str]:
+    """The pictures with their objects and detections, as many as a size allows.
+
+    Detections that are right stay with their objects; of the others the best stay.
+
+    Args:
+        judgements: of the runs, on the same images.
+        images: rows, one for each picture.
+        pictures: of :func:`load_pictures`.
+        max_bytes: of all boxes as they stand in the page. The fewest that are tried are kept,
+            whatever their size.
+
+    Returns:
+        The pictures, and a sentence on what is not drawn; "" if everything is.
+    """
+    data = judgements[0].data
+    whole = [
+        (_objects(data, row), [[_detections(x, row) for x in one.errors] for one in judgements])
+        for row in images
+    ]
+    boxes: list[dict] = []
+    for limit in _LIMITS:
+        parts = [_trimmed(objects, runs, limit) for objects, runs in whole]
+        boxes = [
+            {"name": p.name, "width": p.width, "height": p.height, "objects": objects, "runs": runs}
+            for p, (objects, runs, _) in zip(pictures, parts, strict=True)
+        ]
+        if sum(len(json.dumps(x, separators=(",", ":"))) for x in boxes) <= max_bytes:
+            break
+    left_out = sum(rest for _, _, rest in parts)
+    text = ""
+    if left_out:
+        text = (
+            f"Not drawn, for the size of this file: {left_out} boxes beyond the first "
+            f"{_OBJECTS_PER_LIMIT * limit} objects and the best {limit} wrong detections of a "
+            "picture. All figures count them."
+        )
+    return [replace(p, boxes=b) for p, b in zip(pictures, boxes, strict=True)], text
+
+
+def _trimmed(
+    objects: list[list], runs: list[list[list]], limit: int
+) -> tuple[list[list], list[list[list]], int]:
+    """The first objects, and detections of each run and step; and how many boxes are not there."""
+    most = _OBJECTS_PER_LIMIT * limit
+    left_out = max(0, len(objects) - most)
+    kept_runs = []
+    for steps in runs:
+        kept_steps = []
+        for found in steps:
+            kept, others = [], 0
+            for item in found:  # best first
+                others += item[-1] < 0
+                if item[-1] < most and (item[-1] >= 0 or others <= limit):
+                    kept.append(item)
+            left_out += len(found) - len(kept)
+            kept_steps.append(kept)
+        kept_runs.append(kept_steps)
+    return objects[:most], kept_runs, left_out
 
 
 def _objects(data: EvaluationSet, row: int) -> list[list]:
@@ -114,7 +175,7 @@ def _objects(data: EvaluationSet, row: int) -> list[list]:
 def _detections(errors: ErrorAnalysis, row: int) -> list[list]:
     """x, y, width, height, class, score, kind, position of the object that it finds or -1."""
     found = errors.data.detections
-    rows = np.flatnonzero((found.images == row) & (found.scores >= _LEAST_SCORE))[:_MOST_BOXES]
+    rows = np.flatnonzero((found.images == row) & (found.scores >= _LEAST_SCORE))
     own = np.flatnonzero(errors.data.objects.images == row)
     position = {int(i): k for k, i in enumerate(own)}
     matches = errors.matches

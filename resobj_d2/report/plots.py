@@ -47,7 +47,7 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def bars(
-    values: Mapping[str, Mapping[str, float]], *, label: str, digits: int = 1, width: float = 7.5
+    values: Mapping[str, Mapping[str, float]], *, label: str, digits: int = 1, width: float = 6.2
 ) -> str:
     """Horizontal bars, a group for each name.
 
@@ -108,7 +108,7 @@ def curves(
     with matplotlib.rc_context(_STYLE):
         figure, axis = _figure(width, height)
         if diagonal:
-            axis.plot([0, 1], [0, 1], color=_SOFT, linewidth=0.8, linestyle=":")
+            axis.plot([0, 1], [0, 1], color=_SOFT, linewidth=1.4, linestyle=":")
         _plot(axis, series)
         for k, name in enumerate(series):
             if name in (marks or {}):
@@ -146,9 +146,10 @@ def lines(panels: Mapping[str, Series], *, x_label: str, columns: int = 2) -> st
             _plot(axis, series)
             axis.set_title(plain_label(title), loc="left", fontsize=10)
             _legend(axis, len(series))
+        for axis in axes[: len(panels)]:
+            axis.tick_params(labelbottom=True)
         for axis in axes[max(0, len(panels) - columns) : len(panels)]:
             axis.set_xlabel(plain_label(x_label))
-            axis.tick_params(labelbottom=True)
         return _svg(figure)
 
 

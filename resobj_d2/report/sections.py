@@ -19,6 +19,7 @@ from .score_sections import calibration_section, misalignment_section, precision
 __all__ = ["sections_of", "training_panels"]
 
 _MOST_POINTS = 400  # of a curve
+_POINTS = 20_000  # of all curves of trainings, unless that leaves less than 50 for one
 _SAMPLES = 300  # drawings of the images
 
 
@@ -190,13 +191,20 @@ def _classes(judgements: Sequence[Judgement]) -> Section | None:
 
 def _groups(judgements: Sequence[Judgement]) -> Section | None:
     titles = {
-        "size": ("AP by size", "Small is below 32 x 32 pixels, large above 96 x 96."),
+        "size": (
+            "AP by size",
+            "Small is below 32 x 32 pixels, large above 96 x 96. In brackets: objects.",
+        ),
         "shape": ("AP by shape", "Tall is more than twice as high as wide, and wide the reverse."),
         "objects in the image": ("AP by crowding", "By the number of objects in the picture."),
     }
     blocks: list = []
     for by, (title, text) in titles.items():
-        values = {one.subject.name: one.groups(by) for one in judgements}
+        objects = judgements[0].groups(by, "objects")
+        values = {
+            one.subject.name: {f"{k} ({objects[k]})": v for k, v in one.groups(by).items()}
+            for one in judgements
+        }
         if any(value is not None for row in values.values() for value in row.values()):
             blocks.append(Plot(svg=plots.bars(values, label="AP"), alt=title, caption=text))
     overlap = {}
@@ -258,30 +266,45 @@ def _steps(judgements: Sequence[Judgement]) -> Section | None:
 
 
 def _training(judgements: Sequence[Judgement]) -> Section | None:
+    known = {
+        one.subject.name: read_scalars(one.subject.folder) if one.subject.folder else {}
+        for one in judgements
+    }
+    number = sum(len(x) for run in known.values() for x in training_panels(run).values())
+    most = max(50, min(_MOST_POINTS, _POINTS // max(1, number)))
     blocks: list = []
-    without = []
-    for one in judgements:
-        scalars = read_scalars(one.subject.folder) if one.subject.folder else {}
-        panels = training_panels(scalars)
+    for name, scalars in known.items():
+        panels = training_panels(scalars, most=most)
         if not panels:
-            without.append(one.subject.name)
             continue
-        blocks += named(one.subject.name, len(judgements))
-        blocks.append(
+        blocks += named(name, len(judgements))
+        blocks += [
             Plot(
-                svg=plots.lines(panels, x_label="iteration"),
-                alt="Scalars of the training over its iterations",
-                caption="Losses should fall and AP rise until the end: an AP that falls while the "
-                "loss goes on falling is overfitting; both still moving at the end asks for a "
-                "longer training.",
+                svg=plots.curves(series, x_label="iteration", y_label="", height=2.6),
+                alt=title,
+                caption="",
             )
+            for title, series in panels.items()
+        ]
+        text = (
+            "Losses should fall and AP rise until the end: an AP that falls while the loss goes on "
+            "falling is overfitting; both still moving at the end asks for a longer training."
         )
+        if max(map(len, scalars.values())) > most:
+            text += f" A curve has {most} points at most, means of consecutive values."
+        blocks.append(Note(text=text))
+    without = [name for name, scalars in known.items() if not training_panels(scalars)]
     blocks += left_out(without, "there is no metrics.json with scalars of a training", blocks)
     return Section(key="training", short="Training", title="The training", blocks=blocks)
 
 
-def training_panels(scalars: Scalars) -> dict[str, dict]:
-    """The scalars of a training that a person looks at, by panel."""
+def training_panels(scalars: Scalars, *, most: int = _MOST_POINTS) -> dict[str, dict]:
+    """The scalars of a training that a person looks at, by panel.
+
+    Args:
+        scalars: of a run.
+        most: points of a curve.
+    """
     groups = {
         "loss, all terms": [n for n in scalars if n == "total_loss"],
         "terms of the loss": [n for n in scalars if n.startswith("loss_")],
@@ -297,7 +320,7 @@ def training_panels(scalars: Scalars) -> dict[str, dict]:
         "learning rate": [n for n in scalars if n == "lr"],
     }
     return {
-        title: {_short(name): _thin(scalars[name]) for name in sorted(names)}
+        title: {_short(name): _thin(scalars[name], most) for name in sorted(names)}
         for title, names in groups.items()
         if names
     }
@@ -310,9 +333,9 @@ def _short(name: str) -> str:
     return name.removeprefix("bbox/").removeprefix("loss_")
 
 
-def _thin(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """At most some hundred points, as means of consecutive ones."""
-    size = -(-len(points) // _MOST_POINTS)
+def _thin(points: Sequence[tuple[int, float]], most: int) -> tuple[list[int], list[float]]:
+    """At most so many points, as means of consecutive ones."""
+    size = -(-len(points) // most)
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [p[-1][0] for p in parts], [sum(value for _, value in p) / len(p) for p in parts]
 

@@ -203,7 +203,7 @@ def _about_missed(judgement: Judgement) -> str:
             return (
                 f"{int(low.sum())} of the {int(missed.sum())} missed objects have no anchor with "
                 f"an IoU of {_ANCHOR_IOU}: `resobj-d2 data check CONFIG` suggests sizes and "
-                "ratios that fit, or a larger INPUT.MIN_SIZE."
+                "ratios that fit, or a larger `INPUT.MIN_SIZE_TRAIN`."
             )
         return (
             f"{int((~low).sum())} of the {int(missed.sum())} missed objects have a fitting anchor, "
@@ -231,9 +231,9 @@ def _about_background(judgement: Judgement) -> str:
     sure = int((judgement.data.detections.scores[background] >= 0.5).sum())
     has_objectness = judgement.subject.about.get("num_steps", 0) > 0
     method = (
-        "one more step (OBJECTNESS.STEPS) or a longer training"
+        "one more step (`OBJECTNESS.STEPS`) or a longer training"
         if has_objectness
-        else "Residual Objectness (resobj-d2 configs, retinanet_resobj_...) or focal loss"
+        else "Residual Objectness (see `resobj-d2 configs`) or focal loss"
     )
     return (
         f"Detections of background, {sure} of them with a score above 0.5: look for objects that "
@@ -247,8 +247,8 @@ _ADVICE = {
         "of them, or merging classes that nobody needs apart, helps more than another loss."
     ),
     "Loc": lambda j: (
-        "Loose boxes: a box loss on the overlap (BOX_LOSS.NAME GIoULoss), a predicted IoU "
-        "in the score (QUALITY.ENABLED, RetinaNet-Conf) or a second stage (STAGES [{}])."
+        "Loose boxes: a box loss on the overlap (`BOX_LOSS.NAME GIoULoss`), a predicted IoU "
+        "in the score (`QUALITY.ENABLED`, RetinaNet-Conf) or a second stage (`STAGES [{}]`)."
     ),
     "Both": lambda j: (
         "Loose boxes of a wrong class are mostly parts or groups of objects: look at "

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from resobj_d2.analysis.imbalance_tables import Imbalance
+from resobj_d2.report import page as page_module
 from resobj_d2.report import plots, sections
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.imbalance_sections import imbalance_section
 from resobj_d2.report.judge import SLIDER, best_place, judge
-from resobj_d2.report.pictures import choose_images, load_pictures
+from resobj_d2.report.page import render
+from resobj_d2.report.pictures import choose_images, load_pictures, with_boxes
 from resobj_d2.report.score_sections import calibration_section, misalignment_section
 from resobj_d2.report.subject import find_subjects
 from resobj_d2.report.summary import _about_imbalance, _about_missed, summarise
@@ -94,7 +96,9 @@ def test_pictures_that_cost_most_come_first(judgement):
 def test_pictures_are_scaled_until_they_fit(judgement):
     whole = load_pictures([judgement], [0, 1, 2], max_bytes=10**7)
     assert all(picture.source.startswith("data:image/jpeg;base64,") for picture in whole)
-    boxes = whole[1].boxes
+    drawn, left_out = with_boxes([judgement], [0, 1, 2], whole, max_bytes=10**6)
+    boxes = drawn[1].boxes
+    assert left_out == ""
     assert boxes["objects"] == [[10, 10, 30, 30, 0, 0], [40, 0, 24, 48, 0, 1]]
     right, ignored = 6, 7
     assert boxes["runs"] == [
@@ -264,6 +268,77 @@ def test_a_class_may_be_called_background(make_dump):
     tables = [block for block in sections._errors([one]).blocks if isinstance(block, Table)]
     assert tables[-1].caption.startswith("What is taken for what")
     assert tables[-1].cells == [["background", "cat", "1"]]
+
+
+def crowded(make_dump, folder, *, images, objects, wrong):
+    """A dump of pictures with many objects, each found, and many wrong detections."""
+    boxes = [[2 * k % 50, 3 * k % 37, 10, 10] for k in range(objects)]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(images)
+        ],
+        "categories": CONTENT["categories"],
+        "annotations": [
+            {"id": i * objects + k + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 100}
+            for i in range(images)
+            for k, box in enumerate(boxes)
+        ],
+    }
+    results = [
+        {"image_id": i, "category_id": 1 + (k >= objects), "bbox": box, "score": 0.9 - k * 1e-4}
+        for i in range(images)
+        for k, box in enumerate(boxes + [[0.3, 0.7, 50.1, 40.9]] * wrong)
+    ]
+    return make_dump(results, content)
+
+
+def test_boxes_that_do_not_fit_are_left_out_and_told(make_dump, tmp_path):
+    """The right ones stay longest: else their objects would seem to be missed."""
+    folder = crowded(make_dump, tmp_path, images=2, objects=30, wrong=150)
+    judgements = [judge(find_subjects([folder])[0])]
+    plain = load_pictures(judgements, [0, 1], max_bytes=10**7)
+    drawn, text = with_boxes(judgements, [0, 1], plain, max_bytes=10**6)
+    (found,), objects = drawn[0].boxes["runs"][0], drawn[0].boxes["objects"]
+    assert len(objects) == 30 and sum(x[-1] >= 0 for x in found) == 30
+    assert len(found) == 130 and text.startswith("Not drawn, for the size of this file: 100 boxes")
+    small, text = with_boxes(judgements, [0, 1], plain, max_bytes=2000)
+    assert sum(len(json.dumps(x.boxes, separators=(",", ":"))) for x in small) <= 2000
+    (found,), objects = small[0].boxes["runs"][0], small[0].boxes["objects"]
+    assert sorted(x[-1] for x in found if x[-1] >= 0) == list(range(len(objects)))
+    assert f"first {len(objects)} objects" in text
+
+
+def test_the_page_stays_small_whatever_the_run(make_dump, tmp_path, monkeypatch):
+    """A limit that these pictures and boxes exceed, in place of 15 MB and thousands of them."""
+    monkeypatch.setattr(page_module, "sections_of", lambda judgements: [])
+    folder = crowded(make_dump, tmp_path, images=8, objects=100, wrong=60)
+    judgements = [judge(one) for one in find_subjects([folder])]
+    whole, rest = render(judgements), len(render(judgements, pictures=0).encode())
+    assert "did not fit" not in whole
+    monkeypatch.setattr(page_module, "_RESERVE", 20_000)
+    for more, said in ((60_000, "Not drawn, for the size of this file"), (27_000, "did not fit")):
+        monkeypatch.setattr(page_module, "_MOST_BYTES", rest + more)
+        text = render(judgements)
+        assert len(text.encode()) <= rest + more < len(whole.encode())
+        assert said in text
+    monkeypatch.setattr(page_module, "_MOST_BYTES", 10**4)
+    with pytest.raises(ValueError, match="does not fit into 0 MB: report fewer runs at a time"):
+        render(judgements)
+
+
+def test_many_curves_of_a_training_have_fewer_points(judgement, tmp_path, monkeypatch):
+    line = {f"loss_{k}": 1 / 3 for k in range(60)}
+    lines = [json.dumps({"iteration": i, "total_loss": float(i), **line}) for i in range(500)]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    subject = dataclasses.replace(judgement.subject, folder=tmp_path)
+    drawn = {}
+    monkeypatch.setattr(plots, "curves", lambda series, **_: drawn.update(series) or "")
+    blocks = sections._training([dataclasses.replace(judgement, subject=subject)]).blocks
+    # 61 curves share 20,000 points: means of two.
+    assert len(drawn) == 61 and len(blocks) == 3
+    x, y = drawn["total_loss"]
+    assert len(x) == 250 and (x[0], y[0]) == (1, 0.5)
+    assert "A curve has 327 points at most" in blocks[-1].text
 
 
 def test_runs_that_a_section_lacks_are_named(judgement, tmp_path):
