@@ -17,7 +17,8 @@ __all__ = ["example_inputs", "exported_program", "traced_module"]
 def example_inputs(detector: ExportableDetector) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs from which a graph is traced: no two of their sizes are equal by chance, none is 1."""
     unit = detector.size_divisibility
-    height, width = (-(-cells * detector.coarsest_stride // unit) * unit for cells in (3, 5))
+    step = max(detector.coarsest_stride, unit)
+    height, width = (-(-cells * step // unit) * unit for cells in (3, 5))
     sizes = torch.tensor([[height, width], [height - 1, width - 1]], device=detector.device)
     images = torch.zeros((2, 3, height, width), dtype=torch.uint8, device=detector.device)
     return images, sizes, sizes.clone()
