@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 python := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 clang_format := $(python) -c 'import clang_format; clang_format.clang_format()'
-cpp_sources = $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+cpp_sources = $(shell find csrc tests docs/examples -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
@@ -76,7 +76,7 @@ lint: setup
 	@$(python) -m ruff format --check .
 	@echo "now: mypy"
 	@$(python) -m mypy
-	@echo "now: clang-format --dry-run on csrc and tests"
+	@echo "now: clang-format --dry-run on C++ and CUDA sources"
 	@$(clang_format) --dry-run --Werror $(cpp_sources)
 
 format: setup
@@ -84,7 +84,7 @@ format: setup
 	@$(python) -m ruff check --fix .
 	@echo "now: ruff format"
 	@$(python) -m ruff format .
-	@echo "now: clang-format on csrc and tests"
+	@echo "now: clang-format on C++ and CUDA sources"
 	@$(clang_format) -i $(cpp_sources)
 
 clean:

@@ -134,7 +134,7 @@ def _check_torch(report: Report) -> bool:
 def _check_kernels(report: Report) -> None:
     try:
         from . import ops
-        from .ops._native import cpu_capability
+        from .ops._native import cpu_capability, loaded_libraries
     except Exception as error:
         report.fact("operators", f"cannot be imported: {error}")
         report.problem(
@@ -143,9 +143,11 @@ def _check_kernels(report: Report) -> None:
             essential=True,
         )
         return
-    status = ops.native_status()
+    status, libraries = ops.native_status(), loaded_libraries()
     for backend in ("cpu", "cuda"):
         report.fact(f"{backend} kernels", status[backend])
+        if backend in libraries:
+            report.fact(f"{backend} library", str(libraries[backend]))
     if capability := cpu_capability():
         report.fact("cpu instructions", capability)
     for name, value in status["build"].items():

@@ -34,6 +34,8 @@ def test_names_versions_kernels_and_gpu(monkeypatch):
     assert facts["torch"] == torch.__version__
     assert {"python", "torchvision", "cpu kernels", "cuda kernels", "fvcore"} <= set(facts)
     assert "0.6 (from a source folder) at /somewhere" in facts["detectron2"]
+    assert ("cpu library" in facts) == (facts["cpu kernels"] == "native")
+    assert Path(facts.get("cpu library", __file__)).is_file()
     assert not report.broken
 
 

@@ -118,10 +118,19 @@ def _write_aoti(detector: ExportableDetector, path: str, metadata: str) -> None:
         package = torch._inductor.aoti_compile_and_package(
             program,
             package_path=os.path.join(folder, "detector.pt2"),
-            inductor_configs={"aot_inductor.metadata": {METADATA: metadata}},
+            inductor_configs={"aot_inductor.metadata": {METADATA: metadata, **_as_texts(metadata)}},
         )
         with replacing(path, binary=True) as file, open(package, "rb") as written:
             shutil.copyfileobj(written, file)
+
+
+def _as_texts(metadata: str) -> dict[str, str]:
+    """Each entry by itself, lists line by line: C++ has no parser of json."""
+    texts = {}
+    for key, value in json.loads(metadata).items():
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        texts[f"{METADATA}.{key}"] = "\n".join(" ".join(str(x).split()) for x in values)
+    return texts
 
 
 def _load_aoti(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:

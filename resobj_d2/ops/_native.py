@@ -98,6 +98,11 @@ def cpu_capability() -> str | None:
     return find().decode()
 
 
+def loaded_libraries() -> dict[str, Path]:
+    """By backend, the files of the kernels in use: a C++ program can load them too."""
+    return dict(_loaded)
+
+
 def read_build_record(package: Path) -> dict[str, str]:
     """The record that the last build left in a package's folder; empty if there is none."""
     try:
