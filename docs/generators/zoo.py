@@ -25,7 +25,8 @@ END = "<!-- end: python -m docs.generators.zoo -->\n"
 
 def table(folder: str) -> str:
     """Markdown of the configurations in one folder of ``configs/``."""
-    lines = ["| config | method | paper's AP | measured on | source |", "|---|---|---|---|---|"]
+    head = "| config | method | paper's AP | measured on | source | seen in |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for entry in zoo_entries():
         if entry.name.startswith(f"{folder}/"):
             link = f"[{Path(entry.name).stem}]({entry.name})"
@@ -33,6 +34,7 @@ def table(folder: str) -> str:
                 [str(f) for f in entry.figures],
                 [f.split for f in entry.figures],
                 [f.source for f in entry.figures],
+                [f.checked or "not confirmed" for f in entry.figures],
             ]
             lines.append(" | ".join(["| " + link, entry.method, *map(_cell, columns)]) + " |")
     return "\n".join(lines) + "\n"

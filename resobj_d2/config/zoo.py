@@ -55,12 +55,14 @@ class Figure:
         metric: "box AP", "mask AP", "keypoint AP", or "AP50, 11 points" of VOC.
         split: the images it was measured on.
         source: paper and table.
+        checked: where it was read: "paper", or what quotes it; empty if nobody confirmed it.
     """
 
     ap: str
     metric: str
     split: str
     source: str
+    checked: str = ""
 
     def __str__(self) -> str:
         return self.ap if self.metric == "box AP" else f"{self.ap} {self.metric}"

@@ -149,7 +149,7 @@ def test_every_configuration_to_train_is_listed_once():
     assert sorted(entry.name for entry in entries) == trainable
     assert all(entry.method for entry in entries)
     by_name = {entry.name: entry for entry in entries}
-    assert by_name[NAME].figures == (Figure("35.4", "box AP", "val", "ResObj"),)
+    assert by_name[NAME].figures == (Figure("35.4", "box AP", "val", "ResObj", "paper"),)
 
 
 def test_every_figure_says_what_was_measured_on_which_images_and_where_it_is_printed():
@@ -178,10 +178,12 @@ def test_a_printed_figure_is_in_the_table_of_configurations(repository):
     with (repository / "configs/figures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        _, _, aps, splits, sources = table[Path(row["config"]).stem].strip("| ").split(" | ")
+        cells = table[Path(row["config"]).stem].strip("| ").split(" | ")
+        _, _, aps, splits, sources, seen = cells
         printed = row["ap"] if row["metric"] == "box AP" else f"{row['ap']} {row['metric']}"
         assert printed in aps.split("; "), row
         assert row["split"] in splits.split("; ") and row["source"] in sources.split("; "), row
+        assert (row["checked"] or "not confirmed") in seen.split("; "), row
 
 
 def test_folder_inside_an_installed_package(tmp_path, monkeypatch):
