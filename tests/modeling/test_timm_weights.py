@@ -193,3 +193,55 @@ def test_images_that_are_normalised_otherwise_are_told(
     other = ["MODEL.PIXEL_MEAN", mean[::-1], "MODEL.PIXEL_STD", std]
     build_timm_backbone(tiny_cfg(*options, *other), None)
     assert caplog.text.count("is not what the weights of resnet10t were trained with") == 1
+
+
+def names_of_trained(backbone):
+    return {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_frozen_up_to_a_stride_is_at_inference_in_training():
+    backbone = TimmBackbone(name="resnet10t", strides=(8, 16), freeze_at=4).train()
+    assert names_of_trained(backbone) == {"layer2", "layer3"}
+    image = torch.rand(2, 3, 64, 64)
+    before = {key: x.clone() for key, x in backbone.state_dict().items()}
+    sum(x.sum() for x in backbone(image).values()).backward()
+    moved = {key for key, x in backbone.state_dict().items() if not torch.equal(x, before[key])}
+    assert {key.split(".")[1] for key in moved} == {"layer2", "layer3"}  # running statistics
+
+
+def test_frozen_normalisation_everywhere():
+    backbone = TimmBackbone(name="resnet10t", freeze_norm=True).train()
+    image = torch.rand(2, 3, 64, 64)
+    outputs = backbone(image)["c5"], backbone.eval()(image)["c5"]
+    assert torch.equal(*outputs)
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained and not any("bn" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    "name, first, last",
+    [
+        ("tf_efficientnet_lite0", "blocks.3", "blocks.6"),
+        ("convnext_atto", "stages_2", "stages_3"),  # names that features_only joins
+    ],
+)
+def test_frozen_stages_by_name(name, first, last):
+    with torch.device("meta"):
+        backbone = TimmBackbone(name=name, freeze_at=8)
+    length = len(first.split("."))
+    trained = [
+        name.split(".")[1 : 1 + length]
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    ]
+    assert (".".join(trained[0]), ".".join(trained[-1])) == (first, last)
+
+
+def test_a_wholly_frozen_backbone_needs_no_gradient():
+    backbone = TimmBackbone(name="resnet10t", freeze_at=32).train()
+    assert not any(x.requires_grad for x in backbone(torch.rand(1, 3, 64, 64)).values())
+
+
+def test_a_stride_that_the_network_has_not():
+    with pytest.raises(ValueError, match=r"FREEZE_AT must be 0 or a stride of resnet10t, of \[2,"):
+        TimmBackbone(name="resnet10t", freeze_at=3)

@@ -30,11 +30,15 @@ class TimmBackbone(Backbone):
         pretrained: let timm download its ImageNet weights.
         weights: a file of weights for the model, or ``package:NAME`` for that of an installed
             package (:mod:`.timm_weights`); "" for random ones.
+        freeze_at: layers up to the map of this stride keep their weights and are not trained; 0
+            for none.
+        freeze_norm: all batch normalisation uses the statistics that were loaded, also in training,
+            and its scales and shifts are not trained. Frozen layers do so in any case.
 
     Raises:
         ImportError: timm, or the package of the weights, is not installed.
         ValueError: timm has no such model, the model has no map with one of the strides, or the
-            weights are of another one.
+            weights are of another one, or there is no such stride to freeze at.
         CheckpointError: the file of weights cannot be read.
     """
 
@@ -63,6 +67,13 @@ class TimmBackbone(Backbone):
                 "unless MODEL.WEIGHTS names a checkpoint"
             ),
         ] = "",
+        freeze_at: Annotated[
+            int,
+            Option("layers up to the map of this stride are not trained, 32 for all; 0 for none"),
+        ] = 0,
+        freeze_norm: Annotated[
+            bool, Option("batch normalisation keeps its weights and statistics")
+        ] = False,
     ) -> None:
         super().__init__()
         if pretrained and weights:
@@ -92,6 +103,11 @@ class TimmBackbone(Backbone):
         if weights:
             load_timm_weights(self.model, name, find_weights(weights))
         _set_momentum(self.model, bn_momentum)
+        self._frozen = _layers_up_to(self.model, name, freeze_at) if freeze_at else []
+        if freeze_norm:
+            self._frozen += [x for x in self.model.modules() if isinstance(x, nn.BatchNorm2d)]
+        for layer in self._frozen:
+            layer.requires_grad_(False)
         self._shapes = {
             f"c{stride.bit_length() - 1}": ShapeSpec(channels=channels, stride=stride)
             for stride, channels in zip(strides, self.model.feature_info.channels(), strict=True)
@@ -104,9 +120,32 @@ class TimmBackbone(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)
 
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Frozen layers behave as at inference in any mode."""
+        super().train(mode)
+        for layer in self._frozen:
+            layer.eval()
+        return self
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """image: (N, 3, H, W)."""
         return dict(zip(self._shapes, self.model(image), strict=True))
+
+
+def _layers_up_to(model: nn.Module, name: str, stride: int) -> list[nn.Module]:
+    """What the map of a stride is made by; timm's networks have their layers in order."""
+    ends = {entry["reduction"]: entry["module"] for entry in model.feature_info.info}
+    end = ends.get(stride, "")
+    paths = [path for path, _ in model.named_modules()]
+    if end not in paths:
+        end = end.replace(".", "_", 1)  # features_only joins the first two parts of some names
+    if end not in paths or not end:
+        raise ValueError(
+            f"MODEL.TIMM.FREEZE_AT must be 0 or a stride of {name}, of {list(ends)}, got {stride}"
+        )
+    before = paths[: paths.index(end) + 1]
+    around = {end[:i] for i, letter in enumerate(end) if letter == "."} | {""}
+    return [model.get_submodule(path) for path in before if path not in around]
 
 
 def _set_momentum(model: nn.Module, momentum: float) -> None:
