@@ -58,10 +58,17 @@ ANCHOR_FREE_DEFAULTS = {
 
 
 def dense_keys() -> list[Key]:
-    """Those of ``MODEL.DENSE``, for all entries that are registered now."""
+    """Those of the dense detector, for all entries that are registered now."""
     detector = (Reader("ResObjDenseDetector", (DENSE,)),)
     path = "MODEL.DENSE"
     return [
+        Key(
+            "MODEL.CHANNELS_LAST",
+            False,
+            "bool",
+            "lay out weights and feature maps by pixel, which is faster for depthwise convolutions",
+            readers=detector,
+        ),
         Key(
             f"{path}.IN_FEATURES",
             ["p3", "p4", "p5", "p6", "p7"],

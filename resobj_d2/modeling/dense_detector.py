@@ -40,6 +40,8 @@ class ResObjDenseDetector(Float32Buffers):
         pixel_mean, pixel_std: per channel, in the order of the input images.
         input_format: that order, for pictures.
         vis_period: iterations between two pictures of the training; 0 for none.
+        channels_last: keep weights and feature maps with the channels of a pixel side by side.
+            Results are the same to rounding.
 
     After a training forward ``statistics`` holds detached scalars of that batch, on the device.
     """
@@ -58,6 +60,7 @@ class ResObjDenseDetector(Float32Buffers):
         pixel_std: Sequence[float],
         input_format: str = "BGR",
         vis_period: int = 0,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -71,6 +74,8 @@ class ResObjDenseDetector(Float32Buffers):
         self.input_format = input_format
         self.vis_period = vis_period
         self.statistics: dict[str, Tensor] = {}
+        if channels_last:  # a convolution's output is laid out as its weights are
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -117,6 +122,7 @@ class ResObjDenseDetector(Float32Buffers):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
 
     @property
