@@ -15,6 +15,7 @@ __all__ = ["Part", "Plan", "StudyError", "read_plan"]
 
 _KEYS = ("name", "seeds", "baseline", "metric", "config", "options", "datasets", "methods")
 _PART_KEYS = ("config", "options")
+_METHOD_KEYS = (*_PART_KEYS, "seeds")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")  # of folders
 _MAX_BYTES = 2**17
 _LARGEST_SEED = 2**31 - 1
@@ -32,11 +33,13 @@ class Part:
         name: "" of what all share.
         configs: yamls or names, merged in this order.
         options: values by key with dots, as ``{"SOLVER.MAX_ITER": 400}``.
+        seeds: of a method that does not have all of the study's; else empty.
     """
 
     name: str
     configs: tuple[str, ...]
     options: Mapping[str, object]
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,15 @@ def read_plan(path: str | os.PathLike) -> Plan:
     for key in ("seeds", "methods", "datasets"):
         if not content.get(key):
             raise StudyError(f"{file}: there are no {key}")
-    methods = _parts(content["methods"], f"{file}: methods")
+    seeds = _seeds(content["seeds"], f"{file}: seeds")
+    methods = _parts(content["methods"], f"{file}: methods", keys=_METHOD_KEYS)
+    for method in methods:
+        for seed in method.seeds:
+            if seed not in seeds:
+                raise StudyError(
+                    f"{file}: methods: {method.name}: seed {seed} is none of the study's seeds, "
+                    "which the baseline has"
+                )
     datasets = _parts(content["datasets"], f"{file}: datasets")
     names = [method.name for method in methods]
     baseline = content.get("baseline", names[0])
@@ -89,7 +100,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
     return Plan(
         name=_name(content.get("name", file.stem), f"{file}: name"),
         file=file,
-        seeds=_seeds(content["seeds"], file),
+        seeds=seeds,
         baseline=baseline,
         metric=metric,
         common=_part("", {k: content[k] for k in _PART_KEYS if k in content}, str(file)),
@@ -132,31 +143,32 @@ def _name(value: object, where: str) -> str:
     return value
 
 
-def _seeds(value: object, file: Path) -> tuple[int, ...]:
+def _seeds(value: object, where: str) -> tuple[int, ...]:
     seeds = value if isinstance(value, list) else [value]
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
-            raise StudyError(f"{file}: seeds must be whole numbers from 0 on, got {seed!r:.80}")
+            raise StudyError(f"{where} must be whole numbers from 0 on, got {seed!r:.80}")
     for seed in seeds:
         if seeds.count(seed) > 1:
-            raise StudyError(f"{file}: seeds has {seed} twice")
+            raise StudyError(f"{where} has {seed} twice")
     return tuple(seeds)
 
 
-def _parts(value: object, where: str) -> tuple[Part, ...]:
+def _parts(value: object, where: str, keys: tuple[str, ...] = _PART_KEYS) -> tuple[Part, ...]:
     if not isinstance(value, Mapping):
         raise StudyError(f"{where} must be NAME: CONFIG, a line for each, got {value!r:.80}")
     return tuple(
-        _part(_name(name, where), content, f"{where}: {name}") for name, content in value.items()
+        _part(_name(name, where), content, f"{where}: {name}", keys)
+        for name, content in value.items()
     )
 
 
-def _part(name: str, value: object, where: str) -> Part:
+def _part(name: str, value: object, where: str, keys: tuple[str, ...] = _PART_KEYS) -> Part:
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
         value = {"config": value}
-    _check_keys(value, _PART_KEYS, where)
+    _check_keys(value, keys, where)
     configs = value.get("config", [])
     configs = configs if isinstance(configs, list) else [configs]
     if not all(isinstance(one, str) and one for one in configs):
@@ -173,7 +185,10 @@ def _part(name: str, value: object, where: str) -> Part:
     for key in ("SEED", "OUTPUT_DIR"):
         if key in flat:
             raise StudyError(f"{where}: {key} is set by the study, so it cannot be an option")
-    return Part(name=name, configs=tuple(configs), options=flat)
+    seeds = _seeds(value["seeds"], f"{where}: seeds") if "seeds" in value else ()
+    if "seeds" in value and not seeds:
+        raise StudyError(f"{where}: there are no seeds")
+    return Part(name=name, configs=tuple(configs), options=flat, seeds=seeds)
 
 
 def _flat(options: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

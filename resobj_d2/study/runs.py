@@ -88,7 +88,7 @@ def resolve(plan: Plan) -> list[Run]:
         StudyError: a configuration cannot be used, or two methods have the same one.
         FileNotFoundError: a configuration or the data are missing.
     """
-    cells = []
+    cells: list[tuple[Run, tuple[int, ...]]] = []
     checksums: dict[str, str] = {}
     for dataset in plan.datasets:
         seen: dict[str, str] = {}
@@ -100,11 +100,12 @@ def resolve(plan: Plan) -> list[Run]:
                     f"configuration on {dataset.name}"
                 )
             seen[run.key] = method.name
-            cells.append(run)
+            cells.append((run, method.seeds or plan.seeds))
     return [
         dataclasses.replace(run, seed=seed, decides={**run.decides, "seed": seed})
         for seed in plan.seeds
-        for run in cells
+        for run, seeds in cells
+        if seed in seeds
     ]
 
 

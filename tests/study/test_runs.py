@@ -34,6 +34,12 @@ def test_runs_are_methods_by_seeds_and_all_differ(study_file):
     assert runs[0].metric == "bbox/AP"
 
 
+def test_a_method_may_have_fewer_seeds(study_file):
+    before = keys(study_file())
+    after = keys(study_file(("SigmoidCE}}", "SigmoidCE}, seeds: [1, 3]}")))
+    assert after == {place: key for place, key in before.items() if place != ("ce", 2)}
+
+
 def test_the_place_of_data_and_the_name_of_a_method_do_not_decide(
     study_file, scenes_root, tmp_path
 ):
