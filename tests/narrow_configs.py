@@ -13,6 +13,7 @@ from torch import nn
 
 import tests.toy_backbone  # noqa: F401 (registers it)
 from resobj_d2.config import add_resobj_config, class_counts
+from resobj_d2.config.backbones import backbone_chain
 from resobj_d2.config.zoo import zoo_entries
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -60,6 +61,7 @@ def narrow(cfg):
     cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_b0"
     cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.WEIGHTS = ""  # of an optional package
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
     cfg.MODEL.BIFPN.CHANNELS = 32
     cfg.MODEL.BIFPN.NUM_LAYERS = 1
@@ -72,8 +74,9 @@ def narrow_ssd(cfg):
     """Four levels on the ResNet: seven ask for 512 pixels, and VGG16 has one width."""
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
     cfg.MODEL.RESNETS.NORM = "GN"
-    cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_resnet_backbone"
-    cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"]
+    if cfg.MODEL.SSD_EXTRAS.BOTTOM_UP != "build_timm_backbone":
+        cfg.MODEL.SSD_EXTRAS.BOTTOM_UP = "build_resnet_backbone"
+        cfg.MODEL.SSD_EXTRAS.IN_FEATURES = ["res3", "res4", "res5"]
     cfg.MODEL.SSD_EXTRAS.CHANNELS = [32]
     cfg.MODEL.DENSE.IN_FEATURES = cfg.MODEL.DENSE.IN_FEATURES[:4]
     for key, levels in (("MIN_SIZES", 5), ("ASPECT_RATIOS", 4)):
@@ -84,7 +87,7 @@ def build_narrow(path, make_batch, shapes, opts=()):
     """The config of a yaml, its narrow detector with random weights, and a batch for it."""
     cfg = narrow(read(path))
     cfg.merge_from_list(list(opts))
-    if cfg.MODEL.BACKBONE.NAME == "build_bifpn_backbone" and "timm" in cfg.MODEL.BIFPN.BOTTOM_UP:
+    if "build_timm_backbone" in backbone_chain(cfg):
         pytest.importorskip("timm", reason="EfficientNet comes from the optional package timm")
     torch.manual_seed(0)
     model = build_model(cfg)
