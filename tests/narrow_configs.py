@@ -59,7 +59,8 @@ def narrow(cfg):
         narrow_ssd(cfg)
     cfg.MODEL.DARKNET.STEM_CHANNELS = 4
     cfg.MODEL.YOLO_PYRAMID.CHANNELS = [8, 16, 32]
-    cfg.MODEL.TIMM.NAME = "tf_efficientnet_b0"
+    small = cfg.MODEL.TIMM.NAME.endswith("lite0")
+    cfg.MODEL.TIMM.NAME = "resnet10t" if small else "tf_efficientnet_b0"
     cfg.MODEL.TIMM.PRETRAINED = False
     cfg.MODEL.TIMM.WEIGHTS = ""  # of an optional package
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
