@@ -187,7 +187,8 @@ def read_voc(
         subset: leave objects of other classes out; otherwise they are an error.
         first_pixel: 1 where pixels are counted from 1 as in VOC: (1, 1, W, H) is then the whole
             picture; 0 where coordinates start at 0. It is what positions in pixels start at in
-            every ``box_format``.
+            every ``box_format``: centres then lie half a pixel further on, since the first pixel's
+            is called 1 and is at 0.5.
         box_format: of the four numbers; one of :data:`.box_checks.BOX_FORMATS`. None for the two
             corners that their names promise.
 
@@ -202,7 +203,8 @@ def read_voc(
         notes.add("listed_twice", identity)
     if box_format is not None and box_format.startswith("normalized"):
         first_pixel = 0
-    reader = _Reader(dataset_name, classes, subset, first_pixel, notes)
+    centres = box_format == "cxcywh"
+    reader = _Reader(dataset_name, classes, subset, first_pixel, centres, notes)
     files, sizes = [], []
     for row, (identity, xml_file) in enumerate(folder.xml_files.items()):
         file, size = reader.read(row, identity, xml_file, folder.pictures)
@@ -231,12 +233,14 @@ class _Reader:
         classes: Sequence[str],
         subset: bool,
         first_pixel: int,
+        centres: bool,
         notes: Notes,
     ) -> None:
         self.dataset_name = dataset_name
         self.numbers = {name: number for number, name in enumerate(classes)}
         self.subset = subset
         self.first_pixel = first_pixel
+        self.centres = centres
         self.notes = notes
         self.rows = Rows()
         self.present: set[int] = set()
@@ -285,14 +289,17 @@ class _Reader:
         if item.find("bndbox") is None:
             kind = "rotated boxes are not supported" if item.find("robndbox") is not None else ""
             raise ValueError(f"{where}: an object has no <bndbox>" + (f": {kind}" if kind else ""))
-        box = [_number(item, f"bndbox/{corner}", where) for corner in _CORNERS]
-        if self.first_pixel and (box[0] < 1 or box[1] < 1):
-            self.notes.add("first_pixel", f"{label}: {[float(f'{v:g}') for v in box]}")
+        written = [_number(item, f"bndbox/{corner}", where) for corner in _CORNERS]
+        offset = self.first_pixel / 2 if self.centres else self.first_pixel
+        box = [written[0] - offset, written[1] - offset, *written[2:]]
+        start = [box[i] - (box[i + 2] / 2 if self.centres else 0) for i in range(2)]
+        if self.first_pixel and min(start) < 0:
+            self.notes.add("first_pixel", f"{label}: {[float(f'{v:g}') for v in written]}")
         self.present.add(number)
         self.rows.add(
             image=row,
             category=number,
-            box=[box[0] - self.first_pixel, box[1] - self.first_pixel, *box[2:]],
+            box=box,
             difficult=self._difficult(item, label),
             identity=label,
         )

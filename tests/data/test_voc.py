@@ -6,6 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.register import register_datasets
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -32,6 +33,21 @@ def test_voc_entry(write_voc):
     assert second["annotations"][0]["bbox"] == [10.0, 5.0, 20.0, 15.0]
     assert second["annotations"][0]["difficult"] == 1
     register_datasets([{**entry, "classes": ("tulip", "rose")}])  # a tuple is the same entry
+
+
+@pytest.mark.parametrize("first_pixel", [0, 1])
+def test_voc_with_centres(write_voc, first_pixel):
+    """Of the whole picture and of columns 10 to 19, rows 4 to 5, where pixels count from 1."""
+    shift = 0.5 * (1 - first_pixel)  # from 0 on, a picture 40 wide has its centre at 20
+    boxes = [(20.5, 15.5, 40, 30), (14.5, 4.5, 10, 2)]
+    written = [("cat", 0, (x - shift, y - shift, w, h)) for x, y, w, h in boxes]
+    entry = {"format": "voc", "root": str(write_voc({"a": written})), "split": "train"}
+    entry = {**entry, "box_format": "cxcywh", "first_pixel": first_pixel, "name": "centres"}
+    register_datasets([entry])
+    found = [x["bbox"] for x in DatasetCatalog.get("centres")[0]["annotations"]]
+    assert found == [[0, 0, 40, 30], [9, 3, 19, 5]]
+    kinds = {note.kind for note in dataset_record("centres").notes}
+    assert "first_pixel" not in kinds and "cut" not in kinds
 
 
 def test_voc_errors_name_the_file(write_voc):
