@@ -212,7 +212,7 @@ def _join(place: Place, main: Callable, args: tuple) -> None:
         timeout=TIMEOUT,
     )
     _make_local_group(place.machine)
-    start_log(rank=place.rank)
+    start_log(rank=place.rank, file_follows=True)
     try:
         main(*args)
     except (SystemExit, KeyboardInterrupt):  # the others stop as well

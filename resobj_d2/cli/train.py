@@ -111,7 +111,7 @@ def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | 
     """The command; takes Detectron2's arguments."""
     parser = _parser(prog, (examples or _EXAMPLES).format(prog=prog))
     args = parser.parse_args(argv)
-    start_log()
+    start_log(file_follows=True)
     if args.config_file:
         args.config_file = str(find_config(args.config_file))  # Detectron2 copies it to the log
     if args.num_gpus > 1:

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status: 1 if the detector learned too little."""
     arguments = _parser().parse_args(argv)
     quiet_imports()
-    start_log()
+    start_log(file_follows=True)
     from .run import run_demo  # after the warnings are filtered
 
     return run_demo(arguments)

@@ -19,14 +19,23 @@ FILE_ONLY = {"destination": "file"}
 CONSOLE_ONLY = {"destination": "console"}
 
 _PACKAGE = "resobj_d2"
-_LOGGED = (_PACKAGE, "detectron2", "fvcore", "py.warnings")
+_WARNINGS = "py.warnings"
+_LOGGED = (_PACKAGE, "detectron2", "fvcore", _WARNINGS)
 _LOOP = "detectron2.engine.train_loop"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_EARLY_RECORDS = 1000
 
 
 class _Console(logging.Handler):
-    """Prints to standard output, above a progress bar where there is one."""
+    """Prints to standard output, above a progress bar where there is one.
+
+    Args:
+        with_file: whether ``log.txt`` has what is left out here.
+    """
+
+    def __init__(self, *, with_file: bool) -> None:
+        super().__init__(logging.INFO)
+        self.with_file = with_file
 
     def filter(self, record: logging.LogRecord) -> bool:
         if getattr(record, "destination", "console") != "console":
@@ -50,12 +59,21 @@ class _Console(logging.Handler):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         if not _is_own(record):
-            first, *others = text.strip().splitlines() or [""]
-            names = _few(others) if first.endswith(":") else ""
-            text = f"{first}{names} (more in log.txt)" if others else first
+            text = self._shortened(text.strip(), is_list=record.name != _WARNINGS)
         if record.levelno < logging.WARNING:
             return text
         return f"{'error' if record.levelno >= logging.ERROR else 'warning'}: {text}"
+
+    def _shortened(self, text: str, *, is_list: bool) -> str:
+        """What another package says, in one line where a file has the rest or it is a list."""
+        first, *others = text.splitlines() or [""]
+        if not others:
+            return first
+        if is_list and first.endswith(":"):
+            first += _few(others)
+        elif not self.with_file:  # all but the line of code that Python adds to a warning
+            return text if is_list else "\n".join([first, *others[:-1]])
+        return f"{first} (more in log.txt)" if self.with_file else first
 
 
 class _File(logging.FileHandler):
@@ -91,11 +109,13 @@ def _few(lines: list[str]) -> str:
     return f" {', '.join(names[:3])}{f', ... {len(names)} in all' if len(names) > 3 else ''}"
 
 
-def start_log(*, rank: int = 0) -> None:
+def start_log(*, rank: int = 0, file_follows: bool = False) -> None:
     """Show this package's messages on the console, and keep them for a later ``log.txt``.
 
     Args:
         rank: of this process; only 0 writes to the console.
+        file_follows: whether :func:`log_to_folder` will be called, so that the console can leave
+            things to the file.
     """
     logging.captureWarnings(True)
     for name in _LOGGED:
@@ -105,7 +125,7 @@ def start_log(*, rank: int = 0) -> None:
         logger.propagate = False
         logger.addHandler(_Early())
         if rank == 0:
-            logger.addHandler(_Console(logging.INFO))
+            logger.addHandler(_Console(with_file=file_follows))
 
 
 def log_to_folder(folder: str, *, rank: int = 0) -> str:
@@ -128,7 +148,7 @@ def log_to_folder(folder: str, *, rank: int = 0) -> str:
         if isinstance(handler, _Early)
         for record in handler.records
     ]
-    start_log(rank=rank)
+    start_log(rank=rank, file_follows=True)
     file = _File(path)
     for record in sorted(kept, key=lambda record: record.created):
         file.handle(record)

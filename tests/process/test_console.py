@@ -73,7 +73,7 @@ def test_file_has_what_was_logged_before_there_was_a_folder(tmp_path, capsys):
 def test_warnings_of_any_package_reach_the_file(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        start_log()
+        start_log(file_follows=True)
         warnings.warn("early words", stacklevel=1)
         log_to_folder(str(tmp_path))
         warnings.warn("late\nwords", FutureWarning, stacklevel=1)
@@ -84,6 +84,21 @@ def test_warnings_of_any_package_reach_the_file(tmp_path, capsys):
     assert "UserWarning: early words (more in log.txt)" in lines[0]
     text = (tmp_path / "log.txt").read_text()
     assert "py.warnings WARNING: " in text and "FutureWarning: late\nwords\n" in text
+
+
+def test_without_a_file_nothing_is_left_to_it(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        start_log()
+        detectron2.warning("keys that are not used:\n" + "\n".join("abcde"))
+        detectron2.warning("one line\nand another")
+        warnings.warn("late\nwords", FutureWarning, stacklevel=1)
+    *lines, late, words = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "warning: keys that are not used: a, b, c, ... 5 in all",
+        "warning: one line", "and another",
+    ]  # fmt: skip
+    assert late.endswith("FutureWarning: late") and words == "words"
 
 
 def test_a_list_of_another_package_is_shown_in_part(tmp_path, capsys):
