@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import fvcore.common.registry
 
 from .options import NO_DEFAULT, options_of
 
-__all__ = ["Registry", "did_you_mean"]
+__all__ = ["Registry"]
 
 Base = TypeVar("Base")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: the similar ones, or nothing."""
-    similar = difflib.get_close_matches(name, list(known), n=3)
-    return f". Did you mean {' or '.join(similar)}?" if similar else ""
 
 
 class Registry(fvcore.common.registry.Registry, Generic[Base]):

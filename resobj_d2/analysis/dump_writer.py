@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resobj_d2.data.record import Record
+from resobj_d2.process import counted
 
 from .column_files import ColumnWriter
 from .dump_file import CORNERS, FACTOR, KIND, VERSION, read_about
@@ -90,7 +91,7 @@ class DumpWriter:
         if len(classes) and not (0 <= classes.min() and classes.max() < known):
             raise ValueError(
                 f"a prediction has class {int(classes.max())}, but dataset '{self._record.name}' "
-                f"has {known} classes: the model was made for other classes"
+                f"has {counted(known, 'class')}: the model was made for other classes"
             )
         order = np.argsort(-scores, kind="stable")
         columns = {

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resobj_d2.command import run_command
+from resobj_d2.process import counted
 
 from .confusions import confusion_table
 from .evaluation_set import EvaluationSet
@@ -313,8 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = analysis.class_table()
     base = mean_precision(analysis.precision)
     print(
-        f"{data.name}: {len(data.objects)} objects and {len(data.detections)} detections on "
-        f"{len(data.image_ids)} images; AP at IoU {args.iou:g}: "
+        f"{data.name}: {counted(len(data.objects), 'object')} and "
+        f"{counted(len(data.detections), 'detection')} on "
+        f"{counted(len(data.image_ids), 'image')}; AP at IoU {args.iou:g}: "
         + ("-" if base is None else f"{base:.1f}")
     )
     print(f"\n{markdown(analysis.table(), digits=2)}")

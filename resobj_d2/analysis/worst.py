@@ -21,6 +21,7 @@ from PIL import Image
 from resobj_d2.command import run_command
 from resobj_d2.data.pictures import ImageError, read_picture
 from resobj_d2.inference.drawing import BoxStyle, draw_boxes, grid, save_picture
+from resobj_d2.process import counted
 
 from .error_costs import ErrorCosts, error_costs
 from .errors import KINDS, analyze_errors
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.output:
         return 0
     written, failed = _draw(costs, args.output, args.most, args.confidence)
-    print(f"\n{written} pictures are in {args.output.absolute()}")
+    print(f"\n{args.output.absolute()} has {counted(written, 'picture')}")
     if failed:
         print(f"{len(failed)} could not be read, the first: {failed[0]}", file=sys.stderr)
         print("--images names the folder of the pictures of a COCO json", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,7 @@ from resobj_d2.config.zoo import (
     zoo_entries,
     zoo_names,
 )
+from resobj_d2.process import similar_names
 
 __all__ = ["difference", "main"]
 
@@ -71,7 +71,7 @@ def _select(names: Sequence[str] | Mapping | set, pattern: str) -> list[str]:
     ]
     if not found:
         stems = {name.rpartition("/")[2].removesuffix(".yaml"): name for name in names}
-        similar = difflib.get_close_matches(pattern, stems, n=3, cutoff=0.5)
+        similar = similar_names(pattern, stems, cutoff=0.5)
         hint = f"; similar: {', '.join(stems[stem] for stem in similar)}" if similar else ""
         raise ValueError(f"no configuration matches '{pattern}'{hint}")
     return found

@@ -6,7 +6,6 @@ is imported before the command is known: ``resobj-d2 --help`` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from resobj_d2 import __version__
 from resobj_d2.command import DEBUG, run_command
-from resobj_d2.process import quiet_imports
+from resobj_d2.process import did_you_mean, quiet_imports
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -221,9 +220,8 @@ def _dispatch(prog: str, commands: tuple[Command, ...], arguments: list[str]) ->
     name, *rest = arguments
     command = next((c for c in commands if c.name == name), None)
     if command is None:
-        similar = difflib.get_close_matches(name, [c.name for c in commands], n=1)
-        hint = f" Did you mean {similar[0]}?" if similar else ""
-        print(f"error: there is no command '{name}'.{hint} See {prog} --help", file=sys.stderr)
+        hint = did_you_mean(name, [c.name for c in commands], most=1) or "."
+        print(f"error: there is no command '{name}'{hint} See {prog} --help", file=sys.stderr)
         return 2
     if command.commands:
         return _dispatch(f"{prog} {name}", command.commands, leading + rest)

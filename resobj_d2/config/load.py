@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from resobj_d2.data.class_checks import check_num_classes
 from resobj_d2.data.register import check_names, register_datasets
-from resobj_d2.registry import did_you_mean
+from resobj_d2.process import did_you_mean
 
 from .defaults import add_resobj_config
 from .imports import import_modules

@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.common.config import CfgNode
 from fvcore.common.registry import Registry
 
-from resobj_d2.registry import did_you_mean
+from resobj_d2.process import did_you_mean
 
 from .backbones import backbone_names
 from .defaults import all_keys

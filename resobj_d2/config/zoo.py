@@ -14,13 +14,14 @@ Finding and listing need neither torch nor Detectron2.
 from __future__ import annotations
 
 import csv
-import difflib
 import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from resobj_d2.process import similar_names
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -198,7 +199,7 @@ def _suggestion(text: str) -> str:
         (x for x in by_stem if x.startswith(wanted) and not by_stem[x].startswith(tuple(_PARTS))),
         key=lambda stem: (len(stem), stem),
     )
-    similar = longer[:3] or difflib.get_close_matches(wanted, by_stem, n=3)
+    similar = longer[:3] or similar_names(wanted, by_stem)
     if not similar:
         return ". `resobj-d2 configs` lists those that come with the package"
     return f". Did you mean {' or '.join(by_stem[stem] for stem in similar)}?"

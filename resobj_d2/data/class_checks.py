@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from resobj_d2.process import counted
+
 from .categories import same_names
 from .entries import VocEntry
 from .voc_xml import VOC_CLASSES, foreign_class, named_classes
@@ -40,7 +42,7 @@ def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[st
             if value != len(names):
                 _refuse_foreign_classes(classes)
                 raise ValueError(
-                    f"{key} is {value}, but dataset '{name}' has {_counted(names)}: "
+                    f"{key} is {value}, but dataset '{name}' has {counted(len(names), 'class')}: "
                     f"{_listed(names)}. Set it in the config file or add to the command line: "
                     f"{key} {len(names)}{_without_objects(classes)}"
                 )
@@ -111,10 +113,6 @@ def _empty_classes(name: str) -> list[str]:
         return []
     counts = np.bincount(record.annotations.classes, minlength=len(record.categories))
     return [x for x, count in zip(record.class_names, counts, strict=True) if not count]
-
-
-def _counted(names: Sequence[str]) -> str:
-    return "1 class" if len(names) == 1 else f"{len(names)} classes"
 
 
 def _listed(names: Sequence[str]) -> str:

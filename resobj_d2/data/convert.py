@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from resobj_d2.process import counted
 from resobj_d2.process.yaml_text import parse_yaml
 
 from .entries import parse_entry
@@ -61,11 +62,9 @@ def convert(
         output.mkdir(parents=True, exist_ok=True)
         entry = WRITERS[to](record, output.absolute(), split, pictures)
     written = _check_written(record, entry, f"{record.name} as {to}")
-    images, boxes = len(written.images), len(written.annotations)
-    logger.info(
-        "%d picture%s and %d box%s are written to %s",
-        *(images, "" if images == 1 else "s", boxes, "" if boxes == 1 else "es", output),
-    )
+    images = counted(len(written.images), "picture")
+    boxes = counted(len(written.annotations), "box")
+    logger.info("%s and %s are written to %s", images, boxes, output)
     return entry
 
 

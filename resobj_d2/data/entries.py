@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from resobj_d2.process import similar_names
 
 from .box_checks import BOX_FORMATS
 from .voc_xml import VOC_CLASSES
@@ -144,7 +145,7 @@ def parse_entry(raw: object, where: str) -> Entry:
     given = {key: value for key, value in raw.items() if key != "format"}
     for key in given:
         if key not in fields:
-            similar = difflib.get_close_matches(str(key), fields, n=1)
+            similar = similar_names(str(key), fields, most=1)
             raise ValueError(
                 f"{where}: unknown key {key!r}; the keys of format '{name_of_format}' are "
                 f"{', '.join(fields)}" + (f". Did you mean '{similar[0]}'?" if similar else "")

@@ -8,7 +8,6 @@ required. Relative paths start at the working directory.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import os
@@ -20,6 +19,8 @@ from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
 )
+
+from resobj_d2.process import counted, similar_names
 
 from .catalog import adopt
 from .dicts import record_dicts
@@ -92,7 +93,7 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{config_key} must hold names of data sets, got {name!r:.80}")
         if name not in DatasetCatalog:
-            similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.8)
+            similar = similar_names(name, DatasetCatalog.keys(), cutoff=0.8)
             raise ValueError(
                 f"{config_key} names '{name}', which is not registered. "
                 + (f"Did you mean {' or '.join(map(repr, similar))}? " if similar else "")
@@ -159,7 +160,7 @@ def training_records(cfg) -> list[dict]:
     boxes = (a for record in records for a in record.get("annotations", []))
     if not any(box.get("iscrowd", 0) == 0 for box in boxes):
         raise ValueError(
-            f"none of the {len(records)} images of DATASETS.TRAIN ({', '.join(names)}) has a "
+            f"DATASETS.TRAIN ({', '.join(names)}) has {counted(len(records), 'image')} and no "
             "usable box, so there is nothing to learn. Does the json have an 'annotations' list, "
             "and is it that of the training set?"
         )
@@ -211,7 +212,8 @@ def _with_proposals(
     load: Callable[[list[str]], list[dict]], names: Sequence[str], files: Sequence[str], key: str
 ) -> list[dict]:
     if len(files) != len(names):
-        raise ValueError(f"{key} has {len(files)} files for {len(names)} data sets: name one each")
+        of = counted(len(names), "data set")
+        raise ValueError(f"{key} has {counted(len(files), 'file')} for {of}: name one for each")
     records = []
     for name, path in zip(names, files, strict=True):
         part = load([name])

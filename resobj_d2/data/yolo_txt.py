@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resobj_d2.process import counted
 from resobj_d2.process.yaml_text import parse_yaml
 
 from .assemble import Rows, assemble, image_table
@@ -324,8 +325,8 @@ def read_yolo(folder: YoloFolder, dataset_name: str, *, box_format: str | None =
     if not found:
         example = next(iter(folder.labels.values()))
         raise ValueError(
-            f"{where}: none of the {len(folder.pictures)} pictures has a label file, for instance "
-            f"{example} is missing"
+            f"{where}: {counted(len(folder.pictures), 'picture')} and no label file; for "
+            f"instance {example} is missing"
         )
     lines.check(notes)
     names = tuple(f"keypoint {i}" for i in range(folder.keypoints[0]))

@@ -18,7 +18,7 @@ from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, run_setup
 from resobj_d2.inference.predict import draw_samples
 from resobj_d2.inference.predictor import Predictor
-from resobj_d2.process import hold_folder
+from resobj_d2.process import counted, hold_folder
 from resobj_d2.report.automatic import report_evaluation
 
 from .budget import Plan, plan_for_iterations, plan_for_time
@@ -56,7 +56,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
     if arguments.iterations is not None:
         plan = plan_for_iterations(arguments.iterations)
-        text = f"Training for {plan.iterations} iterations, as requested."
+        text = f"Training for {counted(plan.iterations, 'iteration')}, as requested."
     else:
         logger.info("Timing %d iterations to see how many fit ...", TIMED_ITERATIONS)
         seconds = _seconds_per_iteration(cfg)
@@ -134,7 +134,7 @@ def _report(
         logger.info("  %s", picture)
     for report in reports:
         logger.info("What it does well and loses by: %s", report)
-    outcome = f"AP50 {results['AP50']:.1f} after {plan.iterations} iterations"
+    outcome = f"AP50 {results['AP50']:.1f} after {counted(plan.iterations, 'iteration')}"
     if not results["AP50"] >= plan.floor:
         logger.error("the demo failed: %s, but it must reach %g", outcome, plan.floor)
         return 1

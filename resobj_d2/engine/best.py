@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import math
@@ -14,7 +13,7 @@ import torch
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.evaluation import result_names
-from resobj_d2.process import replacing
+from resobj_d2.process import replacing, similar_names
 
 __all__ = [
     "Best",
@@ -109,10 +108,8 @@ def check_metric(cfg) -> None:
     if "@" in metric and cfg.TEST.DETECTIONS_PER_IMAGE < 0:
         return  # as many as the model will give
     names = ["AP", *names, *([f"{_LOSSES}total_loss"] if cfg.TEST.VALIDATION_LOSS else [])]
-    # Not get_close_matches, which of equally close ones prefers the last: AP95 before AP50.
-    close = {name: difflib.SequenceMatcher(None, metric, name).ratio() for name in names}
-    similar = max(close, key=lambda name: close[name])
-    hint = f"did you mean {similar}? " if close[similar] > 0.6 else ""
+    similar = similar_names(metric, names, most=1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
     if metric.startswith(_LOSSES):
         hint = "it needs TEST.VALIDATION_LOSS True. "
     raise ValueError(

@@ -17,6 +17,7 @@ from torch import nn
 from resobj_d2.data.missing_pictures import check_pictures_exist
 from resobj_d2.data.register import refuse_lossy_sets
 from resobj_d2.ops import describe_operators
+from resobj_d2.process import counted
 
 from .best import Best
 from .commands import evaluate_command, predict_command
@@ -46,7 +47,7 @@ class Contents:
     boxes: int
 
     def __str__(self) -> str:
-        return f"{self.images} images, {self.boxes} boxes"
+        return f"{counted(self.images, 'image')}, {counted(self.boxes, 'box')}"
 
 
 def count_contents(records: Iterable[dict]) -> Contents:
@@ -99,14 +100,18 @@ def start_summary(
     solver, max_iter = cfg.SOLVER, cfg.SOLVER.MAX_ITER
     # A checkpoint period beyond the end leaves the one at the end.
     period = solver.CHECKPOINT_PERIOD
-    when = f"every {period} iterations and at the end" if period < max_iter else "at the end"
+    when = "at the end"
+    if period < max_iter:
+        often = f"every {period} iterations" if period > 1 else "at every iteration"
+        when = f"{often} and at the end"
     if start_iter >= max_iter:
         length = (
             f"none: iteration {start_iter} of {max_iter} is reached, so this evaluates and ends. "
             "Raise SOLVER.MAX_ITER to train on"
         )
     else:
-        length = f"iterations {start_iter + 1} to {max_iter}, {solver.IMS_PER_BATCH} images each"
+        images = counted(solver.IMS_PER_BATCH, "image")
+        length = f"iterations {start_iter + 1} to {max_iter}, {images} each"
     rows = [
         ("model", _describe_model(model)),
         ("weights", weights or "random"),

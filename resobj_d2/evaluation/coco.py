@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from resobj_d2.data.catalog import dataset_record
-from resobj_d2.process import replacing
+from resobj_d2.process import counted, replacing
 from resobj_d2.process.console import FILE_ONLY
 
 from .backend import CocoOutcome, evaluate_detections, load_backend
@@ -180,23 +180,24 @@ class CocoEvaluator(DatasetEvaluator):
         unknown = [identity for identity in counts if identity not in self._images]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} images with predictions are not in dataset '{self._name}', for "
-                f"instance {', '.join(map(repr, unknown[:3]))}"
+                f"there are predictions of {counted(len(unknown), 'image')} that dataset "
+                f"'{self._name}' does not have, for instance {', '.join(map(repr, unknown[:3]))}"
             )
         twice = [identity for identity, count in counts.items() if count > 1]
         if twice:
             raise ValueError(
-                f"{len(twice)} images of dataset '{self._name}' have predictions from two calls, "
-                f"for instance {', '.join(map(repr, twice[:3]))}: call reset() before a new pass"
+                f"{counted(len(twice), 'image')} of dataset '{self._name}' got predictions from "
+                f"two calls, for instance {', '.join(map(repr, twice[:3]))}: call reset() before a "
+                "new pass"
             )
         missing = len(self._images) - len(counts)
         if missing:
             logger.warning(
-                "%d of the %d images of '%s' have not been shown to the model: their objects count "
-                "as missed",
-                missing,
-                len(self._images),
+                "'%s' has %s (of %d) that the model was not shown; the objects there count as "
+                "missed",
                 self._name,
+                counted(missing, "image"),
+                len(self._images),
             )
 
     def _evaluate_instances(
@@ -249,10 +250,10 @@ class CocoEvaluator(DatasetEvaluator):
         if len(full):
             most = int(counts.argmax())
             logger.warning(
-                "%d images of '%s' have more objects than TEST.DETECTIONS_PER_IMAGE %d, so not all "
-                "can be found; the most, %d, has image %r",
-                len(full),
+                "'%s' has %s with more objects than TEST.DETECTIONS_PER_IMAGE %d, so not all can "
+                "be found; the most, %d, has image %r",
                 self._name,
+                counted(len(full), "image"),
                 self._limit,
                 counts[most],
                 self._record.images.ids[most],
@@ -335,8 +336,9 @@ class CocoEvaluator(DatasetEvaluator):
         for item in detections:
             if item["category_id"] not in self._category_ids:
                 raise ValueError(
-                    f"a prediction has class {item['category_id']}, but dataset '{self._name}' has "
-                    f"{len(self._category_ids)} classes: the model was made for other classes"
+                    f"a prediction has class {item['category_id']}, but dataset '{self._name}' "
+                    f"has {counted(len(self._category_ids), 'class')}: the model was made for "
+                    "other classes"
                 )
             item["category_id"] = self._category_ids[item["category_id"]]
 

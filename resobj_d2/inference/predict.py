@@ -41,6 +41,7 @@ from detectron2.structures import Instances
 from PIL.Image import Image
 
 from resobj_d2.command import explain, is_users_mistake, run_command, wants_traceback
+from resobj_d2.process import counted
 
 from .drawing import draw_annotations, draw_detections, grid, save_picture, step_title
 from .json_list import JsonListWriter
@@ -175,7 +176,8 @@ def predict_images(
             scores = steps[-1].scores
             best_scores.append(max(scores.tolist(), default=0.0))
             shown = int((scores >= confidence_threshold).sum())
-            logger.info("%s: %d detections of at least %g", progress, shown, confidence_threshold)
+            found = counted(shown, "detection")
+            logger.info("%s: %s of at least %g", progress, found, confidence_threshold)
     _warn_if_nothing_is_drawn(best_scores, confidence_threshold)
     return files
 
@@ -352,9 +354,10 @@ def _run(
     status = 0
     if pictures:
         files = predict_images(predictor, pictures, folder, **limits)
-        print(f"{len(files.pictures)} pictures, results.json and images.json are in {folder}")
+        written = counted(len(files.pictures), "picture")
+        print(f"{written}, results.json and images.json are in {folder}")
         fates = {"were left out": files.failed, "are in the results but not drawn": files.not_drawn}
-        status = _report_failures(f"{len(pictures)} images", fates)
+        status = _report_failures(counted(len(pictures), "image"), fates)
     if videos:
         made = predict_videos(predictor, videos, folder, max_frames=options.frames, **limits)
         for path in made.written:

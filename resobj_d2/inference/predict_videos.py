@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from resobj_d2.process import counted
+
 from .drawing import draw_detections
 from .inputs import to_rgb
 from .json_list import JsonLinesWriter
@@ -120,6 +122,6 @@ def _predict(
             if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 of = f" of {video.count}" if video.count else ""
-                logger.info("%s: %d frames%s", video.name, number, of)
-    text = "%s: %d frames, %d detections of at least %g"
-    logger.info(text, video.name, number, shown, lowest)
+                logger.info("%s: %s%s", video.name, counted(number, "frame"), of)
+    found = f"{counted(number, 'frame')}, {counted(shown, 'detection')}"
+    logger.info("%s: %s of at least %g", video.name, found, lowest)

@@ -27,6 +27,7 @@ from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 from resobj_d2.modeling.feature_maps import explained_feature_maps
 from resobj_d2.modeling.test_time_augmentation import with_augmentation
+from resobj_d2.process import counted
 
 from .classes import choose_classes
 from .inputs import SingleImage, in_batches, is_single, to_rgb
@@ -252,7 +253,7 @@ class Predictor:
         if number not in self._category_ids:
             raise ValueError(
                 f"the model found class {number}, but the dataset of DATASETS.TEST has "
-                f"{len(self._category_ids)} classes: the model was made for other classes"
+                f"{counted(len(self._category_ids), 'class')}: the model was made for other classes"
             )
         return self._category_ids[number]
 
@@ -362,8 +363,8 @@ def _lowest_scores(values: Sequence[float], num_classes: int) -> torch.Tensor:
     """The value of ``PREDICT.SCORE_THRESH``, for each class or for all of them."""
     if len(values) > 1 and num_classes and len(values) != num_classes:
         raise ValueError(
-            f"PREDICT.SCORE_THRESH has {len(values)} scores for {num_classes} classes: give one "
-            "for each class, one for all, or []"
+            f"PREDICT.SCORE_THRESH has {len(values)} scores for {counted(num_classes, 'class')}: "
+            "give one for each class, one for all, or []"
         )
     if not all(0 <= value <= 1 for value in values):
         raise ValueError(f"PREDICT.SCORE_THRESH must be scores from 0 to 1, got {list(values)}")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 
+from resobj_d2.process import counted
+
 from .anchors import AnchorFit
 from .boxes import BANDS
 from .check import AnchorReport, DatasetReport, Report
@@ -42,9 +44,10 @@ def report_text(report: Report) -> str:
 def _dataset_text(one: DatasetReport) -> str:
     objects = sum(row.objects for row in one.classes)
     role = f" ({one.role})" if one.role else ""
-    crowd = f", {one.crowd} crowd regions" if one.crowd else ""
+    crowd = f", {counted(one.crowd, 'crowd region')}" if one.crowd else ""
+    pictures = counted(one.pictures, "picture")
     lines = [
-        f"{one.name}{role}: {one.pictures} pictures, {objects} objects{crowd}",
+        f"{one.name}{role}: {pictures}, {counted(objects, 'object')}{crowd}",
         f"  {one.source}",
     ]
     table = _class_table(one)
@@ -111,8 +114,8 @@ def _anchors_text(report: AnchorReport) -> str:
         anchors, objects = before.anchors, before.objects
         how = ", as shapes with one centre" if anchors.centred else ""
         lines += [
-            f"anchors of {anchors.node} ({anchors.kind}) and the {len(objects)} training objects "
-            f"at {size_in_words(objects.inputs)}{how}",
+            f"anchors of {anchors.node} ({anchors.kind}) and the "
+            f"{counted(len(objects), 'training object')} at {size_in_words(objects.inputs)}{how}",
             "",
             textwrap.indent(_fit_table(before, suggestions), "  "),
             "",

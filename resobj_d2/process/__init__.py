@@ -8,10 +8,13 @@ from .files import put_in_place, replacing
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet, quiet_imports
+from .words import counted, did_you_mean, similar_names
 
 __all__ = [
     "FolderInUse",
     "StopRequest",
+    "counted",
+    "did_you_mean",
     "forward_to_children",
     "hold_folder",
     "progress_bar",
@@ -20,5 +23,6 @@ __all__ = [
     "quiet_imports",
     "release_folder",
     "replacing",
+    "similar_names",
     "start_log",
 ]

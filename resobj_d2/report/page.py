@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from resobj_d2 import __version__
 from resobj_d2.analysis.errors import KINDS
+from resobj_d2.process import counted
 
 from .blocks import Plot, Section
 from .judge import Judgement
@@ -58,8 +59,8 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
     names = [one.subject.name for one in judgements]
     content = {
         "title": title or ", ".join(names),
-        "subtitle": f"{len(data.image_ids)} images, {int((~data.objects.ignored).sum())} objects, "
-        f"{_classes(data.class_names)}",
+        "subtitle": f"{counted(len(data.image_ids), 'image')}, "
+        f"{counted(int((~data.objects.ignored).sum()), 'object')}, {_classes(data.class_names)}",
         "summaries": [summarise(one) for one in judgements],
         "sections": sections_of(judgements),
         "runs": names,
@@ -125,10 +126,8 @@ def _fill(*, sections: Sequence[Section], **content: object) -> str:
 
 
 def _classes(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"1 class: {names[0]}"
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{len(names)} classes: {shown}"
+    return f"{counted(len(names), 'class')}: {shown}"
 
 
 def _with_code(text: str) -> Markup:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resobj_d2.command import run_command
-from resobj_d2.process import hold_folder, release_folder, start_log
+from resobj_d2.process import counted, hold_folder, release_folder, start_log
 
 from .plan import Plan, StudyError, read_plan
 from .results import DONE, FAILED, Result, append_result, by_key, read_results
@@ -113,7 +113,8 @@ def _exit_status(signum: int, found: Sequence[Result], runs: Sequence) -> int:
         from resobj_d2.process.signals import exit_status
 
         logger.info(
-            "Stopped with %d of %d runs done. To go on: %s", done, len(runs), present_command()
+            "Stopped with %d of %s done. To go on: %s",
+            *(done, counted(len(runs), "run"), present_command()),
         )
         return exit_status(signum)
     if failed:

@@ -15,7 +15,7 @@ import PIL
 import torch
 
 from resobj_d2.plots.scalars import read_scalars
-from resobj_d2.process import replacing
+from resobj_d2.process import counted, replacing
 
 from .pool import CONSOLE, Ended, Job, run_jobs
 from .progress import Progress, readable_time
@@ -69,7 +69,8 @@ def execute(
     }
     resumed = {name for name, (_, job) in by_name.items() if _has_checkpoint(job.folder)}
     logger.info(
-        "%d runs of %d to do, %d at a time, in %s", len(runs), total, at_once, output / "runs"
+        "%d of %s to do, %d at a time, in %s",
+        *(len(runs), counted(total, "run"), at_once, output / "runs"),
     )
     progress = Progress(
         lengths={name: run.iterations for name, (run, _) in by_name.items()},

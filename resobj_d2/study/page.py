@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from resobj_d2.process import replacing
+from resobj_d2.process import counted, replacing
 from resobj_d2.report import plots
 from resobj_d2.report.blocks import Code, Note, Plot, Section, Table
 from resobj_d2.report.page import render_sections
@@ -56,8 +56,14 @@ def write_page(
     metrics = {one.dataset: one.metric for one in results}
     text = render_sections(
         title=name,
-        subtitle=f"{done} runs, {len({one.method for one in results})} methods, "
-        f"{len({one.seed for one in results})} seeds, {len(by_dataset)} data sets",
+        subtitle=", ".join(
+            [
+                counted(done, "run"),
+                counted(len({one.method for one in results}), "method"),
+                counted(len({one.seed for one in results}), "seed"),
+                counted(len(by_dataset), "data set"),
+            ]
+        ),
         summaries=[_summary(dataset, part, baseline) for dataset, part in by_dataset.items()],
         sections=[
             *(

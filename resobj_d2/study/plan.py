@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from resobj_d2.process import did_you_mean
 from resobj_d2.process.yaml_text import YamlError, parse_yaml
-from resobj_d2.registry import did_you_mean
 
 __all__ = ["Part", "Plan", "StudyError", "read_plan"]
 

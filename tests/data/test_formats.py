@@ -314,7 +314,7 @@ def test_yaml_that_would_run_code_is_refused(tmp_path):
 
 
 def test_pictures_without_any_label_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="none of the 1 pictures has a label file, for instance"):
+    with pytest.raises(ValueError, match="1 picture and no label file; for instance"):
         record_of(**yolo(tmp_path, {"a": None}))
 
 

@@ -53,7 +53,7 @@ def test_images_with_more_objects_than_detections_are_said(tmp_path, backend_nam
     evaluator = CocoEvaluator("set", backend_name=backend_name, detections_per_image=5)
     results = evaluate(evaluator, {1: instances(grid(5))})["bbox"]
     assert results["AR@5"] == pytest.approx(100 * 5 / 12)
-    assert "1 images of 'set' have more objects than TEST.DETECTIONS_PER_IMAGE 5" in caplog.text
+    assert "'set' has 1 image with more objects than TEST.DETECTIONS_PER_IMAGE 5" in caplog.text
     assert "the most, 12, has image 1" in caplog.text
 
 
@@ -77,12 +77,15 @@ def test_the_config_gives_limit_and_tasks(tmp_path):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({1: ([[0, 0, 9, 9]], [math.nan])}, "1 detections have a score of NaN or inf, on image 1"),
+        ({1: ([[0, 0, 9, 9]], [math.nan])}, "1 detection with a score of NaN or inf, on image 1"),
         ({1: ([[0, 0, 9, 9]], [math.inf])}, "score of NaN or inf"),
         ({1: ([[0, 0, math.nan, 9]], [0.5])}, "box with NaN or inf"),
-        ({1: ([[0, 0, 9, 9], [0, 0, math.inf, 9]], [0.5, 0.4])}, "1 detections have a box with"),
+        ({1: ([[0, 0, 9, 9], [0, 0, math.inf, 9]], [0.5, 0.4])}, "1 detection with a box with"),
         ({1: ([[9, 0, 0, 9]], [0.5])}, "a box of negative size, on image 1"),
-        ({2: ([[0, 0, 9, 9]], [0.5])}, "1 images with predictions are not in dataset 'set', .* 2"),
+        (
+            {2: ([[0, 0, 9, 9]], [0.5])},
+            "predictions of 1 image that dataset 'set' does not have, .* 2",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_refused(tmp_path, backend_name, found, message):
@@ -97,14 +100,14 @@ def test_an_image_evaluated_twice_is_refused(tmp_path):
     evaluator = CocoEvaluator("set")
     evaluate(evaluator, {1: instances([[0, 0, 10, 10]])})
     evaluator.process([{"image_id": 1}], [{"instances": instances([[0, 0, 10, 10]])}])
-    with pytest.raises(ValueError, match="1 images of dataset 'set' have predictions from two"):
+    with pytest.raises(ValueError, match="1 image of dataset 'set' got predictions from two"):
         evaluator.evaluate()
 
 
 def test_images_that_were_not_shown_are_said(tmp_path, caplog):
     register(tmp_path, [{"bbox": [0, 0, 10, 10]}], images=(1, 2, 3))
     evaluate(CocoEvaluator("set"), {1: instances([])})
-    assert "2 of the 3 images of 'set' have not been shown to the model" in caplog.text
+    assert "'set' has 2 images (of 3) that the model was not shown" in caplog.text
 
 
 def test_text_in_the_json_is_evaluated_as_numbers(tmp_path, backend_name):

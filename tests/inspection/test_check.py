@@ -215,7 +215,7 @@ def test_a_configuration_with_overrides_between_options(write_set, tmp_path, cap
     out = tmp_path / "report.json"
     assert main(["cells_retinanet_fl", "--json", str(out), *register, *CHECK]) == 0
     text = capsys.readouterr().out
-    assert "t (train): 3 pictures" in text and "v (test): 1 pictures" in text
+    assert "t (train): 3 pictures" in text and "v (test): 1 picture" in text
     assert "anchors of MODEL.DENSE.PRIORS (OctaveAnchors) and the 3 training objects" in text
     content = json.loads(out.read_text())
     assert sum(content["anchors"]["sets"][0]["histogram"]) == 3

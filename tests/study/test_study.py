@@ -43,7 +43,7 @@ def begun(tmp_path):
 def test_a_study_from_start_to_page(study_file, study, tmp_path, capsys):
     assert study(study_file()) == 0
     text = capsys.readouterr().out
-    assert "6 runs of 6 to do, 2 at a time" in text and "[6/6]" in text
+    assert "6 of 6 runs to do, 2 at a time" in text and "[6/6]" in text
     assert "bbox/AP 41.0 in" in text
     # Baseline 41, 42, 43; the other .55, .6, .65 more: mean .6, deviation .05,
     # 4.3027 * .05 / sqrt(3) = .124.
@@ -117,7 +117,7 @@ def test_results_of_other_machines_are_taken_over(study_file, study, tmp_path, c
     assert study(study_file(), others=[other]) == 0
     assert len(begun(tmp_path)) == 2 and len(lines_of(tmp_path)) == 6
     text = capsys.readouterr().out
-    assert "2 runs of 6 to do" in text
+    assert "2 of 6 runs to do" in text
     assert f"versions.torch '1.0' there, '{last.decides['versions']['torch']}' now" in text
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from resobj_d2.command import run_command
-from resobj_d2.process import replacing
+from resobj_d2.process import counted, replacing
 
 from .render import Scene, render_scene
 from .style import SceneStyle
@@ -243,7 +243,7 @@ class _Progress:
     def __init__(self, folder: Path, total: int):
         self.total, self.done = total, 0
         self.start = self.last = time.monotonic()
-        print(f"scenes: writing {total} pictures to {folder.absolute()}", flush=True)
+        print(f"scenes: writing {counted(total, 'picture')} to {folder.absolute()}", flush=True)
 
     def step(self) -> None:
         self.done += 1

@@ -1,0 +1,27 @@
+import pytest
+
+from resobj_d2.process import counted, did_you_mean, similar_names
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "image", "0 images"), (1, "image", "1 image"), (2, "data set", "2 data sets"),
+        (1, "box", "1 box"), (3, "box", "3 boxes"), (2, "crowd region", "2 crowd regions"),
+        (5, "class", "5 classes"), (2, "category", "2 categories"), (2, "process", "2 processes"),
+    ],
+)  # fmt: skip
+def test_counted(number, noun, text):
+    assert counted(number, noun) == text
+
+
+def test_similar_names_come_closest_first_and_else_in_their_order():
+    assert similar_names("AP5", ["AP95", "AP50", "loss", "AP"]) == ["AP95", "AP50", "AP"]
+    assert similar_names("AP5", ["AP50", "AP95", "loss"], most=1) == ["AP50"]
+    assert similar_names("AP5", ["AP95"], cutoff=0.9) == []
+
+
+def test_did_you_mean():
+    assert did_you_mean("trian", ["eval", "train"]) == ". Did you mean train?"
+    assert did_you_mean("AP5", ["AP50", "AP95"]) == ". Did you mean AP50 or AP95?"
+    assert did_you_mean("x", ["train"]) == ""
