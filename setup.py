@@ -253,7 +253,7 @@ class WholeSource(sdist):
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         patterns = (
             "configs/**/*", "csrc/*.md", "csrc/*.py", "docs/**/*", "tests/**/*.py", "tests/**/*.h",
-            "studies/*", "train_net.py",
+            "studies/**/*", "train_net.py",
         )  # fmt: skip
         found = {str(path) for pattern in patterns for path in Path().glob(pattern)}
         more = sorted(name for name in found - set(files) if os.path.isfile(name))

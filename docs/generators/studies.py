@@ -1,0 +1,90 @@
+"""The tables of docs/results.md, from the studies and the records of their runs.
+
+::
+
+    python -m docs.generators.studies --write docs/results.md
+
+A study is ``studies/NAME.yaml``, its records are ``studies/results/NAME.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from resobj_d2.study.plan import Plan, read_plan
+from resobj_d2.study.results import DONE, Result, by_key, read_results
+from resobj_d2.study.tables import conclusion, summarise, table_rows
+
+__all__ = ["main", "page", "tables"]
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+BEGIN = "<!-- begin: python -m docs.generators.studies -->\n"
+END = "<!-- end: python -m docs.generators.studies -->\n"
+
+
+def tables(plan: Plan, results: Sequence[Result]) -> str:
+    """Markdown of a study: for each data set what its runs say, or that there are none yet.
+
+    Args:
+        plan: of the study.
+        results: of its runs; of two in one place the one that is done counts, then the later one.
+    """
+    order = sorted(by_key(results).values(), key=lambda one: (one.status == DONE, one.finished))
+    places = {(one.dataset, one.method, one.seed): one for one in order}
+    wanted = [
+        (dataset.name, method.name, seed)
+        for dataset in plan.datasets
+        for method in plan.methods
+        for seed in method.seeds or plan.seeds
+    ]
+    found = [places[place] for place in wanted if place in places]
+    rows = summarise(found, baseline=plan.baseline, methods=[one.name for one in plan.methods])
+    done = sum(one.status == DONE for one in found)
+    parts = [f"### `studies/{plan.file.name}`\n\n{done} of {len(wanted)} runs.\n"]
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        of_it = [row for row in rows if row.dataset == dataset]
+        metric = next(one.metric for one in found if one.dataset == dataset)
+        sentences = "".join(f"- {line}\n" for line in conclusion(of_it, plan.baseline))
+        table = tabulate(
+            table_rows(of_it, metric), headers="keys", tablefmt="github", disable_numparse=True
+        )
+        parts.append(f"{dataset}:\n\n{table}\n\n{sentences}")
+    return "\n".join(parts)
+
+
+def page(text: str, folder: Path = STUDIES) -> str:
+    """``text`` with the tables between its markers made anew.
+
+    Raises:
+        ValueError: the markers are missing.
+        StudyError: a study or a record is not one.
+    """
+    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no part between {BEGIN.strip()} and {END.strip()}")
+    parts = []
+    for file in sorted(folder.glob("*.yaml")):
+        plan = read_plan(file)
+        parts.append(tables(plan, read_results(folder / "results" / f"{file.stem}.jsonl")))
+    content = "\n".join(parts)
+    return pattern.sub(lambda _: f"{BEGIN}\n{content}\n{END}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.generators.studies", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
+    path = parser.parse_args(argv).write
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
