@@ -2,7 +2,6 @@ import logging
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import zipfile
 
@@ -46,7 +45,7 @@ def test_missing_file(tiny_cfg, tmp_path):
         ResObjCheckpointer(build_model(tiny_cfg())).load(str(tmp_path / "no_such.pth"))
 
 
-def test_run_that_is_killed_while_it_saves_keeps_the_last_checkpoint(tmp_path):
+def test_run_that_is_killed_while_it_saves_keeps_the_last_checkpoint(tmp_path, warm_python):
     """The same name is written again, as model_final.pth is by a run that goes on for longer."""
     code = f"""
 import os, signal, torch
@@ -71,7 +70,7 @@ with torch.no_grad():
     model.weight.fill_(2.0)
 checkpointer.save("model_final", iteration=2)
 """
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert warm_python.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     model = nn.Linear(10, 10)
     checkpointer = ResObjCheckpointer(model, str(tmp_path))
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1

@@ -1,4 +1,4 @@
-"""Two processes that see no object, for so many steps: python -m tests.engine.empty_ranks 1000"""
+"""Two processes that see no object, for so many steps: python -m tests.engine.empty_ranks 400"""
 
 import sys
 

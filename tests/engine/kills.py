@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from detectron2.data import DatasetCatalog
 
+import resobj_d2.plots.objectness_curves  # noqa: F401 (else each run would import matplotlib)
 import tests.toy_backbone  # noqa: F401 (registers it)
 from resobj_d2.config import load_config
 from resobj_d2.engine import Trainer, run_setup

@@ -35,14 +35,18 @@ print([round(value, 4) for value in logits.grad[0].tolist()], output.counts.toli
 """
 
 
-def run(program, *arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=cwd,
-        env={**os.environ, "RESOBJ_REQUIRE_NATIVE": "", **environment},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def run(warm_python):
+    """A function that runs a program which imports the operators."""
+
+    def start(program, *arguments, cwd=None, **environment):
+        return warm_python.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=cwd,
+            env={**os.environ, "RESOBJ_REQUIRE_NATIVE": "", **environment},
+        )
+
+    return start
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
@@ -64,7 +68,7 @@ def test_status_agrees_with_the_dispatcher(backend):
         assert re.fullmatch(r"(not built|not loaded|failed to load .*): .+", status)
 
 
-def test_the_reference_is_used_if_a_library_fails_to_load():
+def test_the_reference_is_used_if_a_library_fails_to_load(run):
     if not library_path("cpu").is_file():
         pytest.skip("the cpu kernels are not built")
     result = run(LOADING_FAILS + GRADIENT_ON_THE_FALLBACK)
@@ -104,7 +108,9 @@ def test_every_operator_has_the_schema_that_is_written_for_it():
     assert {operator._opname: str(operator._schema) for operator in OPERATORS} == WRITTEN
 
 
-def test_the_cpu_library_defines_the_operators_by_itself_and_that_of_cuda_does_not(native_backend):
+def test_the_cpu_library_defines_the_operators_by_itself_and_that_of_cuda_does_not(
+    native_backend, run
+):
     library = _native._loaded[native_backend]
     result = run(DEFINED, str(library))
     assert result.returncode == 0, result.stderr
@@ -114,7 +120,7 @@ def test_the_cpu_library_defines_the_operators_by_itself_and_that_of_cuda_does_n
     assert has_tag or torch.__version__ < "2.12"
 
 
-def test_operators_of_another_version_are_an_import_error():
+def test_operators_of_another_version_are_an_import_error(run):
     if ops.native_status()["cpu"] != "native":
         pytest.skip("the cpu kernels are not built")
     result = run(DEFINED_OTHERWISE, str(_native._loaded["cpu"]))
@@ -130,14 +136,14 @@ def test_operators_of_another_version_are_an_import_error():
         pytest.param("gpu", "names 'gpu'; it takes cpu and cuda", marks=pytest.mark.slow),
     ],
 )
-def test_missing_required_kernels_are_an_import_error(required, message):
+def test_missing_required_kernels_are_an_import_error(required, message, run):
     result = run(LOADING_FAILS + "\nimport resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=required)
     assert result.returncode == 1
     assert "ImportError: RESOBJ_REQUIRE_NATIVE " in result.stderr and message in result.stderr
 
 
 @pytest.mark.slow
-def test_available_required_kernels_are_accepted(native_backend):
+def test_available_required_kernels_are_accepted(native_backend, run):
     result = run("import resobj_d2.ops", RESOBJ_REQUIRE_NATIVE=native_backend)
     assert result.returncode == 0, result.stderr
 
@@ -193,14 +199,18 @@ def installed(bare_clone, tmp_path):
     return package
 
 
-def status_of(*packages):
-    path = os.pathsep.join(str(package.parent) for package in packages)
-    result = run(STATUS, cwd=packages[0].parents[1], PYTHONPATH=path)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+@pytest.fixture
+def status_of(run):
+    def read(*packages):
+        path = os.pathsep.join(str(package.parent) for package in packages)
+        result = run(STATUS, cwd=packages[0].parents[1], PYTHONPATH=path)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return read
 
 
-def test_a_clone_without_libraries_uses_the_installed_ones(bare_clone, installed):
+def test_a_clone_without_libraries_uses_the_installed_ones(bare_clone, installed, status_of):
     status, line = status_of(bare_clone, installed)
     assert status["cpu"] == "native"
     assert status["cuda"] == ops.native_status()["cuda"] or status["cuda"] == "not built: no nvcc"
@@ -208,7 +218,7 @@ def test_a_clone_without_libraries_uses_the_installed_ones(bare_clone, installed
     assert line.startswith("operators: ") and line.endswith(f" (libraries of {installed})")
 
 
-def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed):
+def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed, status_of):
     source = bare_clone / "ops" / "_schemas.py"
     text = source.read_text()
     source.write_text(text.replace(f"INTERFACE = {_schemas.INTERFACE}", "INTERFACE = 99"))
@@ -219,7 +229,7 @@ def test_libraries_of_another_interface_are_not_borrowed(bare_clone, installed):
     )
 
 
-def test_an_empty_build_says_why_and_borrows_nothing(bare_clone, installed):
+def test_an_empty_build_says_why_and_borrows_nothing(bare_clone, installed, status_of):
     (bare_clone / "_build.json").write_text('{"cpu_not_built": "no C++ compiler found"}')
     status, line = status_of(bare_clone, installed)
     assert status["cpu"] == "not built: no C++ compiler found"
@@ -287,7 +297,11 @@ def test_results_do_not_depend_on_the_vector_instructions():
         pytest.skip("the cpu kernels are not built")
     digests_of = {}
     for limit in ("default", "avx2", "avx512"):
-        result = run(DIGESTS, ATEN_CPU_CAPABILITY=limit)
+        # A new interpreter: torch may read the limit while it is imported.
+        result = subprocess.run(
+            [sys.executable, "-c", DIGESTS], env={**os.environ, "ATEN_CPU_CAPABILITY": limit},
+            capture_output=True, text=True,
+        )  # fmt: skip
         assert result.returncode == 0, result.stderr
         capability, *digests = result.stdout.splitlines()
         digests_of[capability] = digests
