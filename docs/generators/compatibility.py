@@ -19,7 +19,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 from resobj_d2.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
-from resobj_d2.matching import SAMPLER_REGISTRY
+from resobj_d2.matching import ASSIGNER_REGISTRY, CODER_REGISTRY, SAMPLER_REGISTRY
 
 __all__ = ["REFUSALS", "Refusal", "axes", "cover", "main", "overrides", "page", "pairs"]
 
@@ -34,7 +34,19 @@ _REGISTRIES = {
     "CLS_LOSS": CLS_LOSS_REGISTRY,
     "BOX_LOSS": BOX_LOSS_REGISTRY,
     "SAMPLER": SAMPLER_REGISTRY,
+    "ASSIGNER": ASSIGNER_REGISTRY,
+    "CODER": CODER_REGISTRY,
 }
+# What an entry needs besides its name.
+_NEEDED: dict[str, list[tuple[str, object]]] = {
+    # Its weights follow the objects' size, which suits YOLOBoxLoss alone.
+    "YOLOAssigner": [("ASSIGNER.WEIGHS_BOXES", False)],
+    "YOLOCoder": [("PRIORS.OFFSET", 0.5)],
+}
+# The values of an axis that leave each stream with its own: MaxIoUAssigner and DeltaCoder with
+# anchors, FSAFAssigner and LTRBCoder without.
+_OWN = "each stream's own"
+_OWN_ENTRIES = ("MaxIoUAssigner", "FSAFAssigner", "DeltaCoder")
 
 # Overrides below the node of a stream, by axis and value.
 _STREAM: Axes = {
@@ -95,6 +107,10 @@ class Refusal:
     reason: str
 
 
+_OF_DELTAS = sorted(x for x, entry in BOX_LOSS_REGISTRY if entry.compares == "deltas")
+_NOT_BY_IOU = ("ATSSAssigner", "FCOSAssigner", "PAAAssigner", "TaskAlignedAssigner")
+
+
 REFUSALS = [
     Refusal(
         {"OBJECTNESS": "off", "CLS_LOSS": "GHMCLoss", "SAMPLER": sampler},
@@ -104,20 +120,54 @@ REFUSALS = [
     for sampler in ("HardExampleSampler", "HardNegativeRatio", "OHEMSampler")
 ] + [
     Refusal(
-        {"SAMPLER": "IoUBalancedSampler", "ANCHOR_FREE": streams},
+        {"SAMPLER": "IoUBalancedSampler", "ASSIGNER": _OWN, "ANCHOR_FREE": streams},
         "SAMPLER IoUBalancedSampler draws background by its IoU, but FSAFAssigner does not use "
         "IoU: it would draw at random",
     )
     for streams in ("beside anchors", "alone")
 ]
+REFUSALS += [
+    Refusal(
+        {"SAMPLER": "IoUBalancedSampler", "ASSIGNER": assigner},
+        f"SAMPLER IoUBalancedSampler draws background by its IoU, but {assigner} does not use IoU: "
+        "it would draw at random",
+    )
+    for assigner in _NOT_BY_IOU
+]
+REFUSALS += [
+    Refusal(
+        {"BOX_LOSS": loss, "ASSIGNER": "TaskAlignedAssigner"},
+        f"ASSIGNER TaskAlignedAssigner weighs the boxes, but BOX_LOSS {loss} cannot",
+    )
+    for loss in _OF_DELTAS
+]
+REFUSALS += [
+    Refusal(
+        {"BOX_LOSS": loss, "CODER": coder},
+        f"BOX_LOSS {loss} compares deltas, but CODER {coder} makes {space}",
+    )
+    for coder, space in (("DistributionCoder", "distributions"), ("YOLOCoder", "cell_deltas"))
+    for loss in _OF_DELTAS
+]
+REFUSALS += [
+    Refusal(
+        {"STAGES": stages, "CODER": "DistributionCoder"},
+        "CODER DistributionCoder measures boxes from a point and ignores the box that a stage of "
+        "STAGES refines: take another coder, or stages with BOX none",
+    )
+    for stages in ("consistent", "cascade", "gated cascade")
+]
 
 
 def axes() -> Axes:
     """Overrides by axis and value, including everything currently in the registries."""
-    registered = {
-        axis: {name: [(f"{axis}.NAME", name)] for name, x in sorted(registry) if _suits(x)}
-        for axis, registry in _REGISTRIES.items()
-    }
+    registered: dict[str, dict[str, list]] = {axis: {} for axis in _REGISTRIES}
+    for axis in ("ASSIGNER", "CODER"):
+        registered[axis][_OWN] = []
+    for axis, registry in _REGISTRIES.items():
+        for name, entry in sorted(registry):
+            if _suits(entry) and name not in _OWN_ENTRIES:
+                registered[axis][name] = [(f"{axis}.NAME", name), *_NEEDED.get(name, [])]
     return {**_STREAM, **registered, **_DETECTOR}
 
 
@@ -227,11 +277,13 @@ finite boxes with scores in [0, 1]. "all but X in 1" is the same except for the 
 number below the table: it raises `ValueError` when the model is built, with the reason given there.
 `tests/modeling/test_compositions.py` verifies both.
 
-OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS and SAMPLER are nodes of `MODEL.DENSE`; with
-ANCHOR_FREE they are set for both streams, and a combination that either refuses is refused. The
-values of STAGES are explained in [methods](methods.md); those of QUALITY are the tower it reads.
-Whether a combination detects better is another question. `YOLOBoxLoss` is omitted: it is for
-`YOLOCoder` and refused with any other coder."""
+OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS, SAMPLER, ASSIGNER and CODER are nodes of
+`MODEL.DENSE`; with ANCHOR_FREE they are set for both streams, and a combination that either refuses
+is refused. The values of STAGES are explained in [methods](methods.md); those of QUALITY are the
+tower it reads. "each stream's own" is `MaxIoUAssigner` and `DeltaCoder` with anchors, and
+`FSAFAssigner` and `LTRBCoder` without. `YOLOAssigner` is without `WEIGHS_BOXES`, and `YOLOCoder`
+with `PRIORS.OFFSET` 0.5. Whether a combination detects better is another question. `YOLOBoxLoss` is
+omitted: it is for `YOLOCoder` and refused with any other coder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
