@@ -26,12 +26,15 @@ class DarknetWeightsError(RuntimeError):
     """A ``.weights`` file that does not fit the network, and where."""
 
 
-def load_darknet_weights(path: str | os.PathLike, convolutions: Sequence[Convolution]) -> int:
+def load_darknet_weights(
+    path: str | os.PathLike, convolutions: Sequence[Convolution], *, and_more: bool = False
+) -> int:
     """Copy the numbers of a file into the layers.
 
     Args:
         path: of the file.
         convolutions: (name, convolution, its batch normalisation or None), in the file's order.
+        and_more: the file may have further layers behind them.
 
     Returns:
         How many images the network had seen.
@@ -47,9 +50,10 @@ def load_darknet_weights(path: str | os.PathLike, convolutions: Sequence[Convolu
     header, seen = _read_header(path, np.fromfile(path, dtype=np.uint8, count=20))
     parts = [(name, tensor) for entry in convolutions for name, tensor in _tensors(entry)]
     total = sum(tensor.numel() for _, tensor in parts)
-    if (size - header) / 4 != total:  # before a large file fills the memory
+    more = and_more and size - header > 4 * total
+    if size - header != 4 * total and not more:  # before a large file fills the memory
         raise DarknetWeightsError(_misfit(path, header, size, parts))
-    values = torch.from_numpy(np.fromfile(path, dtype="<f4", offset=header))
+    values = torch.from_numpy(np.fromfile(path, dtype="<f4", offset=header, count=total))
     offset = 0
     with torch.no_grad():
         for _, tensor in parts:

@@ -1,14 +1,15 @@
-"""Detectors of torchvision, mmdetection and ssd.pytorch under the names of this package's.
+"""Detectors of torchvision, mmdetection, effdet and ssd.pytorch under the names of this package's.
 
 Anchors of a cell are numbered ratio by ratio in RetinaNets of others, size by size here; class 0 of
-torchvision is the background.
+torchvision is the background. effdet has the square anchor of a size first, and y before x.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ __all__ = ["KNOWN_LAYOUTS", "convert_other_toolkit"]
 KNOWN_LAYOUTS = (
     "this package's and Detectron2's own",
     "RetinaNet of torchvision and mmdetection",
-    "Faster R-CNN (FPN) of torchvision",
+    "Faster R-CNN (FPN) and SSD300 of torchvision",
+    "EfficientDet of effdet",
     "the VGG16 of ssd.pytorch and of torchvision",
     "Darknet's files",
 )
@@ -26,6 +28,9 @@ KNOWN_LAYOUTS = (
 
 _CLS, _BOX = "streams.anchors.stages.0.cls.", "streams.anchors.stages.0.box."
 _RPN, _ROI = "proposal_generator.rpn_head.", "roi_heads.box_head."
+
+# Rows of COCO's ids that are in use, of 1 to 90.
+_COCO = [i - 1 for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
 # A name, as a pattern, and what it is here: a format of its groups, all numbers.
 _RESNET = (
@@ -63,6 +68,9 @@ class _Layout:
         names: pairs of a pattern and what it becomes.
         change: by the start of a name here, what happens to its tensors.
         left_out: pattern of names that have no counterpart here and need none.
+        note: what differs in spite of equal weights, for the log.
+        without_bias: some of its files have no biases before a normalisation, where they are 0.
+        coco_ids: its classes may be COCO's ids 1 to 90, of which 80 are in use.
     """
 
     name: str
@@ -71,6 +79,9 @@ class _Layout:
     names: tuple[tuple[str, str], ...]
     change: Mapping[str, Callable[[Tensor], Tensor]]
     left_out: str = r".*\.num_batches_tracked"
+    note: str = ""
+    without_bias: bool = False
+    coco_ids: bool = False
 
 
 def _size_by_size(parameter: Tensor) -> Tensor:
@@ -87,6 +98,61 @@ def _size_by_size(parameter: Tensor) -> Tensor:
 def _without_background(parameter: Tensor) -> Tensor:
     """The class logits of 9 anchors without those of class 0."""
     return _size_by_size(parameter).unflatten(0, (9, -1))[:, 1:].flatten(0, 1)
+
+
+def _background_last(parameter: Tensor, *, anchors: int) -> Tensor:
+    """The class logits of a level's anchors, of which the background was class 0.
+
+    Raises:
+        ValueError: there are not so many anchors.
+    """
+    if parameter.shape[0] % anchors:
+        raise ValueError(f"its {parameter.shape[0]} outputs are not those of {anchors} anchors")
+    return parameter.unflatten(0, (anchors, -1)).roll(-1, dims=1).flatten(0, 1)
+
+
+def _wide_first(parameter: Tensor) -> Tensor:
+    """The outputs of 9 anchors, of each size a square, a wide and a tall one, square second.
+
+    Raises:
+        ValueError: there are not 9 anchors.
+    """
+    if parameter.shape[0] % 9:
+        raise ValueError(f"its {parameter.shape[0]} outputs are not those of 9 anchors")
+    return parameter.unflatten(0, (3, 3, -1))[:, [1, 0, 2]].flatten(0, 2)
+
+
+def _x_first(parameter: Tensor) -> Tensor:
+    """The same of box deltas, of (y, x, h, w) as (x, y, w, h)."""
+    return _wide_first(parameter).unflatten(0, (-1, 2, 2)).flip(2).flatten(0, 2)
+
+
+def _effdet_nodes() -> Iterator[tuple[str, str]]:
+    """The nodes of a BiFPN: from the coarsest down, and then from the finest up."""
+    places = ["down.2", "down.1", "down.0", "up.0", "up.1", "up.2", "up.3", "up.4"]
+    for number, place in enumerate(places):
+        node, ours = rf"fpn\.cell\.(\d)\.fnode\.{number}\.", f"backbone.layers.{{0}}.{place}."
+        yield f"{node}combine\\.edge_weights", f"{ours}fusion.weight"
+        yield f"{node}after_combine\\.conv\\.conv_dw\\.", f"{ours}conv.0."
+        yield f"{node}after_combine\\.conv\\.conv_pw\\.", f"{ours}conv.1."
+        yield f"{node}after_combine\\.conv\\.bn\\.", f"{ours}norm."
+        # The finest of a way down has no node there.
+        lateral = "down_laterals.{1:+-1}" if place.startswith("down") else "up_laterals.{1}"
+        for layer, index in (("conv", 0), ("bn", 1)):
+            yield (
+                f"{node}combine\\.resample\\.(\\d)\\.conv\\.{layer}\\.",
+                f"backbone.layers.{{0}}.{lateral}.{index}.",
+            )
+
+
+def _effdet_head(net: str, tower: str, predictor: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (rf"{net}\.conv_rep\.(\d)\.conv_dw\.", f"{tower}convs.{{0}}.0."),
+        (rf"{net}\.conv_rep\.(\d)\.conv_pw\.", f"{tower}convs.{{0}}.1."),
+        (rf"{net}\.bn_rep\.(\d)\.(\d)\.bn\.", f"{tower}norms.{{0}}.{{1}}."),
+        (rf"{net}\.predict\.conv_dw\.", f"{predictor}conv.0."),
+        (rf"{net}\.predict\.conv_pw\.", f"{predictor}conv.1."),
+    )
 
 
 _LAYOUTS = (
@@ -141,6 +207,45 @@ _LAYOUTS = (
         },
     ),
     _Layout(
+        name="torchvision's SSD300",
+        mark="backbone.scale_weight",
+        ours="backbone.bottom_up.fc.0.",
+        names=(
+            (r"backbone\.scale_weight", "backbone.bottom_up.norm.weight"),
+            (r"backbone\.features\.(\d+)\.", "backbone.bottom_up.features.{0}."),
+            (r"backbone\.extra\.0\.([135])\.", "backbone.bottom_up.features.{0:+23}."),
+            (r"backbone\.extra\.0\.7\.1\.", "backbone.bottom_up.fc.0."),
+            (r"backbone\.extra\.0\.7\.3\.", "backbone.bottom_up.fc.2."),
+            (r"backbone\.extra\.([12])\.(\d)\.", "backbone.extras.{0:+-1}.{1}."),
+            (r"head\.classification_head\.module_list\.([0-3])\.", _CLS + "levels.{0}."),
+            (r"head\.regression_head\.module_list\.([0-3])\.", _BOX + "levels.{0}."),
+        ),
+        change={
+            f"{_CLS}levels.{level}.": partial(_background_last, anchors=anchors)
+            for level, anchors in enumerate((4, 6, 6, 6))
+        },
+        left_out=r"backbone\.extra\.[34]|head\.\w+\.module_list\.[45]",
+        note="its two coarsest levels, of other strides, are left out",
+    ),
+    _Layout(
+        name="effdet's EfficientDet",
+        mark="fpn.cell.0.fnode.0.after_combine.conv.conv_dw.weight",
+        ours="backbone.layers.0.down.0.",
+        names=(
+            (r"backbone\.", "backbone.bottom_up.model."),
+            (r"fpn\.resample\.3\.conv\.conv\.", "backbone.coarse.0."),
+            (r"fpn\.resample\.3\.conv\.bn\.", "backbone.coarse.1."),
+            *_effdet_nodes(),
+            *_effdet_head("class_net", "tower.cls.", _CLS),
+            *_effdet_head("box_net", "tower.box.", _BOX),
+        ),
+        change={f"{_CLS}conv.1.": _wide_first, f"{_BOX}conv.1.": _x_first},
+        note="its anchors are 1.4 by 0.7 where those here are 1.41 by 0.71, and its models tf_* "
+        "pad maps before pooling at one side",
+        without_bias=True,
+        coco_ids=True,
+    ),
+    _Layout(
         name="the VGG16 of ssd.pytorch",
         mark="vgg.31.weight",
         ours="backbone.bottom_up.fc.0.",
@@ -168,12 +273,12 @@ class _Number(int):
         return super().__format__(spec)
 
 
-def convert_other_toolkit(weights: Mapping, own: Collection[str]) -> tuple[str, dict] | None:
+def convert_other_toolkit(weights: Mapping, own: Mapping[str, Tensor]) -> tuple[str, dict] | None:
     """Weights under the names that they have here.
 
     Args:
         weights: of another toolkit, by their names there.
-        own: names of the model that shall take them.
+        own: state of the model that shall take them.
 
     Returns:
         What they are, for a message, and the weights; None where they are of no known layout, or
@@ -188,7 +293,8 @@ def convert_other_toolkit(weights: Mapping, own: Collection[str]) -> tuple[str, 
         if layout.mark not in weights or not set(weights).isdisjoint(own) and _is_own(weights):
             continue
         if any(name.startswith(layout.ours) for name in own):
-            return layout.name, _converted(layout, weights)
+            what = f"{layout.name}; {layout.note}" if layout.note else layout.name
+            return what, _fitted(layout, _converted(layout, weights), own)
     return None
 
 
@@ -220,6 +326,19 @@ def _converted(layout: _Layout, weights: Mapping) -> dict:
             f"the first is {unknown[0]}"
         )
     return result
+
+
+def _fitted(layout: _Layout, weights: dict, own: Mapping[str, Tensor]) -> dict:
+    """With the biases that the file need not have, and the classes of the model."""
+    if layout.without_bias:
+        for name, x in own.items():
+            if name.endswith(".bias") and f"{name[:-4]}weight" in weights:
+                weights.setdefault(name, torch.zeros_like(x))
+    if layout.coco_ids:
+        for name, x in weights.items():
+            if name.startswith(_CLS) and name in own and len(x) * 80 == len(own[name]) * 90:
+                weights[name] = x.unflatten(0, (-1, 90))[:, _COCO].flatten(0, 1)
+    return weights
 
 
 def _renamed(layout: _Layout, name: str) -> str | None:

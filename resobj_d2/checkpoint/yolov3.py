@@ -6,7 +6,8 @@ import copy
 import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,9 @@ def read_darknet_state(path: str, model: nn.Module) -> dict[str, Tensor]:
     """What a Darknet file holds for a detector, by the names of its ``state_dict``.
 
     A file as long as the model's DarkNet is read as that (``darknet53.conv.74``), any other as a
-    whole YOLOv3 with the model's number of classes and anchors. What Darknet does not have, the
-    residual subnets of YOLOv3-ResObj, is left out.
+    whole YOLOv3. Of one with another number of classes the predictors are left out, and for a model
+    that is no YOLOv3 all but the DarkNet. What Darknet does not have, the residual subnets of
+    YOLOv3-ResObj, is left out.
 
     Raises:
         DarknetWeightsError: the model has no DarkNet, or the file fits neither; the message says
@@ -43,26 +45,42 @@ def read_darknet_state(path: str, model: nn.Module) -> dict[str, Tensor]:
     if not backbone:
         raise DarknetWeightsError(f"{where} is Darknet's, but the model has no DarkNet to load it")
     numbers = sum(x.numel() for layer in backbone for x in layer.state().values())
-    if os.path.getsize(path) - 4 * numbers in (16, 20):  # the sizes of a header
+    size = os.path.getsize(path)
+    left_out = ""
+    if size - 4 * numbers in (16, 20):  # the sizes of a header
         layers = backbone
+    elif (whole := _yolo_layers(model, backbone)) is not None:
+        layers = whole
+        classes = _number_of_classes(size, whole)
+        own = whole[-1].num_classes
+        if classes not in (None, own):
+            left_out = f"its predictors are of {classes} classes, not {own}, and are left out"
+            layers = [x.of_classes(classes) for x in whole]
     else:
-        layers = _yolo_layers(model, backbone)
-        if layers is None:
+        layers = backbone
+        classes = _number_of_classes(size, [*backbone, *_usual_rest(backbone)])
+        if classes is None:
             raise DarknetWeightsError(
-                f"{where} has {os.path.getsize(path)} bytes; the model's DarkNet needs "
-                f"{4 * numbers + 20}, and the rest of the model is no YOLOv3"
+                f"{where} has {size} bytes; the model's DarkNet needs {4 * numbers + 20}, and the "
+                "rest of the model is no YOLOv3"
             )
+        left_out = f"it is a YOLOv3 of {classes} classes, of which the DarkNet is taken"
     _warn_of_other_pixels(model, where)
     try:
-        seen = load_darknet_weights(path, [layer.convolution for layer in layers])
+        seen = load_darknet_weights(
+            path, [layer.convolution for layer in layers], and_more=layers is backbone
+        )
     except DarknetWeightsError as error:
         raise DarknetWeightsError(
             f"{error}. A file of its DarkNet alone would have {4 * numbers + 20} bytes"
         ) from None
     logger.info("%s: %d convolutions, trained on %d images", where, len(layers), seen)
+    if left_out:
+        logger.warning("%s: %s", where, left_out)
     state: dict[str, Tensor] = {}
     for layer in layers:
-        state.update(layer.state())
+        if not (left_out and isinstance(layer, _PredictorLayer)):
+            state.update(layer.state())
     return state
 
 
@@ -77,6 +95,14 @@ class _NormalisedLayer:
     @property
     def convolution(self) -> Convolution:
         return self.name, self.conv, self.norm
+
+    @property
+    def numbers(self) -> int:
+        """How many of the file are its own."""
+        return self.conv.weight.numel() + 4 * self.conv.out_channels
+
+    def of_classes(self, number: int) -> _NormalisedLayer:
+        return self
 
     def state(self) -> dict[str, Tensor]:
         weights = {f"{self.name}.conv.weight": self.conv.weight.detach()}
@@ -99,6 +125,16 @@ class _PredictorLayer:
     @property
     def convolution(self) -> Convolution:
         return self.names[0], self.conv, None
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.conv.out_channels // self.num_anchors - 5
+
+    def of_classes(self, number: int) -> _PredictorLayer:
+        """The same for another number of classes."""
+        conv = nn.Conv2d(self.conv.in_channels, self.num_anchors * (5 + number), 1)
+        return replace(self, conv=conv)
 
     def state(self) -> dict[str, Tensor]:
         weights = {}
@@ -167,6 +203,44 @@ def _yolo_layers(
             )
         )
     return layers
+
+
+def _number_of_classes(
+    size: int, layers: Sequence[_NormalisedLayer | _PredictorLayer]
+) -> int | None:
+    """With which a file of ``size`` bytes has these layers and no more; None if there is none."""
+    predictors = [x for x in layers if isinstance(x, _PredictorLayer)]
+    fixed = sum(x.numbers for x in layers if isinstance(x, _NormalisedLayer))
+    per_class = sum(x.num_anchors * (x.conv.in_channels + 1) for x in predictors)
+    for header in (20, 16):
+        classes, remainder = divmod(size - header - 4 * fixed, 4 * per_class)
+        if not remainder and classes > 5:
+            return classes - 5
+    return None
+
+
+def _usual_rest(
+    backbone: Sequence[_NormalisedLayer],
+) -> Iterator[_NormalisedLayer | _PredictorLayer]:
+    """The layers of ``yolov3.cfg`` behind a DarkNet, of one class, for their sizes alone."""
+    channels = sorted({x.conv.out_channels for x in backbone})[-3:]
+
+    def layer(before: int, after: int, kernel: int) -> _NormalisedLayer:
+        conv = nn.Conv2d(before, after, kernel, bias=False, device="meta")
+        return _NormalisedLayer(name="", conv=conv, norm=nn.Identity())
+
+    before, coarser = channels[-1], 0
+    for width in (x // 2 for x in reversed(channels)):
+        if coarser:  # the coarser scale, reduced, beside the map of the DarkNet
+            yield layer(coarser, width, 1)
+            before = width + 2 * width
+        for _ in range(3):
+            yield layer(before, width, 1)
+            yield layer(width, 2 * width, 3)
+            before = 2 * width
+        predictor = nn.Conv2d(2 * width, 3 * 6, 1, device="meta")
+        yield _PredictorLayer(names=("", "", ""), conv=predictor, num_anchors=3)
+        coarser = width
 
 
 def _warn_of_other_pixels(model: nn.Module, where: str) -> None:

@@ -12,6 +12,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from resobj_d2.checkpoint import CheckpointError, ResObjCheckpointer
 from resobj_d2.checkpoint.other_toolkits import convert_other_toolkit
+from resobj_d2.matching.ssd_priors import ssd_anchors
+from tests.modeling.conftest import method_cfg  # noqa: F401 (a fixture)
 
 RESNET18 = (
     "MODEL.BACKBONE.FREEZE_AT", "0",
@@ -26,6 +28,14 @@ RETINANET = (
     "MODEL.FPN.IN_FEATURES", "['res3', 'res4', 'res5']",
     "MODEL.DENSE.TOWER.CHANNELS", "256",
     "MODEL.DENSE.TOWER.NUM_CONVS", "4",
+)  # fmt: skip
+EFFDET = (
+    "MODEL.TIMM.NAME", "efficientnet_b0",
+    "MODEL.TIMM.PRETRAINED", "False",
+    "MODEL.DENSE.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p7']",
+    "MODEL.BIFPN.IN_FEATURES", "['c3', 'c4', 'c5']",
+    "MODEL.BIFPN.CHANNELS", "8",
+    "MODEL.DENSE.TOWER.CHANNELS", "8",
 )  # fmt: skip
 # Ratio by ratio to size by size.
 ORDER = [ratio * 3 + size for size in range(3) for ratio in range(3)]
@@ -196,3 +206,136 @@ def test_an_unknown_layout_says_which_are_known(strict, tiny_cfg, tmp_path):
     message = "none of the checkpoint's 2 names, such as detector.block.bias, .* Known are .*torchv"
     with pytest.raises(CheckpointError, match=message):
         load(build_model(tiny_cfg()), weights, tmp_path, strict=strict)
+
+
+def test_ssd300_of_torchvision(tiny_cfg, tmp_path, repository):
+    """What SSD's levels have in common: the VGG16, two extra levels and four predictors."""
+    from torchvision.models.detection import ssd300_vgg16
+
+    with torch.device("meta"):  # random numbers for a VGG16 take seconds
+        theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4)
+    theirs = spread(theirs.to_empty(device="cpu"))
+    cfg = tiny_cfg("MODEL.DEVICE", "meta")
+    cfg.merge_from_file(str(repository / "configs/methods/ssd.yaml"))
+    cfg.merge_from_list(
+        [
+            "MODEL.SSD_EXTRAS.BOTTOM_UP", "build_ssd_vgg16_backbone",
+            "MODEL.SSD_EXTRAS.IN_FEATURES", ["conv4_3", "fc7"],
+            "MODEL.SSD_EXTRAS.CHANNELS", [512, 256],
+            "MODEL.SSD_EXTRAS.LAST_KERNEL", 3,
+            "MODEL.DENSE.IN_FEATURES", ["s1", "s2", "s3", "s4"],
+            "MODEL.DENSE.PRIORS.MIN_SIZES", [21, 45, 99, 153, 207],
+            "MODEL.DENSE.PRIORS.ASPECT_RATIOS", [[2], [2, 3], [2, 3], [2, 3]],
+        ]
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = build_model(cfg).eval()
+    what, weights = convert_other_toolkit(theirs.state_dict(), model.state_dict())
+    assert what.startswith("torchvision's SSD300; its two coarsest levels")
+    model.to_empty(device="cpu").load_state_dict(weights)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    x = theirs.backbone.features(image)
+    features = [theirs.backbone.scale_weight.view(1, -1, 1, 1) * torch.nn.functional.normalize(x)]
+    for block in theirs.backbone.extra[:3]:
+        x = block(x)
+        features.append(x)
+    stage = model.streams["anchors"].stages[0]
+    with torch.no_grad():
+        ours = list(model.backbone(image).values())
+        logits, deltas = stage.cls.maps(ours).levels, stage.box.maps(ours).levels
+    head = theirs.head
+    for i, (a, b) in enumerate(zip(features, ours, strict=True)):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+        expected = head.classification_head.module_list[i](a).unflatten(1, (-1, 4)).roll(-1, 2)
+        torch.testing.assert_close(logits[i], expected.flatten(1, 2), rtol=1e-3, atol=1e-3)
+        expected = head.regression_head.module_list[i](a)
+        torch.testing.assert_close(deltas[i], expected, rtol=1e-3, atol=1e-3)
+    assert logits[3].std() > 1e-3
+    sizes = {"min_sizes": [21, 45, 99, 153, 207], "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3]]}
+    for own, other in zip(ssd_anchors(**sizes), ssd300_anchors()._wh_pairs, strict=False):
+        torch.testing.assert_close(torch.tensor(own), 300 * other)
+
+
+def ssd300_anchors():
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+    ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
+    return DefaultBoxGenerator(ratios, scales=[0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05])
+
+
+def effdet_state(own, *, with_biases):
+    """The names of effdet's EfficientDet for the weights of a model here, by its own description:
+    eight nodes a layer, p6 to p4 on the way down and p3 to p7 on the way up."""
+    nodes = {"down.2": 0, "down.1": 1, "down.0": 2} | {f"up.{i}": 3 + i for i in range(5)}
+    # (way, lateral): the node that it leads to and the offset of its input there.
+    laterals = {("down", 0): (2, 1), ("down", 1): (1, 2)} | {
+        ("up", i): (3 + i, i) for i in (0, 1, 2)
+    }
+    layers = {"conv.0": "conv.conv_dw", "conv.1": "conv.conv_pw", "norm": "conv.bn"}
+    result = {}
+    for name, x in own.items():
+        head, kind = name.rsplit(".", 1)
+        if name.startswith("backbone.bottom_up.model."):
+            new = name.replace("backbone.bottom_up.model.", "backbone.")
+        elif found := re.fullmatch(r"backbone\.coarse\.(\d)", head):
+            new = f"fpn.resample.3.conv.{('conv', 'bn')[int(found[1])]}.{kind}"
+        elif found := re.fullmatch(r"backbone\.layers\.(\d)\.(\w+)_laterals\.(\d)\.(\d)", head):
+            node, offset = laterals[found[2], int(found[3])]
+            layer = ("conv", "bn")[int(found[4])]
+            new = f"fpn.cell.{found[1]}.fnode.{node}.combine.resample.{offset}.conv.{layer}.{kind}"
+        elif found := re.fullmatch(r"backbone\.layers\.(\d)\.((?:up|down)\.\d)\.(.*)", head):
+            place = f"fpn.cell.{found[1]}.fnode.{nodes[found[2]]}."
+            part = layers.get(found[3])
+            new = place + (f"after_combine.{part}.{kind}" if part else "combine.edge_weights")
+        elif found := re.fullmatch(r"tower\.(cls|box)\.(convs|norms)\.(\d)\.(\d)", head):
+            net = {"cls": "class_net", "box": "box_net"}[found[1]]
+            a, b = found[3], found[4]
+            conv = ("conv_dw", "conv_pw")[int(b)] if found[2] == "convs" else ""
+            new = (
+                f"{net}." + (f"conv_rep.{a}.{conv}" if conv else f"bn_rep.{a}.{b}.bn") + f".{kind}"
+            )
+        else:
+            found = re.fullmatch(r"streams\.anchors\.stages\.0\.(cls|box)\.conv\.(\d)", head)
+            net = {"cls": "class_net", "box": "box_net"}[found[1]]
+            new = f"{net}.predict.{('conv_dw', 'conv_pw')[int(found[2])]}.{kind}"
+            if found[2] == "1":  # of each size the square anchor first
+                x = x.unflatten(0, (3, 3, -1))[:, [1, 0, 2]]
+                x = x[:, :, [1, 0, 3, 2]] if found[1] == "box" else x  # y first
+                x = x.flatten(0, 2)
+        redundant = kind == "bias" and "predict" not in new and ".conv" in new and "bn" not in new
+        if with_biases or not redundant or new.startswith("backbone."):
+            result[new] = x
+    return result
+
+
+@pytest.mark.parametrize("with_biases", [True, False])
+def test_efficientdet_of_effdet(with_biases, method_cfg, tmp_path):  # noqa: F811
+    """Weights under its names come back under those that they had."""
+    timm = ("MODEL.BIFPN.BOTTOM_UP", "build_timm_backbone")
+    pytest.importorskip("timm")
+    cfg = method_cfg("efficientdet", opts=(*EFFDET, *timm))
+    model = spread(build_model(cfg))
+    state = {k: v.clone() for k, v in model.state_dict().items() if "num_batches" not in k}
+    theirs = effdet_state(state, with_biases=with_biases)
+    for x in model.state_dict().values():
+        x.zero_()
+    load(model, theirs, tmp_path, strict=True)
+    for name, x in model.state_dict().items():
+        if "num_batches" in name:
+            continue
+        lost = not with_biases and name.endswith(".bias") and not x.any()
+        assert torch.equal(x, torch.zeros_like(x) if lost else state[name]), name
+    assert len(theirs) == len(state) or not with_biases
+
+
+def test_of_effdets_90_ids_of_coco_80_are_taken():
+    weights = {
+        "fpn.cell.0.fnode.0.after_combine.conv.conv_dw.weight": torch.zeros(1),
+        "class_net.predict.conv_pw.bias": torch.arange(1.0, 91).repeat(9),
+    }
+    name = "streams.anchors.stages.0.cls.conv.1.bias"
+    own = {"backbone.layers.0.down.0.conv.0.weight": torch.zeros(1), name: torch.zeros(720)}
+    what, converted = convert_other_toolkit(weights, own)
+    ids = converted[name].view(9, 80)
+    assert what.startswith("effdet's EfficientDet; its anchors") and (ids == ids[0]).all()
+    assert ids[0, [0, 10, 11, 79]].tolist() == [1, 11, 13, 90]  # there is no 12

@@ -9,11 +9,27 @@ from detectron2.modeling import build_model
 
 from resobj_d2.checkpoint.checkpointer import CheckpointError, ResObjCheckpointer
 from resobj_d2.checkpoint.darknet_file import save_darknet_weights
+from resobj_d2.checkpoint.yolov3 import (
+    _darknet_layers,
+    _number_of_classes,
+    _usual_rest,
+    _yolo_layers,
+)
+from resobj_d2.modeling import DarkNet
 
 K = 2
 PRIORS = {8: [(10, 13), (16, 30), (33, 23)], 16: [(30, 61), (62, 45), (59, 119)],
           32: [(116, 90), (156, 198), (373, 326)]}  # fmt: skip
-STEM, WIDTHS = 2, (3, 4, 5)  # of the 1x1 convolutions at strides 8, 16, 32
+STEM = 2
+DARKNET_DETECTOR = [
+    "MODEL.BACKBONE.NAME", "build_darknet_backbone",
+    "MODEL.DARKNET.STEM_CHANNELS", STEM,
+    "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
+    "MODEL.DENSE.IN_FEATURES", ["dark3", "dark4", "dark5"],
+    "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
+    "MODEL.DENSE.TOWER.NAME", "NoTower",
+]  # fmt: skip
+WIDTHS = (3, 4, 5)  # of the 1x1 convolutions at strides 8, 16, 32
 
 
 def conv(filters, size, stride=1, bn=True):
@@ -219,15 +235,7 @@ def test_backbone_of_another_detector(path, yolo, tiny_cfg, tmp_path):
     whole = yolo()
     part = tmp_path / "small.weights"
     save_darknet_weights(part, whole.backbone.bottom_up.convolutions())
-    options = [
-        "MODEL.BACKBONE.NAME", "build_darknet_backbone",
-        "MODEL.DARKNET.STEM_CHANNELS", STEM,
-        "MODEL.DARKNET.BLOCKS", [1, 1, 1, 1, 1],
-        "MODEL.DENSE.IN_FEATURES", ["dark3", "dark4", "dark5"],
-        "MODEL.DENSE.PREDICTOR.NAME", "PerLevelConv",
-        "MODEL.DENSE.TOWER.NAME", "NoTower",
-    ]  # fmt: skip
-    model = build_model(tiny_cfg(*options))
+    model = build_model(tiny_cfg(*DARKNET_DETECTOR))
     ResObjCheckpointer(model).load(str(part))
     assert torch.equal(model.backbone.stem.conv.weight, whole.backbone.bottom_up.stem.conv.weight)
     part.write_bytes(part.read_bytes() + b"\0" * 8)
@@ -250,9 +258,40 @@ def test_truncated_and_longer_files_are_refused_and_nothing_changes(darknet, pat
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
 
 
-def test_other_number_of_classes_is_refused(path, yolo):
-    with pytest.raises(CheckpointError, match="DarkNet alone would have"):
-        ResObjCheckpointer(yolo(0, "MODEL.DENSE.NUM_CLASSES", 3)).load(str(path))
+def test_of_another_number_of_classes_all_but_the_predictors_are_taken(path, yolo, caplog):
+    same, model = yolo(), yolo(0, "MODEL.DENSE.NUM_CLASSES", 3)
+    before = {k: v.clone() for k, v in model.streams.state_dict().items()}
+    ResObjCheckpointer(same).load(str(path))
+    with caplog.at_level(logging.WARNING):
+        ResObjCheckpointer(model).load(str(path))
+    assert "its predictors are of 2 classes, not 3, and are left out" in caplog.text
+    assert all(torch.equal(v, model.streams.state_dict()[k]) for k, v in before.items())
+    for part in ("backbone", "tower"):
+        found = getattr(model, part).state_dict()
+        assert all(torch.equal(v, found[k]) for k, v in getattr(same, part).state_dict().items())
+    with pytest.raises(CheckpointError, match="not in the checkpoint .*cls"):
+        ResObjCheckpointer(model, strict=True).load(str(path))
+
+
+def test_of_a_whole_file_another_detector_takes_the_darknet(yolo, tiny_cfg, tmp_path, caplog):
+    """Widths in the proportions of yolov3.cfg, by which the file is known."""
+    whole = yolo(0, "MODEL.YOLO_PYRAMID.CHANNELS", [8, 16, 32])
+    layers = [x.convolution for x in _yolo_layers(whole, _darknet_layers(whole))]
+    path = tmp_path / "whole.weights"
+    save_darknet_weights(path, layers)
+    model = build_model(tiny_cfg(*DARKNET_DETECTOR))
+    with caplog.at_level(logging.WARNING):
+        ResObjCheckpointer(model).load(str(path))
+    assert "it is a YOLOv3 of 2 classes, of which the DarkNet is taken" in caplog.text
+    # The file has the random numbers of predictors before those of the rest.
+    expected = layers[0][1].weight
+    assert torch.equal(model.backbone.stem.conv.weight, expected) and expected.std() > 0
+
+
+def test_the_size_of_the_published_file_is_that_of_80_classes():
+    with torch.device("meta"):
+        backbone = _darknet_layers(DarkNet())
+    assert _number_of_classes(248_007_048, [*backbone, *_usual_rest(backbone)]) == 80
 
 
 def test_model_without_darknet_is_refused(path, tiny_cfg):
