@@ -19,8 +19,8 @@ def read_mask(segmentation: object, size: tuple[int, int] | None) -> list[np.nda
     """The usable part of a COCO ``segmentation``; None where there is none.
 
     Polygons need three points or more; a single one may stand without its outer list, and points
-    may be pairs. RLE has to be of the picture's size and to add up to it: decoders trust it, and
-    write where it says.
+    may be pairs or ``{"x": x, "y": y}``. RLE has to be of the picture's size and to add up to it:
+    decoders trust it, and write where it says.
 
     Args:
         segmentation: of a json.
@@ -77,14 +77,22 @@ def _polygons_of(segmentation: object) -> list:
 
 
 def _is_point(value: object) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == {"x", "y"}
     return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
+
+
+def _coordinates(points: list) -> list:
+    """Of points ``[x, y]`` or ``{"x": x, "y": y}`` one after the other."""
+    pairs = ([point["x"], point["y"]] if isinstance(point, dict) else point for point in points)
+    return [number for pair in pairs for number in pair]
 
 
 def _numbers(part: object) -> object:
     if not isinstance(part, list):
         return part
     if part and all(_is_point(point) for point in part):
-        part = [value for point in part for value in point]
+        part = _coordinates(part)
     numbers = [number_of(value) for value in part]
     return part if None in numbers else numbers
 
@@ -100,7 +108,7 @@ def _whole_numbers(rle: dict) -> dict:
 
 def _polygon(values: object) -> np.ndarray | None:
     if isinstance(values, list) and values and all(_is_point(point) for point in values):
-        values = [number for point in values for number in point]
+        values = _coordinates(values)
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         return None
     try:

@@ -65,6 +65,8 @@ SQUARE = [1, 1, 9, 1, 9, 9]
         (SQUARE, ""),
         ([[[1, 1], [9, 1], [9, 9]]], ""),  # points as pairs
         ([[1, 1], [9, 1], [9, 9]], ""),
+        ([{"x": 1, "y": 1}, {"x": 9, "y": 1}, {"y": 9, "x": 9}], ""),
+        ([[{"x": 1, "y": 1}, {"x": "9", "y": 1}, {"x": 9, "y": 9}]], "text_number"),
         ([list(map(str, SQUARE))], "text_number"),
         (["1", "1", 9, "1.0", 9, 9], "text_number"),
         ([[["1", "1"], ["9", "1"], [9, 9]]], "text_number"),
@@ -79,7 +81,17 @@ def test_polygons_are_read_in_every_writing(segmentation, kind):
 
 @pytest.mark.parametrize(
     "segmentation",
-    [[["a"] * 6], [[1, 2, float("nan"), 4, 5, 6]], [[1, 2, 3, 4]], [{"x": 1, "y": 2}], 5, "[[1]]"],
+    [
+        [["a"] * 6],
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [[1, 2, 3, 4]],
+        [{"x": 1, "y": 2}],
+        5,
+        "[[1]]",
+        [{"x": 1, "z": 2}] * 3,
+        [{"x": [1], "y": 2}] * 3,
+        [{"x": None, "y": 2}] * 3,
+    ],
 )
 def test_polygons_that_are_none(segmentation):
     assert mended_mask(segmentation, None)[:2] == (None, "mask")
