@@ -157,20 +157,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", type=Path, metavar="FILE", help="also write all results to this file"
     )
     parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="changes to the configuration, as MODEL.WEIGHTS FILE; not after the values of --vary",
+    )
+    parser.add_argument(
         "--opts",
+        dest="more",
         nargs="*",
         default=[],
         metavar="KEY VALUE",
-        help="changes to the configuration, as MODEL.WEIGHTS FILE",
+        help="the same, where they come last",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     axes = {key: values for key, *values in args.vary}
     if len(axes) < len(args.vary):
         parser.error("each key has one --vary, with all of its values")
     empty = [key for key, values in axes.items() if not values]
     if empty:
         parser.error(f"--vary {empty[0]} needs values")
-    cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
+    cfg = load_config(
+        args.config_file, [*args.opts, *args.more], training=False, imports=args.imports
+    )
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("a sweep needs trained weights: set MODEL.WEIGHTS <checkpoint>")
     rows = sweep(cfg, axes)

@@ -63,8 +63,9 @@ def test_command(options, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("VERSION: 2\n")
     output = tmp_path / "sweep.json"
-    arguments = ["--config-file", str(config), "--vary", THRESHOLD, "0.0", "0.9"]
-    assert main([*arguments, "--json", str(output), "--opts", *options]) == 0
+    some, others = options[:4], options[4:]
+    arguments = ["--config-file", str(config), *some, "--vary", THRESHOLD, "0.0", "0.9"]
+    assert main([*arguments, "--json", str(output), "--opts", *others]) == 0
     printed = capsys.readouterr().out
     assert "| sweep_val | 0.9 | " in printed
 
