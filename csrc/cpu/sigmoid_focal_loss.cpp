@@ -1,8 +1,9 @@
 // sigmoid_focal_loss on the CPU. A chunk of the flattened logits is first computed as if every
-// class were absent, in one branch-free vector loop; then the few logits of a present class are
+// class were absent, in branch-free vector loops; then the few logits of a present class are
 // corrected and ignored anchors are set to zero.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "loss_sum.h"
 #include "resobj/sigmoid_focal_loss_host.h"
@@ -10,6 +11,27 @@
 namespace resobj {
 namespace {
 
+constexpr int64_t kBlock = 256;  // logits, of which there is usually none above 0
+
+template <typename T>
+bool any_above_zero(const T* logits, int64_t count) {
+  // As wide as T, so that the loop vectorises. NaN counts.
+  std::conditional_t<sizeof(T) == 8, int64_t, int32_t> any = 0;
+  for (int64_t j = 0; j < count; ++j) any |= !(logits[j] <= T(0));
+  return any != 0;
+}
+
+// Two loops: the arithmetic of one logit is a long chain, and in a single loop there would be too
+// few vectors in flight.
+template <Wrong range, typename T, typename Absent>
+void fill_block(const T* logits, int64_t count, T* __restrict__ out, const Absent& absent) {
+  T exponentials[kBlock];
+  for (int64_t j = 0; j < count; ++j) exponentials[j] = small_exponential<range>(logits[j]);
+  const std::integral_constant<Wrong, range> known;
+  for (int64_t j = 0; j < count; ++j) out[j] = absent(logits[j], exponentials[j], known);
+}
+
+// `absent` gets a logit, its small_exponential and the range; `present` gets a logit.
 template <typename T, typename Absent, typename Present>
 void fill_chunk(const FocalInputs<T>& in, int64_t begin, int64_t end, T* __restrict__ out,
                 const Absent& absent, const Present& present) {
@@ -23,7 +45,14 @@ void fill_chunk(const FocalInputs<T>& in, int64_t begin, int64_t end, T* __restr
     return;
   }
   const T* logits = in.logits + begin;
-  for (int64_t j = 0; j < count; ++j) out[j] = absent(logits[j]);
+  for (int64_t j = 0; j < count; j += kBlock) {
+    const int64_t size = std::min(kBlock, count - j);
+    if (any_above_zero(logits + j, size)) {
+      fill_block<Wrong::kAny>(logits + j, size, out + j, absent);
+    } else {
+      fill_block<Wrong::kNonPositive>(logits + j, size, out + j, absent);
+    }
+  }
   for (anchor = first; anchor <= last; ++anchor) {
     const int64_t row = anchor * in.num_classes - begin;
     if (!in.counts(anchor)) {
@@ -44,7 +73,8 @@ struct Cpu : CpuBackend {
     const T positive = in.positive_weight;
     const auto fill = [&](int64_t begin, int64_t end, T* terms) {
       fill_chunk(
-          in, begin, end, terms, [=](T x) { return negative * focal_loss<focus>(x, gamma); },
+          in, begin, end, terms,
+          [=](T x, T e, auto range) { return negative * focal_loss<focus, range()>(x, e, gamma); },
           [=](T x) { return positive * focal_loss<focus>(-x, gamma); });
     };
     sum_terms<T>(count, fill, loss);
@@ -60,7 +90,8 @@ struct Cpu : CpuBackend {
     T* out = grad_logits.mutable_data_ptr<T>();
     for_each_chunk(count, [&](int64_t begin, int64_t end) {
       fill_chunk(
-          in, begin, end, out + begin, [=](T x) { return negative * focal_slope<focus>(x, gamma); },
+          in, begin, end, out + begin,
+          [=](T x, T e, auto range) { return negative * focal_slope<focus, range()>(x, e, gamma); },
           [=](T x) { return positive * focal_slope<focus>(-x, gamma); });
     });
   }
