@@ -13,6 +13,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "box_lanes.h"
 #include "cpu_backend.h"
 #include "instruction_sets.h"
 #include "resobj/bits.h"
@@ -42,26 +43,63 @@ struct GroupBest {
   uint32_t blocks;
 };
 
+// The boxes of all images, which blocks of anchors are compared with.
 template <typename T>
-std::vector<KnownBox<T>> load_boxes(const RaggedBoxes& ragged) {
-  std::vector<KnownBox<T>> boxes(ragged.total());
-  const T* values = ragged.boxes.const_data_ptr<T>();
-  for (size_t i = 0; i < boxes.size(); ++i) {
-    const Box<T> box = get_box(values, i);
-    boxes[i] = {box, area(box)};
+class KnownBoxes {
+ public:
+  explicit KnownBoxes(const RaggedBoxes& ragged)
+      : offsets_(ragged.offsets), boxes_(ragged.total()) {
+    for (std::vector<T>& values : corners_) values.resize(boxes_.size() + kTested);
+    const T* values = ragged.boxes.const_data_ptr<T>();
+    for (size_t i = 0; i < boxes_.size(); ++i) {
+      const Box<T> box = get_box(values, i);
+      boxes_[i] = {box, area(box)};
+      for (int c = 0; c < 4; ++c) corners_[c][i] = values[4 * i + c];
+    }
   }
-  return boxes;
-}
 
-// A cheap test: false only if the intersection is certainly empty.
-template <typename T>
-bool may_intersect(const Box<T>& a, const Box<T>& b) {
-  return (a.x1 < b.x2) & (b.x1 < a.x2) & (a.y1 < b.y2) & (b.y1 < a.y2);
-}
+  bool empty() const { return boxes_.empty(); }
+  const KnownBox<T>* of_image(int64_t image) const { return boxes_.data() + offsets_[image]; }
+
+  // Calls f(row) for each box of an image that may intersect `other`. The test is cheap: it leaves
+  // out only boxes whose intersection is certainly empty.
+  template <typename F>
+  void for_each_near(int64_t image, const Box<T>& other, const F& f) const {
+    const int64_t end = offsets_[image + 1];
+    for (int64_t first = offsets_[image]; first < end; first += kTested) {
+      const T* x1 = corners_[0].data() + first;
+      const T* y1 = corners_[1].data() + first;
+      const T* x2 = corners_[2].data() + first;
+      const T* y2 = corners_[3].data() + first;
+      uint8_t near[kTested];  // may go on into the next image
+      for (int k = 0; k < kTested; ++k) {
+        near[k] =
+            (x1[k] < other.x2) & (other.x1 < x2[k]) & (y1[k] < other.y2) & (other.y1 < y2[k]);
+      }
+      for (int k = 0; k < kTested; k += sizeof(uint64_t)) {
+        uint64_t bits;
+        std::memcpy(&bits, near + k, sizeof(bits));
+        if (bits == 0) continue;
+        for (int64_t i = first + k; i < std::min<int64_t>(first + k + sizeof(bits), end); ++i) {
+          if (near[i - first]) f(i - offsets_[image]);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kTested = 32;  // boxes at a time; loops of up to 16 would be unrolled instead
+
+  const std::vector<int64_t>& offsets_;
+  std::vector<KnownBox<T>> boxes_;
+  std::vector<T> corners_[4];  // padded
+};
 
 template <typename T>
 struct AnchorBlock {
-  T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
+  alignas(64) T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
+  // The smallest box around all anchors. NaN coordinates are ignored, as they intersect nothing.
+  Box<T> bounds;
 
   // Padded with copies of the last anchor, so that every loop runs over a whole block.
   void load(const T* anchors, int64_t count) {
@@ -73,68 +111,54 @@ struct AnchorBlock {
       }
       anchors = padded;
     }
-    for (int64_t j = 0; j < kBlock; ++j) {
-      const Box<T> box = get_box(anchors, j);
-      x1[j] = box.x1;
-      y1[j] = box.y1;
-      x2[j] = box.x2;
-      y2[j] = box.y2;
-      area[j] = resobj::area(box);
+    constexpr T kInfinity = std::numeric_limits<T>::infinity();
+    BoxLanes<T> around;
+    around.x1 = around.y1 = typename BoxLanes<T>::Vector{} + kInfinity;
+    around.x2 = around.y2 = typename BoxLanes<T>::Vector{} - kInfinity;
+    for (int64_t j = 0; j < kBlock; j += kBoxLanes) {
+      BoxLanes<T> boxes;
+      boxes.load(anchors + 4 * j);
+      const auto areas = (boxes.x2 - boxes.x1) * (boxes.y2 - boxes.y1);
+      std::memcpy(x1 + j, &boxes.x1, sizeof(boxes.x1));
+      std::memcpy(y1 + j, &boxes.y1, sizeof(boxes.y1));
+      std::memcpy(x2 + j, &boxes.x2, sizeof(boxes.x2));
+      std::memcpy(y2 + j, &boxes.y2, sizeof(boxes.y2));
+      std::memcpy(area + j, &areas, sizeof(areas));
+      around.x1 = boxes.x1 < around.x1 ? boxes.x1 : around.x1;
+      around.y1 = boxes.y1 < around.y1 ? boxes.y1 : around.y1;
+      around.x2 = boxes.x2 > around.x2 ? boxes.x2 : around.x2;
+      around.y2 = boxes.y2 > around.y2 ? boxes.y2 : around.y2;
+    }
+    bounds = {kInfinity, kInfinity, -kInfinity, -kInfinity};
+    for (int k = 0; k < kBoxLanes; ++k) {
+      bounds = {smaller(around.x1[k], bounds.x1), smaller(around.y1[k], bounds.y1),
+                larger(around.x2[k], bounds.x2), larger(around.y2[k], bounds.y2)};
     }
   }
 
   Box<T> box(int64_t j) const { return Box<T>{x1[j], y1[j], x2[j], y2[j]}; }
-
-  // The smallest box around all anchors. NaN coordinates are ignored, as they intersect nothing.
-  Box<T> bounds() const {
-    return Box<T>{lowest(x1), lowest(y1), -lowest_negated(x2), -lowest_negated(y2)};
-  }
-
- private:
-  static constexpr int64_t kLanes = 32;
-
-  template <typename F>
-  static T fold(const F& value) {
-    T lanes[kLanes];
-    std::fill(lanes, lanes + kLanes, std::numeric_limits<T>::infinity());
-    for (int64_t j = 0; j < kBlock; j += kLanes) {
-      for (int64_t k = 0; k < kLanes; ++k) lanes[k] = smaller(value(j + k), lanes[k]);
-    }
-    for (int64_t k = 1; k < kLanes; ++k) lanes[0] = smaller(lanes[0], lanes[k]);
-    return lanes[0];
-  }
-
-  static T lowest(const T* values) {
-    return fold([values](int64_t j) { return values[j]; });
-  }
-
-  static T lowest_negated(const T* values) {
-    return fold([values](int64_t j) { return -values[j]; });
-  }
 };
 
 // The best box so far of each anchor of a block. IoUs are non-negative, so their bits as integers
 // have the same order, and an integer maximum vectorises, unlike a float one.
 template <typename T>
 struct BlockMatch {
-  Integer<T> iou_bits[kBlock];
-  Integer<T> index[kBlock];
-
-  void reset(Integer<T> first) {
-    std::fill(iou_bits, iou_bits + kBlock, Integer<T>(0));
-    std::fill(index, index + kBlock, first);
-  }
+  alignas(64) Integer<T> iou_bits[kBlock];
+  alignas(64) Integer<T> index[kBlock];
 
   // Compares with ground truth `row` and returns its highest IoU with an anchor of the block.
+  // `first`: nothing was compared before; row 0 is the best one of anchors without overlap.
+  template <bool first>
   T update(const AnchorBlock<T>& block, const KnownBox<T>& gt, Integer<T> row) {
     Integer<T> highest = 0;
     for (int64_t j = 0; j < kBlock; ++j) {
       const auto value = bit_cast<Integer<T>>(
           overlap<Overlap::kIou>(gt.box, gt.area, block.box(j), block.area[j]));
-      const Integer<T> best = iou_bits[j];
+      const Integer<T> best = first ? 0 : iou_bits[j];
+      const Integer<T> best_row = first ? 0 : index[j];
       iou_bits[j] = larger(value, best);
       // Strictly greater, so that the first of several boxes with the same IoU stays.
-      index[j] = value > best ? row : index[j];
+      index[j] = value > best ? row : best_row;
       highest = larger(value, highest);
     }
     return bit_cast<T>(highest);
@@ -142,17 +166,37 @@ struct BlockMatch {
 
   void write(const MatchRule<T>& rule, int64_t count, int64_t* out_index, T* out_iou,
              int8_t* out_label) const {
-    Integer<T> label[kBlock];
-    std::fill(label, label + kBlock, Integer<T>(rule.labels[0]));
-    for (int t = 0; t < rule.num_thresholds; ++t) {
-      // Positive, so its bits have the same order too.
-      const auto threshold = bit_cast<Integer<T>>(rule.thresholds[t]);
-      const Integer<T> above = rule.labels[t + 1];
-      for (int64_t j = 0; j < kBlock; ++j) label[j] = iou_bits[j] >= threshold ? above : label[j];
+    // A constant number of thresholds, so that they are compared in one loop.
+    switch (rule.num_thresholds) {
+      case 1:
+        return write_with<1>(rule, count, out_index, out_iou, out_label);
+      case 2:
+        return write_with<2>(rule, count, out_index, out_iou, out_label);
+      default:
+        return write_with<kMaxThresholds>(rule, count, out_index, out_iou, out_label);
+    }
+  }
+
+ private:
+  template <int thresholds>
+  void write_with(const MatchRule<T>& rule, int64_t count, int64_t* __restrict__ out_index,
+                  T* __restrict__ out_iou, int8_t* __restrict__ out_label) const {
+    // Copies, since a select between values in memory does not vectorise.
+    Integer<T> threshold[thresholds], above[thresholds];
+    for (int t = 0; t < thresholds; ++t) {
+      // Positive, so its bits have the same order too. Those that are not used are out of reach.
+      const T used = t < rule.num_thresholds ? rule.thresholds[t] : T(2);
+      threshold[t] = bit_cast<Integer<T>>(used);
+      above[t] = rule.labels[t + 1];
+    }
+    const Integer<T> below = rule.labels[0];
+    for (int64_t j = 0; j < count; ++j) {
+      Integer<T> label = below;
+      for (int t = 0; t < thresholds; ++t) label = iou_bits[j] >= threshold[t] ? above[t] : label;
+      out_label[j] = static_cast<int8_t>(label);
     }
     for (int64_t j = 0; j < count; ++j) out_index[j] = index[j];
     for (int64_t j = 0; j < count; ++j) out_iou[j] = bit_cast<T>(iou_bits[j]);
-    for (int64_t j = 0; j < count; ++j) out_label[j] = static_cast<int8_t>(label[j]);
   }
 };
 
@@ -163,8 +207,8 @@ class Matcher {
       : arguments_(arguments),
         rule_(rule),
         anchors_(arguments.anchors.const_data_ptr<T>()),
-        gts_(load_boxes<T>(arguments.gts)),
-        regions_(load_boxes<T>(arguments.regions)),
+        gts_(arguments.gts),
+        regions_(arguments.regions),
         num_groups_(ceil_div(arguments.num_anchors, kGroup)),
         gt_index_(result.gt_index.mutable_data_ptr<int64_t>()),
         ious_(result.ious.mutable_data_ptr<T>()),
@@ -172,7 +216,7 @@ class Matcher {
 
   void run() {
     const bool low_quality = arguments_.allow_low_quality && !gts_.empty();
-    if (low_quality) group_bests_.resize(num_groups_ * gts_.size());
+    if (low_quality) group_bests_.resize(num_groups_ * arguments_.gts.total());
     for_each_group([&](int64_t image, int64_t group) { match_group(image, group); });
     if (!low_quality && regions_.empty()) return;
     if (low_quality) find_best_ious();
@@ -218,24 +262,31 @@ class Matcher {
   }
 
   void match_group(int64_t image, int64_t group) {
-    const KnownBox<T>* gts = gts_.data() + arguments_.gts.offsets[image];
+    const KnownBox<T>* gts = gts_.of_image(image);
     const int64_t num_gts = arguments_.gts.size(image);
     GroupBest<T>* bests = group_bests_.empty() ? nullptr : bests_of(image, group);
     AnchorBlock<T> block;
     BlockMatch<T> match;
     for_each_block(group, [&](int64_t b, int64_t first, int64_t count) {
-      match.reset(num_gts > 0 ? 0 : -1);
+      bool any = false;
       if (num_gts > 0) {
         block.load(anchors_of(image, first), count);
-        const Box<T> bounds = block.bounds();
-        for (int64_t row = 0; row < num_gts; ++row) {
-          if (!may_intersect(gts[row].box, bounds)) continue;
-          const T highest = match.update(block, gts[row], static_cast<Integer<T>>(row));
+        gts_.for_each_near(image, block.bounds, [&](int64_t row) {
+          const Integer<T> number = static_cast<Integer<T>>(row);
+          const T highest = any ? match.template update<false>(block, gts[row], number)
+                                : match.template update<true>(block, gts[row], number);
+          any = true;
           if (bests != nullptr) note(bests[row], highest, b);
-        }
+        });
       }
       const int64_t out = position(image, first);
-      match.write(rule_, count, gt_index_ + out, ious_ + out, label_ + out);
+      if (any) {
+        match.write(rule_, count, gt_index_ + out, ious_ + out, label_ + out);
+      } else {
+        std::fill_n(gt_index_ + out, count, int64_t(num_gts > 0 ? 0 : -1));
+        std::fill_n(ious_ + out, count, T(0));
+        std::fill_n(label_ + out, count, rule_.labels[0]);
+      }
     });
   }
 
@@ -247,7 +298,7 @@ class Matcher {
 
   // The highest IoU of each ground truth with any anchor.
   void find_best_ious() {
-    best_ious_.assign(gts_.size(), T(0));
+    best_ious_.assign(arguments_.gts.total(), T(0));
     flooded_.assign(arguments_.num_images, false);
     for (int64_t image = 0; image < arguments_.num_images; ++image) {
       T* best = best_ious_.data() + arguments_.gts.offsets[image];
@@ -275,7 +326,7 @@ class Matcher {
       if (best == T(0) || bests[row].iou != best) continue;
       for_each_block(group, [&](int64_t b, int64_t first, int64_t count) {
         if ((bests[row].blocks >> b & 1) == 0) return;
-        mark_equal(anchors_of(image, first), gts_[offset + row], best, count,
+        mark_equal(anchors_of(image, first), gts_.of_image(image)[row], best, count,
                    label_ + position(image, first));
       });
     }
@@ -293,23 +344,20 @@ class Matcher {
   }
 
   void ignore_covered(int64_t image, int64_t group) {
-    const KnownBox<T>* regions = regions_.data() + arguments_.regions.offsets[image];
-    const int64_t num_regions = arguments_.regions.size(image);
+    const KnownBox<T>* regions = regions_.of_image(image);
     const T least = static_cast<T>(arguments_.ignore_iof);
     AnchorBlock<T> block;
     Integer<T> covered[kBlock];
     for_each_block(group, [&](int64_t, int64_t first, int64_t count) {
       block.load(anchors_of(image, first), count);
-      const Box<T> bounds = block.bounds();
       std::fill(covered, covered + kBlock, 0);
-      for (int64_t r = 0; r < num_regions; ++r) {
-        if (!may_intersect(regions[r].box, bounds)) continue;
+      regions_.for_each_near(image, block.bounds, [&](int64_t r) {
         for (int64_t j = 0; j < kBlock; ++j) {
           const T share =
               overlap<Overlap::kIof>(regions[r].box, regions[r].area, block.box(j), block.area[j]);
           covered[j] |= share >= least;
         }
-      }
+      });
       int8_t* label = label_ + position(image, first);
       for (int64_t j = 0; j < count; ++j) {
         label[j] = ((covered[j] != 0) & (label[j] != 1)) ? int8_t(-1) : label[j];
@@ -320,8 +368,8 @@ class Matcher {
   const MatchArguments& arguments_;
   const MatchRule<T>& rule_;
   const T* anchors_;
-  const std::vector<KnownBox<T>> gts_;
-  const std::vector<KnownBox<T>> regions_;
+  const KnownBoxes<T> gts_;
+  const KnownBoxes<T> regions_;
   const int64_t num_groups_;
   int64_t* gt_index_;
   T* ious_;
