@@ -6,6 +6,7 @@
 #include "cpu_backend.h"
 #include "instruction_sets.h"
 #include "resobj/pairwise_box_iou_host.h"
+#include "streaming.h"
 
 namespace resobj {
 namespace {
@@ -15,7 +16,7 @@ constexpr int64_t kPairsPerTask = 32768;
 
 template <Overlap kind, typename T>
 struct ColumnBlock {
-  T x1[kColumns], y1[kColumns], x2[kColumns], y2[kColumns], area[kColumns];
+  alignas(64) T x1[kColumns], y1[kColumns], x2[kColumns], y2[kColumns], area[kColumns];
 
   void load(const T* boxes, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {
@@ -39,6 +40,14 @@ void fill_row(const Box<T>& a, const ColumnBlock<kind, T>& block, int64_t count,
   }
 }
 
+// The same, past the cache.
+template <Overlap kind, typename T>
+void stream_row(const Box<T>& a, const ColumnBlock<kind, T>& block, int64_t count, T* out) {
+  alignas(64) T row[kColumns];
+  fill_row<kind>(a, block, count, row);
+  stream(row, count, out);
+}
+
 struct Cpu : CpuBackend {
   template <Overlap kind, typename T>
   static void fill(const Tensor& first, const Tensor& second, Tensor& result) {
@@ -51,6 +60,9 @@ struct Cpu : CpuBackend {
         std::max<int64_t>(1, kPairsPerTask / std::max<int64_t>(1, std::min(columns, kColumns)));
     const int64_t row_tasks = ceil_div(rows, rows_per_task);
     const int64_t column_tasks = ceil_div(columns, kColumns);
+    // A task writes parts of rows, in distant pages. Whole short rows are not faster streamed.
+    const bool streamed =
+        columns > kColumns && rows * columns * int64_t(sizeof(T)) > kBeyondCache;
     torch::stable::parallel_for(0, row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
       run_vectorized([&] {
         ColumnBlock<kind, T> block;
@@ -65,9 +77,15 @@ struct Cpu : CpuBackend {
           const int64_t last_row = std::min(rows, first_row + rows_per_task);
           for (int64_t i = first_row; i < last_row; ++i) {
             const Box<T> box = corners_for<kind>(get_box(boxes1, i));
-            fill_row<kind>(box, block, count, out + i * columns + first_column);
+            T* part = out + i * columns + first_column;
+            if (streamed) {
+              stream_row<kind>(box, block, count, part);
+            } else {
+              fill_row<kind>(box, block, count, part);
+            }
           }
         }
+        if (streamed) streaming_done();
       });
     });
   }
