@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "logit_blocks.h"
 #include "loss_sum.h"
 #include "resobj/bce_math.h"
 #include "resobj/residual_objectness_bce_host.h"
@@ -100,53 +101,82 @@ void dispatch_bool(bool value, const F& f) {
 // The labels of one chunk in the form that the arithmetic needs, as wide as T to vectorise loops.
 template <typename T>
 struct Signs {
-  T sign[kAnchors];  // 1 foreground, -1 background, 0 ignored
+  alignas(64) T sign[kAnchors];  // 1 foreground, -1 background, 0 ignored
   int64_t count;
-  int32_t foreground = 0;
   int32_t background = 0;
+  // Where the foreground anchors are: few, so all are computed as background and these again.
+  int32_t foreground[kAnchors];
+  int32_t num_foreground = 0;
 
   Signs(const int8_t* labels, const Chunk& chunk) : count(chunk.end - chunk.begin) {
+    const int8_t* own = labels + chunk.begin;
+    int32_t positive = 0;
     for (int64_t j = 0; j < count; ++j) {
-      const int8_t label = labels[chunk.begin + j];
-      sign[j] = label > 0 ? T(1) : (label < 0 ? T(0) : T(-1));
-      foreground += label > 0;
-      background += label == 0;
+      sign[j] = own[j] > 0 ? T(1) : (own[j] < 0 ? T(0) : T(-1));
+      positive += own[j] > 0;
+      background += own[j] == 0;
+    }
+    for (int32_t j = 0; num_foreground < positive; ++j) {
+      if (j + 8 <= count && !any_positive(own + j)) {
+        j += 7;
+      } else if (own[j] > 0) {
+        foreground[num_foreground++] = j;
+      }
     }
   }
 };
 
 template <typename T>
 struct Terms {
-  T loss[kAnchors];
-  T background[kAnchors];  // scores of these anchors, 0 for the others
-  T foreground[kAnchors];
+  alignas(64) T loss[kAnchors];
+  alignas(64) T background[kAnchors];  // scores of these anchors, 0 for the others
 };
 
-// Sums of one step over one chunk. `logits` are updated from o_{t-1} to o_t; step 0 has no
-// residuals.
-template <bool first, bool keep, typename T>
-void step_sums(const T* residuals, const Signs<T>& signs, T threshold, T* __restrict__ logits,
-               Terms<T>& terms, double* sums) {
-  int32_t selected = 0;
+// Whether an anchor is in the loss of a step.
+template <typename T>
+bool is_in(T sign, T before, T threshold) {
+  return (sign != T(0)) & passes(before, threshold, kInfinity<T>);
+}
+
+// o_t from o_{t-1}; with `keep`, residuals are only added to what is in the loss.
+template <bool keep, typename T>
+void add_residuals(const T* residuals, const Signs<T>& signs, T threshold, const T* before,
+                   T* __restrict__ after) {
   for (int64_t j = 0; j < signs.count; ++j) {
-    const T before = logits[j];
-    const T sign = signs.sign[j];
-    const bool in = (sign != T(0)) & passes(before, threshold, kInfinity<T>);
-    const T updated = first ? before : before + residuals[j];
-    const T after = (!keep || in) ? updated : before;
-    const BceAndScore<T> value = bce_and_score(after, sign);
-    logits[j] = after;
-    terms.loss[j] = in ? value.bce : T(0);
-    terms.background[j] = sign < T(0) ? value.score : T(0);
-    terms.foreground[j] = sign > T(0) ? value.score : T(0);
-    selected += in;
+    const T updated = before[j] + residuals[j];
+    after[j] = (!keep || is_in(signs.sign[j], before[j], threshold)) ? updated : before[j];
+  }
+}
+
+// Sums of one step over one chunk, from o_{t-1} and o_t.
+template <typename T>
+void step_sums(const Signs<T>& signs, T threshold, const T* before, const T* after, Terms<T>& terms,
+               double* sums) {
+  int32_t selected = 0;
+  for_each_logit_block(
+      after, signs.count, [&](int64_t first, int64_t size, const T* e, auto range) {
+        for (int64_t k = 0, j = first; k < size; ++k, ++j) {
+          const T sign = signs.sign[j];
+          const bool in = is_in(sign, before[j], threshold);
+          const BceAndScore<T> value = background_bce_and_score<range()>(after[j], e[k]);
+          terms.loss[j] = in ? value.bce : T(0);
+          terms.background[j] = sign < T(0) ? value.score : T(0);
+          selected += in;
+        }
+      });
+  double foreground = 0;
+  for (int32_t f = 0; f < signs.num_foreground; ++f) {
+    const int32_t j = signs.foreground[f];
+    const BceAndScore<T> value = bce_and_score(after[j], T(1));
+    terms.loss[j] = is_in(T(1), before[j], threshold) ? value.bce : T(0);
+    foreground += value.score;
   }
   sums[kLoss] = chunk_sum(terms.loss, signs.count);
   sums[kSelected] = selected;
   sums[kScores] = chunk_sum(terms.background, signs.count);
-  sums[kScores + 1] = signs.foreground > 0 ? chunk_sum(terms.foreground, signs.count) : 0;
+  sums[kScores + 1] = foreground;
   sums[kNumbers] = signs.background;
-  sums[kNumbers + 1] = signs.foreground;
+  sums[kNumbers + 1] = signs.num_foreground;
 }
 
 // Fills the sums (T+1, kStepSums) of one chunk.
@@ -155,14 +185,17 @@ void chunk_losses(const ResidualInputs<T>& in, const T* thresholds, const Chunk&
                   double* sums) {
   const Signs<T> signs(in.labels, chunk);
   Terms<T> terms;
-  T logits[kAnchors];
-  std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits);
-  step_sums<true, keep, T>(nullptr, signs, -kInfinity<T>, logits, terms, sums);
+  alignas(64) T logits[2][kAnchors];
+  std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits[0]);
+  step_sums(signs, -kInfinity<T>, logits[0], logits[0], terms, sums);
   const int64_t groups = in.layout.num_groups();
   for (int64_t t = 0; t < in.steps; ++t) {
-    step_sums<false, keep>(in.residuals + t * in.step_stride() + chunk.begin, signs,
-                           thresholds[t * groups + chunk.group], logits, terms,
-                           sums + (t + 1) * kStepSums);
+    const T* before = logits[t % 2];
+    T* after = logits[(t + 1) % 2];
+    const T threshold = thresholds[t * groups + chunk.group];
+    add_residuals<keep>(in.residuals + t * in.step_stride() + chunk.begin, signs, threshold, before,
+                        after);
+    step_sums(signs, threshold, before, after, terms, sums + (t + 1) * kStepSums);
   }
 }
 
@@ -173,14 +206,8 @@ void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& 
   std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits[0]);
   const int64_t groups = in.layout.num_groups();
   for (int64_t t = 0; t < in.steps; ++t) {
-    const T* residuals = in.residuals + t * in.step_stride() + chunk.begin;
-    const T threshold = thresholds[t * groups + chunk.group];
-    for (int64_t j = 0; j < signs.count; ++j) {
-      const T before = logits[t][j];
-      const bool in_step = (signs.sign[j] != T(0)) & passes(before, threshold, kInfinity<T>);
-      const T updated = before + residuals[j];
-      logits[t + 1][j] = (!keep || in_step) ? updated : before;
-    }
+    add_residuals<keep>(in.residuals + t * in.step_stride() + chunk.begin, signs,
+                        thresholds[t * groups + chunk.group], logits[t], logits[t + 1]);
   }
 }
 
@@ -190,13 +217,23 @@ void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& 
 template <bool accumulate, bool keep, typename T>
 void step_gradient(const T* before, const T* after, const Signs<T>& signs, T threshold, T scale,
                    T* __restrict__ later, T* __restrict__ gradient) {
+  for_each_logit_block(
+      after, signs.count, [&](int64_t first, int64_t size, const T* e, auto range) {
+        for (int64_t k = 0, j = first; k < size; ++k, ++j) {
+          const T own = scale * background_bce_and_score<range()>(after[j], e[k]).score;
+          gradient[j] = is_in(signs.sign[j], before[j], threshold) ? own : T(0);
+        }
+      });
+  for (int32_t f = 0; f < signs.num_foreground; ++f) {
+    const int32_t j = signs.foreground[f];
+    const T own = -scale * sigmoid_of_negative(after[j]);
+    gradient[j] = is_in(T(1), before[j], threshold) ? own : T(0);
+  }
+  if (!accumulate) return;
   for (int64_t j = 0; j < signs.count; ++j) {
-    const T sign = signs.sign[j];
-    const bool in = (sign != T(0)) & passes(before[j], threshold, kInfinity<T>);
-    const T own = -scale * sign * sigmoid_of_negative(sign * after[j]);
-    const T masked = in ? own : T(0);
-    const T total = accumulate ? masked + later[j] : masked;
-    if (accumulate) later[j] = total;
+    const bool in = is_in(signs.sign[j], before[j], threshold);
+    const T total = gradient[j] + later[j];
+    later[j] = total;
     gradient[j] = (!keep || in) ? total : T(0);
   }
 }
@@ -205,7 +242,7 @@ template <bool accumulate, bool keep, typename T>
 void chunk_gradients(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
                      const Chunk& chunk, T* grad_logits, T* grad_residuals) {
   const Signs<T> signs(in.labels, chunk);
-  T logits[kMaxSteps + 1][kAnchors];
+  alignas(64) T logits[kMaxSteps + 1][kAnchors];
   T later[kAnchors];
   form_logits<keep>(in, thresholds, chunk, signs, logits);
   std::fill(later, later + signs.count, T(0));

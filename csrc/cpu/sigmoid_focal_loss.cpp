@@ -3,33 +3,13 @@
 // corrected and ignored anchors are set to zero.
 
 #include <algorithm>
-#include <type_traits>
 
+#include "logit_blocks.h"
 #include "loss_sum.h"
 #include "resobj/sigmoid_focal_loss_host.h"
 
 namespace resobj {
 namespace {
-
-constexpr int64_t kBlock = 256;  // logits, of which there is usually none above 0
-
-template <typename T>
-bool any_above_zero(const T* logits, int64_t count) {
-  // As wide as T, so that the loop vectorises. NaN counts.
-  std::conditional_t<sizeof(T) == 8, int64_t, int32_t> any = 0;
-  for (int64_t j = 0; j < count; ++j) any |= !(logits[j] <= T(0));
-  return any != 0;
-}
-
-// Two loops: the arithmetic of one logit is a long chain, and in a single loop there would be too
-// few vectors in flight.
-template <Wrong range, typename T, typename Absent>
-void fill_block(const T* logits, int64_t count, T* __restrict__ out, const Absent& absent) {
-  T exponentials[kBlock];
-  for (int64_t j = 0; j < count; ++j) exponentials[j] = small_exponential<range>(logits[j]);
-  const std::integral_constant<Wrong, range> known;
-  for (int64_t j = 0; j < count; ++j) out[j] = absent(logits[j], exponentials[j], known);
-}
 
 // `absent` gets a logit, its small_exponential and the range; `present` gets a logit.
 template <typename T, typename Absent, typename Present>
@@ -45,14 +25,9 @@ void fill_chunk(const FocalInputs<T>& in, int64_t begin, int64_t end, T* __restr
     return;
   }
   const T* logits = in.logits + begin;
-  for (int64_t j = 0; j < count; j += kBlock) {
-    const int64_t size = std::min(kBlock, count - j);
-    if (any_above_zero(logits + j, size)) {
-      fill_block<Wrong::kAny>(logits + j, size, out + j, absent);
-    } else {
-      fill_block<Wrong::kNonPositive>(logits + j, size, out + j, absent);
-    }
-  }
+  for_each_logit_block(logits, count, [&](int64_t from, int64_t size, const T* e, auto range) {
+    for (int64_t j = 0; j < size; ++j) out[from + j] = absent(logits[from + j], e[j], range);
+  });
   for (anchor = first; anchor <= last; ++anchor) {
     const int64_t row = anchor * in.num_classes - begin;
     if (!in.counts(anchor)) {

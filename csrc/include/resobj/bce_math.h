@@ -58,6 +58,16 @@ RESOBJ_HD T magnitude(T x) {
   return x < T(0) ? -x : x;
 }
 
+// Which logits there can be. The results are the same; where none is positive, they take less to
+// compute.
+enum class LogitRange { kAny, kNonPositive };
+
+// exp(-|x|)
+template <LogitRange range, typename T>
+RESOBJ_HD T small_exponential(T x) {
+  return exp_nonpositive(range == LogitRange::kAny ? -magnitude(x) : x);
+}
+
 template <typename T>
 struct BceAndScore {
   T bce;
@@ -71,6 +81,14 @@ RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
   const T r = T(1) / (T(1) + e);
   const T z = sign * logit;
   return BceAndScore<T>{(z < T(0) ? -z : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
+}
+
+// The same for a background anchor; `e` is small_exponential(logit).
+template <LogitRange range, typename T>
+RESOBJ_HD BceAndScore<T> background_bce_and_score(T logit, T e) {
+  const T r = T(1) / (T(1) + e);
+  if (range == LogitRange::kNonPositive) return BceAndScore<T>{log1p_unit(e), e * r};
+  return BceAndScore<T>{(logit > T(0) ? logit : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
 }
 
 // sigmoid(-z), the negative derivative of the BCE with respect to z.

@@ -37,26 +37,16 @@ struct WrongAnswer {
   T focus;        // q^gamma
 };
 
-// Which wrong logits there can be. The results are the same; where none is positive, they take less
-// to compute.
-enum class Wrong { kAny, kNonPositive };
-
-// exp(-|w|)
-template <Wrong range, typename T>
-RESOBJ_HD T small_exponential(T w) {
-  return exp_nonpositive(range == Wrong::kAny ? -magnitude(w) : w);
-}
-
 // `e` is small_exponential(w).
-template <Focus focus, Wrong range, typename T>
+template <Focus focus, LogitRange range, typename T>
 RESOBJ_HD WrongAnswer<T> wrong_answer(T w, T e, T gamma) {
   const T zero = T(0);
-  const bool negative = range == Wrong::kNonPositive || w < zero;
+  const bool negative = range == LogitRange::kNonPositive || w < zero;
   const T log1p_e = log1p_unit(e);
   const T larger_one = T(1) / (T(1) + e);
   const T smaller_one = e * larger_one;
   WrongAnswer<T> wrong;
-  wrong.softplus = range == Wrong::kNonPositive ? log1p_e : (w > zero ? w : zero) + log1p_e;
+  wrong.softplus = range == LogitRange::kNonPositive ? log1p_e : (w > zero ? w : zero) + log1p_e;
   wrong.probability = negative ? smaller_one : larger_one;
   wrong.right = negative ? larger_one : smaller_one;
   wrong.focus = T(1);
@@ -68,7 +58,7 @@ RESOBJ_HD WrongAnswer<T> wrong_answer(T w, T e, T gamma) {
   return wrong;
 }
 
-template <Focus focus, Wrong range, typename T>
+template <Focus focus, LogitRange range, typename T>
 RESOBJ_HD T focal_loss(T w, T e, T gamma) {
   const WrongAnswer<T> wrong = wrong_answer<focus, range>(w, e, gamma);
   return wrong.focus * wrong.softplus;
@@ -76,10 +66,10 @@ RESOBJ_HD T focal_loss(T w, T e, T gamma) {
 
 template <Focus focus, typename T>
 RESOBJ_HD T focal_loss(T w, T gamma) {
-  return focal_loss<focus, Wrong::kAny>(w, small_exponential<Wrong::kAny>(w), gamma);
+  return focal_loss<focus, LogitRange::kAny>(w, small_exponential<LogitRange::kAny>(w), gamma);
 }
 
-template <Focus focus, Wrong range, typename T>
+template <Focus focus, LogitRange range, typename T>
 RESOBJ_HD T focal_slope(T w, T e, T gamma) {
   const WrongAnswer<T> wrong = wrong_answer<focus, range>(w, e, gamma);
   if (focus == Focus::kNone) return wrong.probability;
@@ -88,7 +78,7 @@ RESOBJ_HD T focal_slope(T w, T e, T gamma) {
 
 template <Focus focus, typename T>
 RESOBJ_HD T focal_slope(T w, T gamma) {
-  return focal_slope<focus, Wrong::kAny>(w, small_exponential<Wrong::kAny>(w), gamma);
+  return focal_slope<focus, LogitRange::kAny>(w, small_exponential<LogitRange::kAny>(w), gamma);
 }
 
 }  // namespace resobj
