@@ -20,15 +20,19 @@ Bind = Callable[..., Call]
 class Target:
     """The smallest acceptable ratio of the peer's time to ours; None for no target.
 
-    ``cpu`` is for one thread. With two threads three quarters of it suffice, as long as that is
+    ``cpu`` is for one thread, and for a processor with AVX-512 unless ``avx2``, which is for one
+    with AVX2 alone, is None. With two threads three quarters of it suffice, as long as that is
     more than 1: the peers' eager code gains more from threads than a millisecond call does.
     """
 
     cpu: float | None = None
     cuda: float | None = None
+    avx2: float | None = None
 
-    def at(self, device: str, threads: int) -> float | None:
+    def at(self, device: str, threads: int, instructions: str | None = None) -> float | None:
         value = self.cuda if device == "cuda" else self.cpu
+        if device == "cpu" and instructions == "avx2" and self.avx2 is not None:
+            value = self.avx2
         if value is None or device == "cuda" or threads == 1:
             return value
         return max(0.75 * value, min(value, 1.0))

@@ -22,15 +22,22 @@ INSTRUCTION_SETS = {
 
 
 def describe(device: str) -> dict:
-    """Processor, GPU, versions, kernels and the state of the repository, for the JSON."""
+    """Processor, GPU, versions, kernels and the state of the repository, for the JSON.
+
+    ``instructions`` are those that the kernels use; ``title`` says so if the processor has better
+    ones, since ``ATEN_CPU_CAPABILITY`` can limit them.
+    """
     from resobj_d2 import ops
 
     cpu, flags = processor()
+    best = instruction_set(flags)
+    used = used_instructions() or best
     result = {
         "device": device,
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "instructions": instruction_set(flags),
+        "title": cpu if used == best else f"{cpu}, {used} only",
+        "instructions": used,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "kernels": ops.native_status(),
@@ -49,8 +56,16 @@ def describe(device: str) -> dict:
 
 def slug(machine: dict) -> str:
     """File name for the results of this processor or GPU."""
-    name = machine["gpu"] if machine["device"] == "cuda" else machine["cpu"]
+    name = machine["gpu"] if machine["device"] == "cuda" else machine["title"]
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def used_instructions() -> str | None:
+    """Vector instructions of the CPU kernels, a key of INSTRUCTION_SETS or "baseline"."""
+    from resobj_d2.ops._native import cpu_capability
+
+    used = cpu_capability()
+    return "baseline" if used == "default" else used
 
 
 def processor() -> tuple[str, set[str]]:

@@ -50,7 +50,7 @@ TITLES = {
 
 def render(results: list[dict]) -> str:
     """Tables of all results: one per processor, with a column for each GPU, and one per GPU."""
-    on_cpu = [r for r in results if r["machine"]["device"] == "cpu"]
+    on_cpu = of_processors(results)
     on_gpu = [r for r in results if r["machine"]["device"] == "cuda"]
     parts = [cpu_section(result, on_gpu) for result in on_cpu]
     parts += [gpu_section(result) for result in on_gpu]
@@ -59,7 +59,7 @@ def render(results: list[dict]) -> str:
 
 def excerpt(results: list[dict]) -> str:
     """A few rows of the first processor's results, one thread."""
-    on_cpu = [r for r in results if r["machine"]["device"] == "cpu"]
+    on_cpu = of_processors(results)
     if not on_cpu:
         return NO_RESULTS
     rows = {}
@@ -74,6 +74,16 @@ def excerpt(results: list[dict]) -> str:
         memory = peak({**row, "peak_limit_mb": None})
         lines.append([f"{TITLES[row['id']]}, {size(row)}", row["peer"], times, ratio, memory])
     return f"{on_cpu[0]['machine']['cpu']}, one thread:\n\n{grid(header, lines)}"
+
+
+def of_processors(results: list[dict]) -> list[dict]:
+    """Those on CPUs; a processor's best instructions come before others."""
+    on_cpu = [r for r in results if r["machine"]["device"] == "cpu"]
+    return sorted(on_cpu, key=lambda r: title_of(r["machine"]) != r["machine"]["cpu"])
+
+
+def title_of(about: dict) -> str:
+    return about.get("title", about["cpu"])
 
 
 def cpu_section(result: dict, on_gpu: list[dict]) -> str:
@@ -97,7 +107,7 @@ def cpu_section(result: dict, on_gpu: list[dict]) -> str:
         cells += [gpu_cell(rows_of_gpu.get(key[:-1])) for rows_of_gpu in gpus.values()]
         cells += [] if gpus else [NOT_MEASURED]
         lines.append(cells)
-    parts = [f"### {result['machine']['cpu']}", facts(result), grid(header, lines)]
+    parts = [f"### {title_of(result['machine'])}", facts(result), grid(header, lines)]
     return "\n\n".join(parts + metrics(result["rows"]))
 
 

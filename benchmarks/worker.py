@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import cuda, memory, roofline
+from . import cuda, machine, memory, roofline
 from .case import MIB, Case, all_cases
 from .comparison import Comparison, compare, verdict
 from .timing import CpuClock, interleave
@@ -226,7 +226,8 @@ def add_comparison(row: Row, comparison: Comparison, case: Case, device: str) ->
     row.comparison = asdict(comparison)
     row.ours_ms, row.peer_ms = comparison.ours_ms, comparison.peer_ms
     if row.peer in case.targets:
-        row.target = case.targets[row.peer].at(device, row.threads)
+        target = case.targets[row.peer]
+        row.target = target.at(device, row.threads, machine.used_instructions())
     row.verdict = verdict(
         ratio=comparison.ratio, p90=comparison.p90, noisy=comparison.noisy, target=row.target
     )

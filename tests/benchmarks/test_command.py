@@ -91,6 +91,15 @@ def test_results_in_a_folder_are_named_after_the_processor(one_row, tmp_path):
     assert {"cpu", "torch", "git", "instructions", "kernels"} <= set(results["machine"])
 
 
+def test_results_of_limited_instructions_have_a_name_of_their_own(monkeypatch):
+    monkeypatch.setattr(command.machine, "processor", lambda: ("X 1", {"avx2", "avx512f"}))
+    names = []
+    for used in ("avx2", "baseline", None):
+        monkeypatch.setattr(command.machine, "used_instructions", lambda used=used: used)
+        names.append(command.machine.slug(command.machine.describe("cpu")))
+    assert names == ["x-1", "x-1-baseline-only", "x-1"]
+
+
 def test_cases_of_one_process_are_grouped(toy_case):
     a, b, c = toy_case(), toy_case(size="b", process="p"), toy_case(size="c", process="p")
     both = toy_case(size="d", malloc=("warm", "default"))

@@ -70,6 +70,15 @@ def test_target_of_two_threads_is_three_quarters_but_at_least_1():
     assert Target().at("cpu", 1) is None
 
 
+def test_target_of_an_instruction_set():
+    target = Target(cpu=12, avx2=8, cuda=7)
+    assert target.at("cpu", 1, "avx512") == 12
+    assert target.at("cpu", 1, "avx2") == 8
+    assert target.at("cpu", 2, "avx2") == 6
+    assert target.at("cuda", 1, "avx2") == 7
+    assert Target(cpu=12).at("cpu", 1, "avx2") == 12
+
+
 ROW = {
     "id": "X", "size": "3", "peer": "them", "threads": 1, "error": "", "verdict": "pass",
     "comparison": {"ratio": 2.0}, "target": 3.0, "peak_mb": 1.0, "peak_limit_mb": 2.0,

@@ -44,6 +44,15 @@ def test_a_row_with_both_thread_counts():
     ]  # fmt: skip
 
 
+def test_limited_instructions_have_a_table_of_their_own_after_the_processors():
+    limited = results(row(comparison={**FOUND, "ratio": 15.0}), title="A Processor, avx2 only")
+    text = table.render([limited, results(row())])
+    first, second = text.split("### A Processor, avx2 only")
+    assert first.startswith("### A Processor\n")
+    assert cells(second, "M1")[5] == "15x (38 to 44.4) pass"
+    assert "40.4x" in table.excerpt([limited, results(row(size="201600 x 50"))])
+
+
 def test_gpu_results_fill_a_column_and_have_their_own_table():
     on_gpu = row(
         comparison={**FOUND, "ratio": 15.0}, ours_ms=0.01, peer_ms=0.15,
