@@ -14,6 +14,8 @@
 #include <optional>
 #include <vector>
 
+#include "resobj/huge_pages.h"
+
 namespace resobj {
 
 using torch::headeronly::ScalarType;
@@ -83,7 +85,12 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                          sizes.data(), strides.data(), type,
                                                          device_type, device_index, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (tensor.is_cpu()) {
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    if (bytes >= kHuge) ask_for_huge_pages(tensor.mutable_data_ptr(), bytes);
+  }
+  return tensor;
 }
 
 // Whether a number, rounded to T as the kernels do, is positive and its inverse is finite.
