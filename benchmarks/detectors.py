@@ -21,6 +21,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import add_resobj_config
@@ -116,6 +117,13 @@ class Training:
         """
         return statistics.median(100 * self._one_share() for _ in range(steps))
 
+    def convolutions(self) -> float:
+        """Percentage of a step's time on the CPU that is spent in convolutions."""
+        with profile(activities=[ProfilerActivity.CPU]) as record:
+            self.step()
+        times = {event.key: event.self_cpu_time_total for event in record.key_averages()}
+        return 100 * sum(t for name, t in times.items() if "conv" in name) / sum(times.values())
+
     def _one_share(self) -> float:
         marks: dict[str, float] = {}
 
@@ -147,10 +155,11 @@ class Training:
 
 @dataclass
 class Step:
-    """The result of a timed training step: its losses, and a way to find out where time goes."""
+    """The result of a timed training step: its losses, and ways to find out where time goes."""
 
     losses: dict[str, Tensor]
     share: Callable[[], float]
+    convolutions: Callable[[], float]
 
 
 class Border(torch.autograd.Function):

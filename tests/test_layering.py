@@ -155,11 +155,12 @@ OTHER_FILES = {
     "resobj_d2/ops/reference": ("{family}", "__init__ _box_pairs"),
     "csrc/include/resobj": (
         "{family}_host {family}_math",
-        "bce_math bits box_checks box_math box_pairs candidate_keys macros tensor_checks",
+        "bce_math bits box_checks box_math box_pairs candidate_keys huge_pages macros tensor_checks",
     ),
     "csrc/cpu": (
         "{kernel} {family}",
-        "anchor_matcher class_index cpu_backend instruction_sets loss_sum schemas",
+        "anchor_matcher box_lanes class_index cpu_backend instruction_sets logit_blocks loss_sum "
+        "schemas streaming",
     ),
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (

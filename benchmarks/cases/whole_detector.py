@@ -10,6 +10,7 @@ from benchmarks import inputs
 from benchmarks.case import Call, Case, Target
 
 SHARE = "label and loss in % of a step"
+CONVOLUTIONS = "convolutions in % of a step (ours)"
 
 
 def make_training(image: tuple[int, int], counts: list[int], depth: int = 50):
@@ -29,7 +30,7 @@ def make_training(image: tuple[int, int], counts: list[int], depth: int = 50):
 def training_step(training) -> Call:
     from benchmarks.detectors import Step
 
-    return lambda: Step(training.step(), training.share)
+    return lambda: Step(training.step(), training.share, training.convolutions)
 
 
 def ours_training(theirs, ours) -> Call:
@@ -49,6 +50,10 @@ def verify_training(a: Any, b: Any) -> None:
 def shares(ours: Any, peers: dict[str, Any]) -> dict[str, float]:
     theirs = {f"{SHARE} ({name})": step.share() for name, step in peers.items()}
     return {f"{SHARE} (ours)": ours.share(), **theirs}
+
+
+def shares_on_cpu(ours: Any, peers: dict[str, Any]) -> dict[str, float]:
+    return {**shares(ours, peers), CONVOLUTIONS: ours.convolutions()}
 
 
 def make_inference(image: tuple[int, int], images: int, depth: int = 50):
@@ -102,7 +107,7 @@ def training_case(
         verify=verify_training,
         targets={"Detectron2": target} if target else {},
         devices=(device,),
-        metrics=shares,
+        metrics=shares_on_cpu if device == "cpu" else shares,
         limits={} if most is None else {f"{SHARE} (ours)": most},
         max_threads=1,
         min_rounds=3,
@@ -129,6 +134,8 @@ COCO_COUNTS = [1, 2, 4, 5, 7, 9, 12, 19]
 
 CASES = [
     training_case("320x320 x 2", (320, 320), [10, 200], device="cpu", most=1.5),
+    # The memory of a step, at a size where the maps outweigh the weights.
+    training_case("800x1056 of ResNet-18", (800, 1056), [7], device="cpu", depth=18),
     training_case("800x1344 x 8", inputs.IMAGE, COCO_COUNTS, device="cuda"),
     inference_case("800x1344 x 1", inputs.IMAGE, 1, device="cuda"),
     inference_case("800x1344 x 8", inputs.IMAGE, 8, device="cuda"),

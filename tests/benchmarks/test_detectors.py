@@ -64,7 +64,8 @@ def test_training_case_on_a_small_detector(toy_job):
     (row,) = run_case(case, toy_job)
     assert row.error == ""
     assert set(row.metrics) == {
-        f"{whole_detector.SHARE} (ours)", f"{whole_detector.SHARE} (Detectron2)"
+        f"{whole_detector.SHARE} (ours)", f"{whole_detector.SHARE} (Detectron2)",
+        whole_detector.CONVOLUTIONS,
     }  # fmt: skip
     assert all(0 < value < 100 for value in row.metrics.values())
 
