@@ -155,7 +155,8 @@ OTHER_FILES = {
     "resobj_d2/ops/reference": ("{family}", "__init__ _box_pairs"),
     "csrc/include/resobj": (
         "{family}_host {family}_math",
-        "bce_math bits box_checks box_math box_pairs candidate_keys huge_pages macros tensor_checks",
+        "bce_math bits box_checks box_math box_pairs candidate_keys huge_pages macros "
+        "tensor_checks",
     ),
     "csrc/cpu": (
         "{kernel} {family}",

@@ -64,7 +64,10 @@ def residual_case(steps: int) -> Case:
     gradients = 4 * (steps + 1) * numbers
     masked_target, indexed_target = Target(), Target()
     if steps == 2:
-        masked_target, indexed_target = Target(cpu=5, cuda=8), Target(cpu=6, cuda=30)
+        masked_target, indexed_target = (
+            Target(cpu=6, avx2=5, cuda=8),
+            Target(cpu=10, avx2=6, cuda=30),
+        )
     return Case(
         id="R1",
         size=f"{IMAGES} x {inputs.NUM_ANCHORS} T={steps}",
