@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from resobj_d2.config.backbones import backbone_chain
 from resobj_d2.data.missing_pictures import check_pictures_exist
 from resobj_d2.data.register import refuse_lossy_sets
 from resobj_d2.ops import describe_operators
@@ -114,7 +115,7 @@ def start_summary(
         length = f"iterations {start_iter + 1} to {max_iter}, {images} each"
     rows = [
         ("model", _describe_model(model)),
-        ("weights", weights or "random"),
+        ("weights", _describe_weights(cfg, weights)),
         ("training data", _describe_data(cfg.DATASETS.TRAIN, train)),
         *_test_rows(test),
         ("classes", _describe_classes([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])),
@@ -126,6 +127,14 @@ def start_summary(
         ("checkpoints", f"{when}, in the same folder"),
     ]
     return _rows(rows)
+
+
+def _describe_weights(cfg: CfgNode, weights: str) -> str:
+    timm = cfg.MODEL.TIMM
+    pretrained = timm.WEIGHTS or ("timm's" if timm.PRETRAINED else "")
+    if weights or not pretrained or "build_timm_backbone" not in backbone_chain(cfg):
+        return weights or "random"
+    return f"{pretrained} in the backbone, random elsewhere"
 
 
 def evaluation_summary(

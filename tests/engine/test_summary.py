@@ -101,6 +101,14 @@ def test_start_summary(tiny_cfg):
     assert rows["checkpoints"].startswith("every 20 iterations")
     operators = ops.describe_operators().removeprefix("operators: ")
     assert operators in " ".join(" ".join(lines).split())
+    cfg.merge_from_list(
+        ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.WEIGHTS", "x.pth"]
+    )
+    assert "weights        x.pth in the backbone, random elsewhere" in start_summary(
+        cfg, model, start_iter=0, **parts
+    )
+    loaded = start_summary(cfg, model, start_iter=0, **{**parts, "weights": "y.pth"})
+    assert "weights        y.pth\n" in loaded  # which replaces them
     text = start_summary(cfg, model, start_iter=50, **parts)
     assert "iteration 50 of 50 is reached, so this evaluates and ends" in " ".join(text.split())
 
