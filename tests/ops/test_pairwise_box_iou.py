@@ -219,3 +219,12 @@ def test_kernels_reject_what_the_wrapper_rejects(native_device, first, second, k
         torch.ops.resobj_d2.pairwise_box_iou(
             first.to(native_device), second.to(native_device), kind
         )
+
+
+def test_a_result_beyond_the_cache_has_the_rows_of_small_ones(native_device):
+    """Its long rows are stored in another way, whatever their alignment."""
+    few, many = random_boxes(9, 1), random_boxes(1_000_003, 2)
+    few, many = few.to(native_device), many.to(native_device)
+    overlaps = ops.pairwise_box_iou(few, many)
+    for i in (0, 4, 8):
+        assert torch.equal(overlaps[i : i + 1], ops.pairwise_box_iou(few[i : i + 1], many))
