@@ -4,6 +4,7 @@
 
     resobj-d2 report output/RUN
     resobj-d2 report output/FIRST output/SECOND --output both.html
+    resobj-d2 report results.json --data annotations/val.json --images photos/
 
 A run has to have a dump (`resobj-d2 analyze dump`), or to be evaluated (`resobj-d2 eval`). A dump
 shows more: the anchors' share in missed objects, and the detections at every step.
@@ -36,15 +37,19 @@ def write_report(
     pictures: int = 24,
     title: str = "",
     dataset: str | None = None,
+    data: str | None = None,
+    images: str | None = None,
 ) -> Path:
     """Write the report of one run or more.
 
     Args:
-        paths: folders of dumps, or of runs that have one or were evaluated.
+        paths: folders of dumps, or of runs that have one or were evaluated; COCO results jsons.
         output: the HTML file; its folder is made.
         pictures: how many to show, at most; scaled to 10 MB together or less.
         title: of the page; by default the names of the runs.
         dataset: of a run that was evaluated on several.
+        data: ground truth of results jsons, a COCO json or what `data check` reads.
+        images: folder of its pictures.
 
     Returns:
         The file.
@@ -55,7 +60,8 @@ def write_report(
             page would have more than 15 MB.
     """
     output = Path(output).expanduser()
-    judgements = [judge(subject) for subject in find_subjects(paths, dataset=dataset)]
+    subjects = find_subjects(paths, dataset=dataset, data=data, images=images)
+    judgements = [judge(subject) for subject in subjects]
     text = render(judgements, pictures=pictures, title=title)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as file:
@@ -69,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 report", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run, or of a dump")
+    add("runs", nargs="+", metavar="RUN", help="folder of a run or dump, or a COCO results json")
     add("--output", metavar="FILE", help="the page (default: report.html in the first folder)")
+    add("--data", metavar="WHAT", help="ground truth of a results json: a COCO json, for example")
+    add("--images", metavar="DIR", help="with --data: folder of the pictures")
     add(
         "--pictures",
         type=_count,
@@ -82,9 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dataset", metavar="NAME", help="of a run that was evaluated on several")
     args = parser.parse_args(argv)
     start_log()
-    output = args.output or os.path.join(args.runs[0], "report.html")
+    first = Path(args.runs[0])
     path = write_report(
-        args.runs, output, pictures=args.pictures, title=args.title, dataset=args.dataset
+        args.runs,
+        args.output or (first.parent if first.is_file() else first) / "report.html",
+        pictures=args.pictures,
+        title=args.title,
+        dataset=args.dataset,
+        data=args.data,
+        images=args.images,
     )
     print(path)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resobj_d2.analysis.compare import Method, compare
 from resobj_d2.analysis.confusions import background_name, confusion_table
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.precision import mean_precision
@@ -12,6 +11,7 @@ from resobj_d2.plots.scalars import Scalars, read_scalars
 
 from . import plots
 from .blocks import Code, Note, Plot, Section, Table, left_out, named
+from .comparison_section import comparison_section
 from .imbalance_sections import imbalance_section
 from .judge import Judgement, best_place
 from .score_sections import calibration_section, misalignment_section, precision_section
@@ -20,13 +20,12 @@ __all__ = ["sections_of", "training_panels"]
 
 _MOST_POINTS = 400  # of a curve
 _POINTS = 20_000  # of all curves of trainings, unless that leaves less than 50 for one
-_SAMPLES = 300  # drawings of the images
 
 
 def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
     """All pages that there is something to show on."""
     found = [
-        _comparison(judgements),
+        comparison_section(judgements),
         _errors(judgements),
         precision_section(judgements),
         calibration_section(judgements),
@@ -39,69 +38,6 @@ def sections_of(judgements: Sequence[Judgement]) -> list[Section]:
         _about(judgements),
     ]
     return [section for section in found if section is not None and section.blocks]
-
-
-def _comparison(judgements: Sequence[Judgement]) -> Section | None:
-    if len(judgements) < 2:
-        return None
-    rows = []
-    for one in judgements:
-        counts = one.counts[-1]
-        best = best_place(counts)
-        rows.append(
-            {
-                "run": one.subject.name,
-                "AP": one.average(),
-                "AP50": one.average("AP50"),
-                "AP75": one.average("AP75"),
-                "best F1": 100 * float(counts.f1[best]),
-                "at score": one.best_score,
-                "recall": 100 * float(counts.recall[best]) if counts.objects else None,
-                "precision": 100 * float(counts.precision[best]),
-            }
-        )
-    return Section(
-        key="comparison",
-        short="Comparison",
-        title="Side by side",
-        text="The same images and objects for all runs.",
-        blocks=[
-            Table(rows=rows, caption="In percent; score limits by F1", digits=2),
-            *_differences(judgements),
-        ],
-    )
-
-
-def _differences(judgements: Sequence[Judgement]) -> list:
-    """Differences from the first run, with intervals from drawing the images anew."""
-    if not judgements[0].counts[-1].objects:
-        return []
-    methods = [Method(name=one.subject.name, runs=[one.data]) for one in judgements]
-    found = compare(methods, samples=_SAMPLES)
-    rows = [
-        {
-            "run": row["method"],
-            "figure": row.get("figure") or f"dAP of {row['error']}",
-            "difference": row["difference"],
-            "from": row["low"],
-            "to": row["high"],
-            "beyond chance": {None: None, True: "yes", False: "no"}[row["certain"]],
-        }
-        for row in [*found.difference_table(), *found.error_table()]
-    ]
-    first = judgements[0].subject.name
-    return [
-        Table(
-            rows=rows,
-            caption=f"Difference from {first} in points, with the interval of 95 % of "
-            f"{_SAMPLES} drawings of the images",
-            digits=2,
-        ),
-        Note(
-            text="An interval that leaves out 0 is more than the chance of these images. What "
-            "another seed of the training would give is not in it."
-        ),
-    ]
 
 
 def _errors(judgements: Sequence[Judgement]) -> Section:

@@ -48,20 +48,29 @@ class Subject:
 
 
 def find_subjects(
-    paths: Sequence[str | os.PathLike], *, dataset: str | None = None
+    paths: Sequence[str | os.PathLike],
+    *,
+    dataset: str | None = None,
+    data: str | None = None,
+    images: str | None = None,
 ) -> list[Subject]:
     """What the words of the command name.
 
     Args:
-        paths: of dumps, or of runs that have one or were evaluated.
+        paths: of dumps, of runs that have one or were evaluated, or of COCO results jsons.
         dataset: of a run that was evaluated on several. A dump of another one is not reported.
+        data: ground truth of results jsons.
+        images: folder of its pictures.
 
     Raises:
         FileNotFoundError: there is nothing to report.
         ValueError: a file is damaged, there is nothing of ``dataset``, or the runs are of
             different classes or images.
     """
-    subjects = [_find(Path(path).expanduser(), dataset) for path in paths]
+    options = argparse.Namespace(data=data, images=images, dataset=dataset, limit=None)
+    subjects = [_find(Path(path).expanduser(), options) for path in paths]
+    if (data or images) and all(subject.dump is not None for subject in subjects):
+        raise ValueError("a dump has its own ground truth: leave out --data and --images")
     first = subjects[0].data
     for subject in subjects[1:]:
         data = subject.data
@@ -74,7 +83,11 @@ def find_subjects(
     return [replace(s, name=name) for s, name in zip(subjects, names, strict=True)]
 
 
-def _find(path: Path, dataset: str | None) -> Subject:
+def _find(path: Path, options: argparse.Namespace) -> Subject:
+    dataset = options.dataset
+    if path.is_file():
+        data = load_source(path, options)
+        return Subject(name=data.name, steps=[data], folder=None, about={})
     if (path / "about.json").is_file():
         about = read_about(path)
         if dataset not in (None, about.get("dataset")):
@@ -90,7 +103,6 @@ def _find(path: Path, dataset: str | None) -> Subject:
             "dump` makes it again",
             dump.parent,
         )
-    options = argparse.Namespace(data=None, images=None, dataset=dataset, limit=None)
     data = load_source(path, options)
     return Subject(name=data.name, steps=[data], folder=path, about={})
 

@@ -14,13 +14,13 @@ from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 
 from .judge import Judgement, best_place
 
-__all__ = ["Figure", "Summary", "summarise"]
+__all__ = ["ERROR_NAMES", "Figure", "Summary", "summarise"]
 
 # What an anchor has to reach with some object to be trained on it, in most configurations.
 _ANCHOR_IOU = 0.5
 _NOTICEABLE = 0.5  # points of AP
 _USABLE = 0.5  # of F1: below, nobody would use the detector yet
-_NAMES = {
+ERROR_NAMES = {
     "Cls": "Wrong classes",
     "Loc": "Loose boxes",
     "Both": "Loose boxes of a wrong class",
@@ -28,6 +28,7 @@ _NAMES = {
     "Bkg": "Detections of background",
     "Miss": "Missed objects",
 }
+"""Of the kinds of errors, as a sentence begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,9 @@ def _strengths(judgement: Judgement) -> list[str]:
         name = max(classes, key=lambda k: classes[k])
         items.append(f"Its best class is {name}, with an AP of {classes[name]:.1f}.")
     cheap = [
-        _NAMES[str(row["error"])].lower()
+        ERROR_NAMES[str(row["error"])].lower()
         for row in judgement.last.table()
-        if row["error"] in _NAMES and row["dAP"] is not None and row["dAP"] < _NOTICEABLE
+        if row["error"] in ERROR_NAMES and row["dAP"] is not None and row["dAP"] < _NOTICEABLE
     ]
     if cheap:
         items.append(f"Costing less than {_NOTICEABLE} points of AP50 each: {', '.join(cheap)}.")
@@ -137,7 +138,7 @@ def _ranked(errors: ErrorAnalysis) -> list[tuple[str, float, int]]:
     rows = [
         (str(row["error"]), float(row["dAP"]), int(row["count"]))
         for row in errors.table()
-        if row["error"] in _NAMES and row["dAP"] is not None
+        if row["error"] in ERROR_NAMES and row["dAP"] is not None
     ]
     return sorted(rows, key=lambda row: -row[1])
 
@@ -154,7 +155,7 @@ def _losses(judgement: Judgement) -> list[str]:
             if kind == "Miss"
             else f"{count} detection{'s' * (count != 1)} of any score"
         )
-        items.append(f"{_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
+        items.append(f"{ERROR_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
     classes = {k: v for k, v in judgement.groups("class").items() if v is not None}
     if len(classes) > 1:
         name = min(classes, key=lambda k: classes[k])

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from resobj_d2.analysis.imbalance_tables import Imbalance
+from resobj_d2.report import comparison_section, plots, sections
 from resobj_d2.report import page as page_module
-from resobj_d2.report import plots, sections
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.imbalance_sections import imbalance_section
@@ -188,6 +188,21 @@ def test_little_data_gives_a_page_without_nan(make_dump, tmp_path, results, cont
     assert not re.search(r">\s*nan\b", text, re.IGNORECASE)
 
 
+def test_results_of_any_toolkit_are_reported_with_their_data(make_dump, capsys):
+    dump = make_dump()
+    folder = dump.parent
+    known = ["--data", str(folder / "truth.json"), "--images", str(folder / "images")]
+    assert main([str(folder / "results.json"), *known]) == 0
+    text = (folder / "report.html").read_text()
+    whole = write_report([dump], folder / "dump.html").read_text()
+    figures = [re.findall(r"<dd>(.*?)</dd>", x) for x in (text, whole)]
+    assert figures[0] == figures[1] and text.count("data:image/jpeg") == 3
+    with pytest.raises(ValueError, match="say with --data what the ground truth is"):
+        main([str(folder / "results.json")])
+    with pytest.raises(ValueError, match="leave out --data and --images"):
+        main([str(dump), *known])
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
         write_report([tmp_path], tmp_path / "page.html")
@@ -244,16 +259,37 @@ def test_any_name_can_be_plotted(name):
     assert [svg.count(f">{name}<") + svg.count(f"> {name}<") for svg in drawn] == [3, 3, 2, 3]
 
 
-def test_what_is_unknown_is_not_denied(make_dump):
+def test_what_is_unknown_is_not_denied():
     """Nothing of a class is there to find: of its errors nobody knows."""
-    judgements = [judge(one) for one in find_subjects([make_dump(), make_dump()])]
     unknown = [{"method": "b", "figure": "AP", "difference": None, "low": None, "high": None,
                 "certain": value} for value in (None, True, False)]  # fmt: skip
     found = SimpleNamespace(difference_table=lambda: unknown, error_table=lambda: [])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "compare", lambda *_, **__: found)
-        table = sections._differences(judgements)[0]
+    table = comparison_section._table(found, "a")
     assert [row[-1] for row in table.cells] == ["-", "yes", "no"]
+
+
+def test_two_runs_are_compared_in_words(make_dump):
+    """The second lacks the detection of background, and the loose one."""
+    better = [x for x in RESULTS if x["score"] not in (0.7, 0.5)]
+    folders = [make_dump(name="first"), make_dump(better, name="second")]
+    judgements = [judge(one) for one in find_subjects(folders)]
+    text = comparison_section.comparison_section(judgements).blocks[0].text
+    averages = [one.average() for one in judgements]
+    costs = [{row["error"]: row["dAP"] for row in one.last.table()}["Loc"] for one in judgements]
+    difference = averages[1] - averages[0]
+    assert text.startswith(
+        f"second has an AP of {averages[1]:.1f}, first one of {averages[0]:.1f}: a difference of "
+        f"{difference:+.1f} points ("
+    )
+    (change,) = (b.groups("class")["cat $x$"] - a.groups("class")["cat $x$"]
+                 for a, b in [judgements])  # fmt: skip
+    assert f"; of the classes it is largest for cat $x$, {change:+.1f}. In points of AP50" in text
+    assert f"loose boxes {costs[1] - costs[0]:+.1f}" in text
+    # Of three objects both find two; of the first one's four detections that count two are right.
+    assert text.endswith(
+        "At its best score limit it has a precision of 100.0 % and a recall of 66.7 %; first has a "
+        "precision of 66.7 % and a recall of 66.7 %."
+    )
 
 
 def test_a_class_may_be_called_background(make_dump):

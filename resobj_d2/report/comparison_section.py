@@ -1,0 +1,142 @@
+"""The page that puts runs side by side, in words and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resobj_d2.analysis.compare import Comparison, Method, compare
+from resobj_d2.analysis.errors import KINDS
+from resobj_d2.analysis.tables import Row
+
+from .blocks import Note, Section, Table
+from .judge import Judgement, best_place
+from .summary import ERROR_NAMES
+
+__all__ = ["comparison_section"]
+
+_SAMPLES = 300  # drawings of the images
+_NOTICEABLE = 0.1  # points of AP50
+
+
+def comparison_section(judgements: Sequence[Judgement]) -> Section | None:
+    """Runs beside the first one; None for a single run."""
+    if len(judgements) < 2:
+        return None
+    rows = []
+    for one in judgements:
+        counts = one.counts[-1]
+        best = best_place(counts)
+        rows.append(
+            {
+                "run": one.subject.name,
+                "AP": one.average(),
+                "AP50": one.average("AP50"),
+                "AP75": one.average("AP75"),
+                "best F1": 100 * float(counts.f1[best]),
+                "at score": one.best_score,
+                "recall": 100 * float(counts.recall[best]) if counts.objects else None,
+                "precision": 100 * float(counts.precision[best]),
+            }
+        )
+    verdicts, tables = _differences(judgements)
+    return Section(
+        key="comparison",
+        short="Comparison",
+        title="Side by side",
+        text="The same images and objects for all runs.",
+        blocks=[
+            *verdicts,
+            Table(rows=rows, caption="In percent; score limits by F1", digits=2),
+            *tables,
+        ],
+    )
+
+
+def _differences(judgements: Sequence[Judgement]) -> tuple[list, list]:
+    """Differences from the first run in words, and as a table with what its intervals mean."""
+    first = judgements[0]
+    if not first.counts[-1].objects:
+        return [], []
+    methods = [Method(name=one.subject.name, runs=[one.data]) for one in judgements]
+    found = compare(methods, samples=_SAMPLES)
+    verdicts = [Note(text=_verdict(first, one, found)) for one in judgements[1:]]
+    return verdicts, [
+        _table(found, first.subject.name),
+        Note(
+            text="An interval that leaves out 0 is more than the chance of these images. What "
+            "another seed of the training would give is not in it."
+        ),
+    ]
+
+
+def _table(found: Comparison, first: str) -> Table:
+    rows = [
+        {
+            "run": row["method"],
+            "figure": row.get("figure") or f"dAP of {row['error']}",
+            "difference": row["difference"],
+            "from": row["low"],
+            "to": row["high"],
+            "beyond chance": {None: None, True: "yes", False: "no"}[row["certain"]],
+        }
+        for row in [*found.difference_table(), *found.error_table()]
+    ]
+    return Table(
+        rows=rows,
+        caption=f"Difference from {first} in points, with the interval of 95 % of {_SAMPLES} "
+        "drawings of the images",
+        digits=2,
+    )
+
+
+def _verdict(first: Judgement, other: Judgement, found: Comparison) -> str:
+    """A run against the first one in three sentences."""
+    own = other.subject.name
+    (row,) = (x for x in found.difference_table() if x["method"] == own and x.get("figure") == "AP")
+    text = (
+        f"{own} has an AP of {_number(other.average())}, {first.subject.name} one of "
+        f"{_number(first.average())}"
+    )
+    if row["difference"] is not None:
+        text += f": a difference of {row['difference']:+.1f} points{_chance(row)}"
+    costs = [
+        x
+        for x in found.error_table()
+        if x["method"] == own
+        and x["error"] in KINDS
+        and x["difference"] is not None
+        and abs(x["difference"]) >= _NOTICEABLE
+    ]
+    costs.sort(key=lambda x: -abs(x["difference"]))
+    kinds = [
+        f"{ERROR_NAMES[x['error']].lower()} {x['difference']:+.1f}{_chance(x)}" for x in costs[:2]
+    ]
+    classes = [x for x in found.class_table() if x["method"] == own and x["difference"] is not None]
+    if len(classes) > 1:
+        most = max(classes, key=lambda x: abs(x["difference"]))
+        text += f"; of the classes it is largest for {most['class']}, {most['difference']:+.1f}"
+    text += ". "
+    if kinds:
+        text += f"In points of AP50 that kinds of errors cost: {', '.join(kinds)}. "
+    limits = [_at_best(one) for one in (other, first)]
+    return (
+        f"{text}At its best score limit it has {limits[0]}; {first.subject.name} has {limits[1]}."
+    )
+
+
+def _chance(row: Row) -> str:
+    if row["certain"] is None:
+        return ""
+    what = "beyond" if row["certain"] else "within"
+    return f" ({row['low']:+.1f} to {row['high']:+.1f}, {what} the chance of these images)"
+
+
+def _at_best(one: Judgement) -> str:
+    counts = one.counts[-1]
+    place = best_place(counts)
+    precision, recall = 100 * counts.precision[place], 100 * counts.recall[place]
+    return f"a precision of {_number(float(precision))} % and a recall of {recall:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.1f}"
