@@ -18,7 +18,7 @@ print(json.dumps({
     "environment": {k: v for k, v in os.environ.items() if k != "LC_CTYPE"},
     "leader": os.getsid(0) == os.getpid(), "files": sorted(os.listdir("/proc/self/fd")),
     "signals": [str(signal.getsignal(x)) for x in (2, 15, 17)],
-    "package": "resobj_d2" in sys.modules,
+    "ours": sorted({"resobj_d2", "tests"} & set(sys.modules)),
     "terminal": [x.isatty() for x in (sys.stdin, sys.stdout, sys.stderr)],
 }))
 print("to stderr", file=sys.stderr)

@@ -310,6 +310,8 @@ def _renumber(have: list[int], want: list[int]) -> None:
 
 def _execute(arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
     """As the interpreter does with its command line."""
+    for name in [x for x in sys.modules if x.partition(".")[0] == "tests"]:
+        del sys.modules[name]  # the command may have tests of its own
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -101,12 +101,16 @@ def _compiler() -> list[str]:
 def _compile_library(sources: list[Path], library: Path) -> None:
     compiler = _compiler()
     root = Path(torch.__file__).parent
+    common = sources[0].with_name("cuda_utils.h")  # which includes torch
     includes = [f"-I{REPOSITORY / 'csrc' / 'include'}", "-isystem", str(root / "include")]
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
 
+    compile_ = [*compiler, *FLAGS, *extra, *includes]
+    _run([*compile_, "-x", "c++-header", str(common), "-o", f"{common}.gch"])
+
     def compile_one(source: Path) -> str:
         target = source.with_suffix(".o")
-        _run([*compiler, *FLAGS, *extra, *includes, "-c", str(source), "-o", str(target)])
+        _run([*compile_, "-include", str(common), "-c", str(source), "-o", str(target)])
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

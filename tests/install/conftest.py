@@ -82,11 +82,11 @@ def sdist(tmp_path_factory, build, copy_of_repository):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory, sdist, build):
-    """A wheel with the CPU kernels, from the sdist."""
+    """A wheel with the CPU kernels, from the sdist; not optimised, which takes most of the time."""
     if all(shutil.which(name) is None for name in ("c++", "g++", "clang++")):
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.mktemp("wheel") / "dist"
-    return build("build_wheel", sdist[0], folder, CUDA_HOME="/none")
+    return build("build_wheel", sdist[0], folder, CUDA_HOME="/none", CXXFLAGS="-O0")
 
 
 class Environment:

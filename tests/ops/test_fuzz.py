@@ -5,7 +5,6 @@
 
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -24,14 +23,12 @@ def test_every_operator_is_called():
 
 
 @pytest.mark.slow
-def test_random_calls(tmp_path):
+def test_random_calls(tmp_path, warm_python):
     if ops.native_status()["cpu"] != "native":
         pytest.skip("there are no kernels to compare with")
     progress = tmp_path / "progress"
     command = [sys.executable, "-m", "tests.ops.fuzz", "--calls", str(CALLS)]
-    result = subprocess.run(
-        [*command, "--progress", str(progress)], capture_output=True, text=True, check=False
-    )
+    result = warm_python.run([*command, "--progress", str(progress)])
     last = int.from_bytes(progress.read_bytes(), "little") if progress.exists() else None
     assert result.returncode == 0, f"call {last}: {result.stdout}{result.stderr[-5000:]}"
     compared = {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", result.stdout)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -332,11 +331,9 @@ def test_results_without_a_gradient_are_constants(find, name):
 
 
 @pytest.mark.slow
-def test_without_kernels():
+def test_without_kernels(warm_python):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-p", "tests.ops.without_kernels", __file__, "-k", "not without_kernels"]
-    result = subprocess.run(
-        command, env={**os.environ, "RESOBJ_REQUIRE_NATIVE": ""}, capture_output=True, text=True
-    )
+    result = warm_python.run(command, env={**os.environ, "RESOBJ_REQUIRE_NATIVE": ""})
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 250
