@@ -1,5 +1,7 @@
 """Files of torch's own formats find what the model finds, at sizes other than the traced one."""
 
+import time
+
 import pytest
 import torch
 
@@ -60,6 +62,7 @@ def test_a_trace_that_keeps_a_size_is_refused(method_cfg, spread_out, monkeypatc
         (["--format", "torchscript", "--output", "none/a.pt"], "none/a.pt cannot be written"),
         (["--format", "pt2", "--output", "a.pt2", "--check", "no.png"], "no image found: "),
         (["--format", "pt2", "--output", "a.pt2"], "MODEL.WEIGHTS is empty"),
+        (["--format", "pt2", "--output", "a.pt2", "--time"], "--time needs pictures"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_a_line(arguments, message, tiny_cfg, tmp_path, monkeypatch, capsys):
@@ -88,3 +91,22 @@ def test_float_pictures_are_taken_too(method_cfg, spread_out, pictures):
     images, *sizes = as_batch(pictures([(64, 64)]), 32)
     for a, b in zip(detector(images, *sizes), detector(images.double(), *sizes), strict=True):
         assert torch.equal(a, b)
+
+
+def test_time_is_that_of_a_picture(method_cfg, spread_out, picture_files, monkeypatch):
+    from resobj_d2.export import command
+    from resobj_d2.inference import Predictor
+
+    cfg = method_cfg(opts=FLAT)
+    model = spread_out(cfg)
+    detector = ExportableDetector(model)
+
+    def file(*batch):
+        time.sleep(0.05)
+        return detector(*batch)
+
+    monkeypatch.setattr(command, "load_exported", lambda path, *, format: file)
+    of_file, of_model = command.time_file(
+        Predictor(cfg, model), detector, "a.onnx", picture_files[:2], format="onnx"
+    )
+    assert of_file >= 0.05 and of_model > 0
