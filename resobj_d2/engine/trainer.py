@@ -122,7 +122,10 @@ class Trainer(DefaultTrainer):
         stock = super().build_hooks()
         evaluation = next(i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
         before, after = stock[:evaluation], stock[evaluation + 1 :]
-        before.insert(0, process_state)
+        # Behind PreciseBN, whose passes move running means; in front of what writes checkpoints.
+        writes = [isinstance(hook, hooks.PeriodicCheckpointer) for hook in before]
+        index = writes.index(True) if any(writes) else len(before)
+        before.insert(index, process_state)
         if self.weight_average is not None:
             before.insert(0, WeightAverageHook(self.weight_average))
         if comm.is_main_process():

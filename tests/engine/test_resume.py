@@ -24,6 +24,14 @@ OTHERS = [  # the normaliser's mean, anchors drawn at random, plain augmentation
 ]  # fmt: skip
 
 
+PRECISE_BN = [  # which measures on images of an order of its own
+    "MODEL.DENSE.TOWER.NAME", "SepConvTower",
+    "TEST.PRECISE_BN.ENABLED", "True",
+    "TEST.PRECISE_BN.NUM_ITER", "2",
+    "TEST.EVAL_PERIOD", "2",
+]  # fmt: skip
+
+
 class Fails(HookBase):
     """Ends the run within an iteration, as a defect does."""
 
@@ -67,7 +75,7 @@ def run_in_two_parts(scenes_trainer, folder, *opts, fails_at, workers=0):
     return second
 
 
-@pytest.mark.parametrize(("options", "seed"), [(EVERYTHING, -1), (OTHERS, 5)])
+@pytest.mark.parametrize(("options", "seed"), [(EVERYTHING, -1), (OTHERS, 5), (PRECISE_BN, 2)])
 def test_resumed_equals_uninterrupted(scenes_trainer, tmp_path, options, seed):
     torch.manual_seed(3)  # from which SEED -1 draws
     whole = scenes_trainer("whole", *options, "SEED", seed)
