@@ -73,8 +73,7 @@ class KnownBoxes {
       const T* y2 = corners_[3].data() + first;
       uint8_t near[kTested];  // may go on into the next image
       for (int k = 0; k < kTested; ++k) {
-        near[k] =
-            (x1[k] < other.x2) & (other.x1 < x2[k]) & (y1[k] < other.y2) & (other.y1 < y2[k]);
+        near[k] = (x1[k] < other.x2) & (other.x1 < x2[k]) & (y1[k] < other.y2) & (other.y1 < y2[k]);
       }
       for (int k = 0; k < kTested; k += sizeof(uint64_t)) {
         uint64_t bits;
@@ -88,7 +87,8 @@ class KnownBoxes {
   }
 
  private:
-  static constexpr int kTested = 32;  // boxes at a time; loops of up to 16 would be unrolled instead
+  static constexpr int kTested =
+      32;  // boxes at a time; loops of up to 16 would be unrolled instead
 
   const std::vector<int64_t>& offsets_;
   std::vector<KnownBox<T>> boxes_;

@@ -61,8 +61,7 @@ struct Cpu : CpuBackend {
     const int64_t row_tasks = ceil_div(rows, rows_per_task);
     const int64_t column_tasks = ceil_div(columns, kColumns);
     // A task writes parts of rows, in distant pages. Whole short rows are not faster streamed.
-    const bool streamed =
-        columns > kColumns && rows * columns * int64_t(sizeof(T)) > kBeyondCache;
+    const bool streamed = columns > kColumns && rows * columns * int64_t(sizeof(T)) > kBeyondCache;
     torch::stable::parallel_for(0, row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
       run_vectorized([&] {
         ColumnBlock<kind, T> block;
