@@ -20,9 +20,9 @@ Bind = Callable[..., Call]
 class Target:
     """The smallest acceptable ratio of the peer's time to ours; None for no target.
 
-    ``cpu`` is for one thread, and for a processor with AVX-512 unless ``avx2``, which is for one
-    with AVX2 alone, is None. With two threads three quarters of it suffice, as long as that is
-    more than 1: the peers' eager code gains more from threads than a millisecond call does.
+    ``cpu`` is for one thread; ``avx2`` replaces it on a processor without AVX-512. With two threads
+    three quarters of it suffice, as long as that is more than 1: the peers' eager code gains more
+    from threads than a millisecond call does.
     """
 
     cpu: float | None = None

@@ -153,8 +153,9 @@ class WarmPython:
         for process in self._started:
             _kill(process)
         if self._server is not None:
+            self._socket.shutdown(socket.SHUT_RDWR)  # children of this process may still have it
             self._socket.close()
-            self._server.wait(timeout=30)
+            self._server.wait(timeout=60)
 
 
 def _descriptor(file, null, *, default: int) -> int:
