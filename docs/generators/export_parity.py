@@ -32,7 +32,8 @@ from resobj_d2.export.check import Parity, as_batch
 from resobj_d2.export.command import check_file
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
-from resobj_d2.process import replacing
+
+from .marked import rewrite
 
 __all__ = ["DETECTORS", "main", "table"]
 
@@ -49,7 +50,7 @@ DETECTORS = {
     "EfficientDet": "small/cells_efficientdet_d0.yaml",
     "Faster R-CNN, ResObj": "small/cells_faster_rcnn_resobj.yaml",
 }
-START, END = "<!-- parity: begin -->", "<!-- parity: end -->"
+NAME = "python -m docs.generators.export_parity"
 
 
 def random_detector(name: str) -> tuple[CfgNode, nn.Module]:
@@ -179,11 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.write:
         print(text)
         return 0
-    page = Path(options.write).read_text()
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    with replacing(options.write) as file:
-        file.write(f"{before}{START}\n{text}\n{END}{after}")
+    rewrite(Path(options.write), NAME, text)
     return 0
 
 

@@ -10,7 +10,6 @@ A study is ``studies/NAME.yaml``, its records are ``studies/results/NAME.jsonl``
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from resobj_d2.study.plan import Plan, read_plan
 from resobj_d2.study.results import DONE, Result, by_key, read_results
 from resobj_d2.study.tables import conclusion, summarise, table_rows
 
+from .marked import between
+
 __all__ = ["main", "page", "tables"]
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
-BEGIN = "<!-- begin: python -m docs.generators.studies -->\n"
-END = "<!-- end: python -m docs.generators.studies -->\n"
+NAME = "python -m docs.generators.studies"
 
 
 def tables(plan: Plan, results: Sequence[Result]) -> str:
@@ -65,21 +65,15 @@ def page(text: str, folder: Path = STUDIES) -> str:
         ValueError: the markers are missing.
         StudyError: a study or a record is not one.
     """
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the page has no part between {BEGIN.strip()} and {END.strip()}")
     parts = []
     for file in sorted(folder.glob("*.yaml")):
         plan = read_plan(file)
         parts.append(tables(plan, read_results(folder / "results" / f"{file.stem}.jsonl")))
-    content = "\n".join(parts)
-    return pattern.sub(lambda _: f"{BEGIN}\n{content}\n{END}", text)
+    return between(text, NAME, "\n".join(parts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m docs.generators.studies", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.partition("\n")[0])
     parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
     path = parser.parse_args(argv).write
     path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -10,17 +10,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resobj_d2.config.zoo import zoo_entries
 
+from .marked import between
+
 __all__ = ["main", "page", "table"]
 
-BEGIN = "<!-- begin: python -m docs.generators.zoo -->\n"
-END = "<!-- end: python -m docs.generators.zoo -->\n"
+NAME = "python -m docs.generators.zoo"
 
 
 def table(folder: str) -> str:
@@ -46,22 +46,17 @@ def _cell(values: Sequence[str]) -> str:
 
 
 def page(text: str) -> str:
-    """``text`` with the table between its markers regenerated.
+    """``text`` with the tables between its markers regenerated.
 
     Raises:
         ValueError: the markers are missing.
     """
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the page has no part between {BEGIN.strip()} and {END.strip()}")
     tables = "\n".join(table(folder) for folder in ("COCO-Detection", "PascalVOC-Detection"))
-    return pattern.sub(lambda _: f"{BEGIN}\n{tables}\n{END}", text)
+    return between(text, NAME, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m docs.generators.zoo", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.partition("\n")[0])
     parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
     path = parser.parse_args(argv).write
     path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
