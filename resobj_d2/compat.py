@@ -19,6 +19,7 @@ __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
     "ddp_on_cpu",
+    "scores_are_sigmoids",
     "training_sampler",
     "update_loss_normalizer",
     "without_default_logging",
@@ -51,6 +52,11 @@ def update_loss_normalizer(retinanet: nn.Module, value: float) -> float:
     momentum = retinanet.loss_normalizer_momentum
     retinanet.loss_normalizer = momentum * retinanet.loss_normalizer + (1 - momentum) * value
     return retinanet.loss_normalizer
+
+
+def scores_are_sigmoids(predictor: nn.Module) -> bool:
+    """Whether a box predictor scores classes apart, which upstream main can and 0.5 cannot."""
+    return bool(getattr(predictor, "use_sigmoid_ce", False))
 
 
 def training_sampler(cfg, records: Sequence[dict], seed: int) -> Iterable[int]:

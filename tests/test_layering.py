@@ -43,12 +43,14 @@ ALLOWED = {
         "ops", "plots", "process",
     },
     "inference": {"command", "config", "checkpoint", "data", "modeling", "ops", "process"},
-    "export": {"command", "inference", "matching", "modeling", "ops", "process", "structures"},
+    "export": {
+        "command", "compat", "inference", "matching", "modeling", "ops", "process", "structures",
+    },
     "inspection": {
         "command", "config", "data", "inference", "matching", "ops", "options", "process",
     },
     "analysis": {
-        "command", "config", "checkpoint", "data", "engine", "evaluation", "inference",
+        "command", "compat", "config", "checkpoint", "data", "engine", "evaluation", "inference",
         "inspection", "modeling", "ops", "plots", "process", "structures",
     },
     "report": {"analysis", "command", "data", "inference", "plots", "process"},

@@ -79,8 +79,8 @@ class Network(nn.Module):
             maps = [features[name] for name in self.model.proposal_generator.in_features]
             return _tensors(self.model.proposal_generator.rpn_head(maps))
         if hasattr(self.model, "head"):  # Detectron2's RetinaNet
-            names = getattr(self.model, "head_in_features", None) or self.model.in_features
-            return _tensors(self.model.head([features[name] for name in names]))
+            maps = [features[name] for name in self.model.head_in_features]
+            return _tensors(self.model.head(maps))
         raise ValueError(f"cannot find the network inside a {type(self.model).__name__}")
 
 

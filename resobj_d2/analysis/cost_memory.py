@@ -149,7 +149,8 @@ def example_input(cfg, size: tuple[int, int]) -> dict:
         instances.gt_masks = BitMasks(masks)
     if cfg.MODEL.KEYPOINT_ON:
         number = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        points = boxes[:, None, :2] + sides[:, None] * torch.rand(_OBJECTS, number, 2)
+        within = torch.rand(_OBJECTS, number, 2, generator=random)
+        points = boxes[:, None, :2] + sides[:, None] * within
         visible = torch.full((_OBJECTS, number, 1), 2.0)
         instances.gt_keypoints = Keypoints(torch.cat((points, visible), dim=2))
     pixels = torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)

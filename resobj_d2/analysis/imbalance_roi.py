@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resobj_d2.compat import scores_are_sigmoids
 from resobj_d2.structures import Targets
 
 from .imbalance_rpn import add_proposal_network
@@ -102,10 +103,8 @@ def _observed(predictor: nn.Module, found: list[_Trained]) -> Iterator[None]:
         logits = predictions[0].detach().requires_grad_()
         with torch.enable_grad():
             result = losses((logits, *predictions[1:]), proposals)
-        sigmoid = getattr(predictor, "use_sigmoid_ce", False)
-        one = _Trained(
-            rois=proposals[0], logits=logits, loss=result["loss_cls"], sigmoid=bool(sigmoid)
-        )
+        sigmoid = scores_are_sigmoids(predictor)
+        one = _Trained(rois=proposals[0], logits=logits, loss=result["loss_cls"], sigmoid=sigmoid)
         found.append(one)
         return result
 

@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from torch import Tensor, nn
 
+from resobj_d2.compat import scores_are_sigmoids
 from resobj_d2.modeling.roi.box_predictor import ResObjBoxPredictor
 from resobj_d2.modeling.rpn import ResObjRPNHead
 from resobj_d2.modeling.suppression import Suppression
@@ -208,8 +209,7 @@ def roi_predictions(
 
 def _probabilities(predictor: FastRCNNOutputLayers, predictions: Sequence[Tensor]) -> Tensor:
     """(R, K + 1), as ``predict_probs``, whose split by images would tie a trace to their number."""
-    # Detectron2 0.5 has the softmax alone.
-    if getattr(predictor, "use_sigmoid_ce", False):
+    if scores_are_sigmoids(predictor):
         probabilities = predictions[0].sigmoid()
     else:
         probabilities = predictions[0].softmax(dim=1)

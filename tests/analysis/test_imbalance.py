@@ -49,31 +49,35 @@ def configured(tmp_path, clean_catalogs):
     return build
 
 
-def predictions(cfg):
-    """For each image: labels and logits of the anchors as numpy arrays, and the model's losses."""
+def measured(cfg):
+    """The model of ``cfg``, ready for each picture of the set, with its inputs."""
     model = build_model(cfg)
     model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
     mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
-    stream = model.streams["anchors"]
     with measuring(model) as restore:
         for record in DatasetCatalog.get("imbalance_val"):
             restore()
-            outputs, truth = model.training_inputs([mapper(record)])
-            output = outputs["anchors"]
-            targets = stream.stages[0].assigner(
-                output.priors, output.stages[0].anchors, truth, None
-            )
-            objectness = output.branches.get("objectness")
-            yield {
-                "labels": targets.labels[0].numpy(),
-                "cls": output.stages[0].cls_logits[0].double().numpy(),
-                "objectness": None if objectness is None else [
-                    stream.branches["objectness"].score_logits(objectness, t)[0].double().numpy()
-                    for t in range(3)
-                ],
-                "levels": output.priors.anchors_per_level,
-                "losses": {k: float(v) for k, v in model([mapper(record)]).items()},
-            }  # fmt: skip
+            yield model, mapper(record)
+
+
+def predictions(cfg):
+    """For each image: labels and logits of the anchors as numpy arrays, and the model's losses."""
+    for model, inputs in measured(cfg):
+        stream = model.streams["anchors"]
+        outputs, truth = model.training_inputs([inputs])
+        output = outputs["anchors"]
+        targets = stream.stages[0].assigner(output.priors, output.stages[0].anchors, truth, None)
+        objectness = output.branches.get("objectness")
+        yield {
+            "labels": targets.labels[0].numpy(),
+            "cls": output.stages[0].cls_logits[0].double().numpy(),
+            "objectness": None if objectness is None else [
+                stream.branches["objectness"].score_logits(objectness, t)[0].double().numpy()
+                for t in range(3)
+            ],
+            "levels": output.priors.anchors_per_level,
+            "losses": {k: float(v) for k, v in model([inputs]).items()},
+        }  # fmt: skip
 
 
 def sigmoid(x):
@@ -222,27 +226,21 @@ def test_command(tiny_resobj, configured, tmp_path, capsys):
 
 def rpn_predictions(cfg):
     """Of each image labels 1, 0, -1, the objectness after each step, and the losses, as arrays."""
-    model = build_model(cfg)
-    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
-    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
-    rpn = model.proposal_generator
-    with measuring(model) as restore:
-        for record in DatasetCatalog.get("imbalance_val"):
-            restore()
-            inputs = mapper(record)
-            features = model.backbone(model.preprocess_image([inputs]).tensor)
-            maps = [features[name] for name in rpn.in_features]
-            anchors = rpn.anchor_generator(maps)
-            if rpn.__class__.__name__ == "ResObjRPN":
-                predicted, _ = rpn.rpn_head.predict(maps)
-                steps = [rpn.rpn_head.score_logits(predicted, t)[0] for t in range(3)]
-                labels = rpn.assign(anchors, maps, [inputs["instances"]]).binary_labels[0]
-            else:
-                logits, _ = rpn.rpn_head(maps)
-                steps = [torch.cat([x.permute(0, 2, 3, 1).flatten() for x in logits])]
-                labels = rpn.label_and_sample_anchors(anchors, [inputs["instances"]])[0][0]
-            losses = {k: float(v) for k, v in model([inputs]).items()}
-            yield labels.numpy(), [x.double().numpy() for x in steps], losses
+    for model, inputs in measured(cfg):
+        rpn = model.proposal_generator
+        features = model.backbone(model.preprocess_image([inputs]).tensor)
+        maps = [features[name] for name in rpn.in_features]
+        anchors = rpn.anchor_generator(maps)
+        if rpn.__class__.__name__ == "ResObjRPN":
+            predicted, _ = rpn.rpn_head.predict(maps)
+            steps = [rpn.rpn_head.score_logits(predicted, t)[0] for t in range(3)]
+            labels = rpn.assign(anchors, maps, [inputs["instances"]]).binary_labels[0]
+        else:
+            logits, _ = rpn.rpn_head(maps)
+            steps = [torch.cat([x.permute(0, 2, 3, 1).flatten() for x in logits])]
+            labels = rpn.label_and_sample_anchors(anchors, [inputs["instances"]])[0][0]
+        losses = {k: float(v) for k, v in model([inputs]).items()}
+        yield labels.numpy(), [x.double().numpy() for x in steps], losses
 
 
 RESIDUAL = [
@@ -295,36 +293,30 @@ def test_sampled_proposal_networks_are_measured(tiny_rcnn, configured):
 
 def rois_by_loops(cfg):
     """For each image: labels, levels and class logits of all RoIs, and the model's class loss."""
-    model = build_model(cfg)
-    model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"])
-    mapper = PictureMapper(cfg, True, augmentations=build_size_augmentations(cfg, is_train=False))
-    heads = model.roi_heads
-    with measuring(model) as restore:
-        for record in DatasetCatalog.get("imbalance_val"):
-            restore()
-            inputs = mapper(record)
-            images = model.preprocess_image([inputs])
-            features = model.backbone(images.tensor)
-            proposals, _ = model.proposal_generator(images, features, [inputs["instances"]])
-            objects = inputs["instances"].gt_boxes.tensor
-            boxes = torch.cat((proposals[0].proposal_boxes.tensor, objects))
-            maps = [features[name] for name in heads.box_in_features]
-            logits = heads.box_predictor(heads.box_head(heads.box_pooler(maps, [Boxes(boxes)])))[0]
-            labels, levels = [], []
-            for x0, y0, x1, y1 in boxes.tolist():
-                ious = [
-                    plain_loops.iou([x0, y0, x1 - x0, y1 - y0], [a, b, c - a, d - b])
-                    for a, b, c, d in objects.tolist()
-                ]
-                best = int(np.argmax(ious))
-                kind = 8 if ious[best] < 0.4 else -1 if ious[best] < 0.6 else None
-                number = int(inputs["instances"].gt_classes[best])
-                labels.append(number if kind is None else kind)
-                # FPN, Eq. 1: boxes of 224 pixels on p4, of the heads' p3 to p5.
-                level = np.floor(4 + np.log2(np.sqrt((x1 - x0) * (y1 - y0)) / 224 + 1e-8))
-                levels.append(int(np.clip(level, 3, 5)) - 3)
-            loss = float(model([inputs])["loss_cls"])
-            yield np.array(labels), np.array(levels), logits.double().numpy(), loss
+    for model, inputs in measured(cfg):
+        heads = model.roi_heads
+        images = model.preprocess_image([inputs])
+        features = model.backbone(images.tensor)
+        proposals, _ = model.proposal_generator(images, features, [inputs["instances"]])
+        objects = inputs["instances"].gt_boxes.tensor
+        boxes = torch.cat((proposals[0].proposal_boxes.tensor, objects))
+        maps = [features[name] for name in heads.box_in_features]
+        logits = heads.box_predictor(heads.box_head(heads.box_pooler(maps, [Boxes(boxes)])))[0]
+        labels, levels = [], []
+        for x0, y0, x1, y1 in boxes.tolist():
+            ious = [
+                plain_loops.iou([x0, y0, x1 - x0, y1 - y0], [a, b, c - a, d - b])
+                for a, b, c, d in objects.tolist()
+            ]
+            best = int(np.argmax(ious))
+            kind = 8 if ious[best] < 0.4 else -1 if ious[best] < 0.6 else None
+            number = int(inputs["instances"].gt_classes[best])
+            labels.append(number if kind is None else kind)
+            # FPN, Eq. 1: boxes of 224 pixels on p4, of the heads' p3 to p5.
+            level = np.floor(4 + np.log2(np.sqrt((x1 - x0) * (y1 - y0)) / 224 + 1e-8))
+            levels.append(int(np.clip(level, 3, 5)) - 3)
+        loss = float(model([inputs])["loss_cls"])
+        yield np.array(labels), np.array(levels), logits.double().numpy(), loss
 
 
 IGNORING = [

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from resobj_d2 import ops
 from resobj_d2.losses import QualityLoss
 from resobj_d2.matching import centerness
+from resobj_d2.modeling.box_weights import overlaps
 from resobj_d2.modeling.build import BRANCH_REGISTRY
 from resobj_d2.modeling.contracts import ScoreBranch
 from resobj_d2.modeling.heads.predictors import HeadParts
@@ -117,13 +117,10 @@ class QualityBranch(ScoreBranch):
         anchors_per_level: list[int],
         normalizer: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        matched = targets.matched_gt_boxes
         if boxes is None:
-            quality = centerness(anchors, matched)
+            quality = centerness(anchors, targets.matched_gt_boxes)
         else:
-            boxes = boxes.detach() if self.detach_target else boxes
-            ious = ops.box_iou_aligned(boxes.reshape(-1, 4), matched.reshape(-1, 4))
-            quality = ious.view(prediction.shape)
+            quality = overlaps(boxes.detach() if self.detach_target else boxes, targets)
         foreground = targets.foreground
         total = self.quality_loss(prediction, quality, foreground, targets.background)
         mean = torch.where(foreground, quality.detach(), 0.0).sum() / foreground.sum()
