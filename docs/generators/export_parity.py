@@ -26,14 +26,13 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
+from benchmarks.table import replace_between_marks
 from resobj_d2.config import load_config
 from resobj_d2.export import FORMATS, ExportableRCNN, exportable, write_exported
 from resobj_d2.export.check import Parity, as_batch
 from resobj_d2.export.command import check_file
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
-
-from .marked import rewrite
 
 __all__ = ["DETECTORS", "main", "table"]
 
@@ -180,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.write:
         print(text)
         return 0
-    rewrite(Path(options.write), NAME, text)
+    page = Path(options.write)
+    page.write_text(replace_between_marks(page.read_text(), text, NAME))
     return 0
 
 

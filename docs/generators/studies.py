@@ -16,11 +16,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from benchmarks.table import replace_between_marks
 from resobj_d2.study.plan import Plan, read_plan
 from resobj_d2.study.results import DONE, Result, by_key, read_results
 from resobj_d2.study.tables import conclusion, summarise, table_rows
-
-from .marked import between
 
 __all__ = ["main", "page", "tables"]
 
@@ -69,7 +68,7 @@ def page(text: str, folder: Path = STUDIES) -> str:
     for file in sorted(folder.glob("*.yaml")):
         plan = read_plan(file)
         parts.append(tables(plan, read_results(folder / "results" / f"{file.stem}.jsonl")))
-    return between(text, NAME, "\n".join(parts))
+    return replace_between_marks(text, "\n".join(parts).strip(), NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.table import replace_between_marks
 from resobj_d2.config.zoo import zoo_entries
-
-from .marked import between
 
 __all__ = ["main", "page", "table"]
 
@@ -51,8 +50,9 @@ def page(text: str) -> str:
     Raises:
         ValueError: the markers are missing.
     """
-    tables = "\n".join(table(folder) for folder in ("COCO-Detection", "PascalVOC-Detection"))
-    return between(text, NAME, tables)
+    folders = "COCO-Detection", "PascalVOC-Detection"
+    tables = "\n".join(table(folder) for folder in folders).strip()
+    return replace_between_marks(text, tables, NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,5 +49,5 @@ def test_a_study_without_records_says_so(tmp_path):
 
 
 def test_a_page_without_markers_is_refused():
-    with pytest.raises(ValueError, match="no part between"):
+    with pytest.raises(ValueError, match="must contain once, in this order"):
         page("# Results\n")

@@ -14,5 +14,5 @@ def test_the_page_is_up_to_date(repository):
 
 
 def test_a_page_without_markers_is_refused():
-    with pytest.raises(ValueError, match="no part between"):
+    with pytest.raises(ValueError, match="must contain once, in this order"):
         page("# Configurations\n")
