@@ -87,8 +87,8 @@ class KnownBoxes {
   }
 
  private:
-  static constexpr int kTested =
-      32;  // boxes at a time; loops of up to 16 would be unrolled instead
+  // Boxes at a time; loops of up to 16 would be unrolled instead.
+  static constexpr int kTested = 32;
 
   const std::vector<int64_t>& offsets_;
   std::vector<KnownBox<T>> boxes_;
