@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -70,7 +70,8 @@ class _Layout:
         left_out: pattern of names that have no counterpart here and need none.
         note: what differs in spite of equal weights, for the log.
         without_bias: some of its files have no biases before a normalisation, where they are 0.
-        coco_ids: its classes may be COCO's ids 1 to 90, of which 80 are in use.
+        coco_ids: its classes may be COCO's ids 1 to 90, of which 80 are in use: by the start of a
+            name here, what takes those.
     """
 
     name: str
@@ -81,7 +82,7 @@ class _Layout:
     left_out: str = r".*\.num_batches_tracked"
     note: str = ""
     without_bias: bool = False
-    coco_ids: bool = False
+    coco_ids: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 def _size_by_size(parameter: Tensor) -> Tensor:
@@ -125,6 +126,20 @@ def _wide_first(parameter: Tensor) -> Tensor:
 def _x_first(parameter: Tensor) -> Tensor:
     """The same of box deltas, of (y, x, h, w) as (x, y, w, h)."""
     return _wide_first(parameter).unflatten(0, (-1, 2, 2)).flip(2).flatten(0, 2)
+
+
+def _in_use(parameter: Tensor, *, background: int = 0, size: int = 1) -> Tensor:
+    """The outputs of the classes that COCO uses, of all anchors; as it was if it has no such.
+
+    Args:
+        background: 1 if that is the last class.
+        size: numbers of a class.
+    """
+    ids = 90 + background
+    if parameter.shape[0] % (ids * size):
+        return parameter
+    rows = [*_COCO, *range(90, ids)]
+    return parameter.unflatten(0, (-1, ids, size))[:, rows].flatten(0, 2)
 
 
 def _effdet_nodes() -> Iterator[tuple[str, str]]:
@@ -171,6 +186,7 @@ _LAYOUTS = (
             (r"head\.regression_head\.bbox_reg\.", _BOX),
         ),
         change={_CLS: _without_background, _BOX: _size_by_size},
+        coco_ids={_CLS: _in_use},
     ),
     _Layout(
         name="mmdetection's RetinaNet",
@@ -205,6 +221,10 @@ _LAYOUTS = (
             "roi_heads.box_predictor.cls_score.": lambda x: x.roll(-1, 0),  # background last
             "roi_heads.box_predictor.bbox_pred.": lambda x: x[4:],
         },
+        coco_ids={
+            "roi_heads.box_predictor.cls_score.": partial(_in_use, background=1),
+            "roi_heads.box_predictor.bbox_pred.": partial(_in_use, size=4),
+        },
     ),
     _Layout(
         name="torchvision's SSD300",
@@ -225,6 +245,7 @@ _LAYOUTS = (
             for level, anchors in enumerate((4, 6, 6, 6))
         },
         left_out=r"backbone\.extra\.[34]|head\.\w+\.module_list\.[45]",
+        coco_ids={_CLS: partial(_in_use, background=1)},
         note="its two coarsest levels, of other strides, are left out",
     ),
     _Layout(
@@ -243,7 +264,7 @@ _LAYOUTS = (
         note="its anchors are 1.4 by 0.7 where those here are 1.41 by 0.71, and its models tf_* "
         "pad maps before pooling at one side",
         without_bias=True,
-        coco_ids=True,
+        coco_ids={_CLS: _in_use},
     ),
     _Layout(
         name="the VGG16 of ssd.pytorch",
@@ -334,10 +355,11 @@ def _fitted(layout: _Layout, weights: dict, own: Mapping[str, Tensor]) -> dict:
         for name, x in own.items():
             if name.endswith(".bias") and f"{name[:-4]}weight" in weights:
                 weights.setdefault(name, torch.zeros_like(x))
-    if layout.coco_ids:
-        for name, x in weights.items():
-            if name.startswith(_CLS) and name in own and len(x) * 80 == len(own[name]) * 90:
-                weights[name] = x.unflatten(0, (-1, 90))[:, _COCO].flatten(0, 1)
+    for start, in_use in layout.coco_ids.items():
+        for name in [name for name in weights if name.startswith(start) and name in own]:
+            fitting = in_use(weights[name])
+            if len(fitting) == len(own[name]):
+                weights[name] = fitting
     return weights
 
 

@@ -339,3 +339,37 @@ def test_of_effdets_90_ids_of_coco_80_are_taken():
     ids = converted[name].view(9, 80)
     assert what.startswith("effdet's EfficientDet; its anchors") and (ids == ids[0]).all()
     assert ids[0, [0, 10, 11, 79]].tolist() == [1, 11, 13, 90]  # there is no 12
+
+
+def test_of_torchvisions_91_classes_of_coco_80_are_taken():
+    """They have the background, class 0, and COCO's ids, as here the rows say themselves."""
+    cls, box = "roi_heads.box_predictor.cls_score.bias", "roi_heads.box_predictor.bbox_pred.bias"
+    ids = torch.arange(91.0)
+    used = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    weights = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(91, 1), cls: ids}
+    weights |= {
+        "rpn.head.bbox_pred.weight": torch.zeros(12, 1, 1, 1),
+        box: ids.repeat_interleave(4),
+    }
+    own = {"proposal_generator.rpn_head.anchor_deltas.weight": torch.zeros(12, 1, 1, 1)}
+    rcnn = own | {cls: torch.zeros(81), box: torch.zeros(320)}
+    _, converted = convert_other_toolkit(weights, rcnn)
+    assert converted[cls].tolist() == [*used, 0]  # background last
+    assert converted[box].tolist() == [i for i in used for _ in range(4)]
+    _, converted = convert_other_toolkit(
+        weights, own | {cls: torch.zeros(91), box: torch.zeros(360)}
+    )
+    assert converted[cls].tolist() == [*range(1, 91), 0] and len(converted[box]) == 360
+
+    name = "streams.anchors.stages.0.cls.bias"
+    bias = {"head.classification_head.cls_logits.weight": torch.zeros(819, 1, 3, 3)}
+    bias |= {"head.classification_head.cls_logits.bias": ids.repeat(9)}
+    _, converted = convert_other_toolkit(bias, {name: torch.zeros(720)})
+    assert (converted[name].view(9, 80) == torch.tensor(used).float()).all()
+
+    name = "streams.anchors.stages.0.cls.levels.0.bias"
+    bias = {"backbone.scale_weight": torch.zeros(512)}
+    bias |= {"head.classification_head.module_list.0.bias": ids.repeat(4)}
+    own = {"backbone.bottom_up.fc.0.weight": torch.zeros(1), name: torch.zeros(324)}
+    _, converted = convert_other_toolkit(bias, own)
+    assert (converted[name].view(4, 81) == torch.tensor([*used, 0]).float()).all()
