@@ -19,7 +19,9 @@ __all__ = [
     "TRAINER_SAVES_OPTIMIZER",
     "batch_images",
     "ddp_on_cpu",
+    "padding_constraints",
     "scores_are_sigmoids",
+    "sigmoid_scores_are_set",
     "training_sampler",
     "update_loss_normalizer",
     "without_default_logging",
@@ -29,12 +31,14 @@ __all__ = [
 TRAINER_SAVES_OPTIMIZER = "state_dict" in vars(defaults.DefaultTrainer)
 
 
-def batch_images(images: list[Tensor], backbone) -> ImageList:
-    """Pad (C, H_i, W_i) images to one size that is divisible as the backbone requires.
+def padding_constraints(backbone: nn.Module) -> dict[str, int]:
+    """What a backbone asks of a batch's padding, such as squares; 0.5 has no such property."""
+    return getattr(backbone, "padding_constraints", {})
 
-    Upstream main adds ``Backbone.padding_constraints`` (square inputs), which 0.5 lacks.
-    """
-    constraints = getattr(backbone, "padding_constraints", None)
+
+def batch_images(images: list[Tensor], backbone) -> ImageList:
+    """Pad (C, H_i, W_i) images to one size that is divisible as the backbone requires."""
+    constraints = padding_constraints(backbone)
     if constraints:
         return ImageList.from_tensors(
             images, backbone.size_divisibility, padding_constraints=constraints
@@ -57,6 +61,11 @@ def update_loss_normalizer(retinanet: nn.Module, value: float) -> float:
 def scores_are_sigmoids(predictor: nn.Module) -> bool:
     """Whether a box predictor scores classes apart, which upstream main can and 0.5 cannot."""
     return bool(getattr(predictor, "use_sigmoid_ce", False))
+
+
+def sigmoid_scores_are_set(cfg) -> bool:
+    """``MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE``, a key that 0.5 does not have."""
+    return bool(cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False))
 
 
 def training_sampler(cfg, records: Sequence[dict], seed: int) -> Iterable[int]:

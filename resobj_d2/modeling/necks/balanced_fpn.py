@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from resobj_d2.compat import padding_constraints
 from resobj_d2.options import Option, build
 
 __all__ = ["BalancedFeaturePyramid", "NonLocalRefine", "build_balanced_fpn_backbone"]
@@ -93,8 +94,7 @@ class BalancedFeaturePyramid(Backbone):
     @property
     def padding_constraints(self) -> dict[str, int]:
         """Detectron2's constraints on the padding of a batch, besides ``size_divisibility``."""
-        # Detectron2 0.5 has no such property; an empty dict is equivalent.
-        return getattr(self.pyramid, "padding_constraints", {})
+        return padding_constraints(self.pyramid)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self.pyramid.output_shape()
