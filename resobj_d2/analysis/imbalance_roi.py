@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resobj_d2.compat import scores_are_sigmoids
+from resobj_d2.modeling.roi.heads import proposal_labels
 from resobj_d2.structures import Targets
 
-from .imbalance_rpn import add_proposal_network
+from .imbalance_rpn import add_anchors
 from .imbalance_tables import Imbalance
 from .imbalance_terms import Term, add_levels, add_term
 
@@ -37,24 +38,25 @@ def add_two_stage_detector(result: Imbalance, model: nn.Module, inputs: dict) ->
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
     instances = inputs["instances"].to(images.tensor.device)
+    result.images += 1
     if model.proposal_generator is None:
-        result.images += 1
         proposals = [inputs["proposals"].to(images.tensor.device)]
     else:
-        add_proposal_network(result, model, inputs)
+        add_anchors(result, model.proposal_generator, features, instances)
         proposals, _ = model.proposal_generator(images, features, [instances])
     heads = model.roi_heads
+    cascade = isinstance(heads.box_predictor, nn.ModuleList)
     known = proposals
     if heads.proposal_append_gt:
         known = add_ground_truth_to_proposals([instances], proposals)
     boxes = known[0].proposal_boxes
-    labels = _labels(heads, boxes, instances)
+    labels, _ = proposal_labels(heads, pairwise_iou(instances.gt_boxes, boxes), instances)
     _add_levels(result, (ALL, 0), heads, boxes, labels)
     for stage, trained in enumerate(_trained(heads, images, features, proposals, [instances])):
         boxes, labels = trained.rois.proposal_boxes, trained.rois.gt_classes
         _add_levels(result, (SAMPLED, stage), heads, boxes, labels)
         if len(boxes):
-            suffix = f"_stage{stage}" if stage else ""
+            suffix = f"_stage{stage}" if cascade else ""
             term = _term(trained, suffix)
             add_term(result, SAMPLED, term, trained.loss, _targets(heads, labels))
 
@@ -135,16 +137,6 @@ def _term(trained: _Trained, suffix: str) -> Term:
 def _classes_of(logits: Tensor) -> int:
     """K; the last logit is that of background."""
     return logits.shape[1] - 1
-
-
-@torch.no_grad()
-def _labels(heads: nn.Module, boxes: Boxes, instances: Instances) -> Tensor:
-    """(R,) classes of RoIs before they are sampled: K for background, -1 for ignored ones."""
-    index, kinds = heads.proposal_matcher(pairwise_iou(instances.gt_boxes, boxes))
-    labels = torch.full_like(index, heads.num_classes)
-    if len(instances):
-        labels = torch.where(kinds == 1, instances.gt_classes[index], labels)
-    return torch.where(kinds == -1, -1, labels)
 
 
 def _targets(heads: nn.Module, labels: Tensor) -> Targets:

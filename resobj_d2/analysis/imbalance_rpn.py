@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from resobj_d2.structures import Targets
 from .imbalance_tables import Imbalance
 from .imbalance_terms import Term, add_levels, add_term, objectness_terms
 
-__all__ = ["add_proposal_network"]
+__all__ = ["add_anchors", "add_proposal_network"]
 
 NAME = "rpn"
 
@@ -29,14 +30,27 @@ def add_proposal_network(result: Imbalance, model: torch.nn.Module, inputs: dict
     """
     images = model.preprocess_image([inputs])
     features = model.backbone(images.tensor)
-    instances = [inputs["instances"].to(images.tensor.device)]
-    rpn = model.proposal_generator
-    maps = [features[name] for name in rpn.in_features]
     result.images += 1
+    instances = inputs["instances"].to(images.tensor.device)
+    add_anchors(result, model.proposal_generator, features, instances)
+
+
+def add_anchors(
+    result: Imbalance, rpn: RPN, features: dict[str, Tensor], instances: Instances
+) -> None:
+    """The same from the feature maps of the image.
+
+    Args:
+        result: is changed, but for the number of images.
+        rpn: in training mode.
+        features: (1, C, H, W) by name.
+        instances: what the image has.
+    """
+    maps = [features[name] for name in rpn.in_features]
     if isinstance(rpn, ResObjRPN) and rpn.sampler is not None:
-        _add_residual(result, rpn, maps, instances)
+        _add_residual(result, rpn, maps, [instances])
     else:
-        _add_plain(result, rpn, maps, instances)
+        _add_plain(result, rpn, maps, [instances])
 
 
 def _add_residual(result: Imbalance, rpn: ResObjRPN, maps: list[Tensor], instances: list) -> None:

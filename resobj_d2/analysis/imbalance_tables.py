@@ -44,7 +44,8 @@ class Imbalance:
     def level_table(self) -> list[Row]:
         """Anchors of an image: ``stream``, ``stage``, ``level`` and their mean numbers.
 
-        These are ``positives``, ``negatives`` and ``ignored``, before anchors are sampled, and
+        These are ``positives``, ``negatives`` and ``ignored``, before anchors are sampled (of
+        Detectron2's own RPN after it, since that samples as it labels), and
         ``ratio``: negatives for each positive, None without positives. Level -1 has all of them. Of
         RoI heads the stream "proposals" is before sampling, and "roi" what is trained, by stage.
         """

@@ -8,12 +8,13 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, ROIHeads, StandardROIHeads
 from detectron2.structures import ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
+from resobj_d2.compat import sigmoid_scores_are_set
 from resobj_d2.matching import Sampler, background_range, build_two_stage_sampler
 from resobj_d2.modeling.suppression import Suppression
 from resobj_d2.options import build
@@ -21,7 +22,7 @@ from resobj_d2.structures import IGNORE, Targets
 
 from .box_predictor import replace_predictor
 
-__all__ = ["ResObjCascadeROIHeads", "ResObjROIHeads"]
+__all__ = ["ResObjCascadeROIHeads", "ResObjROIHeads", "proposal_labels"]
 
 
 class _SampledROIHeads:
@@ -103,15 +104,11 @@ class _SampledROIHeads:
         """One image's targets from Detectron2's matcher."""
         boxes = proposals.proposal_boxes
         ious = pairwise_iou(gt.gt_boxes, boxes)
-        index, matched = self.proposal_matcher(ious)
+        labels, index = proposal_labels(self, ious, gt)
         if len(gt):
-            labels = gt.gt_classes[index]
             best, matched_gt_boxes = ious.max(dim=0).values, gt.gt_boxes.tensor[index]
         else:
-            labels, index = torch.zeros_like(index), torch.full_like(index, -1)
             best, matched_gt_boxes = ious.new_zeros(len(boxes)), boxes.tensor
-        labels = torch.where(matched == 0, self.num_classes, labels)
-        labels = torch.where(matched == -1, IGNORE, labels)
         return Targets(
             labels=labels[None],
             matched_gt_boxes=matched_gt_boxes[None],
@@ -127,6 +124,26 @@ class _SampledROIHeads:
         storage = get_event_storage()
         storage.put_scalar("roi_head/num_fg_samples", foreground / len(proposals))
         storage.put_scalar("roi_head/num_bg_samples", background / len(proposals))
+
+
+def proposal_labels(heads: ROIHeads, ious: Tensor, gt: Instances) -> tuple[Tensor, Tensor]:
+    """What Detectron2's matcher makes of one image's proposals, before any are sampled.
+
+    Args:
+        heads: that train on them.
+        ious: (M, R) of its objects and the proposals.
+        gt: the objects.
+
+    Returns:
+        Classes (R,), K for background, or ``IGNORE``; and objects (R,), -1 where there are none.
+    """
+    index, matched = heads.proposal_matcher(ious)
+    if len(gt):
+        labels = gt.gt_classes[index]
+    else:
+        labels, index = torch.zeros_like(index), torch.full_like(index, -1)
+    labels = torch.where(matched == 0, heads.num_classes, labels)
+    return torch.where(matched == -1, IGNORE, labels), index
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -244,9 +261,7 @@ def _sampler_of(cfg) -> Sampler | None:
     """The sampler of ``MODEL.RESOBJ_ROI.SAMPLER``, or None."""
     node = cfg.MODEL.RESOBJ_ROI.SAMPLER
     sampler = build_two_stage_sampler(node, cfg.MODEL.ROI_HEADS)
-    # Detectron2 0.5 has no such key.
-    sigmoid = cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False)
-    if sampler is not None and sampler.needs_loss and sigmoid:
+    if sampler is not None and sampler.needs_loss and sigmoid_scores_are_set(cfg):
         raise ValueError(
             f"MODEL.RESOBJ_ROI.SAMPLER.NAME {node.NAME} ranks proposals by softmax cross entropy, "
             "so MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE must be False"
