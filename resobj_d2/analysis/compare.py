@@ -34,6 +34,7 @@ __all__ = ["Comparison", "Method", "compare", "main"]
 
 _FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of the thresholds
 _FEWEST_IMAGES = 5  # from which on a bootstrap makes sense
+_NO_INTERVAL = dict.fromkeys(("low", "high", "higher", "certain"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class Comparison:
     Attributes:
         names: of the methods; the first is the reference.
         class_names: by class number.
-        class_images: (K,) number of images that have objects of the class.
+        images: number of images that have objects.
+        class_images: (K,) of the class.
         kinds: of errors.
         precision: for each method (runs, 10, K) AP by IoU threshold and class.
         errors: for each method (runs, kinds) dAP.
@@ -70,6 +72,7 @@ class Comparison:
 
     names: list[str]
     class_names: list[str]
+    images: int
     class_images: np.ndarray
     kinds: tuple[str, ...]
     precision: list[np.ndarray]
@@ -100,7 +103,8 @@ class Comparison:
         Returns:
             Rows with ``method``, ``figure``, ``difference``, ``low`` and ``high`` (the interval),
             ``higher`` (the part of the samples, in percent, in which it is higher) and ``certain``:
-            whether the interval leaves out 0.
+            whether the interval leaves out 0. With objects in less than five images there is no
+            interval: drawing these few anew says nothing about others.
         """
         observed = [
             [_mean(p[:, chosen], axis=(0, 1, 2)) for chosen in _FIGURES.values()]
@@ -111,14 +115,12 @@ class Comparison:
     def class_table(self) -> list[Row]:
         """The same for AP of each class, with ``class`` in place of ``figure``.
 
-        Of classes with objects in less than five images there is no interval: drawing these few
-        anew says nothing about others.
+        Of classes with objects in less than five images there is no interval.
         """
         observed = [_mean(p, axis=(0, 1)) for p in self.precision]
         rows = self._differences("class", self.class_names, observed, self.sampled_classes)
         few = {self.class_names[k] for k in np.flatnonzero(self.class_images < _FEWEST_IMAGES)}
-        unknown = dict.fromkeys(("low", "high", "higher", "certain"))
-        return [{**row, **unknown} if row["class"] in few else row for row in rows]
+        return [{**row, **_NO_INTERVAL} if row["class"] in few else row for row in rows]
 
     def error_table(self) -> list[Row]:
         """The same for dAP of each kind of error, with ``error``: lower is better."""
@@ -137,14 +139,16 @@ class Comparison:
                 row: Row = {"method": self.names[i], key: name}
                 difference = _number(observed[i][j] - observed[0][j])
                 if difference is None or not len(samples):
-                    nothing = ("difference", "low", "high", "higher", "certain")
-                    rows.append({**row, **dict.fromkeys(nothing)})
+                    rows.append({**row, "difference": None, **_NO_INTERVAL})
+                    continue
+                row["difference"] = difference
+                if self.images < _FEWEST_IMAGES:
+                    rows.append({**row, **_NO_INTERVAL})
                     continue
                 low, high = np.percentile(samples, [tail, 100 - tail])
                 rows.append(
                     {
                         **row,
-                        "difference": difference,
                         "low": float(low),
                         "high": float(high),
                         "higher": 100 * float((samples > 0).mean()),
@@ -186,6 +190,7 @@ def compare(
     return Comparison(
         names=[method.name for method in methods],
         class_names=sets[0].class_names,
+        images=len(np.unique(sets[0].objects.images[~sets[0].objects.ignored])),
         class_images=_class_images(sets[0]),
         kinds=ResampledErrors.kinds,
         precision=[100 * np.array([run(once) for run in runs]) for runs in aps],

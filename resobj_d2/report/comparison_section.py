@@ -111,7 +111,8 @@ def _verdict(first: Judgement, other: Judgement, found: Comparison) -> str:
     kinds = [
         f"{ERROR_NAMES[x['error']].lower()} {x['difference']:+.1f}{_chance(x)}" for x in costs[:2]
     ]
-    classes = [x for x in found.class_table() if x["method"] == own and x["difference"] is not None]
+    # Of the others the difference may be that of one object.
+    classes = [x for x in found.class_table() if x["method"] == own and x["certain"] is not None]
     if len(classes) > 1:
         most = max(classes, key=lambda x: abs(x["difference"]))
         text += f"; of the classes it is largest for {most['class']}, {most['difference']:+.1f}"

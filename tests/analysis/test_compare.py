@@ -139,6 +139,13 @@ def test_intervals_are_about_the_images_alone():
     assert len(set(both.sampled_figures[1, :, 0])) > 3
 
 
+def test_few_images_have_no_interval():
+    found = compare([method(n, ALL[:1], objects=OBJECTS[:1]) for n in "ab"], samples=5)
+    for row in [*found.difference_table(), *found.error_table(), *found.class_table()]:
+        assert row["low"] is row["high"] is row["higher"] is row["certain"] is None
+    assert found.difference_table()[0]["difference"] == 0
+
+
 def test_classes_in_few_images_have_no_interval():
     objects = [*OBJECTS, (0, 1, FAR)]
     found = compare([method(n, ALL, objects=objects) for n in "ab"], samples=5)
