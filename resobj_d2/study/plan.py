@@ -77,7 +77,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
     content = _read(file)
     _check_keys(content, _KEYS, str(file))
     for key in ("seeds", "methods", "datasets"):
-        if not content.get(key):
+        if content.get(key) in (None, "", [], {}):
             raise StudyError(f"{file}: there are no {key}")
     seeds = _seeds(content["seeds"], f"{file}: seeds")
     methods = _parts(content["methods"], f"{file}: methods", keys=_METHOD_KEYS)
@@ -94,6 +94,12 @@ def read_plan(path: str | os.PathLike) -> Plan:
     if baseline not in names:
         hint = did_you_mean(str(baseline), names) or f". There are {', '.join(names)}"
         raise StudyError(f"{file}: the baseline {baseline!r:.80} is none of the methods{hint}")
+    own = methods[names.index(baseline)].seeds
+    if own and set(own) != set(seeds):
+        raise StudyError(
+            f"{file}: methods: {baseline}: the baseline needs all seeds of the study, since the "
+            "others are compared with it seed by seed"
+        )
     metric = content.get("metric", "AP")
     if not isinstance(metric, str) or not metric:
         raise StudyError(f"{file}: metric must be the name of a result, got {metric!r:.80}")

@@ -40,6 +40,12 @@ def test_a_study_is_read(tmp_path):
     assert plan.datasets[0].options == {"INPUT.MIN_SIZE_TEST": 256}
 
 
+def test_a_single_seed_may_be_0(tmp_path):
+    text = GOOD.replace("seeds: [1, 2]", "seeds: 0").replace("seeds: [2]", "seeds: 0")
+    plan = read_plan(write(tmp_path, text))
+    assert plan.seeds == plan.methods[-1].seeds == (0,)
+
+
 def test_name_and_baseline_have_defaults(tmp_path):
     plan = read_plan(write(tmp_path, GOOD.replace("name: cells\n", "")))
     assert (plan.name, plan.baseline) == ("study", "fl")
@@ -52,6 +58,7 @@ def test_name_and_baseline_have_defaults(tmp_path):
         ("seeds: [1, 2]", "", "there are no seeds"),
         ("seeds: [1, 2]", "seeds: []", "there are no seeds"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds has 1 twice"),
+        ("name: cells", "baseline: once", "once: the baseline needs all seeds of the study"),
         ("seeds: [1, 2]", "seeds: [1, true]", "seeds must be whole numbers from 0 on, got True"),
         ("seeds: [1, 2]", "seeds: [1, -2]", "seeds must be whole numbers from 0 on, got -2"),
         ("seeds: [1, 2]", "seeds: [1, 2]\nseeds: [3]", "the key 'seeds' occurs twice"),
