@@ -15,6 +15,13 @@ def bin_of(values: np.ndarray, bins: int) -> np.ndarray:
     Args:
         values: (n,) floats; what is outside of 0..1 belongs to the first or last bin.
         bins: their number.
+
+    Raises:
+        ValueError: a value is NaN.
     """
+    if np.isnan(values).any():
+        raise ValueError(
+            "there are NaN among the values to sort into bins: has the model diverged?"
+        )
     begins = (np.arange(bins) / bins).astype(values.dtype)
     return (np.searchsorted(begins, values, side="right") - 1).clip(0)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from resobj_d2.data.record import Record
+from resobj_d2.data.values import fits_float
 from resobj_d2.evaluation.check_detections import check_detections
 
 __all__ = ["Results", "check_entries", "read_entries", "read_results"]
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
-_TYPES = (int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def _check(item: object, where: str) -> None:
         raise ValueError(f"{where} needs {', '.join(_KEYS)}")
     box = item["bbox"]
     numbers = [item["score"], *(box if isinstance(box, list) else ())]
-    if len(numbers) != 5 or not all(type(number) in _TYPES for number in numbers):
+    if len(numbers) != 5 or not all(map(fits_float, numbers)):
         raise ValueError(f"{where}: bbox must be four numbers and score one")
     if not isinstance(item["image_id"], (int, str)) or not isinstance(item["category_id"], int):
         raise ValueError(f"{where}: image_id and category_id must be ids of the data set")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 
-__all__ = ["FLAGS", "is_number", "number_of", "whole_number_of"]
+__all__ = ["FLAGS", "fits_float", "is_number", "number_of", "whole_number_of"]
 
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none": 0, "null": 0}
 
@@ -12,6 +13,11 @@ FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "": 0, "none"
 def is_number(value: object) -> bool:
     """Whether it is a number, and no bool."""
     return type(value) is float or type(value) is int
+
+
+def fits_float(value: object) -> bool:
+    """Whether it is a number, and no whole one beyond all floats, which json may hold."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def number_of(value: object) -> float | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from resobj_d2.analysis.imbalance_tables import GROUPS
+from resobj_d2.data.values import fits_float
 
 from . import plots
 from .blocks import Plot, Section, Table, left_out, named
@@ -80,6 +82,6 @@ def _read(path: Path) -> dict[str, list[dict]]:
     if not all(row["anchors"] in GROUPS for row in tables["shares"]):
         raise ValueError(problem)
     numbers = [row["gradient share"] for row in tables["shares"]]
-    if not all(isinstance(x, (int, float, type(None))) for x in numbers):
+    if not all(x is None or (fits_float(x) and math.isfinite(x)) for x in numbers):
         raise ValueError(problem)
     return tables

@@ -176,6 +176,8 @@ def test_a_score_on_a_border_belongs_to_the_bin_that_begins_there(bins):
     for kind in (np.float32, np.float64):
         places = bin_of(np.array(scores, kind), bins)
         assert places.tolist() == [*range(bins), bins - 1]
+    with pytest.raises(ValueError, match="NaN among the values"):
+        bin_of(np.array([0.5, np.nan]), bins)
 
 
 def test_a_curve_at_other_scores_equals_counting():
