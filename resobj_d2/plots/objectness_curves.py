@@ -24,13 +24,14 @@ from resobj_d2.command import run_command
 from resobj_d2.process import replacing
 
 from .labels import plain_label
-from .scalars import FILE, Scalars, Series, read_scalars
+from .scalars import FILE, Scalars, Series, read_scalars, thinned
 
 __all__ = ["main", "plot_objectness_curves", "read_objectness"]
 
 logger = logging.getLogger(__name__)
 
 Steps = dict[str, dict[int, Series]]
+_MOST_POINTS = 300  # of a line
 _SCALAR = re.compile(r"(validation/)?objectness/step(\d+)/(positive|negative|selected)")
 _PANELS = (
     ("positive", "mean objectness of positives", "linear"),
@@ -141,9 +142,9 @@ def _runs_of(metrics_files: Sequence[str | os.PathLike]) -> list[tuple[str, Step
     without = []
     for path in metrics_files:
         scalars = _scalars(path)
-        objectness = _objectness(scalars, False)
-        if objectness:
-            runs.append((_run_name(path), objectness, _objectness(scalars, True)))
+        trained, evaluated = _objectness(scalars, False), _objectness(scalars, True)
+        if trained or evaluated:
+            runs.append((_run_name(path), trained, evaluated))
         else:
             without.append(_run_name(path))
     if runs and without:
@@ -153,7 +154,7 @@ def _runs_of(metrics_files: Sequence[str | os.PathLike]) -> list[tuple[str, Step
 
 def _draw(axis: Axes, steps: dict[int, Series], label: str, scale: str) -> None:
     for step, series in steps.items():
-        iterations, values = zip(*_thin(series), strict=True)
+        iterations, values = zip(*thinned(series, _MOST_POINTS), strict=True)
         axis.plot(
             iterations,
             values,
@@ -189,13 +190,6 @@ def _label_log_axis(axis: Axes) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _thin(series: Series, most: int = 300) -> Series:
-    """At most ``most`` points, as means of consecutive ones."""
-    size = -(-len(series) // most)
-    blocks = (series[i : i + size] for i in range(0, len(series), size))
-    return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
 
 
 def _run_name(path: str | os.PathLike) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 
-__all__ = ["FILE", "Scalars", "Series", "read_scalars"]
+__all__ = ["FILE", "Scalars", "Series", "read_scalars", "thinned"]
 
 FILE = "metrics.json"
 """In the folder of a run."""
@@ -45,6 +45,13 @@ def read_scalars(path: str | os.PathLike) -> Scalars:
                     series.pop()
                 series.append((iteration, value))
     return scalars
+
+
+def thinned(series: Series, most: int) -> Series:
+    """At most so many points, as means of consecutive ones at the last one's iteration."""
+    size = -(-len(series) // most)
+    blocks = (series[i : i + size] for i in range(0, len(series), size))
+    return [(b[-1][0], sum(value for _, value in b) / len(b)) for b in blocks]
 
 
 def _parsed(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, float]]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from resobj_d2.analysis.confusions import background_name, confusion_table
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.precision import mean_precision
-from resobj_d2.plots.scalars import Scalars, read_scalars
+from resobj_d2.plots.scalars import Scalars, Series, read_scalars, thinned
 
 from . import plots
 from .blocks import Code, Note, Plot, Section, Table, left_out, named
@@ -256,7 +256,7 @@ def training_panels(scalars: Scalars, *, most: int = _MOST_POINTS) -> dict[str, 
         "learning rate": [n for n in scalars if n == "lr"],
     }
     return {
-        title: {_short(name): _thin(scalars[name], most) for name in sorted(names)}
+        title: {_short(name): _columns(thinned(scalars[name], most)) for name in sorted(names)}
         for title, names in groups.items()
         if names
     }
@@ -269,11 +269,8 @@ def _short(name: str) -> str:
     return name.removeprefix("bbox/").removeprefix("loss_")
 
 
-def _thin(points: Sequence[tuple[int, float]], most: int) -> tuple[list[int], list[float]]:
-    """At most so many points, as means of consecutive ones."""
-    size = -(-len(points) // most)
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [p[-1][0] for p in parts], [sum(value for _, value in p) / len(p) for p in parts]
+def _columns(series: Series) -> tuple[list[int], list[float]]:
+    return [iteration for iteration, _ in series], [value for _, value in series]
 
 
 def _about(judgements: Sequence[Judgement]) -> Section:

@@ -59,6 +59,9 @@ def test_evaluations_are_apart_and_dashed(metrics, tmp_path):
     assert plot_objectness_curves(path, tmp_path / "both.svg")
     plain = metrics(line(19, step1_positive=0.2) + line(39, step1_positive=0.3), run="plain")
     assert plot_objectness_curves(plain, tmp_path / "plain.svg")
+    text = '{"iteration": 19, "validation/objectness/step0/positive": 0.5}\n'
+    only = metrics(text, run="only")
+    assert plot_objectness_curves(only, tmp_path / "only.svg")
     dashes = [(tmp_path / f"{x}.svg").read_text().count("dasharray: ") for x in ("both", "plain")]
     assert dashes[0] > dashes[1]
 
