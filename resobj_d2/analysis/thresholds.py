@@ -29,7 +29,7 @@ from .matching import Matches, match, overlapping_pairs
 from .source import add_source_options, load_source
 from .tables import Row, markdown, name_apart, write_json
 
-__all__ = ["Curve", "main", "score_curves", "threshold_override", "threshold_table"]
+__all__ = ["Curve", "floor_score", "main", "score_curves", "threshold_override", "threshold_table"]
 
 KEY = "PREDICT.SCORE_THRESH"
 _DIGITS = 5  # of thresholds, rounded down
@@ -162,7 +162,7 @@ def threshold_table(
             continue
         reached = curve.precision[at] >= (precision or 0) and curve.recall[at] >= (recall or 0)
         figures = (curve.precision[at], curve.recall[at], curve.f1[at])
-        values = [_floor(curve.scores[at]), *(100 * float(x) for x in figures), bool(reached)]
+        values = [floor_score(curve.scores[at]), *(100 * float(x) for x in figures), bool(reached)]
         rows.append({**row, **dict(zip(_FIGURES, values, strict=True))})
     return rows
 
@@ -170,7 +170,8 @@ def threshold_table(
 _FIGURES = ("threshold", "precision", "recall", "F1", "reached")
 
 
-def _floor(score: float) -> float:
+def floor_score(score: float) -> float:
+    """A score in five digits, rounded down: what passes a limit passes it as it was."""
     # What is a round number already stays one.
     return math.floor(score * 10**_DIGITS + 1e-6) / 10**_DIGITS
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 from resobj_d2.analysis.evaluation_set import EvaluationSet
+from resobj_d2.analysis.thresholds import floor_score
 from resobj_d2.data.pictures import ImageError, read_picture
 
 from .judge import Judgement
@@ -25,7 +26,6 @@ RIGHT, IGNORED = len(KINDS), len(KINDS) + 1
 
 _SIDES = (960, 800, 640, 512, 384, 256, 128)  # the longer side in pixels, the largest that fits
 _QUALITY = 82
-_LEAST_SCORE = 0.01
 _LIMITS = (100, 60, 35, 20, 10, 5, 2)  # wrong detections of one picture, run and step
 _OBJECTS_PER_LIMIT = 5
 
@@ -175,7 +175,7 @@ def _objects(data: EvaluationSet, row: int) -> list[list]:
 def _detections(errors: ErrorAnalysis, row: int) -> list[list]:
     """x, y, width, height, class, score, kind, position of the object that it finds or -1."""
     found = errors.data.detections
-    rows = np.flatnonzero((found.images == row) & (found.scores >= _LEAST_SCORE))
+    rows = np.flatnonzero(found.images == row)
     own = np.flatnonzero(errors.data.objects.images == row)
     position = {int(i): k for k, i in enumerate(own)}
     matches = errors.matches
@@ -187,7 +187,7 @@ def _detections(errors: ErrorAnalysis, row: int) -> list[list]:
         elif matches.ignored[i]:
             kind = IGNORED
         target = position.get(int(matches.objects[i]), -1) if kind == RIGHT else -1
-        score = round(float(found.scores[i]), 4)
+        score = floor_score(float(found.scores[i]))
         items.append([*_rounded(found.boxes[i]), int(found.classes[i]), score, kind, target])
     return items
 

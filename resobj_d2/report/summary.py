@@ -186,7 +186,7 @@ def _advice(judgement: Judgement) -> list[str]:
             "may change with that."
         )
     items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
-    if "Bkg" not in ranked[:3]:
+    if "Bkg" not in ranked:
         items.append(_about_imbalance(judgement))
     if counts.right[-1]:
         items.append(

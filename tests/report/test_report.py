@@ -74,6 +74,28 @@ def test_summary_names_what_costs_most(judgement):
     assert share in _about_imbalance(judgement)
 
 
+def test_dear_background_is_not_called_cheap(judgement, monkeypatch):
+    """Also where three other kinds of errors are dearer."""
+    for cost, cheap in ((5.0, False), (0.1, True)):
+        kinds = [("Cls", 8.0, 4), ("Loc", 7.0, 4), ("Both", 6.0, 4), ("Bkg", cost, 4)]
+        monkeypatch.setattr("resobj_d2.report.summary._ranked", lambda _, kinds=kinds: kinds)
+        (advice,) = (
+            items for title, items in summarise(judgement).columns if title == "What to try"
+        )
+        assert ("would win little" in " ".join(advice)) == cheap
+
+
+def test_pictures_have_what_the_counts_have(make_dump):
+    """A detection of the lowest score, and one just below a place of the slider."""
+    results = [{**RESULTS[0], "score": 0.005}, {**RESULTS[2], "score": 0.299996}]
+    one = judge(find_subjects([make_dump(results)])[0])
+    plain = load_pictures([one], [0, 1], max_bytes=10**6)
+    drawn, _ = with_boxes([one], [0, 1], plain, max_bytes=10**6)
+    scores = [found[5] for picture in drawn for found in picture.boxes["runs"][0][-1]]
+    assert scores[0] == 0.005 and 0.2999 <= scores[1] < 0.3
+    assert at(one, 0.0) == (2, 0) and at(one, 0.3) == (0, 0)
+
+
 def test_missed_objects_without_an_anchor_are_told(judgement):
     ious = np.array([0.9, 0.2, 0.8, np.nan])
     missed = np.array([False, True, False, False])
@@ -268,10 +290,24 @@ def test_what_is_unknown_is_not_denied():
     assert [row[-1] for row in table.cells] == ["-", "yes", "no"]
 
 
+def repeated(rows, times):
+    """Rows of a COCO json for so many copies of the images."""
+    ids = ("id", "image_id")
+    return [
+        {key: value + 10 * copy if key in ids else value for key, value in row.items()}
+        for copy in range(times)
+        for row in rows
+    ]
+
+
 def test_two_runs_are_compared_in_words(make_dump):
-    """The second lacks the detection of background, and the loose one."""
+    """The second lacks the detections of background, and the loose ones."""
+    whole = {k: v if k == "categories" else repeated(v, 5) for k, v in CONTENT.items()}
     better = [x for x in RESULTS if x["score"] not in (0.7, 0.5)]
-    folders = [make_dump(name="first"), make_dump(better, name="second")]
+    folders = [
+        make_dump(repeated(results, 5), whole, name=name, pictures=False)
+        for results, name in ((RESULTS, "first"), (better, "second"))
+    ]
     judgements = [judge(one) for one in find_subjects(folders)]
     text = comparison_section.comparison_section(judgements).blocks[0].text
     averages = [one.average() for one in judgements]
@@ -290,6 +326,16 @@ def test_two_runs_are_compared_in_words(make_dump):
         "At its best score limit it has a precision of 100.0 % and a recall of 66.7 %; first has a "
         "precision of 66.7 % and a recall of 66.7 %."
     )
+
+
+def test_of_few_images_no_chance_is_told(make_dump):
+    """Drawing three images anew says nothing about others."""
+    folders = [make_dump(name="first"), make_dump(RESULTS[:1], name="second")]
+    judgements = [judge(one) for one in find_subjects(folders)]
+    text, table = comparison_section.comparison_section(judgements).blocks[::2]
+    assert "a difference of -" in text.text
+    assert "chance" not in text.text and "largest for" not in text.text
+    assert {row["beyond chance"] for row in table.rows} == {None}
 
 
 def test_a_class_may_be_called_background(make_dump):
