@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,22 @@ from .matching import Matches, match, overlapping_pairs
 from .source import add_source_options, load_source
 from .tables import Row, markdown, name_apart, write_json
 
-__all__ = ["Curve", "floor_score", "main", "score_curves", "threshold_override", "threshold_table"]
+__all__ = [
+    "Curve",
+    "Limit",
+    "best_limit",
+    "floor_score",
+    "main",
+    "score_curves",
+    "shown_score",
+    "threshold_override",
+    "threshold_table",
+]
 
 KEY = "PREDICT.SCORE_THRESH"
-_DIGITS = 5  # of thresholds, rounded down
+_DIGITS = 5  # of scores, rounded down
+_ROUNDED = 10**6  # logits beyond it stay as they are
+_LIMIT_DIGITS = 3  # of limits; more where another detection would pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +120,67 @@ def _most(wanted: np.ndarray, bounded: np.ndarray, bound: float) -> int:
     return int(np.argmax(np.where(allowed, wanted, -1.0)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A lowest score, with what a detector has there.
+
+    Attributes:
+        score: that passes, and all above it.
+        precision, recall, f1: from 0 to 1.
+    """
+
+    score: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def best_limit(
+    curve: Curve, *, precision: float | None = None, recall: float | None = None
+) -> Limit | None:
+    """The lowest score that fits best; None without detections or objects.
+
+    It is rounded down to three digits after the point, or to as many more as keep out the
+    detections that the best threshold keeps out.
+
+    Args:
+        curve: at the scores of the detections.
+        precision, recall: as in :meth:`Curve.best`; without both the highest F1.
+    """
+    at = curve.best(precision=precision, recall=recall)
+    if at is None:
+        return None
+    below = float(curve.scores[at + 1]) if at + 1 < len(curve.scores) else -math.inf
+    score = _rounded_down(float(curve.scores[at]), below)
+    there = curve.at(np.array([score]))
+    figures = (float(values[0]) for values in (there.precision, there.recall, there.f1))
+    return Limit(
+        **dict(zip(("score", "precision", "recall", "f1"), (score, *figures), strict=True))
+    )
+
+
+def _rounded_down(score: float, below: float) -> float:
+    """A score in as few digits as stay above another one."""
+    if abs(score) > _ROUNDED:
+        return score
+    exact = Decimal(repr(score))
+    for digits in range(_LIMIT_DIGITS, 18):
+        value = float(exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR))
+        if value > below:
+            return value
+    return score
+
+
+def shown_score(score: float | None, *, digits: int = 2) -> str:
+    """A score as text, with all its digits.
+
+    Args:
+        score: None is "-".
+        digits: after the point, at least.
+    """
+    return "-" if score is None else np.format_float_positional(score, min_digits=digits)
+
+
 def score_curves(
     data: EvaluationSet, *, threshold: float = 0.5, matches: Matches | None = None
 ) -> list[Curve]:
@@ -150,19 +224,19 @@ def threshold_table(
 
     Returns:
         Rows with ``class``, ``objects``, ``threshold``, ``precision``, ``recall``, ``F1`` in
-        percent and ``reached``: whether the wish is met there. Thresholds are rounded down to
-        five digits. None where there are no objects or no detections.
+        percent and ``reached``: whether the wish is met there. Thresholds are those of
+        :func:`best_limit`. None where there are no objects or no detections.
     """
     rows: list[Row] = []
     for curve in curves:
         row: Row = {"class": curve.name, "objects": curve.objects}
-        at = curve.best(precision=precision, recall=recall)
-        if at is None:
+        limit = best_limit(curve, precision=precision, recall=recall)
+        if limit is None:
             rows.append({**row, **dict.fromkeys(_FIGURES)})
             continue
-        reached = curve.precision[at] >= (precision or 0) and curve.recall[at] >= (recall or 0)
-        figures = (curve.precision[at], curve.recall[at], curve.f1[at])
-        values = [floor_score(curve.scores[at]), *(100 * float(x) for x in figures), bool(reached)]
+        reached = limit.precision >= (precision or 0) and limit.recall >= (recall or 0)
+        figures = (limit.precision, limit.recall, limit.f1)
+        values = [limit.score, *(100 * x for x in figures), reached]
         rows.append({**row, **dict(zip(_FIGURES, values, strict=True))})
     return rows
 
@@ -267,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves = score_curves(data, threshold=args.iou)
     rows = threshold_table(curves, precision=args.precision, recall=args.recall)
     override = threshold_override(rows)
-    shown = [{**row, "threshold": _shown(row["threshold"])} for row in rows]
+    shown = [{**row, "threshold": shown_score(row["threshold"], digits=3)} for row in rows]
     if args.precision is None and args.recall is None:
         shown = [{k: v for k, v in row.items() if k != "reached"} for row in shown]
     print(f"{data.name}, at an IoU of {args.iou:g}\n\n{markdown(shown, limit=30)}")
@@ -278,10 +352,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = {"thresholds": rows, "overrides": override, "curves": curve_rows(curves)}
         write_json(args.json, tables)
     return 0
-
-
-def _shown(threshold: object) -> str:
-    return "-" if threshold is None else f"{threshold:.3f}"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Table:
 
 def _is_number(value: object) -> bool:
     if isinstance(value, str):
-        return re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
+        return re.fullmatch(r"-|-?\d+(\.\d+)?", value) is not None
     return isinstance(value, (int, float, type(None)))
 
 

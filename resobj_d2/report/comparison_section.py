@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from resobj_d2.analysis.compare import Comparison, Method, compare
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.tables import Row
+from resobj_d2.analysis.thresholds import shown_score
 
 from .blocks import Note, Section, Table
-from .judge import Judgement, best_place
+from .judge import Judgement
 from .summary import ERROR_NAMES
 
 __all__ = ["comparison_section"]
@@ -24,18 +25,17 @@ def comparison_section(judgements: Sequence[Judgement]) -> Section | None:
         return None
     rows = []
     for one in judgements:
-        counts = one.counts[-1]
-        best = best_place(counts)
+        limit = one.limit
         rows.append(
             {
                 "run": one.subject.name,
                 "AP": one.average(),
                 "AP50": one.average("AP50"),
                 "AP75": one.average("AP75"),
-                "best F1": 100 * float(counts.f1[best]),
-                "at score": one.best_score,
-                "recall": 100 * float(counts.recall[best]) if counts.objects else None,
-                "precision": 100 * float(counts.precision[best]),
+                "best F1": limit and 100 * limit.f1,
+                "at score": shown_score(limit and limit.score),
+                "recall": limit and 100 * limit.recall,
+                "precision": limit and 100 * limit.precision,
             }
         )
     verdicts, tables = _differences(judgements)
@@ -133,10 +133,12 @@ def _chance(row: Row) -> str:
 
 
 def _at_best(one: Judgement) -> str:
-    counts = one.counts[-1]
-    place = best_place(counts)
-    precision, recall = 100 * counts.precision[place], 100 * counts.recall[place]
-    return f"a precision of {_number(float(precision))} % and a recall of {recall:.1f} %"
+    limit = one.limit
+    if limit is None:
+        return "nothing right"
+    return (
+        f"a precision of {100 * limit.precision:.1f} % and a recall of {100 * limit.recall:.1f} %"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from resobj_d2 import __version__
 from resobj_d2.analysis.errors import KINDS
+from resobj_d2.analysis.thresholds import shown_score
 from resobj_d2.process import counted
 
 from .blocks import Plot, Section
@@ -65,7 +66,7 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
         "sections": sections_of(judgements),
         "runs": names,
         "class_names": data.class_names,
-        "threshold": f"{judgements[0].best_score:.2f}",
+        "threshold": f"{judgements[0].slider_start:.2f}",
         "steps_text": "The same network and boxes, scored with the objectness after each "
         "residual. The score limit above applies here too: false detections should go, and right "
         "ones stay.",
@@ -81,7 +82,11 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
     left -= sum(len(picture.source) for picture in shown)
     while True:
         drawn, left_out = with_boxes(judgements, images[: len(shown)], shown, max_bytes=left)
-        texts = [_pictures_text(len(shown), len(images), len(data.image_ids)), left_out]
+        texts = [
+            _pictures_text(len(shown), len(images), len(data.image_ids)),
+            _start_text(judgements),
+            left_out,
+        ]
         page = _fill(
             **content,
             pictures=drawn,
@@ -152,6 +157,17 @@ def _pictures_text(shown: int, chosen: int, total: int) -> str:
     if shown < chosen:
         text += f"; {chosen - shown} more did not fit into this file"
     return f"{text}. Choose one to enlarge it."
+
+
+def _start_text(judgements: Sequence[Judgement]) -> str:
+    """Where the slider stands at first."""
+    first = judgements[0]
+    if first.limit is None:
+        return ""
+    whose = f" of {first.subject.name}" if len(judgements) > 1 else ""
+    start, exact = f"{first.slider_start:.2f}", shown_score(first.limit.score)
+    rounded = "" if start == exact else f", the {exact} that the figures above are for, rounded"
+    return f"The slider starts at {start}, the best score limit{whose}{rounded}."
 
 
 def _strips(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> list[dict]:

@@ -13,11 +13,11 @@ from resobj_d2.analysis.misalignment import (
     score_table,
     scored_boxes,
 )
-from resobj_d2.analysis.thresholds import threshold_override, threshold_table
+from resobj_d2.analysis.thresholds import shown_score, threshold_override, threshold_table
 
 from . import plots
 from .blocks import Code, Plot, Section, Table, left_out, named
-from .judge import Judgement, best_place
+from .judge import SLIDER, Judgement
 
 __all__ = ["calibration_section", "misalignment_section", "precision_section"]
 
@@ -28,14 +28,15 @@ def precision_section(judgements: Sequence[Judgement]) -> Section | None:
         return None
     precision, f1, marks, best = {}, {}, {}, {}
     for one in judgements:
-        counts, name = one.counts[-1], one.subject.name
+        limit, name = one.limit, one.subject.name
+        drawn = SLIDER if limit is None else np.unique(np.r_[SLIDER, limit.score])[::-1]
+        counts = one.wholes[-1].at(drawn)
         known = ~np.isnan(counts.precision)
         precision[name] = (counts.recall[known], counts.precision[known])
         f1[name] = (counts.scores, counts.f1)
-        place = best_place(counts)
-        if known[place]:
-            marks[name] = (counts.recall[place], counts.precision[place])
-        best[name] = (counts.scores[place], counts.f1[place])
+        if limit is not None:
+            marks[name] = (limit.recall, limit.precision)
+            best[name] = (limit.score, limit.f1)
     return Section(
         key="precision",
         short="Precision",
@@ -70,7 +71,7 @@ def _limits(judgements: Sequence[Judgement]) -> list:
         key, value = threshold_override(rows)
         shown = [{k: v for k, v in row.items() if k != "reached"} for row in rows]
         for row in shown:
-            row["threshold"] = None if row["threshold"] is None else f"{row['threshold']:.3f}"
+            row["threshold"] = shown_score(row["threshold"], digits=3)
         blocks += named(one.subject.name, len(judgements))
         blocks.append(
             Table(rows=shown, caption="The lowest score with the highest F1, by class", limit=100)

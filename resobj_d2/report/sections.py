@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from resobj_d2.analysis.confusions import background_name, confusion_table
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.precision import mean_precision
+from resobj_d2.analysis.thresholds import shown_score
 from resobj_d2.plots.scalars import Scalars, Series, read_scalars, thinned
 
 from . import plots
 from .blocks import Code, Note, Plot, Section, Table, left_out, named
 from .comparison_section import comparison_section
 from .imbalance_sections import imbalance_section
-from .judge import Judgement, best_place
+from .judge import Judgement
 from .score_sections import calibration_section, misalignment_section, precision_section
 
 __all__ = ["sections_of", "training_panels"]
@@ -73,7 +74,7 @@ def _errors(judgements: Sequence[Judgement]) -> Section:
             and background_name(one.data) not in (row["object"], row["detection"])
         ]
         if mixed:
-            title = f"What is taken for what, at scores of {confidence:.2f} or more"
+            title = f"What is taken for what, at scores of {shown_score(confidence)} or more"
             blocks.append(Table(rows=mixed, caption=title, limit=15))
     return Section(
         key="errors",
@@ -173,16 +174,15 @@ def _steps(judgements: Sequence[Judgement]) -> Section | None:
     blocks: list = []
     for one in refined:
         rows = []
-        for step, (errors, counts) in enumerate(zip(one.errors, one.counts, strict=True)):
+        for step, (errors, limit) in enumerate(zip(one.errors, one.limits, strict=True)):
             costs = {str(row["error"]): row["dAP"] for row in errors.table()}
-            best = best_place(counts)
             rows.append(
                 {
                     "step": f"{step} (base)" if step == 0 else str(step),
                     "AP50": mean_precision(errors.precision),
-                    "best F1": 100 * float(counts.f1[best]),
-                    "at score": float(counts.scores[best]),
-                    "detections": int(counts.right[-1] + counts.wrong[-1]),
+                    "best F1": limit and 100 * limit.f1,
+                    "at score": shown_score(limit and limit.score),
+                    "detections": int((~errors.matches.ignored).sum()),
                     "dAP of Bkg": costs["Bkg"],
                     "dAP of Miss": costs["Miss"],
                 }

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
+from resobj_d2.analysis.thresholds import shown_score
 
-from .judge import Judgement, best_place
+from .judge import Judgement
 
 __all__ = ["ERROR_NAMES", "Figure", "Summary", "summarise"]
 
@@ -77,8 +78,7 @@ def summarise(judgement: Judgement) -> Summary:
 
 
 def _figures(judgement: Judgement) -> list[Figure]:
-    counts = judgement.counts[-1]
-    best = best_place(counts)
+    limit = judgement.limit
     return [
         Figure(
             name="AP",
@@ -89,33 +89,32 @@ def _figures(judgement: Judgement) -> list[Figure]:
         Figure(name="AP75", value=_percent(judgement.average("AP75")), meaning="at IoU .75"),
         Figure(
             name="best score limit",
-            value=f"{judgement.best_score:.2f}",
+            value=shown_score(limit and limit.score),
             meaning="with the highest F1, the harmonic mean of precision and recall",
         ),
         Figure(
             name="precision there",
-            value=_percent(100 * float(counts.precision[best])),
+            value=_percent(limit and 100 * limit.precision),
             meaning="part of its detections that are right, in percent",
         ),
         Figure(
             name="recall there",
-            value=_percent(100 * float(counts.recall[best])),
+            value=_percent(limit and 100 * limit.recall),
             meaning="part of the objects that are found, in percent",
         ),
     ]
 
 
 def _strengths(judgement: Judgement) -> list[str]:
-    counts = judgement.counts[-1]
-    everything = 100 * float(counts.recall[-1])
-    best = best_place(counts)
-    if not counts.right[-1]:
+    limit = judgement.limit
+    if limit is None:
         return ["None of its detections is right."]
+    everything = 100 * float(judgement.wholes[-1].recall[-1])
     items = [
-        ("" if counts.f1[best] >= _USABLE else "Not much yet. ")
-        + f"At a score of {judgement.best_score:.2f} or more, "
-        f"{100 * float(counts.precision[best]):.0f} % of its detections are right and "
-        f"{100 * float(counts.recall[best]):.0f} % of the objects are found.",
+        ("" if limit.f1 >= _USABLE else "Not much yet. ")
+        + f"At a score of {shown_score(limit.score)} or more, "
+        f"{100 * limit.precision:.0f} % of its detections are right and "
+        f"{100 * limit.recall:.0f} % of the objects are found.",
         f"{everything:.1f} % of the objects are among its detections of any score"
         + (": the rest of the way is to score them better." if everything >= 90 else "."),
     ]
@@ -178,9 +177,9 @@ def _losses(judgement: Judgement) -> list[str]:
 
 def _advice(judgement: Judgement) -> list[str]:
     ranked = [kind for kind, cost, _ in _ranked(judgement.last) if cost >= _NOTICEABLE]
-    counts = judgement.counts[-1]
+    limit = judgement.limit
     items = []
-    if counts.f1[best_place(counts)] < _USABLE:
+    if limit is None or limit.f1 < _USABLE:
         items.append(
             "First train longer, and look at the data with `resobj-d2 data check`: what follows "
             "may change with that."
@@ -188,10 +187,11 @@ def _advice(judgement: Judgement) -> list[str]:
     items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
     if "Bkg" not in ranked:
         items.append(_about_imbalance(judgement))
-    if counts.right[-1]:
+    if limit is not None:
+        score = shown_score(limit.score)
         items.append(
-            f"For use, keep detections of {judgement.best_score:.2f} or more: `resobj-d2 predict "
-            f"--confidence-threshold {judgement.best_score:.2f}`."
+            f"For use, keep detections of {score} or more: `resobj-d2 predict "
+            f"--confidence-threshold {score}`."
         )
     return items
 

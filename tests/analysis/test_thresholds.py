@@ -10,7 +10,14 @@ from PIL import Image
 from resobj_d2.analysis import calibration, thresholds
 from resobj_d2.analysis.binning import bin_of
 from resobj_d2.analysis.calibration import calibration_table, class_calibration_table
-from resobj_d2.analysis.thresholds import score_curves, threshold_override, threshold_table
+from resobj_d2.analysis.thresholds import (
+    Limit,
+    best_limit,
+    score_curves,
+    shown_score,
+    threshold_override,
+    threshold_table,
+)
 from tests.analysis import plain_loops
 
 BOX, FAR = [100, 100, 100, 100], [300, 300, 50, 50]
@@ -91,12 +98,33 @@ def test_a_class_may_be_called_all():
     assert [row["class"] for row in class_calibration_table(data)] == names
 
 
-def test_thresholds_are_rounded_down_to_what_their_detection_reaches():
-    score = 0.1234567
-    data = plain_loops.evaluation_set([(0, 0, BOX)], [(0, 0, BOX, score)])
-    assert threshold_table(score_curves(data))[1]["threshold"] == 0.12345
-    data = plain_loops.evaluation_set([(0, 0, BOX)], [(0, 0, BOX, 0.571)])
-    assert threshold_table(score_curves(data))[1]["threshold"] == 0.571
+@pytest.mark.parametrize(
+    "scores, limit",
+    [
+        ([0.1234567], 0.123),
+        ([0.571], 0.571),
+        ([0.5709999999999], 0.570),
+        ([0.1234567, 0.1231], 0.1234),  # three digits would let the wrong one pass
+        ([0.00042, 0.0001], 0.0004),
+        ([97.53, 20.0], 97.53),
+        ([-2.3456], -2.346),
+        ([1e30, 1.0], 1e30),
+    ],
+)
+def test_thresholds_are_rounded_down_as_long_as_nothing_else_passes(scores, limit):
+    """The first detection is right, the others are wrong."""
+    found = [(0, 0, BOX if k == 0 else FAR, score) for k, score in enumerate(scores)]
+    curve = score_curves(plain_loops.evaluation_set([(0, 0, BOX)], found))[0]
+    best = best_limit(curve)
+    assert best == Limit(score=limit, precision=1, recall=1, f1=1)
+    assert best.score <= scores[0] and float(shown_score(limit)) == limit
+    assert best_limit(score_curves(plain_loops.evaluation_set([(0, 0, BOX)], []))[0]) is None
+
+
+def test_scores_are_shown_with_all_their_digits():
+    shown = [shown_score(x) for x in (0.6, 0.485, 0.12345, None)]
+    assert shown == ["0.60", "0.485", "0.12345", "-"]
+    assert shown_score(0.5, digits=3) == "0.500"
 
 
 def files(folder, objects, found):

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resobj_d2.analysis import thresholds
 from resobj_d2.analysis.imbalance_tables import Imbalance
 from resobj_d2.report import comparison_section, plots, sections
 from resobj_d2.report import page as page_module
 from resobj_d2.report.blocks import Table
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.imbalance_sections import imbalance_section
-from resobj_d2.report.judge import SLIDER, best_place, judge
+from resobj_d2.report.judge import SLIDER, judge
 from resobj_d2.report.page import render
 from resobj_d2.report.pictures import choose_images, load_pictures, with_boxes
 from resobj_d2.report.score_sections import calibration_section, misalignment_section
@@ -47,8 +48,33 @@ def test_counts_by_hand(judgement):
     assert at(judgement, 0.61) == (1, 1)
     assert at(judgement, 0.91) == (0, 0)
     counts = judgement.counts[-1]
-    assert judgement.best_score == 0.6 and counts.f1[best_place(counts)] == pytest.approx(4 / 6)
+    assert judgement.best_score == 0.6 and judgement.limit.f1 == pytest.approx(4 / 6)
     assert np.isnan(counts.precision[0]) and counts.recall[40] == pytest.approx(2 / 3)
+
+
+def test_the_best_limit_is_that_of_analyze_thresholds(make_dump, capsys):
+    """Between two places of the slider: two of three are found at .485, with a wrong one at .48."""
+    scores = (0.9, 0.4857, 0.4823, 0.481)
+    results = [{**RESULTS[k], "score": s} for k, s in zip((0, 2, 4, 4), scores, strict=True)]
+    folder = make_dump(results)
+    one = judge(find_subjects([folder])[0])
+    assert thresholds.main([str(folder)]) == 0
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.split("\n")
+    ]
+    (printed,) = (row[3:7] for row in rows if row[1:2] == ["all"])
+    assert printed == ["0.485", "100.0", "66.7", "80.0"]
+    figures = {figure.name: figure.value for figure in summarise(one).figures}
+    assert [figures[x] for x in ("best score limit", "precision there", "recall there")] == [
+        "0.485", "100.0", "66.7",
+    ]  # fmt: skip
+    text = render([one], pictures=1)
+    assert 'step="0.01" value="0.48"' in text
+    assert "at 0.48, the best score limit, the 0.485 that the figures above are for" in text
+    other = dataclasses.replace(one, subject=dataclasses.replace(one.subject, name="other"))
+    row = comparison_section.comparison_section([one, other]).blocks[1].rows[0]
+    assert row["at score"] == "0.485" and row["precision"] == 100
+    assert row["best F1"] == pytest.approx(80) and row["recall"] == pytest.approx(200 / 3)
 
 
 def test_summary_names_what_costs_most(judgement):
