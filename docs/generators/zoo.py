@@ -24,8 +24,8 @@ NAME = "python -m docs.generators.zoo"
 
 def table(folder: str) -> str:
     """Markdown of the configurations in one folder of ``configs/``."""
-    head = "| config | method | paper's AP | measured on | source | seen in |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    head = "| config | method | paper's AP | measured on | source | seen in | differs |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for entry in zoo_entries():
         if entry.name.startswith(f"{folder}/"):
             link = f"[{Path(entry.name).stem}]({entry.name})"
@@ -34,6 +34,7 @@ def table(folder: str) -> str:
                 [f.split for f in entry.figures],
                 [f.source for f in entry.figures],
                 [f.checked or "not confirmed" for f in entry.figures],
+                [f.note or "-" for f in entry.figures],
             ]
             lines.append(" | ".join(["| " + link, entry.method, *map(_cell, columns)]) + " |")
     return "\n".join(lines) + "\n"

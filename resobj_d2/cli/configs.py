@@ -82,7 +82,9 @@ def _table(entries: Sequence[ZooEntry]) -> str:
     for entry in entries:
         ap, source = "-", "-"
         if entry.figures:
-            ap, source = str(entry.figures[0]), entry.figures[0].source
+            first = entry.figures[0]
+            ap = str(first)
+            source = first.source + (f", {first.note}" if first.note else "")
         rows.append((entry.name, ap, source, entry.method))
     name, ap, source, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{r[0]:<{name}}  {r[1]:>{ap}}  {r[2]:<{source}}  {r[3]}" for r in rows)

@@ -57,6 +57,7 @@ class Figure:
         split: the images it was measured on.
         source: paper and table.
         checked: where it was read: "paper", or what quotes it; empty if nobody confirmed it.
+        note: how what it was measured with differs from the configuration; empty if it does not.
     """
 
     ap: str
@@ -64,6 +65,7 @@ class Figure:
     split: str
     source: str
     checked: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         return self.ap if self.metric == "box AP" else f"{self.ap} {self.metric}"

@@ -64,3 +64,22 @@ def test_what_follows_the_released_code_says_after():
     cfg = read("retinanet_resobj_released_R_50_FPN_800_1x")
     assert cfg.MODEL.DENSE.BOX_LOSS.NAME == "L1Loss"
     assert cfg.INPUT.MIN_SIZE_TRAIN == (800,)
+
+
+@pytest.mark.parametrize(
+    "name, missing",
+    [
+        ("tood_R_50_FPN_800_1x", "TOOD's head"),
+        ("ssd512_refinedet_vgg16", "connection blocks"),
+        ("mask_rcnn_R_50_FPN_800_1x", "2x schedule"),
+    ],
+)
+def test_a_figure_of_a_fuller_system_says_what_the_configuration_lacks(name, missing):
+    (entry,) = [x for x in zoo_entries() if x.name.endswith(f"/{name}.yaml")]
+    assert any(missing in figure.note for figure in entry.figures)
+
+
+@pytest.mark.parametrize("loss, weight", [("giou", 10.0), ("iou", 10.0), ("diou", 12.0)])
+def test_losses_of_decoded_boxes_have_their_papers_weight(loss, weight):
+    box_head = read(f"faster_rcnn_{loss}_R_50_FPN_800_1x").MODEL.ROI_BOX_HEAD
+    assert box_head.BBOX_REG_LOSS_WEIGHT == weight

@@ -179,11 +179,12 @@ def test_a_printed_figure_is_in_the_table_of_configurations(repository):
         rows = list(csv.DictReader(file))
     for row in rows:
         cells = table[Path(row["config"]).stem].strip("| ").split(" | ")
-        _, _, aps, splits, sources, seen = cells
+        _, _, aps, splits, sources, seen, differs = cells
         printed = row["ap"] if row["metric"] == "box AP" else f"{row['ap']} {row['metric']}"
         assert printed in aps.split("; "), row
         assert row["split"] in splits.split("; ") and row["source"] in sources.split("; "), row
         assert (row["checked"] or "not confirmed") in seen.split("; "), row
+        assert (row["note"] or "-") in differs.split("; "), row
 
 
 def test_folder_inside_an_installed_package(tmp_path, monkeypatch):
