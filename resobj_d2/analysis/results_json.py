@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import numpy as np
 
 from resobj_d2.data.record import Record
 from resobj_d2.data.values import fits_float
-from resobj_d2.evaluation.check_detections import check_detections
 
 __all__ = ["Results", "check_entries", "read_entries", "read_results"]
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
+_SHOWN = 5  # ids in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,8 @@ def check_entries(content: Sequence, record: Record, where: str) -> None:
     """
     for position, item in enumerate(content):
         _check(item, f"{where}: detection {position}")
-    check_detections(content, ["bbox"], record.name)
-    _refuse_unknown(where, "image_id", content, set(record.images.ids), record)
-    _refuse_unknown(where, "category_id", content, set(record.class_numbers), record)
+    _refuse_unknown(where, "image_id", content, record.images.ids, record)
+    _refuse_unknown(where, "category_id", content, list(record.class_numbers), record)
 
 
 def _check(item: object, where: str) -> None:
@@ -96,17 +96,46 @@ def _check(item: object, where: str) -> None:
     numbers = [item["score"], *(box if isinstance(box, list) else ())]
     if len(numbers) != 5 or not all(map(fits_float, numbers)):
         raise ValueError(f"{where}: bbox must be four numbers and score one")
-    if not isinstance(item["image_id"], (int, str)) or not isinstance(item["category_id"], int):
+    if not all(isinstance(item[key], (int, str)) for key in ("image_id", "category_id")):
         raise ValueError(f"{where}: image_id and category_id must be ids of the data set")
+    where = f"{where} (image {item['image_id']!r})"
+    if not math.isfinite(item["score"]):
+        raise ValueError(f"{where} has a score of NaN or inf: {item['score']}")
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"{where} has a box with NaN or inf: {box}")
+    if min(box[2:]) < 0:
+        raise ValueError(f"{where} has a box of negative size: {box}, as x, y, width, height")
 
 
 def _refuse_unknown(
-    where: str, key: str, content: Sequence[dict], known: Set, record: Record
+    where: str, key: str, content: Sequence[dict], known: Sequence, record: Record
 ) -> None:
-    unknown = list(dict.fromkeys(item[key] for item in content if item[key] not in known))
+    all_known = set(known)
+    used = list(dict.fromkeys(item[key] for item in content))
+    unknown = [value for value in used if value not in all_known]
     if unknown:
-        shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise ValueError(
-            f"{where} has {key} {shown}, which dataset '{record.name}' ({record.source}) does not "
-            "have: it is of another data set"
+            f"{where} has {key} {_few(unknown)}, which dataset '{record.name}' ({record.source}) "
+            f"does not have: its own are {_few(known)}. {_reason(used, all_known, record, key)}"
         )
+
+
+def _few(values: Sequence) -> str:
+    return ", ".join(map(repr, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+
+
+def _reason(used: Sequence, known: Set, record: Record, key: str) -> str:
+    """What would make all ids fit, or what it means that nothing does."""
+    if all(isinstance(x, str) and x.strip().isdecimal() and int(x) in known for x in used):
+        return "They are written as text: without quotation marks they fit"
+    if all(isinstance(x, int) and x + 1 in known for x in used):
+        return "With 1 added they fit: they may be counted from 0"
+    if all(isinstance(x, int) and x - 1 in known for x in used):
+        return "With 1 subtracted they fit: they may be counted from 1"
+    if key == "image_id":
+        stems = {Path(file).stem for file in record.images.files}
+        if all(Path(str(x)).stem in stems for x in used):
+            return "They are names of the pictures: write the ids of the ground truth"
+    elif all(x in record.class_names for x in used):
+        return "They are names of the classes: write the ids of the ground truth"
+    return "It is of another data set"

@@ -179,11 +179,11 @@ def test_impossible_thresholds_are_refused():
     [
         ({"image_id": 9}, "x has image_id 9, which dataset 'the data set' .* does not have"),
         ({"category_id": 3}, "x has category_id 3, which"),
-        ({"score": float("nan")}, "1 detection with a score of NaN"),
+        ({"score": float("nan")}, "x: detection 0 .* a score of NaN"),
         ({"bbox": [1, 2, 3]}, "x: detection 0: "),
         ({"bbox": ["1", 2, 3, 4]}, "x: detection 0: "),
         ({"image_id": [1]}, "x: detection 0: "),
-        ({"bbox": [1, 2, -3, 4]}, "negative size"),
+        ({"bbox": [1, 2, -3, 4]}, "x: detection 0 .* negative size"),
     ],
 )
 def test_results_that_cannot_be_judged_are_refused(entry, message, tmp_path):
