@@ -36,8 +36,11 @@ from resobj_d2.inspection.target import find_target
 from resobj_d2.process import progress_bar, start_log
 
 from .capture import Capture, Pool, best_ious, capture_of
+from .dump_file import load_dump
 from .dump_writer import DumpWriter, box_columns, check_output, factor_columns, write_dump
+from .evaluation_set import EvaluationSet
 from .results_json import read_results
+from .source import tell_doubts
 
 __all__ = ["dump_detections", "dump_model", "main"]
 
@@ -297,7 +300,9 @@ def _from_json(args, parser: argparse.ArgumentParser) -> Path:
         cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
         record = _only_record(cfg.DATASETS.TEST, "DATASETS.TEST")
         output = args.output or os.path.join(cfg.OUTPUT_DIR, "dump")
-    return dump_detections(record, args.detections, output)
+    path = dump_detections(record, args.detections, output)
+    tell_doubts(EvaluationSet.of_dump(load_dump(path)))
+    return path
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from .binning import bin_of
 from .dump_file import Dump, load_dump
 from .evaluation_set import Detections, EvaluationSet, Objects, with_sizes
 from .matching import overlapping_pairs
+from .source import tell_doubts
 from .tables import Row, markdown, write_json
 
 __all__ = [
@@ -309,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
         parser.error(f"--plot {args.plot}: the ending must be .png, .svg or .pdf")
     dump = load_dump(args.dump)
+    tell_doubts(EvaluationSet.of_dump(dump))
     boxes = scored_boxes(dump)
     tables = {
         "agreement": agreement_table(boxes),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from resobj_d2.config import load_config
@@ -11,13 +13,16 @@ from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.coco_json import read_coco_json
 from resobj_d2.data.record import Record
 from resobj_d2.data.register import check_available
-from resobj_d2.inspection.target import find_target
+from resobj_d2.inspection.target import find_target, picture_folder
 
+from .doubts import doubts
 from .dump_file import load_dump
 from .evaluation_set import EvaluationSet
 from .results_json import read_entries
 
-__all__ = ["add_source_options", "load_source"]
+__all__ = ["add_source_options", "load_source", "tell_doubts"]
+
+logger = logging.getLogger(__name__)
 
 RESULTS = "coco_instances_results.json"
 
@@ -40,7 +45,9 @@ def add_source_options(parser: argparse.ArgumentParser, *, several: bool = False
         help="ground truth of a results json: a COCO json, another file or folder that `resobj-d2 "
         "data check` reads, or a registered name",
     )
-    parser.add_argument("--images", metavar="DIR", help="pictures of a COCO json")
+    parser.add_argument(
+        "--images", metavar="DIR", help="pictures of a COCO json (default: near it)"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="of a run, or of --data, with several")
     parser.add_argument(
         "--limit",
@@ -61,6 +68,8 @@ def _positive(text: str) -> int:
 def load_source(source: str | os.PathLike, args: argparse.Namespace) -> EvaluationSet:
     """Ground truth and detections of one source, with the options of the command.
 
+    What about them was probably not meant is a warning.
+
     Raises:
         FileNotFoundError: there is no such run or file, or the run was not evaluated.
         ValueError: the files do not fit, or a choice is missing.
@@ -74,7 +83,7 @@ def load_source(source: str | os.PathLike, args: argparse.Namespace) -> Evaluati
             dump = load_dump(path)
             _refuse_other_truth(path, str(dump.about.get("dataset")), args)
             _refuse_unannotated(dump.about.get("annotated", True), str(dump.about.get("dataset")))
-            return EvaluationSet.of_dump(dump, name=name, limit=args.limit)
+            return tell_doubts(EvaluationSet.of_dump(dump, name=name, limit=args.limit))
     if path.is_dir():
         record, results = _run_files(path, args.data, args.images, args.dataset)
     elif not args.data:
@@ -82,7 +91,15 @@ def load_source(source: str | os.PathLike, args: argparse.Namespace) -> Evaluati
     else:
         record, results = _truth(args.data, args.images, args.dataset), path
     _refuse_unannotated(record.annotated, record.name)
-    return EvaluationSet.of(record, read_entries(results), name=name, limit=args.limit)
+    entries = read_entries(results)
+    return tell_doubts(EvaluationSet.of(record, entries, name=name, limit=args.limit))
+
+
+def tell_doubts(data: EvaluationSet) -> EvaluationSet:
+    """The same detections, after a warning for each of their :func:`.doubts`."""
+    for doubt in doubts(data):
+        logger.warning("%s: %s", data.name, doubt)
+    return data
 
 
 def _refuse_other_truth(path: Path, dataset: str, args: argparse.Namespace) -> None:
@@ -142,8 +159,13 @@ def _truth(word: str, images: str | None, dataset: str | None, *, of_run: bool =
     if path.suffix.lower() == ".json" and path.is_file():
         if dataset and not of_run:
             raise ValueError(f"--data {word} is one data set: leave out --dataset")
+        record = read_coco_json(path, path.stem, images or "", ours=False)
         # No picture is needed to judge boxes.
-        return read_coco_json(path, path.stem, images or "", ours=False)
+        folder = None if images else picture_folder(path, record.images.files)
+        if folder is None:
+            return record
+        table = replace(record.images, files=[str(folder / x) for x in record.images.files])
+        return replace(record, images=table)
     records = find_target([word], images=images).records
     names = list(records)
     chosen = None if of_run and len(names) == 1 else dataset

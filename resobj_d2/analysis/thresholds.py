@@ -25,6 +25,7 @@ from resobj_d2.command import run_command
 from resobj_d2.plots.labels import plain_label
 from resobj_d2.process import replacing
 
+from .doubts import are_probabilities
 from .evaluation_set import EvaluationSet
 from .matching import Matches, match, overlapping_pairs
 from .source import add_source_options, load_source
@@ -40,6 +41,7 @@ __all__ = [
     "shown_score",
     "threshold_override",
     "threshold_table",
+    "why_no_override",
 ]
 
 KEY = "PREDICT.SCORE_THRESH"
@@ -250,15 +252,33 @@ def floor_score(score: float) -> float:
     return math.floor(score * 10**_DIGITS + 1e-6) / 10**_DIGITS
 
 
-def threshold_override(rows: Sequence[Row]) -> list[str]:
+def threshold_override(rows: Sequence[Row]) -> list[str] | None:
     """KEY and VALUE for `resobj-d2 predict`; classes without a threshold get that of "all".
 
     Args:
         rows: of :func:`threshold_table`.
+
+    Returns:
+        None where there is no threshold, or one outside of 0..1, which prediction refuses.
     """
     whole = rows[0]["threshold"]
     values = [whole if row["threshold"] is None else row["threshold"] for row in rows[1:]]
-    return [KEY, str([0.0 if value is None else value for value in values])]
+    if whole is None or not are_probabilities(np.array(values, dtype=float)):
+        return None
+    return [KEY, str(values)]
+
+
+def why_no_override(rows: Sequence[Row]) -> str:
+    """Why :func:`threshold_override` has none, as the end of a sentence.
+
+    Args:
+        rows: of :func:`threshold_table`.
+    """
+    if not rows[0]["objects"]:
+        return "there are no objects to find"
+    if rows[0]["threshold"] is None:
+        return "there are no detections that count"
+    return f"{KEY} takes scores from 0 to 1"
 
 
 def curve_rows(curves: Sequence[Curve], most: int = 200) -> list[Row]:
@@ -345,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.precision is None and args.recall is None:
         shown = [{k: v for k, v in row.items() if k != "reached"} for row in shown]
     print(f"{data.name}, at an IoU of {args.iou:g}\n\n{markdown(shown, limit=30)}")
-    print(f'\nFor resobj-d2 predict ...:\n  {override[0]} "{override[1]}"')
+    if override is None:
+        print(f"\nNo override for resobj-d2 predict: {why_no_override(rows)}")
+    else:
+        print(f'\nFor resobj-d2 predict ...:\n  {override[0]} "{override[1]}"')
     if args.plot:
         plot_curves(curves, args.plot)
     if args.json:

@@ -21,7 +21,7 @@ from resobj_d2.data.register import check_available, register_datasets
 from resobj_d2.data.voc_xml import named_classes, voc_lists
 from resobj_d2.data.yolo_txt import read_yaml, yolo_splits
 
-__all__ = ["Target", "find_target"]
+__all__ = ["Target", "find_target", "picture_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _SOURCES = (
     "json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... KEY=VALUE ... as in "
     "DATASETS.REGISTER"
 )
-_NOT_NEAR = ": the folder that its file names are relative to is not near it: give --images"
 _YAML_BYTES = 2**20  # of a yaml that may be YOLO's
 _SAMPLED = 100  # pictures that a folder is judged by
 
@@ -167,13 +166,9 @@ def _json(path: Path, images: str | None) -> Target:
     record = read_coco_json(path, path.stem, "")
     files = record.images.files
     if images is None:
-        some = files[:: max(1, len(files) // _SAMPLED)]
-        present = {
-            folder: sum((folder / file).is_file() for file in some) for folder in _near(path)
-        }
-        folder = max(present, key=lambda folder: present[folder])
-        if not present[folder]:
-            raise FileNotFoundError(f"{path}{_NOT_NEAR}")
+        folder = picture_folder(path, files)
+        if folder is None:
+            raise _not_near(path)
     else:
         folder = Path(images).expanduser()
         if not folder.is_dir():
@@ -181,6 +176,19 @@ def _json(path: Path, images: str | None) -> Target:
     table = dataclasses.replace(record.images, files=[str(folder / file) for file in files])
     record = dataclasses.replace(record, images=table)
     return Target(records={record.name: record}, roles={record.name: ""})
+
+
+def picture_folder(path: Path, files: Sequence[str]) -> Path | None:
+    """The folder near an annotation file in which most of its pictures are; None for no picture.
+
+    Args:
+        path: of the annotation file.
+        files: names of the pictures, as they stand in it.
+    """
+    some = files[:: max(1, len(files) // _SAMPLED)]
+    present = {folder: sum((folder / file).is_file() for file in some) for folder in _near(path)}
+    folder = max(present, key=lambda folder: present[folder])
+    return folder if present[folder] else None
 
 
 def _csv(path: Path, images: str | None) -> Target:
@@ -192,14 +200,22 @@ def _csv(path: Path, images: str | None) -> Target:
             return _registered([{**entry, "images": str(folder)}], {})
         except FileNotFoundError:
             continue
-    raise FileNotFoundError(f"{path}{_NOT_NEAR}")
+    raise _not_near(path)
+
+
+def _not_near(path: Path) -> FileNotFoundError:
+    tried = ", ".join(map(str, _near(path)))
+    return FileNotFoundError(
+        f"{path}: none of its pictures is in {tried}: the folder that its file names are relative "
+        "to is not near it: give --images"
+    )
 
 
 def _near(path: Path) -> list[Path]:
     """Folders in which the pictures of an annotation file may be."""
     beside = path.absolute().parent
     short = re.sub(r"^(instances|person_keypoints)_", "", path.stem)
-    names = ("images", path.stem, short, "JPEGImages", ".")
+    names = ("images", *dict.fromkeys((path.stem, short)), "JPEGImages", ".")
     folders = [base / name for base in (beside, beside.parent) for name in names]
     return [folder for folder in folders if folder.is_dir()]
 

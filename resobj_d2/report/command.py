@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("runs", nargs="+", metavar="RUN", help="folder of a run or dump, or a COCO results json")
     add("--output", metavar="FILE", help="the page (default: report.html in the first folder)")
     add("--data", metavar="WHAT", help="ground truth of a results json: a COCO json, for example")
-    add("--images", metavar="DIR", help="with --data: folder of the pictures")
+    add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
     add(
         "--pictures",
         type=_count,

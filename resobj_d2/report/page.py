@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,8 @@ from .sections import sections_of
 from .summary import Summary, summarise
 
 __all__ = ["render", "render_sections"]
+
+logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "page"
 _MOST_BYTES = 15 * 10**6  # of the page
@@ -80,11 +83,15 @@ def render(judgements: Sequence[Judgement], *, pictures: int = 24, title: str = 
     images = choose_images(judgements, pictures)
     shown = load_pictures(judgements, images, max_bytes=min(_PICTURE_BYTES, 3 * left // 4))
     left -= sum(len(picture.source) for picture in shown)
+    unread = _unread_text(shown)
+    if unread:
+        logger.warning("%s", unread)
     while True:
         drawn, left_out = with_boxes(judgements, images[: len(shown)], shown, max_bytes=left)
         texts = [
             _pictures_text(len(shown), len(images), len(data.image_ids)),
             _start_text(judgements),
+            unread,
             left_out,
         ]
         page = _fill(
@@ -157,6 +164,20 @@ def _pictures_text(shown: int, chosen: int, total: int) -> str:
     if shown < chosen:
         text += f"; {chosen - shown} more did not fit into this file"
     return f"{text}. Choose one to enlarge it."
+
+
+def _unread_text(shown: Sequence[Picture]) -> str:
+    """How many pictures cannot be read, where, and why; "" for none."""
+    bad = [picture for picture in shown if picture.problem]
+    if not bad:
+        return ""
+    folders = sorted({str(Path(picture.path).absolute().parent) for picture in bad})
+    more = f" and {counted(len(folders) - 1, 'other folder')}" if len(folders) > 1 else ""
+    return (
+        f"{len(bad)} of the {counted(len(shown), 'picture')} shown cannot be read from "
+        f"{folders[0]}{more}, the first: {bad[0].name}: {bad[0].problem}. With `--data`, "
+        "`--images` names their folder."
+    )
 
 
 def _start_text(judgements: Sequence[Judgement]) -> str:

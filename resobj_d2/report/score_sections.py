@@ -7,16 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from resobj_d2.analysis.calibration import calibration_table, class_calibration_table
+from resobj_d2.analysis.doubts import are_probabilities
 from resobj_d2.analysis.misalignment import (
     correlation_table,
     regression_table,
     score_table,
     scored_boxes,
 )
-from resobj_d2.analysis.thresholds import shown_score, threshold_override, threshold_table
+from resobj_d2.analysis.thresholds import (
+    shown_score,
+    threshold_override,
+    threshold_table,
+    why_no_override,
+)
 
 from . import plots
-from .blocks import Code, Plot, Section, Table, left_out, named
+from .blocks import Code, Note, Plot, Section, Table, left_out, named
 from .judge import SLIDER, Judgement
 
 __all__ = ["calibration_section", "misalignment_section", "precision_section"]
@@ -68,7 +74,7 @@ def _limits(judgements: Sequence[Judgement]) -> list:
     blocks: list = []
     for one in judgements:
         rows = threshold_table(one.curves)
-        key, value = threshold_override(rows)
+        override = threshold_override(rows)
         shown = [{k: v for k, v in row.items() if k != "reached"} for row in rows]
         for row in shown:
             row["threshold"] = shown_score(row["threshold"], digits=3)
@@ -76,8 +82,12 @@ def _limits(judgements: Sequence[Judgement]) -> list:
         blocks.append(
             Table(rows=shown, caption="The lowest score with the highest F1, by class", limit=100)
         )
-        text = f'resobj-d2 predict ... {key} "{value}"'
-        blocks.append(Code(caption="The override that sets these scores", text=text))
+        if override is None:
+            text = f"No override for `resobj-d2 predict`: {why_no_override(rows)}."
+            blocks.append(Note(text=text))
+        else:
+            text = f'resobj-d2 predict ... {override[0]} "{override[1]}"'
+            blocks.append(Code(caption="The override that sets these scores", text=text))
     return blocks
 
 
@@ -87,7 +97,7 @@ def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
     without = []
     for one in judgements:
         scores = one.data.detections.scores
-        if not len(scores) or not 0 <= scores.min() <= scores.max() <= 1:
+        if not len(scores) or not are_probabilities(scores):
             without.append(one.subject.name)
             continue
         bins = [row for row in calibration_table(one.data) if row["detections"]]

@@ -13,7 +13,7 @@ import numpy as np
 
 from resobj_d2.analysis.dump_file import Dump, load_dump, read_about
 from resobj_d2.analysis.evaluation_set import EvaluationSet
-from resobj_d2.analysis.source import load_source
+from resobj_d2.analysis.source import load_source, tell_doubts
 
 __all__ = ["Subject", "find_subjects"]
 
@@ -114,12 +114,13 @@ def _from_dump(path: Path) -> Subject:
     name = run.name if path.name == "dump" else path.absolute().name
     if not dump.about.get("annotated", True):
         raise ValueError(f"{path}: its data set has no annotations, so nothing can be judged")
+    steps = [
+        EvaluationSet.of_dump(replace(dump, detections=table), name=name) for table in dump.steps
+    ]
+    tell_doubts(steps[-1])
     return Subject(
         name=name,
-        steps=[
-            EvaluationSet.of_dump(replace(dump, detections=table), name=name)
-            for table in dump.steps
-        ],
+        steps=steps,
         folder=run if is_run else None,
         about=dump.about,
         dump=dump,

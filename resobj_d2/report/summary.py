@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resobj_d2.analysis.doubts import are_probabilities, doubts
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 from resobj_d2.analysis.thresholds import shown_score
 
@@ -20,6 +21,7 @@ __all__ = ["ERROR_NAMES", "Figure", "Summary", "summarise"]
 # What an anchor has to reach with some object to be trained on it, in most configurations.
 _ANCHOR_IOU = 0.5
 _NOTICEABLE = 0.5  # points of AP
+_NOTHING = 5.0  # AP50 below which nothing is good, and the files may be to blame
 _USABLE = 0.5  # of F1: below, nobody would use the detector yet
 ERROR_NAMES = {
     "Cls": "Wrong classes",
@@ -66,10 +68,12 @@ def summarise(judgement: Judgement) -> Summary:
     if not (~judgement.data.objects.ignored).any():
         nothing = ["The data set has no objects to find, so there is nothing to judge."]
         return Summary(name=judgement.subject.name, figures=[], columns=[("Result", nothing)])
+    check = _check(judgement)
     return Summary(
         name=judgement.subject.name,
         figures=_figures(judgement),
         columns=[
+            *([("What to check first", check)] if check else []),
             ("What it does well", _strengths(judgement)),
             ("What it loses most by", _losses(judgement)),
             ("What to try", _advice(judgement)),
@@ -105,19 +109,44 @@ def _figures(judgement: Judgement) -> list[Figure]:
     ]
 
 
+def _finds_nothing(judgement: Judgement) -> bool:
+    return (judgement.average("AP50") or 0.0) < _NOTHING
+
+
+def _check(judgement: Judgement) -> list[str]:
+    """What may be wrong with the files, rather than with the detector."""
+    items = doubts(judgement.data)
+    subject = judgement.subject
+    of_others = subject.about.get("detections") or not (
+        subject.folder or subject.about.get("config")
+    )
+    if of_others and _finds_nothing(judgement) and len(judgement.data.detections):
+        items.append(
+            f"An AP50 below {_NOTHING:.0f} is often a matter of the files: boxes have to be x, y, "
+            "width, height in pixels of the original picture, and category ids those of the "
+            "ground truth."
+        )
+    return items
+
+
 def _strengths(judgement: Judgement) -> list[str]:
     limit = judgement.limit
     if limit is None:
-        return ["None of its detections is right."]
+        there_are_some = len(judgement.data.detections) > 0
+        return ["None of its detections is right" + ("." if there_are_some else ": it has none.")]
     everything = 100 * float(judgement.wholes[-1].recall[-1])
     items = [
         ("" if limit.f1 >= _USABLE else "Not much yet. ")
         + f"At a score of {shown_score(limit.score)} or more, "
         f"{100 * limit.precision:.0f} % of its detections are right and "
-        f"{100 * limit.recall:.0f} % of the objects are found.",
-        f"{everything:.1f} % of the objects are among its detections of any score"
-        + (": the rest of the way is to score them better." if everything >= 90 else "."),
+        f"{100 * limit.recall:.0f} % of the objects are found."
     ]
+    if _finds_nothing(judgement):
+        return items
+    items.append(
+        f"{everything:.1f} % of the objects are among its detections of any score"
+        + (": the rest of the way is to score them better." if everything >= 90 else ".")
+    )
     classes = {k: v for k, v in judgement.groups("class").items() if v is not None}
     if len(classes) > 1:
         name = max(classes, key=lambda k: classes[k])
@@ -167,7 +196,7 @@ def _losses(judgement: Judgement) -> list[str]:
                 f"AP is {sizes[low]:.1f} on {low} objects and {sizes[high]:.1f} on {high} ones."
             )
     tight, loose = judgement.average("AP75"), judgement.average("AP50")
-    if tight is not None and loose and tight < 0.6 * loose:
+    if tight is not None and loose and loose >= _NOTHING and tight < 0.6 * loose:
         items.append(
             f"AP falls from {loose:.1f} at IoU .50 to {tight:.1f} at .75: boxes are found, but "
             "not tight."
@@ -185,9 +214,10 @@ def _advice(judgement: Judgement) -> list[str]:
             "may change with that."
         )
     items += [_ADVICE[kind](judgement) for kind in ranked[:3]]
-    if "Bkg" not in ranked:
+    if "Bkg" not in ranked and not _finds_nothing(judgement):
         items.append(_about_imbalance(judgement))
-    if limit is not None:
+    probable = are_probabilities(judgement.data.detections.scores)
+    if limit is not None and probable and not _finds_nothing(judgement):
         score = shown_score(limit.score)
         items.append(
             f"For use, keep detections of {score} or more: `resobj-d2 predict "
