@@ -234,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     models, costs, configs = [], [], []
     for path in args.configs:
-        # Datasets are not used, so they need not be registered.
+        # Neither datasets nor weights are used: nothing is registered or downloaded.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
+        opts += ["MODEL.TIMM.PRETRAINED", "False", "MODEL.TIMM.WEIGHTS", ""]
         cfg = load_config(path, opts, training=False, imports=args.imports)
         with explained_feature_maps(cfg):
             model = build_model(cfg).eval()

@@ -109,6 +109,19 @@ def test_command(tiny_options, tmp_path, capsys):
     assert first["training_bytes"] > 12 * first["parameters"]
 
 
+@pytest.mark.parametrize("key, value", [("PRETRAINED", "True"), ("WEIGHTS", "package:nowhere")])
+def test_no_weights_are_fetched(key, value, tiny_options, tmp_path, monkeypatch):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"MODEL: {{TIMM: {{{key}: {value}}}}}\n")
+    built = []
+    monkeypatch.setattr(
+        "resobj_d2.analysis.cost.build_model", lambda cfg: built.append(cfg) or build_model(cfg)
+    )
+    assert main([str(config), "--size", "64", "64", "--opts", *tiny_options]) == 0
+    (cfg,) = built
+    assert (cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS) == (False, "")
+
+
 def test_peak_memory_by_hand():
     """Two of three tensors live at once; what was there before does not count, nor do its frees."""
     earlier = [torch.zeros(500_000)]
