@@ -23,6 +23,7 @@ from resobj_d2.data.register import check_available
 from resobj_d2.data.train_loader import TrainLoader
 from resobj_d2.evaluation import build_evaluator, check_evaluators
 from resobj_d2.modeling.feature_maps import explained_feature_maps
+from resobj_d2.modeling.heads.single_cell_norm import take_single_cells
 from resobj_d2.process import hold_folder, release_folder, replacing
 
 from .accumulation import accumulated_step
@@ -348,7 +349,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg):
         with explained_feature_maps(cfg):
-            return super().build_model(cfg)
+            return take_single_cells(super().build_model(cfg))
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):

@@ -12,6 +12,7 @@ from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import override_list
 from resobj_d2.modeling.feature_maps import explained_feature_maps
+from resobj_d2.modeling.heads.single_cell_norm import take_single_cells
 
 __all__ = ["build_detector"]
 
@@ -40,7 +41,7 @@ def build_detector(
         options = [*override_list(overrides), "DATASETS.REGISTER", [], "DATASETS.TEST", ()]
         config = load_config(os.fspath(config), options, training=False)
     with explained_feature_maps(config):
-        model = build_model(config)
+        model = take_single_cells(build_model(config))
     if weights is not None:
         ResObjCheckpointer(model, strict=True, cfg=config).load(weights)
     return model

@@ -26,6 +26,7 @@ from resobj_d2.config.load import class_counts, merge_overrides
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.pictures import ImageError, read_picture, rgb_to_format
 from resobj_d2.modeling.feature_maps import explained_feature_maps
+from resobj_d2.modeling.heads.single_cell_norm import take_single_cells
 from resobj_d2.modeling.test_time_augmentation import with_augmentation
 from resobj_d2.process import counted
 
@@ -354,7 +355,7 @@ def _load_model(cfg: CfgNode) -> tuple[nn.Module, list[dict]]:
             "give MODEL.WEIGHTS path/to/model_final.pth"
         )
     with explained_feature_maps(cfg):
-        model = build_model(cfg)
+        model = take_single_cells(build_model(cfg))
     extra = ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model, extra.get("categories", [])
 

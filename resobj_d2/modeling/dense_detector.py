@@ -19,6 +19,7 @@ from resobj_d2.structures import GroundTruth, StreamOutput
 from .build import TOWER_REGISTRY
 from .build_stream import build_stream
 from .contracts import Tower
+from .heads.single_cell_norm import take_single_cells
 from .postprocess import DensePostprocess, Scoring, to_instances
 from .stream import DenseStream
 from .training_pictures import is_due, put_training_picture
@@ -74,6 +75,7 @@ class ResObjDenseDetector(Float32Buffers):
         self.input_format = input_format
         self.vis_period = vis_period
         self.statistics: dict[str, Tensor] = {}
+        take_single_cells(self)
         if channels_last:  # a convolution's output is laid out as its weights are
             self.to(memory_format=torch.channels_last)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SingleCellBatchNorm", "SingleCellGroupNorm"]
+__all__ = ["SingleCellBatchNorm", "SingleCellGroupNorm", "take_single_cells"]
 
 
 class SingleCellBatchNorm(nn.BatchNorm2d):
@@ -48,3 +48,17 @@ class SingleCellGroupNorm(nn.GroupNorm):
         if x.numel() == self.num_groups:
             return super().forward(torch.cat([x, x]))[:1]
         return super().forward(x)
+
+
+def take_single_cells(model: nn.Module) -> nn.Module:
+    """The model, whose normalisation layers, made by anyone, now also normalise maps of one cell.
+
+    Torch's own batch normalisation, and its group normalisation with one channel per group, get
+    the classes above. They keep their parameters, statistics and eps.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = SingleCellBatchNorm
+        elif type(layer) is nn.GroupNorm and layer.num_groups == layer.num_channels:
+            layer.__class__ = SingleCellGroupNorm
+    return model

@@ -14,7 +14,6 @@ from resobj_d2.options import Option
 from resobj_d2.structures import TowerFeatures
 
 from .predictors import init_conv
-from .single_cell_norm import SingleCellGroupNorm
 
 __all__ = ["ConvStack", "ConvTower", "NoTower"]
 
@@ -48,8 +47,7 @@ class ConvStack(nn.Sequential):
         for _ in range(num_convs):
             layers.append(nn.Conv2d(width, channels, kernel_size=3, padding=1))
             if norm:
-                own = SingleCellGroupNorm(GROUPS, channels) if norm == "GN" else None
-                layers.append(own or get_norm(norm, channels))
+                layers.append(get_norm(norm, channels))
             layers.append(nn.ReLU())
             width = channels
         super().__init__(*layers)
