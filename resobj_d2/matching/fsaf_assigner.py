@@ -250,11 +250,11 @@ class FSAFAssigner(Assigner):
         return torch.where(count > 0, total / count, math.inf).argmin(dim=0)
 
     def _level_by_size(self, priors: Priors, boxes: Tensor) -> Tensor:
-        """(M,) levels by size (Eq. 3), clamped to those that exist."""
-        first = int(math.log2(priors.strides[0]))
+        """(M,) levels by size (Eq. 3): the coarsest that exists up to it, or the finest."""
         size = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=-1).sqrt()
         level = torch.floor(self.canonical_level + torch.log2(size.clamp(min=1e-6) / 224))
-        return level.long().clamp(first, first + len(priors.anchors_per_level) - 1) - first
+        coarser = [level >= math.floor(math.log2(stride)) for stride in priors.strides[1:]]
+        return sum((x.long() for x in coarser), torch.zeros_like(level, dtype=torch.int64))
 
 
 def _focal(wrong: Tensor, gamma: float) -> Tensor:

@@ -110,8 +110,8 @@ class FCOSAssigner(Assigner):
         num_classes: K.
         radius: in strides; 0 for every point inside (the first version of the paper).
         size_of_interest: the largest distance on a level is ``size_of_interest`` strides, its
-            smallest half of that; without a lower bound on the finest level and an upper one on
-            the coarsest. 8 gives the paper's 64, 128, 256 and 512 for P3 to P7.
+            smallest the largest of the next finer level; without a lower bound on the finest level
+            and an upper one on the coarsest. 8 gives the paper's 64, 128, 256 and 512 for P3 to P7.
     """
 
     labels_by_iou = False
@@ -131,7 +131,7 @@ class FCOSAssigner(Assigner):
         size_of_interest: Annotated[
             float,
             Option(
-                "largest distance to a side on a level, in strides; the smallest is half of it",
+                "largest distance to a side on a level, in strides; the next one goes on from it",
                 source="FCOS, section 3.2",
             ),
         ] = 8.0,
@@ -158,11 +158,10 @@ class FCOSAssigner(Assigner):
             anchors: (R, 4); only their centres count.
         """
         strides = priors.anchor_strides
-        high = strides * self.size_of_interest
-        low = high / 2
-        first, last = priors.anchors_per_level[0], priors.anchors_per_level[-1]
-        low = torch.cat((torch.zeros_like(low[:first]), low[first:]))
-        high = torch.cat((high[: len(high) - last], high[len(high) - last :] * math.inf))
+        limits = [self.size_of_interest * stride for stride in priors.strides[:-1]]
+        ranges = zip(priors.anchors_per_level, [0.0, *limits], [*limits, math.inf], strict=True)
+        parts = [(anchors.new_full((n, 1), a), anchors.new_full((n, 1), b)) for n, a, b in ranges]
+        low, high = (torch.cat(part) for part in zip(*parts, strict=True))
 
         def owners(image: int, boxes: Tensor, classes: Tensor) -> Tensor:
             sides = sides_to_points(anchors, boxes)
@@ -185,6 +184,9 @@ class ATSSAssigner(Assigner):
     are candidates. It is trained on those whose IoU with it is at least the mean plus the standard
     deviation of the IoUs of all its candidates, and whose centres lie inside it. An anchor of
     several objects belongs to the one it overlaps most; all others are background.
+
+    Where that threshold is above all of its candidates' IoUs, it is the largest of them: on two
+    levels an object might otherwise have no anchor at all.
 
     Args:
         num_classes: K.
@@ -233,7 +235,7 @@ class ATSSAssigner(Assigner):
             found = ious.gather(0, near)
             mean = found.mean(dim=0)
             variance = (found - mean).square().sum(dim=0) / max(len(found) - 1, 1)
-            threshold = mean + variance.sqrt()
+            threshold = torch.minimum(mean + variance.sqrt(), found.amax(dim=0))
             candidate = torch.zeros_like(ious, dtype=torch.bool).scatter(
                 0, near, torch.ones_like(near, dtype=torch.bool)
             )

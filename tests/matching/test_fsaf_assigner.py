@@ -162,6 +162,19 @@ def test_selection_compares_means_not_sums():
     assert rows(targets.foreground[0]) == sorted(inside)
 
 
+@pytest.mark.parametrize("side, level", [(20, 0), (111, 0), (120, 0), (223, 0), (225, 1), (900, 1)])
+def test_a_box_between_levels_that_exist_takes_the_finer_one(side, level):
+    """Strides 8 and 32 are levels 3 and 5, and 112 to 224 pixels are level 4."""
+    priors = OctaveAnchors(strides=[8, 32], scales_per_octave=1, aspect_ratios=[1.0])(
+        [(8, 8), (2, 2)]
+    )
+    box = torch.tensor([[32.0 - side / 2, 32 - side / 2, 32 + side / 2, 32 + side / 2]])
+    truth = GroundTruth.from_lists([box], [torch.tensor([1])])
+    assigner = FSAFAssigner(num_classes=K, selection="heuristic")
+    foreground = assigner(priors, priors.boxes, truth).foreground[0]
+    assert foreground[:64].any() == (level == 0) and foreground[64:].any() == (level == 1)
+
+
 def test_rings_far_from_the_chosen_level_are_background():
     fits = boxes_fitting_on(point(2, 32, 32), BOX, HALF)
     labels = assign([[(BOX, 1)]], FSAFAssigner(num_classes=K), boxes=fits).labels[0]

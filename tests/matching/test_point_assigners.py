@@ -107,7 +107,34 @@ def test_fcos_against_a_loop_over_points_and_boxes():
     assert (targets.labels[1] == K).all()
 
 
+@pytest.mark.parametrize("furthest, level", [(63.9, 0), (64.1, 1), (127.9, 1), (200, 1)])
+def test_fcos_has_a_level_for_every_size_where_strides_do_not_double(furthest, level):
+    grid = OctaveAnchors(
+        strides=[8, 32], scale=1.0, scales_per_octave=1, aspect_ratios=[1.0], offset=0.5
+    )
+    priors = grid([(16, 16), (4, 4)])
+    middle, row = [(68.0, 8 * 16 + 8), (80.0, 256 + 2 * 4 + 2)][level]  # a point of the level
+    box = [middle - 8, middle - 8, middle + 8, middle + furthest]
+    targets = FCOSAssigner(num_classes=K, radius=0.0)(priors, priors.boxes, truth_of([(box, 1)]))
+    assert targets.labels[0, row] == 1
+
+
 # ATSS.
+
+
+def test_atss_leaves_no_object_between_two_levels_without_an_anchor():
+    """One candidate per level, with IoUs a and b: mean plus deviation is above both.
+
+    (a + b) / 2 + |a - b| / sqrt(2) is the mean plus the sample deviation.
+    """
+    grid = OctaveAnchors(
+        strides=[8, 16], scale=2.0, scales_per_octave=1, aspect_ratios=[1.0], offset=0.5
+    )
+    priors = grid([(4, 4), (2, 2)])
+    box = [0.0, 0.0, 20.0, 20.0]  # of anchors (4, 4, 20, 20) .64 and (-8, -8, 24, 24) .39
+    assigner = ATSSAssigner(num_classes=K, candidates=1)
+    targets = assigner(priors, priors.boxes, truth_of([(box, 2)]))
+    assert rows(targets.foreground[0]) == [5] and targets.labels[0, 5] == 2
 
 
 def iou(a, b):
