@@ -101,7 +101,7 @@ class VarifocalLoss(_QualityScores):
     """``q BCE(s, q)`` for the anchor's class, focal loss for others (VarifocalNet, 2021, Eq. 2).
 
     q is the quality for the anchor's class, by default the IoU of its predicted box: good examples
-    count more, and none of them less for being easy.
+    count more, and none of them less for being easy. With a quality of 0 it is a negative.
     """
 
     def __init__(
@@ -134,4 +134,5 @@ class VarifocalLoss(_QualityScores):
 
     def positive(self, logits: Tensor, quality: Tensor) -> Tensor:
         """Loss of each logit whose target is ``quality``."""
-        return quality * (F.softplus(logits) - quality * logits)
+        positive = quality * (F.softplus(logits) - quality * logits)
+        return torch.where(quality == 0, self.negative(logits), positive)

@@ -34,9 +34,6 @@ def test_by_hand(loss, term):
     for row in range(3):  # the others are ignored or outside the mask
         for k in range(K):
             y = QUALITY[0, row].item() if LABELS[0, row] == k else 0.0
-            # An object's own class with quality 0 has the positive's term, which varifocal's is 0.
-            if loss.__class__ is VarifocalLoss and LABELS[0, row] == k and y == 0:
-                continue
             expected += term(torch.sigmoid(logits[0, row, k]).item(), y)
     logits[0, 3:] = math.nan
     logits.requires_grad_()
@@ -67,6 +64,12 @@ def test_a_score_equal_to_the_quality_has_no_quality_focal_loss():
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("loss", [QualityFocalLoss(), VarifocalLoss()])
+def test_a_quality_that_has_diverged_shows_in_the_loss(loss):
+    logits = torch.zeros(1, 5, K)
+    assert loss(logits, LABELS, MASK, QUALITY.clone().fill_(math.nan)).isnan()
 
 
 def test_without_a_quality_the_target_is_one():
