@@ -35,7 +35,8 @@ class AugmentedDetector(nn.Module):
         max_size: limit of the longer ones.
         flip: also mirror each of them.
         merge: "nms": the detector's suppression over the detections of all variants; "wbf":
-            weighted box fusion, after which a box has no scores of single factors.
+            weighted box fusion, after which a box has no scores of single factors. Either way a
+            detection scores above the detector's threshold.
     """
 
     def __init__(
@@ -114,7 +115,10 @@ class AugmentedDetector(nn.Module):
             variant.to(every.scores.device),
             model_weights=[1.0] * len(found),
         )
-        best = slice(self.model.postprocess.max_detections)
+        postprocess = self.model.postprocess
+        # What few variants find scores lower than they did; the best come first.
+        above = int(torch.count_nonzero(fused.scores > postprocess.score_thresh))
+        best = slice(min(above, postprocess.max_detections))
         result = Instances(every.image_size)
         result.pred_boxes = Boxes(fused.boxes[best].float())
         result.scores = fused.scores[best].float()

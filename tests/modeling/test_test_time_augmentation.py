@@ -68,6 +68,16 @@ def test_weighted_box_fusion_averages_the_variants(picture):
     assert pairwise_iou(found.pred_boxes, truth).item() > 0.9
 
 
+@pytest.mark.parametrize("threshold, count", [(0.0959, 1), (0.0961, 0)])
+def test_what_is_fused_scores_above_the_threshold_too(picture, threshold, count):
+    """.064 and .128, both twice, become .096."""
+    model = Bright()
+    model.postprocess = DensePostprocess(score_thresh=threshold)
+    detector = AugmentedDetector(model, min_sizes=[64, 128], max_size=400, flip=True, merge="wbf")
+    (output,) = detector([picture])
+    assert len(output["instances"]) == count
+
+
 def test_one_variant_of_the_same_size_is_suppressed_once_more(tiny_cfg, make_batch):
     """Its boxes have been clipped since the first NMS, and overlap otherwise."""
     torch.manual_seed(0)
