@@ -19,8 +19,14 @@ from .point_assigners import largest, smallest_of_levels, targets_of_owners
 
 __all__ = ["PAAAssigner", "low_component"]
 
+# The authors' code calls scikit-learn with these; a column that has converged stays as it is, since
+# later steps would still move candidates from one Gaussian to the other.
+CONVERGED = 1e-3  # change of the mean log likelihood
+SMALLEST_VARIANCE = 1e-6
+# It stops after 100; candidates of an object nearly always converge within this.
 EM_STEPS = 30
-SMALLEST_VARIANCE = 1e-6  # scikit-learn's reg_covar, as in the authors' code
+# Two candidates alone in a Gaussian are equally likely, up to rounding.
+EQUALLY_LIKELY = 1e-4
 
 
 @ASSIGNER_REGISTRY.register()
@@ -137,18 +143,23 @@ def low_component(losses: Tensor) -> Tensor:
     means = torch.nan_to_num(torch.stack((low, high)), posinf=0.0, neginf=0.0)  # (2, M)
     variances, weights = torch.ones_like(means), torch.full_like(means, 0.5)
     count = there.sum(dim=0).clamp(min=1)
+    fit = torch.full_like(low, -torch.inf)
+    moves = torch.ones_like(low, dtype=torch.bool)
     for _ in range(EM_STEPS):
-        share = torch.softmax(_log_density(x, means, variances, weights), dim=0)
-        share = torch.where(there, share, 0.0)
+        density = _log_density(x, means, variances, weights)
+        share = torch.where(there, torch.softmax(density, dim=0), 0.0)
         total = share.sum(dim=1) + 10 * torch.finfo(x.dtype).eps
-        means = (share * x).sum(dim=1) / total
-        spread = (share * (x - means[:, None]).square()).sum(dim=1)
-        variances = spread / total + SMALLEST_VARIANCE
-        weights = total / count
+        centre = (share * x).sum(dim=1) / total
+        spread = (share * (x - centre[:, None]).square()).sum(dim=1)
+        means = torch.where(moves, centre, means)
+        variances = torch.where(moves, spread / total + SMALLEST_VARIANCE, variances)
+        weights = torch.where(moves, total / count, weights)
+        earlier, fit = fit, torch.where(there, density.logsumexp(dim=0), 0.0).sum(dim=0) / count
+        moves = moves & ((fit - earlier).abs() >= CONVERGED)
     density = _log_density(x, means, variances, weights)  # (2, C, M)
     lower = there & (density[0] >= density[1])
     likelihood = torch.where(lower, density.logsumexp(dim=0), -torch.inf)
-    likeliest = likelihood == likelihood.amax(dim=0)
+    likeliest = likelihood >= likelihood.amax(dim=0) - EQUALLY_LIKELY
     limit = torch.where(lower & likeliest, x, -torch.inf).amax(dim=0)
     return lower & (x <= limit) | there & (count == 1)
 
