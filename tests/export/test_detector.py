@@ -17,6 +17,8 @@ FAMILIES = {
     "gated_cascade": ("retinanet_gated_cascade",),
     "libra": ("libra",),
     "fsaf": ("fsaf",),
+    "fcos": ("fcos",),
+    "gfl": ("gfl",),
     "everything": ("everything_fsaf",),
     "yolov3": ("yolov3",),
     "ssd": ("ssd",),
