@@ -12,6 +12,7 @@ import numpy as np
 
 from resobj_d2.analysis.doubts import are_probabilities, doubts
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
+from resobj_d2.analysis.precision import mean_precision
 from resobj_d2.analysis.thresholds import shown_score
 
 from .judge import Judgement
@@ -260,16 +261,45 @@ def _about_background(judgement: Judgement) -> str:
     errors = judgement.last
     background = errors.kinds == KINDS.index("Bkg")
     sure = int((judgement.data.detections.scores[background] >= 0.5).sum())
-    has_objectness = judgement.subject.about.get("num_steps", 0) > 0
-    method = (
-        "one more step (`OBJECTNESS.STEPS`) or a longer training"
-        if has_objectness
-        else "Residual Objectness (see `resobj-d2 configs`) or focal loss"
-    )
     return (
-        f"Detections of background, {sure} of them with a score above 0.5: look for objects that "
-        f"were not annotated first; then less background imbalance may help, by {method}."
+        f"Detections of background, {sure} of them with a score of 0.5 or more: look for objects "
+        f"that were not annotated first; then less background imbalance may help, by "
+        f"{_against_background(judgement)}."
     )
+
+
+# Of dense detectors, and of those with an RPN or with RoIs.
+_STEPS_KEY = {
+    False: "`MODEL.DENSE.OBJECTNESS.STEPS`",
+    True: "`MODEL.RESOBJ_RPN.OBJECTNESS.STEPS`",
+}
+_LOOSE = {
+    False: "Loose boxes: a box loss on the overlap (`MODEL.DENSE.BOX_LOSS.NAME GIoULoss`), a "
+    "predicted IoU in the score (`MODEL.DENSE.QUALITY.ENABLED True`) or a second stage "
+    "(`MODEL.DENSE.STAGES [{}]`).",
+    True: "Loose boxes: a box loss on the overlap (`MODEL.RESOBJ_ROI.BOX_LOSS.NAME GIoULoss`), a "
+    "predicted IoU in the score (`MODEL.RESOBJ_ROI.QUALITY.ENABLED True`) or a cascade.",
+}
+
+
+def _against_background(judgement: Judgement) -> str:
+    """What may lessen the imbalance; another step only where the last one was measured to help."""
+    about = judgement.subject.about
+    if not about.get("num_steps", 0):
+        return "Residual Objectness (see `resobj-d2 configs`) or focal loss"
+    averages = [mean_precision(errors.precision) for errors in judgement.errors]
+    if len(averages) < 2 or None in averages[-2:]:
+        return "a longer training"
+    gain = averages[-1] - averages[-2]
+    measured = f"the last residual step changes AP50 by {gain:+.1f} points"
+    if gain < _NOTICEABLE:
+        return f"a longer training ({measured}, so that another one promises little)"
+    key = _STEPS_KEY["rpn" in about.get("sources", ())]
+    return f"one more step ({key}; {measured}) or a longer training"
+
+
+def _about_loose(judgement: Judgement) -> str:
+    return _LOOSE["roi" in judgement.subject.about.get("sources", ())]
 
 
 _ADVICE = {
@@ -277,10 +307,7 @@ _ADVICE = {
         "Wrong classes: the table of confusions below names the pairs. More examples "
         "of them, or merging classes that nobody needs apart, helps more than another loss."
     ),
-    "Loc": lambda j: (
-        "Loose boxes: a box loss on the overlap (`BOX_LOSS.NAME GIoULoss`), a predicted IoU "
-        "in the score (`QUALITY.ENABLED`, RetinaNet-Conf) or a second stage (`STAGES [{}]`)."
-    ),
+    "Loc": _about_loose,
     "Both": lambda j: (
         "Loose boxes of a wrong class are mostly parts or groups of objects: look at "
         "them in the pictures before changing anything."
