@@ -282,8 +282,8 @@ OBJECTNESS, STAGES, QUALITY, CLS_LOSS, BOX_LOSS, SAMPLER, ASSIGNER and CODER are
 is refused. The values of STAGES are explained in [methods](methods.md); those of QUALITY are the
 tower it reads. "each stream's own" is `MaxIoUAssigner` and `DeltaCoder` with anchors, and
 `FSAFAssigner` and `LTRBCoder` without. `YOLOAssigner` is without `WEIGHS_BOXES`, and `YOLOCoder`
-with `PRIORS.OFFSET` 0.5. Whether a combination detects better is another question. `YOLOBoxLoss` is
-omitted: it is for `YOLOCoder` and refused with any other coder."""
+with `MODEL.DENSE.PRIORS.OFFSET` 0.5. Whether a combination detects better is another question.
+`YOLOBoxLoss` is omitted: it is for `YOLOCoder` and refused with any other coder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

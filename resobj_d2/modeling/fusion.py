@@ -69,7 +69,7 @@ def build_fusion(
         Sequence,
         Option(
             "[name, e] of factors p in the score, the product of p^e; default 1, or what "
-            "QUALITY.ALPHA implies"
+            "MODEL.DENSE.QUALITY.ALPHA implies"
         ),
     ] = (),
     floors: Annotated[
