@@ -83,3 +83,20 @@ def test_a_figure_of_a_fuller_system_says_what_the_configuration_lacks(name, mis
 def test_losses_of_decoded_boxes_have_their_papers_weight(loss, weight):
     box_head = read(f"faster_rcnn_{loss}_R_50_FPN_800_1x").MODEL.ROI_BOX_HEAD
     assert box_head.BBOX_REG_LOSS_WEIGHT == weight
+
+
+@pytest.mark.parametrize(
+    "name, iterations",
+    [
+        ("faster_rcnn_vgg16_voc07", 70000),
+        ("faster_rcnn_vgg16_voc07_12", 110000),
+        ("fast_rcnn_vgg16_voc07", 40000),
+        ("fast_rcnn_vgg16_voc07_12", 80000),
+        ("yolov3_giou_voc07_12", 50200),
+        ("faster_rcnn_giou_R_50_FPN_voc07_12", 18000),
+    ],
+)
+def test_schedules_on_voc_are_those_that_the_page_names(name, iterations, repository):
+    assert read(name).SOLVER.MAX_ITER == iterations
+    page = (repository / "configs/README.md").read_text()
+    assert str(iterations) in page.partition("`PascalVOC-Detection/` has")[2].partition("\n\n")[0]
