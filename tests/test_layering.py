@@ -47,7 +47,8 @@ ALLOWED = {
         "command", "compat", "inference", "matching", "modeling", "ops", "process", "structures",
     },
     "inspection": {
-        "command", "config", "data", "inference", "matching", "ops", "options", "process",
+        "command", "config", "data", "inference", "matching", "modeling", "ops", "options",
+        "process",
     },
     "analysis": {
         "command", "compat", "config", "checkpoint", "data", "engine", "evaluation", "inference",

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from resobj_d2.command import add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
+from resobj_d2.modeling.backbones import without_imagenet_weights
 from resobj_d2.modeling.feature_maps import explained_feature_maps
 from resobj_d2.process import replacing
 
@@ -234,10 +235,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     models, costs, configs = [], [], []
     for path in args.configs:
-        # Neither datasets nor weights are used: nothing is registered or downloaded.
+        # Datasets are not used, so they need not be registered.
         opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
-        opts += ["MODEL.TIMM.PRETRAINED", "False", "MODEL.TIMM.WEIGHTS", ""]
         cfg = load_config(path, opts, training=False, imports=args.imports)
+        cfg = without_imagenet_weights(cfg)
         with explained_feature_maps(cfg):
             model = build_model(cfg).eval()
         models.append(model)

@@ -11,6 +11,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_a
 from torch import nn
 
 from resobj_d2.matching import ASSIGNER_REGISTRY, PRIORS_REGISTRY
+from resobj_d2.modeling.backbones import without_imagenet_weights
 from resobj_d2.options import build
 
 from .boxes import BANDS, size_bands
@@ -117,11 +118,7 @@ def network_of(cfg) -> Network | None:
     }.get(cfg.MODEL.META_ARCHITECTURE)
     if features is None:
         return None
-    # Shapes are asked for, not weights: nothing needs to be downloaded.
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.TIMM.PRETRAINED = False
-    backbone = build_backbone(cfg)
+    backbone = build_backbone(without_imagenet_weights(cfg))
     shapes = backbone.output_shape()
     missing = [name for name in features if name not in shapes]
     if missing:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
+from .backbones import without_imagenet_weights
+
 __all__ = ["explained_feature_maps"]
 
 # Keys of the feature maps that a META_ARCHITECTURE takes from its backbone.
@@ -65,11 +67,8 @@ def _missing_features(cfg: CfgNode, error: KeyError) -> str:
 
 
 def _shapes(cfg: CfgNode) -> Mapping | None:
-    """Of the backbone; None where it cannot be built. Nothing is downloaded for it."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.TIMM.PRETRAINED = False
+    """Of the backbone; None where it cannot be built."""
     try:
-        return build_backbone(cfg).output_shape()
+        return build_backbone(without_imagenet_weights(cfg)).output_shape()
     except KeyError:
         return None

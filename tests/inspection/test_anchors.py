@@ -123,6 +123,16 @@ def all_anchors(cfg, height, width):
         return Boxes.cat(rpn.anchor_generator([features[f] for f in rpn.in_features])).tensor
 
 
+@pytest.mark.parametrize("key, value", [("WEIGHTS", "package:nowhere"), ("PRETRAINED", True)])
+def test_shapes_need_no_weights(key, value, monkeypatch):
+    """The strides are those of the levels, and nothing is fetched."""
+    monkeypatch.setattr("timm.models._builder.load_pretrained", None)  # whoever calls it fails
+    cfg = config("cells_retinanet_fl_lite0")
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM[key] = value
+    assert [shape.stride for shape in network_of(cfg).levels] == [8, 16, 32, 64, 128]
+
+
 def test_yolo_compares_shapes_and_anchor_free_streams_have_none():
     cfg = config("cells_yolov3_obj")
     (found,), _ = anchor_sets(cfg, network_of(cfg))

@@ -1,7 +1,7 @@
 """Backbones that Detectron2 lacks, registered with it."""
 
 from .darknet import DarkNet, DarkNetConv, build_darknet_backbone
-from .timm import TimmBackbone, build_timm_backbone
+from .timm import TimmBackbone, build_timm_backbone, without_imagenet_weights
 from .vgg import (
     SSDVGG16,
     VGG16,
@@ -21,4 +21,5 @@ __all__ = [
     "build_ssd_vgg16_backbone",
     "build_timm_backbone",
     "build_vgg16_backbone",
+    "without_imagenet_weights",
 ]

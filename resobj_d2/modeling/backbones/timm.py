@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Annotated
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from resobj_d2.options import Option, arguments_from
 
 from .timm_weights import find_weights, load_timm_weights
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "build_timm_backbone", "without_imagenet_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +170,15 @@ def _warn_of_other_pixels(cfg, backbone: TimmBackbone) -> None:
                 *(key, list(cfg.MODEL[key]), cfg.MODEL.TIMM.NAME),
                 *([round(x, 1) for x in value], cfg.INPUT.FORMAT),
             )
+
+
+def without_imagenet_weights(cfg: CfgNode) -> CfgNode:
+    """A copy for a network of which only shapes matter: nothing is downloaded or looked up."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    return cfg
 
 
 @BACKBONE_REGISTRY.register()
