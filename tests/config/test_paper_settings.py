@@ -71,7 +71,7 @@ def test_what_follows_the_released_code_says_after():
     [
         ("tood_R_50_FPN_800_1x", "TOOD's head"),
         ("ssd512_refinedet_vgg16", "connection blocks"),
-        ("mask_rcnn_R_50_FPN_800_1x", "2x schedule"),
+        ("paa_R_50_FPN_800_1x", "score voting"),
     ],
 )
 def test_a_figure_of_a_fuller_system_says_what_the_configuration_lacks(name, missing):
