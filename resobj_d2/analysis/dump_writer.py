@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resobj_d2.data.record import Record
-from resobj_d2.process import counted
+from resobj_d2.process import counted, told_as
 
 from .column_files import ColumnWriter
 from .dump_file import CORNERS, FACTOR, KIND, VERSION, read_about
@@ -195,7 +195,8 @@ def write_dump(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    with told_as(path, temporary):
+        temporary.mkdir()
     try:
         writer = DumpWriter(temporary, record)
         yield writer

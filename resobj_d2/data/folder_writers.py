@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from resobj_d2.process import replacing
+from resobj_d2.process import replacing, told_as
 
 from .picture_files import PICTURE_ENDINGS
 from .record import Record
@@ -53,8 +53,9 @@ def write_voc(record: Record, folder: Path, split: str, pictures: str) -> dict:
     for row, path in enumerate(documents):
         # Whole or not at all, so that the same command succeeds after it was killed.
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(_voc_document(record, row, rows_by_image[row], names[row]))
-        os.replace(temporary, path)
+        with told_as(path, temporary):
+            temporary.write_bytes(_voc_document(record, row, rows_by_image[row], names[row]))
+            os.replace(temporary, path)
     with replacing(list_file) as file:
         file.writelines(f"{stem}\n" for stem in stems)
     return {

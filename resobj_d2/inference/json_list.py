@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from resobj_d2.process import put_in_place
+from resobj_d2.process import put_in_place, told_as
 
 __all__ = ["JsonLinesWriter", "JsonListWriter"]
 
@@ -37,7 +37,8 @@ class JsonListWriter:
     def __enter__(self) -> JsonListWriter:
         # Where the path is a link: beside the file that it means.
         self._partial = Path(f"{os.path.realpath(self.path)}.partial")
-        self._file = open(self._partial, "w", encoding="utf-8")
+        with told_as(self.path, self._partial):
+            self._file = open(self._partial, "w", encoding="utf-8")
         self._file.write(self._head)
         return self
 

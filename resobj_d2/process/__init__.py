@@ -4,17 +4,18 @@
 """
 
 from .console import progress_bar, start_log
-from .files import put_in_place, replacing
+from .files import put_in_place, replacing, told_as
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet, quiet_imports
-from .words import counted, did_you_mean, similar_names
+from .words import counted, did_you_mean, distinct_names, similar_names
 
 __all__ = [
     "FolderInUse",
     "StopRequest",
     "counted",
     "did_you_mean",
+    "distinct_names",
     "forward_to_children",
     "hold_folder",
     "progress_bar",
@@ -25,4 +26,5 @@ __all__ = [
     "replacing",
     "similar_names",
     "start_log",
+    "told_as",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import IO
 
-__all__ = ["put_in_place", "replacing"]
+__all__ = ["put_in_place", "replacing", "told_as"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -23,6 +26,9 @@ def replacing(path: str | os.PathLike, *, binary: bool = False) -> Iterator[IO]:
         path: of the file; its folder must be there. A device or pipe, as ``/dev/stdout``, is
             written as it is.
         binary: open for bytes; text is UTF-8.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
     """
     path = os.fspath(path)
     mode, encoding = ("wb", None) if binary else ("w", "utf-8")
@@ -32,15 +38,28 @@ def replacing(path: str | os.PathLike, *, binary: bool = False) -> Iterator[IO]:
         return
     # One name, so that the leftover of a killed process is reused.
     temporary = f"{os.path.realpath(path)}.tmp"
+    with told_as(path, temporary):
+        try:
+            with open(temporary, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def told_as(path: str | os.PathLike, temporary: str | os.PathLike) -> Iterator[None]:
+    """Errors about a temporary file, or none as of a full disk, are told as those of ``path``."""
     try:
-        with open(temporary, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        yield
+    except OSError as error:
+        full = error.filename is None and error.errno in _FULL
+        if full or error.filename in (temporary, os.fspath(temporary)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-__all__ = ["counted", "did_you_mean", "similar_names"]
+__all__ = ["counted", "did_you_mean", "distinct_names", "similar_names"]
 
 _PLURALS = {"box": "boxes", "category": "categories", "class": "classes", "process": "processes"}
 
@@ -20,6 +22,39 @@ def counted(number: int, noun: str) -> str:
         return f"{number} {noun}"
     before, space, last = noun.rpartition(" ")
     return f"{number} {before}{space}{_PLURALS.get(last, last + 's')}"
+
+
+def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Names of files or folders; those that are the same get the folders in which they differ.
+
+    Args:
+        paths: of each; nothing has to be there.
+        names: of each, mostly the last part of its path or one before it.
+
+    Returns:
+        ``config`` where it is the only one, else ``a/config`` and ``b/config``; ``(2)`` after the
+        second of the same path.
+    """
+    found = list(names)
+    folders = [_folders_of(path, name) for path, name in zip(paths, names, strict=True)]
+    for depth in range(1, max(map(len, folders), default=0) + 1):
+        counts = Counter(found)
+        same = [k for k, name in enumerate(found) if counts[name] > 1]
+        for k in same:
+            found[k] = "/".join((*folders[k][-depth:], names[k]))
+    seen: Counter[str] = Counter()
+    for k, name in enumerate(found):
+        seen[name] += 1
+        if seen[name] > 1:
+            found[k] = f"{name} ({seen[name]})"
+    return found
+
+
+def _folders_of(path: Path, name: str) -> tuple[str, ...]:
+    """The folders above the part of a path that has given the name."""
+    parts = path.absolute().parts[1:]
+    own = [k for k, part in enumerate(parts) if name in (part, Path(part).stem)]
+    return parts[: own[-1]] if own else parts[:-1]
 
 
 def similar_names(

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -98,3 +99,22 @@ def test_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(OSError), replacing(tmp_path / "folder") as file:
         file.write("x")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["no/folder/file", "file/below", "folder"])
+def test_errors_name_the_file_and_not_the_one_beside_it(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught, replacing(tmp_path / name) as file:
+        file.write("new")
+    assert caught.value.filename == str(tmp_path / name) and caught.value.strerror
+    assert "tmp" not in str(caught.value).removeprefix(str(tmp_path)).replace(str(tmp_path), "")
+
+
+def test_a_full_disk_is_told_with_the_file_and_other_errors_as_they_are(tmp_path):
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "file") and caught.value.errno == errno.ENOSPC
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "file"):
+        open(tmp_path / "other")
+    assert caught.value.filename == str(tmp_path / "other")

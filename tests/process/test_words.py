@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from resobj_d2.process import counted, did_you_mean, similar_names
+from resobj_d2.process import counted, did_you_mean, distinct_names, similar_names
 
 
 @pytest.mark.parametrize(
@@ -13,6 +15,25 @@ from resobj_d2.process import counted, did_you_mean, similar_names
 )  # fmt: skip
 def test_counted(number, noun, text):
     assert counted(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("paths", "names", "expected"),
+    [
+        (["a/x.yaml", "b/y.yaml"], ["x", "y"], ["x", "y"]),
+        (["a/x.yaml", "b/x.yaml", "b/y.yaml"], ["x", "x", "y"], ["a/x", "b/x", "y"]),
+        (["a/run/x.yaml", "b/run/x.yaml"], ["x", "x"], ["a/run/x", "b/run/x"]),
+        (["a/x/dump", "b/x/dump"], ["x", "x"], ["a/x", "b/x"]),  # named after their run
+        (["a/x.yaml", "a/x.yaml"], ["x", "x"], None),
+    ],
+)
+def test_the_same_names_get_the_folders_in_which_they_differ(paths, names, expected):
+    found = distinct_names([Path(path) for path in paths], names)
+    if expected is None:
+        assert found[1] == f"{found[0]} (2)" and found[0].endswith("/a/x")
+    else:
+        assert found == expected
+    assert distinct_names([], []) == []
 
 
 def test_similar_names_come_closest_first_and_else_in_their_order():
