@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from resobj_d2.command import run_command
-from resobj_d2.process import progress_bar
+from resobj_d2.process import distinct_names, progress_bar
 
 from .bootstrap import ResampledErrors, ResampledPrecision
 from .evaluation_set import EvaluationSet
@@ -34,6 +34,7 @@ __all__ = ["Comparison", "Method", "compare", "main"]
 
 _FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of the thresholds
 _FEWEST_IMAGES = 5  # from which on a bootstrap makes sense
+_DIGITS = 2  # after the point, of what is printed
 _NO_INTERVAL = dict.fromkeys(("low", "high", "higher", "certain"))
 
 
@@ -103,8 +104,9 @@ class Comparison:
         Returns:
             Rows with ``method``, ``figure``, ``difference``, ``low`` and ``high`` (the interval),
             ``higher`` (the part of the samples, in percent, in which it is higher) and ``certain``:
-            whether the interval leaves out 0. With objects in less than five images there is no
-            interval: drawing these few anew says nothing about others.
+            whether the interval leaves out 0, also in the two digits that are printed. With
+            objects in less than five images there is no interval: drawing these few anew says
+            nothing about others.
         """
         observed = [
             [_mean(p[:, chosen], axis=(0, 1, 2)) for chosen in _FIGURES.values()]
@@ -152,7 +154,7 @@ class Comparison:
                         "low": float(low),
                         "high": float(high),
                         "higher": 100 * float((samples > 0).mean()),
-                        "certain": bool(low > 0 or high < 0),
+                        "certain": bool(round(low, _DIGITS) > 0 or round(high, _DIGITS) < 0),
                     }
                 )
         return rows
@@ -268,15 +270,14 @@ def _refuse_other_data(first: EvaluationSet, other: EvaluationSet) -> None:
 
 
 def _methods(sources: Sequence[str], args: argparse.Namespace) -> list[Method]:
-    methods = []
+    methods, first = [], []
     for source in sources:
         paths = [source] if os.path.exists(source) else [p for p in source.split(",") if p]
         runs = [load_source(path, args) for path in paths]
         common = os.path.commonprefix([run.name for run in runs]).rstrip("_-. ")
         methods.append(Method(name=common or runs[0].name, runs=runs))
-    if len({method.name for method in methods}) == len(methods):
-        return methods
-    names = [str(Path(source)) for source in sources]
+        first.append(Path(paths[0]).expanduser())
+    names = distinct_names(first, [method.name for method in methods])
     return [Method(name=n, runs=m.runs) for n, m in zip(names, methods, strict=True)]
 
 
@@ -304,15 +305,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         threshold=args.iou,
         seed=args.seed,
     )
-    print(markdown(found.run_table(), digits=2))
+    print(markdown(found.run_table(), digits=_DIGITS))
     print(f"\nAgainst {found.names[0]}, with {100 * args.coverage:g}% intervals\n")
-    print(markdown(found.difference_table(), digits=2))
-    print(f"\ndAP by kind of error, lower is better\n\n{markdown(found.error_table(), digits=2)}")
+    print(markdown(found.difference_table(), digits=_DIGITS))
+    errors = markdown(found.error_table(), digits=_DIGITS)
+    print(f"\ndAP by kind of error, lower is better\n\n{errors}")
     classes = [row for row in found.class_table() if row["difference"] is not None]
     classes.sort(key=lambda row: -abs(row["difference"]))
-    print(
-        f"\nAP by class, the largest differences first\n\n{markdown(classes, digits=2, limit=20)}"
-    )
+    shown = markdown(classes, digits=_DIGITS, limit=20)
+    print(f"\nAP by class, the largest differences first\n\n{shown}")
     if args.json:
         tables = {
             "methods": found.run_table(),

@@ -129,7 +129,14 @@ def _chance(row: Row) -> str:
     if row["certain"] is None:
         return ""
     what = "beyond" if row["certain"] else "within"
-    return f" ({row['low']:+.1f} to {row['high']:+.1f}, {what} the chance of these images)"
+    low, high = _border(row["low"]), _border(row["high"])
+    return f" ({low} to {high}, {what} the chance of these images)"
+
+
+def _border(value: float) -> str:
+    """One digit after the point, or the second one where that would make it 0."""
+    digits = 1 if round(value, 1) else 2
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def _at_best(one: Judgement) -> str:

@@ -43,10 +43,13 @@ class Interval:
 
     @property
     def sign(self) -> str:
-        """``+`` or ``-`` where the whole interval lies above or below 0, else ``?``."""
-        if self.low > 0:
+        """``+`` or ``-`` where the whole interval lies above or below 0, else ``?``.
+
+        As tables print it, with two digits: an end that they show as 0 is not left out.
+        """
+        if round(self.low, 2) > 0:
             return "+"
-        return "-" if self.high < 0 else "?"
+        return "-" if round(self.high, 2) < 0 else "?"
 
 
 @dataclass(frozen=True, kw_only=True)

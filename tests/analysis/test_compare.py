@@ -109,6 +109,19 @@ def test_equal_runs_and_opposite_ones():
     assert opposite.class_table()[1]["difference"] is None  # no objects
 
 
+@pytest.mark.parametrize("border, certain", [(-0.004, False), (-0.006, True)])
+def test_an_interval_that_is_printed_with_0_does_not_leave_it_out(border, certain):
+    data = plain_loops.random_set(0, images=8)
+    methods = [Method(name="a", runs=[data]), Method(name="b", runs=[data])]
+    found = compare(methods, samples=10)
+    sampled = np.stack(
+        [np.zeros_like(found.sampled_figures[0]), np.full_like(found.sampled_figures[0], border)]
+    )
+    rows = dataclasses.replace(found, sampled_figures=sampled).difference_table()
+    assert [row["certain"] for row in rows] == [certain] * 3
+    assert all(row["high"] == pytest.approx(border) for row in rows)
+
+
 def test_seeds_have_a_mean_and_a_spread():
     half = ALL[:3]  # recall 1/2: 51 of 101 levels
     seeds = method("b", ALL, half, objects=OBJECTS)

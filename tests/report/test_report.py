@@ -316,6 +316,11 @@ def test_what_is_unknown_is_not_denied():
     assert [row[-1] for row in table.cells] == ["-", "yes", "no"]
 
 
+def test_a_border_of_an_interval_has_a_digit_that_is_not_0():
+    shown = [comparison_section._border(x) for x in (-2.27, 0.04, -0.012, 0.0)]
+    assert shown == ["-2.3", "+0.04", "-0.01", "+0.00"]
+
+
 def repeated(rows, times):
     """Rows of a COCO json for so many copies of the images."""
     ids = ("id", "image_id")
