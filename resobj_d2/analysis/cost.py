@@ -2,8 +2,8 @@
 
 ::
 
-    python -m resobj_d2.analysis.cost configs/COCO-Detection/retinanet_fl_R_50_FPN_600_1x.yaml \\
-        configs/COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml --size 512 512
+    resobj-d2 analyze cost retinanet_fl_R_50_FPN_600_1x retinanet_resobj_t2_R_50_FPN_600_1x \\
+        --size 512 512 MODEL.DENSE.NUM_CLASSES 3
 
 FLOPs and times are those of the network alone: backbone, towers and predictors on one image of
 random numbers, without padding, losses and post-processing. For the times all models run in one
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import statistics
 import sys
 import time
@@ -35,7 +36,7 @@ from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.backbones import without_imagenet_weights
 from resobj_d2.modeling.feature_maps import explained_feature_maps
-from resobj_d2.process import replacing
+from resobj_d2.process import counted, distinct_names, replacing
 
 from .cost_memory import measure_memory
 
@@ -191,7 +192,8 @@ def _parser() -> argparse.ArgumentParser:
         "configs",
         nargs="+",
         metavar="YAML",
-        help="files, or names of configurations; the first is the reference",
+        help="files, or names of configurations, the first is the reference; then KEY VALUE pairs, "
+        "changes to all of them",
     )
     parser.add_argument(
         "--size",
@@ -222,28 +224,48 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="KEY VALUE",
-        help="changes to all of the configurations",
+        help="the same changes, where they come last",
     )
     add_import_option(parser)
     return parser
 
 
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Configurations, and from the first key on KEY VALUE pairs.
+
+    Raises:
+        ValueError: there is no configuration.
+    """
+    keys = [
+        k for k, word in enumerate(words) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word)
+    ]
+    first = keys[0] if keys else len(words)
+    if not first:
+        raise ValueError(f"name a configuration before {words[0]}")
+    return list(words[:first]), list(words[first:])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
+    paths, changes = _split(args.configs)
     if args.threads:
         torch.set_num_threads(args.threads)
     models, costs, configs = [], [], []
-    for path in args.configs:
+    different = [Path(path) for path in dict.fromkeys(paths)]
+    names = dict(
+        zip(different, distinct_names(different, [x.stem for x in different]), strict=True)
+    )
+    for path in paths:
         # Datasets are not used, so they need not be registered.
-        opts = [*args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
+        opts = [*changes, *args.opts, "MODEL.WEIGHTS", "", "DATASETS.TEST", "()"]
         cfg = load_config(path, opts, training=False, imports=args.imports)
         cfg = without_imagenet_weights(cfg)
         with explained_feature_maps(cfg):
             model = build_model(cfg).eval()
         models.append(model)
         configs.append(cfg)
-        costs.append(count(Path(path).stem, model, tuple(args.size)))
+        costs.append(count(names[Path(path)], model, tuple(args.size)))
     if args.rounds:
         times = time_forward(models, tuple(args.size), rounds=args.rounds)
         for cost, milliseconds in zip(costs, times, strict=True):
@@ -251,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.memory:
         for cfg, model, cost in zip(configs, models, costs, strict=True):
             cost.inference_bytes, cost.training_bytes = measure_memory(cfg, model, tuple(args.size))
-    print(f"one image of {args.size[0]}x{args.size[1]}, {torch.get_num_threads()} threads\n")
+    threads = counted(torch.get_num_threads(), "thread")
+    print(f"one image of {args.size[0]}x{args.size[1]}, {threads}\n")
     print(table(costs))
     if args.json:
         with replacing(args.json) as file:

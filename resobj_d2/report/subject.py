@@ -14,6 +14,7 @@ import numpy as np
 from resobj_d2.analysis.dump_file import Dump, load_dump, read_about
 from resobj_d2.analysis.evaluation_set import EvaluationSet
 from resobj_d2.analysis.source import load_source, tell_doubts
+from resobj_d2.process import distinct_names
 
 __all__ = ["Subject", "find_subjects"]
 
@@ -79,7 +80,8 @@ def find_subjects(
                 f"'{subject.name}' was made on another data set than '{subjects[0].name}': runs "
                 "in one report need the same images and classes"
             )
-    names = _distinct_names([Path(path).expanduser().absolute() for path in paths], subjects)
+    own = [subject.name for subject in subjects]
+    names = distinct_names([Path(path).expanduser() for path in paths], own)
     return [replace(s, name=name) for s, name in zip(subjects, names, strict=True)]
 
 
@@ -132,13 +134,3 @@ def _anchor_ious(dump: Dump) -> np.ndarray:
     """Those of the dump's objects, in the order that the analyses have them in."""
     objects = replace(dump.objects, areas=dump.objects.anchor_ious)
     return EvaluationSet.of_dump(replace(dump, objects=objects)).objects.areas
-
-
-def _distinct_names(paths: Sequence[Path], subjects: Sequence[Subject]) -> list[str]:
-    """Names of runs; those that are the same get their folder, then a number."""
-    names = [subject.name for subject in subjects]
-    if len(set(names)) < len(names):
-        names = [f"{path.parent.name}/{name}" for path, name in zip(paths, names, strict=True)]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({k + 1})" for k, name in enumerate(names)]
-    return names

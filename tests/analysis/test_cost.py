@@ -109,6 +109,27 @@ def test_command(tiny_options, tmp_path, capsys):
     assert first["training_bytes"] > 12 * first["parameters"]
 
 
+def test_configurations_of_the_same_name_and_trailing_overrides(
+    tiny_options, tmp_path, capsys, monkeypatch
+):
+    files = [tmp_path / name / "run" / "config.yaml" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("VERSION: 2\n")
+    arguments = [*map(str, files), "--size", "64", "64", "--threads", "1", *tiny_options]
+    used = []
+    monkeypatch.setattr(
+        "resobj_d2.analysis.cost.build_model", lambda cfg: used.append(cfg) or build_model(cfg)
+    )
+    assert main([*arguments, "MODEL.DENSE.NUM_CLASSES", "5"]) == 0
+    assert [cfg.MODEL.DENSE.NUM_CLASSES for cfg in used] == [5, 5]
+    printed = capsys.readouterr().out
+    assert "one image of 64x64, 1 thread\n" in printed
+    assert "| a/run/config |" in printed and "| b/run/config |" in printed
+    with pytest.raises(ValueError, match="name a configuration before MODEL.DEVICE"):
+        main(["MODEL.DEVICE", "cpu"])
+
+
 @pytest.mark.parametrize("key, value", [("PRETRAINED", "True"), ("WEIGHTS", "package:nowhere")])
 def test_no_weights_are_fetched(key, value, tiny_options, tmp_path, monkeypatch):
     config = tmp_path / "tiny.yaml"
