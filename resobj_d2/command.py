@@ -21,11 +21,13 @@ from collections.abc import Callable, Sequence
 __all__ = [
     "DEBUG",
     "add_import_option",
+    "add_weights_option",
     "explain",
     "is_users_mistake",
     "one_line_per_process",
     "run_command",
     "wants_traceback",
+    "with_weights",
 ]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -85,6 +87,18 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="import it first, so that the config can name what it registers (as IMPORTS)",
     )
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """``--weights FILE``, for :func:`with_weights`."""
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint, in place of the config's MODEL.WEIGHTS"
+    )
+
+
+def with_weights(opts: Sequence[str], weights: str | None) -> list[str]:
+    """KEY VALUE pairs for ``load_config``, with the checkpoint of ``--weights`` last."""
+    return [*opts, *(["MODEL.WEIGHTS", weights] if weights else [])]
 
 
 def one_line_per_process(main: Callable) -> Callable:

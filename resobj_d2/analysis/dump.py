@@ -25,7 +25,7 @@ from detectron2.structures import Instances
 
 from resobj_d2 import __version__
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
 from resobj_d2.config import load_config
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.categories import check_stored_classes
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
-    add("--weights", metavar="FILE", help="a checkpoint, in place of MODEL.WEIGHTS")
+    add_weights_option(parser)
     add("--detections", metavar="JSON", help="a COCO results json, in place of a model")
     add("--data", metavar="WHAT", help="with --detections: what `data check` takes as a data set")
     add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _from_model(args, parser: argparse.ArgumentParser) -> Path:
     if not args.config_file or args.data:
         parser.error("give --config-file, or --detections with --config-file or --data")
-    opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
+    opts = with_weights(args.opts, args.weights)
     cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("a dump needs trained weights: give --weights FILE")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
 from resobj_d2.config import load_config
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.categories import check_stored_classes
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one")
-    add("--weights", metavar="FILE", help="a checkpoint, in place of MODEL.WEIGHTS")
+    add_weights_option(parser)
     add("--images", type=int, metavar="N", help="measure so many, evenly chosen (default: all)")
     add("--easy", type=float, default=0.1, help="probability below which a negative is easy (0.1)")
     add("--bins", type=int, default=20, help="of the histograms (default 20)")
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
         parser.error(f"--plot {args.plot}: the ending must be .png, .svg or .pdf")
     start_log()
-    opts = [*args.opts, *(["MODEL.WEIGHTS", args.weights] if args.weights else [])]
+    opts = with_weights(args.opts, args.weights)
     cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("the imbalance is that of trained weights: give --weights FILE")

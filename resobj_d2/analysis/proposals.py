@@ -2,8 +2,7 @@
 
 ::
 
-    python -m resobj_d2.analysis.proposals --config-file CONFIG.yaml \\
-        MODEL.WEIGHTS output/RUN/model_final.pth
+    resobj-d2 analyze proposals --config-file CONFIG.yaml --weights output/RUN/model_final.pth
 
 With ``--write FOLDER`` the proposals of each data set of ``DATASETS.TEST`` are also written there,
 as ``FOLDER/<data set>.pkl``, for ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN.
@@ -31,7 +30,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -106,7 +105,10 @@ def evaluate_proposals(
     check_available(cfg.DATASETS.TEST, "DATASETS.TEST")
     model = Trainer.build_model(cfg).eval()
     if getattr(model, "proposal_generator", None) is None:
-        raise ValueError(f"a {cfg.MODEL.META_ARCHITECTURE} makes no proposals")
+        raise ValueError(
+            f"a {cfg.MODEL.META_ARCHITECTURE} makes no proposals: those with an RPN do, as "
+            "MODEL.META_ARCHITECTURE GeneralizedRCNN and ProposalNetwork"
+        )
     ResObjCheckpointer(model, strict=True, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     backend = load_backend(cfg.TEST.COCO_BACKEND)
     rows = []
@@ -213,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a yaml, or the name of a configuration",
     )
+    add_weights_option(parser)
     add_import_option(parser)
     parser.add_argument(
         "--limits",
@@ -235,12 +238,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "opts",
         nargs=argparse.REMAINDER,
         metavar="KEY VALUE",
-        help="changes to the configuration, as MODEL.WEIGHTS FILE",
+        help="changes to the configuration",
     )
     args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts, training=False, imports=args.imports)
+    opts = with_weights(args.opts, args.weights)
+    cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("proposals need trained weights: set MODEL.WEIGHTS <checkpoint>")
+        raise ValueError(
+            "proposals need trained weights: give --weights FILE, or set MODEL.WEIGHTS"
+        )
     rows = evaluate_proposals(cfg, limits=args.limits, folder=args.write)
     print(table(rows))
     if args.json:

@@ -3,9 +3,8 @@
 For example over the exponent of the confidence (RetinaNet-Conf, Table 5) or over thresholds
 (Residual Objectness, Table 1)::
 
-    python -m resobj_d2.analysis.sweep --config-file CONFIG.yaml \\
-        --vary MODEL.DENSE.QUALITY.ALPHA 0.0 0.2 0.4 0.6 \\
-        --opts MODEL.WEIGHTS output/RUN/model_final.pth
+    resobj-d2 analyze sweep --config-file CONFIG.yaml --weights output/RUN/model_final.pth \\
+        --vary MODEL.DENSE.QUALITY.ALPHA 0.0 0.2 0.4 0.6
 
 Each ``--vary`` adds an axis. All combinations are evaluated on the same predictions, each with its
 own threshold, top-k and NMS.
@@ -24,7 +23,7 @@ import torch
 from detectron2.config import CfgNode
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
 from resobj_d2.config import load_config
 from resobj_d2.config.load import merge_overrides
 from resobj_d2.data.catalog import dataset_record
@@ -144,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a yaml, or the name of a configuration",
     )
+    add_weights_option(parser)
     add_import_option(parser)
     parser.add_argument(
         "--vary",
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "opts",
         nargs="*",
         metavar="KEY VALUE",
-        help="changes to the configuration, as MODEL.WEIGHTS FILE; not after the values of --vary",
+        help="changes to the configuration; not after the values of --vary",
     )
     parser.add_argument(
         "--opts",
@@ -177,11 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     empty = [key for key, values in axes.items() if not values]
     if empty:
         parser.error(f"--vary {empty[0]} needs values")
-    cfg = load_config(
-        args.config_file, [*args.opts, *args.more], training=False, imports=args.imports
-    )
+    opts = with_weights([*args.opts, *args.more], args.weights)
+    cfg = load_config(args.config_file, opts, training=False, imports=args.imports)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("a sweep needs trained weights: set MODEL.WEIGHTS <checkpoint>")
+        raise ValueError("a sweep needs trained weights: give --weights FILE, or set MODEL.WEIGHTS")
     rows = sweep(cfg, axes)
     print(table(rows))
     if args.json:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from detectron2.config import CfgNode
 
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
 from resobj_d2.inference.predictor import load_prediction_config
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add_import_option(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML", help="config of the trained model")
-    add("--weights", metavar="FILE", help="checkpoint, in place of the config's MODEL.WEIGHTS")
+    add_weights_option(parser)
     add("--format", required=True, choices=list(FORMATS), help="what to write")
     add("--output", required=True, metavar="FILE", help="file to write")
     add(
@@ -147,8 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.time and not images:
         raise ValueError("--time needs pictures: name some with --check")
     check_path(options.output, options.format)
-    if options.weights:
-        opts = [*opts, "MODEL.WEIGHTS", options.weights]
+    opts = with_weights(opts, options.weights)
     if options.format == "onnx":
         opts = [*opts, "MODEL.DEVICE", "cpu"]
     cfg = load_prediction_config(options.config_file, opts, imports=options.imports)

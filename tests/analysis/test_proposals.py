@@ -211,7 +211,7 @@ def test_any_rpn_has_one_step(options):
         (
             ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "8"],
             [1],
-            "Retina",
+            "a RetinaNet makes no proposals: those with an RPN do, as .* GeneralizedRCNN",
         ),
     ],
 )
@@ -226,3 +226,13 @@ def test_impossible_requests_are_refused(options, overrides, limits, message):
 def test_needs_weights(options):
     with pytest.raises(ValueError, match="MODEL.WEIGHTS"):
         main(["--config-file", options, "MODEL.WEIGHTS", ""])
+
+
+def test_weights_are_given_as_in_other_commands(options, monkeypatch, capsys):
+    used = []
+    monkeypatch.setattr(
+        "resobj_d2.analysis.proposals.evaluate_proposals", lambda cfg, **_: used.append(cfg) or []
+    )
+    monkeypatch.setattr("resobj_d2.analysis.proposals.table", lambda rows: "")
+    assert main(["--config-file", options, "--weights", "mine.pth", "SEED", "3"]) == 0
+    assert used[0].MODEL.WEIGHTS == "mine.pth" and used[0].SEED == 3

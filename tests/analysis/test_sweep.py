@@ -117,6 +117,16 @@ def test_missing_weights_and_values_are_refused(tiny_options, tmp_path, capsys):
     assert f"--vary {ALPHA} needs values" in capsys.readouterr().err
 
 
+def test_weights_are_given_as_in_other_commands(options, tmp_path, monkeypatch, capsys):
+    """Before the values of --vary, which take all that follows."""
+    used = []
+    monkeypatch.setattr("resobj_d2.analysis.sweep.sweep", lambda cfg, axes: used.append(cfg) or [])
+    monkeypatch.setattr("resobj_d2.analysis.sweep.table", lambda rows: "")
+    arguments = ["--config-file", "", "--weights", "mine.pth", *options, "--vary", ALPHA, "0.5"]
+    assert main(arguments) == 0
+    assert used[0].MODEL.WEIGHTS == "mine.pth"
+
+
 def test_a_key_twice_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--config-file", "x.yaml", "--vary", ALPHA, "0.1", "--vary", ALPHA, "0.5"])

@@ -22,6 +22,8 @@ def test_the_commands_of_the_page_exist(page):
     assert named <= {command.name for command in ANALYZE}
     rows = re.findall(r"^\| \[`(\w+)`\]\(#([\w-]+)\)", page, re.M)
     assert {name for name, _ in rows} == named - {"curves", "dump", "sweep"}
+    others = re.findall(r"^\| \[`(\w+)`\]\((?!#)", page, re.M)
+    assert {*others, *(name for name, _ in rows)} == {command.name for command in ANALYZE}
     headings = {x.lower().replace(" ", "-") for x in re.findall(r"^## (.*)$", page, re.M)}
     assert {anchor for _, anchor in rows} <= headings
 
