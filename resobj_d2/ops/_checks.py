@@ -57,12 +57,12 @@ def host_sizes(op: str, name: str, sizes: Tensor, shape: str = "(images,)") -> l
 
 def require_same_device(op: str, **tensors: Tensor) -> None:
     """Raises ValueError unless all arguments are on the device of the first."""
-    (first_name, first), *others = tensors.items()
-    for name, value in others:
-        if value.device != first.device:
-            raise ValueError(
-                f"{op}: {name} is on {value.device}, but {first_name} is on {first.device}"
-            )
+    first = None
+    for name, value in tensors.items():
+        if first is None:
+            first, device = name, value.device
+        elif value.device != device:
+            raise ValueError(f"{op}: {name} is on {value.device}, but {first} is on {device}")
 
 
 def require_positive(op: str, dtype: torch.dtype, **numbers: float) -> None:
@@ -106,13 +106,24 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
+def is_usual_pair(first: Tensor, second: Tensor) -> bool:
+    """Whether both are float32 tensors of one shape and device, which passes all checks of a pair.
+
+    On a few hundred boxes the checks take as long as the operator.
+    """
+    return (
+        isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and first.dtype is second.dtype is torch.float32
+        and first.shape == second.shape
+        and first.device == second.device
+    )
+
+
 def require_constant_target(op: str, pred: Tensor, target: Tensor) -> None:
     """Raises unless both are floating point of one shape and device, and ``target`` is constant."""
-    usual = isinstance(pred, Tensor) and isinstance(target, Tensor) and target.dtype is pred.dtype
-    if usual and pred.dtype is torch.float32 and pred.shape == target.shape:
-        # Fast path: on a few hundred boxes the checks take as long as the loss.
-        if pred.device == target.device and not target.requires_grad:
-            return
+    if is_usual_pair(pred, target) and not target.requires_grad:
+        return
     require_floating(op, pred=pred, target=target)
     if target.shape != pred.shape:
         raise ValueError(
@@ -136,4 +147,5 @@ def require_box_pairs(op: str, pred: Tensor, target: Tensor, mask: Tensor | None
                 f"{op}: mask must have the shape of pred without the last dimension, "
                 f"{tuple(pred.shape[:-1])}, got {tuple(mask.shape)}"
             )
-        require_same_device(op, pred=pred, mask=mask)
+        if mask.device != pred.device:
+            require_same_device(op, pred=pred, mask=mask)

@@ -78,9 +78,11 @@ def define_op(
         torch.library.register_autocast(qualified, device_type, torch.float32, lib=LIB)
     torch.library.register_vmap(qualified, _item_by_item(name, operator, no_vmap), lib=LIB)
 
+    is_compiling = torch.compiler.is_compiling
+
     def call(*inputs):
         # Transforms need the dispatcher, which calls the kernel at the right level.
-        if torch.compiler.is_compiling() or _transforms_are_active():
+        if is_compiling() or _transforms_are_active():
             return operator(*inputs)
         return kernel(*inputs)
 
@@ -104,8 +106,11 @@ def _defined(name: str) -> torch._ops.OpOverload:
     return operator
 
 
+_functorch_is_active = torch._C._are_functorch_transforms_active
+
+
 def _transforms_are_active() -> bool:
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _functorch_is_active()
 
 
 def _kernel_without_gradient(operator: Any) -> Callable:

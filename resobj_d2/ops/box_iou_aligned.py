@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, compute_dtype, require_floating, require_same_device
+from ._checks import (
+    as_dtype,
+    compute_dtype,
+    is_usual_pair,
+    require_floating,
+    require_same_device,
+)
 from ._library import define_op, no_backward
 
 KINDS = ("iou", "giou", "diou", "ciou")
@@ -76,19 +82,22 @@ def box_iou_aligned(
         ValueError: a shape, a device or ``kind`` is wrong.
     """
     op = "box_iou_aligned"
-    require_floating(op, pred=pred, target=target)
+    is_usual = is_usual_pair(pred, target)
+    if not is_usual:
+        require_floating(op, pred=pred, target=target)
     if pred.dim() != 2 or pred.shape[1] != 4:
         raise ValueError(f"{op}: pred must have shape (number, 4), got {tuple(pred.shape)}")
-    if target.shape != pred.shape:
-        raise ValueError(
-            f"{op}: target must have the shape of pred, {tuple(pred.shape)}, "
-            f"got {tuple(target.shape)}"
-        )
-    require_same_device(op, pred=pred, target=target)
+    if not is_usual:
+        if target.shape != pred.shape:
+            raise ValueError(
+                f"{op}: target must have the shape of pred, {tuple(pred.shape)}, "
+                f"got {tuple(target.shape)}"
+            )
+        require_same_device(op, pred=pred, target=target)
+        dtype = compute_dtype(pred, target)
+        pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    dtype = compute_dtype(pred, target)
-    pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
     if kind in COMPOSED:
         return reference.distance_overlap(
             pred, target, kind, lambda *boxes: _box_iou_aligned(*boxes, "iou")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import host_sizes
+from ._checks import as_dtype, host_sizes
 from ._library import define_op
 
 # The CUDA kernels take the thresholds by value.
@@ -131,14 +131,14 @@ def match_anchors(
         gt_sizes, ignore_sizes = as_tensors(gt_sizes, ignore_sizes)
     return AnchorMatches(
         *operator(
-            anchors.to(dtype),
-            gt_boxes.to(dtype),
+            as_dtype(anchors, dtype),
+            as_dtype(gt_boxes, dtype),
             gt_sizes,
             thresholds,
             labels,
             allow_low_quality,
             d2_compat,
-            None if ignore_boxes is None else ignore_boxes.to(dtype),
+            None if ignore_boxes is None else as_dtype(ignore_boxes, dtype),
             ignore_sizes,
             ignore_iof,
         )

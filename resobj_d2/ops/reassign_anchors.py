@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import check_decoding, host_sizes
+from ._checks import as_dtype, check_decoding, host_sizes
 from ._library import define_op
 from .match_anchors import as_tensors, check_match, checked_sizes, count
 
@@ -128,9 +128,9 @@ def reassign_anchors(
         gt_sizes, ignore_sizes = as_tensors(gt_sizes, ignore_sizes)
     return ReassignedAnchors(
         *operator(
-            anchors.to(dtype),
-            deltas.to(dtype),
-            gt_boxes.to(dtype),
+            as_dtype(anchors, dtype),
+            as_dtype(deltas, dtype),
+            as_dtype(gt_boxes, dtype),
             gt_sizes,
             list(weights),
             scale_clamp,
@@ -138,7 +138,7 @@ def reassign_anchors(
             list(labels),
             allow_low_quality,
             d2_compat,
-            None if ignore_boxes is None else ignore_boxes.to(dtype),
+            None if ignore_boxes is None else as_dtype(ignore_boxes, dtype),
             ignore_sizes,
             ignore_iof,
         )

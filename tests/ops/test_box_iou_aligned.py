@@ -100,6 +100,24 @@ def test_gradcheck(impl, kind):
     )
 
 
+@pytest.mark.parametrize("side, row", [(0, 0), (0, 3000), (1, 4999)])
+def test_one_crossed_box_among_many_is_sorted_too(impl, side, row):
+    pairs = random_pairs(5000, 3)
+    crossed = pairs.clone()
+    crossed[side, row] = crossed[side, row, [0, 3, 2, 1]]
+    upstream = torch.rand(5000)
+    expected = ops.box_iou_aligned(*pairs, "giou")
+    result = impl.box_iou_aligned(*crossed.to(impl.device), "giou").cpu()
+    assert torch.equal(result, expected)
+    wanted = gradients(*pairs, "giou", upstream)
+    assert wanted[side][row].any()
+    wanted[side][row] = wanted[side][row, [0, 3, 2, 1]]
+    leaves = [x.to(impl.device).requires_grad_() for x in crossed]
+    result = impl.box_iou_aligned(*leaves, "giou")
+    found = torch.autograd.grad(result, leaves, upstream.to(impl.device))
+    torch.testing.assert_close([x.cpu() for x in found], list(wanted))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_formula_is_the_gradient_of_the_reference(kind):
     # On a grid, so that coordinates tie; at the kink of touching boxes autograd may differ.

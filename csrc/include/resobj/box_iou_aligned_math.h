@@ -23,11 +23,15 @@ RESOBJ_HD PairSlopes<T> overlap_slopes(const PairGeometry<T>& pair) {
   return slopes;
 }
 
+// Overlap of boxes whose corners are as corners_for<kind> leaves them.
+template <Overlap kind, typename T>
+RESOBJ_HD T overlap_as_is(const Box<T>& a, const Box<T>& b) {
+  return overlap<kind>(a, area(a), b, area(b));
+}
+
 template <Overlap kind, typename T>
 RESOBJ_HD T aligned_overlap(const Box<T>& a, const Box<T>& b) {
-  const Box<T> first = corners_for<kind>(a);
-  const Box<T> second = corners_for<kind>(b);
-  return overlap<kind>(first, area(first), second, area(second));
+  return overlap_as_is<kind>(corners_for<kind>(a), corners_for<kind>(b));
 }
 
 template <typename T>
@@ -35,17 +39,21 @@ RESOBJ_HD T finite_or_zero(T value) {
   return value - value == T(0) ? value : T(0);
 }
 
-// Gradient of aligned_overlap<kind>(a, b) with respect to a, times `scale`; 0 if coordinates are
-// not finite or too large to be multiplied.
+// Gradient of overlap_as_is<kind>(a, b) with respect to a, times `scale`; 0 if coordinates are not
+// finite or too large to be multiplied.
 template <Overlap kind, typename T>
-RESOBJ_HD Box<T> overlap_gradient(const Box<T>& a, const Box<T>& b, T scale) {
-  const Box<T> first = corners_for<kind>(a);
-  const Box<T> second = corners_for<kind>(b);
-  const PairGeometry<T> pair = pair_geometry(first, second);
-  const Box<T> sorted = gradient_of_first(first, second, pair, overlap_slopes<kind>(pair));
-  const Box<T> gradient = kind == Overlap::kGiou ? in_order_of(a, sorted) : sorted;
+RESOBJ_HD Box<T> gradient_as_is(const Box<T>& a, const Box<T>& b, T scale) {
+  const PairGeometry<T> pair = pair_geometry(a, b);
+  const Box<T> gradient = gradient_of_first(a, b, pair, overlap_slopes<kind>(pair));
   return Box<T>{scale * finite_or_zero(gradient.x1), scale * finite_or_zero(gradient.y1),
                 scale * finite_or_zero(gradient.x2), scale * finite_or_zero(gradient.y2)};
+}
+
+// The same of aligned_overlap.
+template <Overlap kind, typename T>
+RESOBJ_HD Box<T> overlap_gradient(const Box<T>& a, const Box<T>& b, T scale) {
+  const Box<T> sorted = gradient_as_is<kind>(corners_for<kind>(a), corners_for<kind>(b), scale);
+  return kind == Overlap::kGiou ? in_order_of(a, sorted) : sorted;
 }
 
 }  // namespace resobj
