@@ -26,7 +26,7 @@ from resobj_d2.process import counted
 from .error_costs import ErrorCosts, error_costs
 from .errors import KINDS, analyze_errors
 from .source import add_source_options, load_source
-from .tables import markdown, write_json
+from .tables import Row, markdown, write_json
 
 __all__ = ["draw_image", "main"]
 
@@ -36,6 +36,7 @@ _COLORS = {
     "Bkg": (255, 82, 82),
 }  # fmt: skip
 _SHOWN = 0.005  # lowest cost that two digits show
+_OWN = re.compile(r"\d{3,}_.*\.png")  # names of the pictures
 _SIDE = 720  # longer side of each picture in pixels
 
 
@@ -121,6 +122,9 @@ def _draw(costs: ErrorCosts, folder: Path, most: int, confidence: float) -> tupl
     data = costs.analysis.data
     rows = {identity: row for row, identity in enumerate(data.image_ids)}
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():  # of an earlier call
+        if _OWN.fullmatch(old.name):
+            old.unlink()
     written, failed = 0, []
     for number, entry in enumerate(costs.image_table(most), 1):
         row = rows[entry["image"]]
@@ -129,11 +133,27 @@ def _draw(costs: ErrorCosts, folder: Path, most: int, confidence: float) -> tupl
         except ImageError as error:
             failed.append(str(error))
             continue
-        name = re.sub(r"[^\w.-]+", "_", str(entry["image"]))[-80:]
+        name = re.sub(r"[^\w.-]+", "_", Path(entry["file"]).stem or str(entry["image"]))[-80:]
         drawn = draw_image(costs, row, picture, confidence=confidence)
         save_picture(drawn, folder / f"{number:03d}_{name}.png")
         written += 1
     return written, failed
+
+
+def _own_folder(folder: Path) -> Path:
+    """The folder, or ``worst`` in it where it has other files than those of this command."""
+    if folder.is_dir() and not all(_OWN.fullmatch(file.name) for file in folder.iterdir()):
+        return folder / "worst"
+    return folder
+
+
+def _by_file(rows: Sequence[Row], hidden: Sequence[str] = ()) -> list[Row]:
+    """Rows as printed: the name of the picture first, without its folder."""
+    return [
+        {"file": Path(row["file"]).name}
+        | {key: value for key, value in row.items() if key not in ("file", *hidden)}
+        for row in rows
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_source_options(parser)
     parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
     parser.add_argument("--most", type=int, default=20, help="images and errors (default 20)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="draw the images to this folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="draw the images to this folder, or to `worst` in it where it has other files",
+    )
     parser.add_argument(
         "--confidence", type=float, default=0.3, help="lowest score that is drawn (0.3)"
     )
@@ -155,16 +180,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs = error_costs(analyze_errors(data, threshold=args.iou))
     images, errors = costs.image_table(args.most), costs.error_table(args.most)
     print(f"{data.name}: costs in points of AP at an IoU of {args.iou:g}\n")
-    print(markdown([{k: v for k, v in row.items() if k != "file"} for row in images], digits=3))
-    hidden = ("file", "box")
-    shown = [{k: v for k, v in row.items() if k not in hidden} for row in errors]
-    print(f"\nSingle errors\n\n{markdown(shown, digits=3)}")
+    print(markdown(_by_file(images), digits=3))
+    print(f"\nSingle errors\n\n{markdown(_by_file(errors, ['box']), digits=3)}")
     if args.json:
         write_json(args.json, {"images": images, "errors": errors})
     if not args.output:
         return 0
-    written, failed = _draw(costs, args.output, args.most, args.confidence)
-    print(f"\n{args.output.absolute()} has {counted(written, 'picture')}")
+    folder = _own_folder(args.output)
+    written, failed = _draw(costs, folder, args.most, args.confidence)
+    print(f"\n{folder.absolute()} has {counted(written, 'picture')}")
     if failed:
         print(f"{len(failed)} could not be read, the first: {failed[0]}", file=sys.stderr)
         print("--images names the folder of the pictures of a COCO json", file=sys.stderr)

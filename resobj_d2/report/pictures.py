@@ -35,7 +35,8 @@ class Picture:
     """One picture with everything that can be drawn on it.
 
     Attributes:
-        name, path: of the file.
+        name: of the file, with the id of the image.
+        path: of the file.
         width, height: of the whole picture in pixels, in which boxes are.
         source: of the scaled picture, as a data URL; "" where it cannot be read.
         problem: why.
@@ -86,7 +87,7 @@ def load_pictures(
         width, height = (int(x) for x in data.sizes[row])
         pictures.append(
             Picture(
-                name=Path(data.files[row]).name,
+                name=_name(data.files[row], data.image_ids[row]),
                 path=data.files[row],
                 width=width,
                 height=height,
@@ -96,6 +97,13 @@ def load_pictures(
             )
         )
     return pictures
+
+
+def _name(file: str, identity: int | str) -> str:
+    """A picture's file with its id in the data set, which other tables have."""
+    path = Path(file)
+    known = {path.name, path.stem, path.stem.lstrip("0")}
+    return path.name if str(identity) in known else f"{path.name} ({identity})"
 
 
 def with_boxes(

@@ -115,3 +115,21 @@ def test_command(tmp_path, capsys):
     assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 2
     assert set(json.loads((tmp_path / "out.json").read_text())) == {"images", "errors"}
+    assert "| 1.png  |       1 |" in capsys.readouterr().out
+
+
+def test_pictures_do_not_mix_with_other_files(tmp_path, capsys):
+    """Those of an earlier call go, and nothing else."""
+    content = plain_loops.content([(0, 0, BOX)])
+    content["images"][0]["file_name"] = "a b.jpg"
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "results.json").write_text("[]")
+    Image.new("RGB", (400, 400)).save(tmp_path / "a b.jpg")
+    source = [str(tmp_path / "results.json"), "--data", str(tmp_path / "truth.json")]
+    for _ in range(2):
+        assert main([*source, "--output", str(tmp_path)]) == 0
+        folder = tmp_path / "worst"
+        assert [path.name for path in folder.iterdir()] == ["001_a_b.png"]
+        assert f"{folder} has 1 picture\n" in capsys.readouterr().out
+        (folder / "001_a_b.png").rename(folder / "007_old.png")
+    assert len(list(tmp_path.iterdir())) == 4

@@ -7,6 +7,7 @@ import pytest
 
 from resobj_d2.report.command import main, write_report
 from resobj_d2.report.judge import judge
+from resobj_d2.report.pictures import _name, load_pictures
 from resobj_d2.report.subject import find_subjects
 from resobj_d2.report.summary import _about_background, _about_loose, summarise
 
@@ -134,3 +135,10 @@ def test_keys_are_those_of_the_detector(make_dump):
     subject = dataclasses.replace(one.subject, about={"sources": {"rpn": 0, "roi": 1}})
     text = _about_loose(dataclasses.replace(one, subject=subject))
     assert "`MODEL.RESOBJ_ROI.BOX_LOSS.NAME GIoULoss`" in text and "MODEL.DENSE" not in text
+
+
+def test_pictures_have_their_file_and_id(make_dump):
+    one = judge(find_subjects([make_dump()])[0])
+    shown = load_pictures([one], [0, 1], max_bytes=10**6)
+    assert [picture.name for picture in shown] == ["one.png (1)", "two & <b>.png (2)"]
+    assert _name("a/000012.jpg", 12) == "000012.jpg" and _name("7.jpg", 12) == "7.jpg (12)"
