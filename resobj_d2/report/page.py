@@ -175,8 +175,8 @@ def _unread_text(shown: Sequence[Picture]) -> str:
     more = f" and {counted(len(folders) - 1, 'other folder')}" if len(folders) > 1 else ""
     return (
         f"{len(bad)} of the {counted(len(shown), 'picture')} shown cannot be read from "
-        f"{folders[0]}{more}, the first: {bad[0].name}: {bad[0].problem}. With `--data`, "
-        "`--images` names their folder."
+        f"{folders[0]}{more}, the first: {Path(bad[0].path).name}: {bad[0].problem}. With "
+        "`--data`, `--images` names their folder."
     )
 
 
@@ -187,8 +187,9 @@ def _start_text(judgements: Sequence[Judgement]) -> str:
         return ""
     whose = f" of {first.subject.name}" if len(judgements) > 1 else ""
     start, exact = f"{first.slider_start:.2f}", shown_score(first.limit.score)
-    rounded = "" if start == exact else f", the {exact} that the figures above are for, rounded"
-    return f"The slider starts at {start}, the best score limit{whose}{rounded}."
+    if start == exact:
+        return f"The slider starts at {start}, the best score limit{whose}."
+    return f"The slider starts at {start}: the best score limit{whose}, {exact}, rounded down."
 
 
 def _strips(judgements: Sequence[Judgement], shown: Sequence[Picture]) -> list[dict]:

@@ -1,6 +1,12 @@
 """The page in a browser: no complaint, no request, and controls that work."""
 
+import dataclasses
+
 import pytest
+
+from resobj_d2.report.judge import judge
+from resobj_d2.report.page import render
+from resobj_d2.report.subject import find_subjects
 
 
 def text_of(browser, key):
@@ -84,4 +90,19 @@ def test_it_fits_phones_paper_and_dark_rooms(browser, page):
     hidden = "getComputedStyle(document.querySelector('nav')).display"
     assert browser.evaluate(hidden) == "none"
     browser.media()
+    assert browser.errors == []
+
+
+def test_on_a_phone_only_tables_scroll_sideways(browser, make_dump, tmp_path):
+    """Links wrap, and pictures of the steps stand below each other or become smaller."""
+    found = find_subjects([make_dump()])[0]
+    judgement = judge(dataclasses.replace(found, steps=[found.data] * 4))
+    (tmp_path / "page.html").write_text(render([judgement]), encoding="utf-8")
+    for width in (320, 390, 900, 1400):
+        browser.open(tmp_path / "page.html", width=width, height=800)
+        assert browser.evaluate("document.querySelectorAll('.strip .card').length") == 12
+        assert browser.evaluate(
+            "[...document.querySelectorAll('nav ul, .strip, .strip .card, .card figcaption')]"
+            ".every((x) => x.scrollWidth <= x.clientWidth)"
+        ), width
     assert browser.errors == []

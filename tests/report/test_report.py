@@ -70,7 +70,7 @@ def test_the_best_limit_is_that_of_analyze_thresholds(make_dump, capsys):
     ]  # fmt: skip
     text = render([one], pictures=1)
     assert 'step="0.01" value="0.48"' in text
-    assert "at 0.48, the best score limit, the 0.485 that the figures above are for" in text
+    assert "The slider starts at 0.48: the best score limit, 0.485, rounded down." in text
     other = dataclasses.replace(one, subject=dataclasses.replace(one.subject, name="other"))
     row = comparison_section.comparison_section([one, other]).blocks[1].rows[0]
     assert row["at score"] == "0.485" and row["precision"] == 100
