@@ -22,11 +22,13 @@ from .progress import Progress, readable_time
 from .results import DONE, FAILED, Result, append_result
 from .runs import Run, revision
 
-__all__ = ["execute", "train_command"]
+__all__ = ["environments", "execute", "train_command"]
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "study.yaml"
+# glibc's malloc returns large blocks to the system, and every step would get them anew.
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
 def train_command(config: Path) -> list[str]:
@@ -93,7 +95,7 @@ def execute(
         [job for _, job in by_name.values()],
         at_once=at_once,
         ended=ended,
-        slot_environment=_environments(at_once, cores or 1, uses_gpu),
+        slot_environment=environments(at_once, cores or 1, uses_gpu),
         look=progress.look,
         say=logger.info,
     )
@@ -115,17 +117,22 @@ def _prepare(run: Run, folder: Path, train: Callable[[Path], list[str]]) -> Job:
     return Job(name=str(run), folder=folder, command=train(folder / CONFIG), environment={})
 
 
-def _environments(at_once: int, cores: int, uses_gpu: bool) -> Callable[[int], Mapping[str, str]]:
-    """Variables by slot: a GPU for each, or its share of the cores."""
+def environments(at_once: int, cores: int, uses_gpu: bool) -> Callable[[int], Mapping[str, str]]:
+    """Variables by slot: a GPU for each, or its share of the cores. The user's own stay.
+
+    Args:
+        at_once: number of slots.
+        cores: to share.
+        uses_gpu: runs are on GPUs.
+    """
     if uses_gpu:
         listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         devices = [one for one in listed.split(",") if one]
         devices = devices or [str(k) for k in range(torch.cuda.device_count())]
         return lambda slot: {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
-    if "OMP_NUM_THREADS" in os.environ:
-        return lambda slot: {}
-    threads = str(max(1, cores // at_once))
-    return lambda slot: {"OMP_NUM_THREADS": threads}
+    wanted = {"OMP_NUM_THREADS": str(max(1, cores // at_once)), **_KEEP_FREED_MEMORY}
+    chosen = {name: value for name, value in wanted.items() if name not in os.environ}
+    return lambda slot: chosen
 
 
 def _result(run: Run, end: Ended, *, study: str, resumed: bool, about: Mapping) -> Result:

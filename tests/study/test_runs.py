@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resobj_d2.data.record import AnnotationTable, Category, ImageTable, Record
+from resobj_d2.study.execution import environments
 from resobj_d2.study.fingerprint import data_checksum, module_checksum, source_checksum
 from resobj_d2.study.plan import StudyError, read_plan
 from resobj_d2.study.runs import resolve
@@ -139,3 +140,11 @@ def test_mistakes_name_the_method_and_are_one_line(study_file, change, message):
     with pytest.raises(StudyError) as error:
         resolve(read_plan(study_file(change)))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_user_has_set_in_the_environment_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    found = environments(at_once=2, cores=9, uses_gpu=False)(0)
+    assert found == {"OMP_NUM_THREADS": "4", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
