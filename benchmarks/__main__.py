@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from resobj_d2.command import CommandParser
 from resobj_d2.process import replacing
 
 from . import machine, memory, processes, table
@@ -24,7 +25,7 @@ LAUNCHES_SHARE = 0.15
 
 def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Namespace:
     description = "Every operator against its peers, side by side."
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = CommandParser(prog=prog, description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", default="1,2", help="CPU threads, default 1,2")
     parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')

@@ -21,6 +21,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from resobj_d2.command import CommandParser
+
 from .gpu.sanitize import TOOLS, find_sanitizer
 from .gpu.stages import Run, Stage
 from .machine import REPOSITORY, slug
@@ -223,7 +225,7 @@ def run_stages(check: Check, wanted: list[str], prepared: Path | None, budget: f
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.gpu_check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

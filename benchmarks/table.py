@@ -6,10 +6,11 @@ two marks of a Markdown page instead of printing them. ``--excerpt`` is the READ
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from resobj_d2.command import CommandParser
 
 RESULTS = Path(__file__).parent / "results"
 FULL, SHORT = "python -m benchmarks.table", "python -m benchmarks.table --excerpt"
@@ -260,7 +261,7 @@ def replace_between_marks(page: str, tables: str, command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser = CommandParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("files", type=Path, nargs="*", default=sorted(RESULTS.glob("*.json")))
     parser.add_argument("--excerpt", action="store_true")
     parser.add_argument("--write", type=Path, metavar="PAGE")

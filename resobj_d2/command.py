@@ -17,9 +17,13 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from resobj_d2.process import did_you_mean
 
 __all__ = [
     "DEBUG",
+    "CommandParser",
     "add_import_option",
     "add_weights_option",
     "explain",
@@ -75,6 +79,30 @@ def run_command(
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
         return MISTAKE
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's, without abbreviations: an option that does not exist is told, with similar ones.
+
+    A script that says ``--data`` for ``--dataset`` would mean something else as soon as there is a
+    ``--data``.
+    """
+
+    def __init__(self, **options) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, and what an unknown option may have been meant to be."""
+        words = message.split() if message.startswith("unrecognized arguments") else []
+        unknown = next((x.partition("=")[0] for x in words if x.startswith("--")), "")
+        if unknown:
+            known = [x for x in self._option_string_actions if x.startswith("--")]
+            longer = [x for x in known if x.startswith(unknown)]
+            if longer:
+                message += did_you_mean(unknown, longer, cutoff=0.0)
+            else:
+                message += did_you_mean(unknown, known, most=1)
+        super().error(message)
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

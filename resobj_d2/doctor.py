@@ -6,7 +6,6 @@ is reported, but the operators, losses and matching work without it.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import platform
 import sys
@@ -16,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
-from .command import run_command
+from .command import CommandParser, run_command
 from .copies import other_copies
 
 OLDEST_TORCH = (2, 10)
@@ -60,7 +59,7 @@ def diagnose() -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; return the exit status."""
-    argparse.ArgumentParser(prog="resobj-d2 doctor", description=_ABOUT).parse_args(argv)
+    CommandParser(prog="resobj-d2 doctor", description=_ABOUT).parse_args(argv)
     report = diagnose()
     width = max(len(name) for name, _ in report.facts)
     for name, value in report.facts:

@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch.utils.data import DataLoader
 
 from resobj_d2.checkpoint.checkpointer import CheckpointError
-from resobj_d2.command import explain, is_users_mistake, run_command
+from resobj_d2.command import CommandParser, explain, is_users_mistake, run_command
 from resobj_d2.config import load_config
 from resobj_d2.losses import BOX_LOSS_REGISTRY
 
@@ -198,3 +198,36 @@ def test_training_explains_itself(program, processes, mistake, coco, repository,
     assert errors and all(message in line for line in errors), done.stderr
     assert len(errors) == 1 or (processes == 2 and mistake == BROKEN_IMAGE)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data", "x"], "unrecognized arguments: --data x. Did you mean --dataset?"),
+        (["--data=x"], "unrecognized arguments: --data=x. Did you mean --dataset?"),
+        (["--outptu", "x"], "unrecognized arguments: --outptu x. Did you mean --output?"),
+        (["--o", "x"], "unrecognized arguments: --o x. Did you mean --opts or --output?"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+        (["more"], "unrecognized arguments: more"),
+    ],
+)
+def test_options_are_not_abbreviated(words, told, capsys):
+    parser = CommandParser(prog="x")
+    for name in ("--dataset", "--output", "--opts"):
+        parser.add_argument(name)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(words)
+    assert caught.value.code == 2 and capsys.readouterr().err.endswith(f"x: error: {told}\n")
+    assert parser.parse_args(["--dataset", "a"]).dataset == "a"
+
+
+def test_all_commands_have_this_parser(repository):
+    """But the standalone script that makes Detectron2 importable."""
+    files = [*(repository / "resobj_d2").rglob("*.py"), *(repository / "benchmarks").rglob("*.py")]
+    own = {
+        file.relative_to(repository).as_posix()
+        for file in files
+        if "argparse.ArgumentParser(" in file.read_text()
+    }
+    assert own == {"resobj_d2/install_detectron2.py"}
+    assert len([file for file in files if "CommandParser(" in file.read_text()]) > 25

@@ -7,7 +7,6 @@ The output of a file is printed when it ends, and then a line that begins with t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from threading import Lock
 
 from benchmarks.machine import REPOSITORY
+from resobj_d2.command import CommandParser
 
 TOOLS = ("memcheck", "racecheck")
 FOUND_ERRORS = 9  # the sanitizer's exit status for them, unlike those of pytest
@@ -109,7 +109,7 @@ def check(sanitizer: str, tool: str, path: Path, end: float) -> tuple[int | None
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sanitize", description=__doc__)
+    parser = CommandParser(prog="python -m benchmarks.gpu.sanitize", description=__doc__)
     parser.add_argument("tool", choices=TOOLS)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2))

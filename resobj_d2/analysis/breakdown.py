@@ -10,14 +10,13 @@ detections that find them count. A false positive counts in the group of its own
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 
 from .evaluation_set import EvaluationSet
 from .matching import Matches, Pairs, match, overlapping_pairs
@@ -192,7 +191,7 @@ def object_overlaps(data: EvaluationSet) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze breakdown", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)

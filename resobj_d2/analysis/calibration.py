@@ -11,13 +11,12 @@ precision over bins of the score, weighted by their detections.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 
 from .binning import bin_of
 from .evaluation_set import EvaluationSet
@@ -115,7 +114,7 @@ def _means(places: np.ndarray, values: np.ndarray, counts: np.ndarray) -> list[f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze calibration", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import distinct_names, progress_bar
 
 from .bootstrap import ResampledErrors, ResampledPrecision
@@ -283,7 +283,7 @@ def _methods(sources: Sequence[str], args: argparse.Namespace) -> list[Method]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze compare",
         description="Runs side by side: which differences are more than chance.",
         epilog="Runs that differ in their seed alone are joined by commas: A_0,A_1 B_0,B_1",

@@ -31,7 +31,7 @@ from detectron2.structures import ImageList
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import CommandParser, add_import_option, run_command
 from resobj_d2.config import load_config
 from resobj_d2.modeling import ResObjDenseDetector
 from resobj_d2.modeling.backbones import without_imagenet_weights
@@ -185,9 +185,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 analyze cost", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 analyze cost", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "configs",
         nargs="+",

@@ -25,7 +25,13 @@ from detectron2.structures import Instances
 
 from resobj_d2 import __version__
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
+from resobj_d2.command import (
+    CommandParser,
+    add_import_option,
+    add_weights_option,
+    run_command,
+    with_weights,
+)
 from resobj_d2.config import load_config
 from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.categories import check_stored_classes
@@ -247,9 +253,7 @@ def _columns(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 analyze dump", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 analyze dump", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
     add_weights_option(parser)

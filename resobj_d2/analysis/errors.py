@@ -12,7 +12,6 @@ average precision would gain if errors of this kind alone did not happen.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import counted
 
 from .confusions import confusion_table
@@ -296,9 +295,7 @@ def _best_of_each_object(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 analyze errors", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 analyze errors", description=__doc__.partition("\n")[0])
     add_source_options(parser)
     parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
     parser.add_argument(

@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
+from resobj_d2.command import (
+    CommandParser,
+    add_import_option,
+    add_weights_option,
+    run_command,
+    with_weights,
+)
 from resobj_d2.config import load_config
 from resobj_d2.data.augmentation import build_size_augmentations
 from resobj_d2.data.categories import check_stored_classes
@@ -199,7 +205,7 @@ def _with_leaves(output: StreamOutput) -> StreamOutput:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze imbalance", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument

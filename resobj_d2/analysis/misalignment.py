@@ -12,7 +12,6 @@ that of its anchor (consistent optimisation, Figures 3 and 5).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 
 from .binning import bin_of
 from .dump_file import Dump, load_dump
@@ -297,7 +296,7 @@ def scatter_rows(boxes: Sequence[ScoredBoxes], *, most: int = 1000, seed: int = 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze misalignment", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("dump", metavar="DUMP", help="what `analyze dump` wrote, or its run")

@@ -30,7 +30,13 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
+from resobj_d2.command import (
+    CommandParser,
+    add_import_option,
+    add_weights_option,
+    run_command,
+    with_weights,
+)
 from resobj_d2.config import load_config
 from resobj_d2.data.register import check_available
 from resobj_d2.engine import Trainer
@@ -206,7 +212,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze proposals", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(

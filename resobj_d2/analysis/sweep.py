@@ -12,7 +12,6 @@ own threshold, top-k and NMS.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import sys
@@ -23,7 +22,13 @@ import torch
 from detectron2.config import CfgNode
 
 from resobj_d2.checkpoint import ResObjCheckpointer
-from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
+from resobj_d2.command import (
+    CommandParser,
+    add_import_option,
+    add_weights_option,
+    run_command,
+    with_weights,
+)
 from resobj_d2.config import load_config
 from resobj_d2.config.load import merge_overrides
 from resobj_d2.data.catalog import dataset_record
@@ -134,9 +139,7 @@ def _without_nan(value: object) -> object:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--config-file",
         required=True,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.plots.labels import plain_label
 from resobj_d2.process import replacing
 
@@ -344,7 +344,7 @@ def _fraction(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze thresholds", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)

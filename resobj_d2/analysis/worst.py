@@ -9,7 +9,6 @@ For every image: ground truth beside detections, with the kind of each error and
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.data.pictures import ImageError, read_picture
 from resobj_d2.inference.drawing import BoxStyle, draw_boxes, grid, save_picture
 from resobj_d2.process import counted
@@ -158,9 +157,7 @@ def _by_file(rows: Sequence[Row], hidden: Sequence[str] = ()) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code: 1 where pictures could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 analyze worst", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 analyze worst", description=__doc__.partition("\n")[0])
     add_source_options(parser)
     parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
     parser.add_argument("--most", type=int, default=20, help="images and errors (default 20)")

@@ -6,7 +6,7 @@ import argparse
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-from resobj_d2.command import add_import_option
+from resobj_d2.command import CommandParser, add_import_option
 from resobj_d2.config.difference import difference, plain_values
 from resobj_d2.config.zoo import (
     ZooEntry,
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 configs",
         description="List the configurations that come with the package, with the AP that papers "
         "report; print one.",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from detectron2.utils import comm
 
-from resobj_d2.command import add_import_option, one_line_per_process
+from resobj_d2.command import CommandParser, add_import_option, one_line_per_process
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, evaluate, run_setup
@@ -67,7 +67,7 @@ def _load(args):
 
 def _parser(prog: str, epilog: str) -> argparse.ArgumentParser:
     """Detectron2's arguments, in words that are true here."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     evaluates = prog.endswith(" eval")

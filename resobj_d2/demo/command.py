@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from resobj_d2.command import CommandParser
 from resobj_d2.process import quiet_imports, start_log
 
 from .budget import LEAST_ITERATIONS, MOST_ITERATIONS, QUICK_ITERATIONS
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 demo",
         description="Train Residual Objectness from scratch on generated scenes, evaluate it and "
         "draw what it finds.",

@@ -21,7 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from detectron2.config import CfgNode
 
-from resobj_d2.command import add_import_option, add_weights_option, run_command, with_weights
+from resobj_d2.command import (
+    CommandParser,
+    add_import_option,
+    add_weights_option,
+    run_command,
+    with_weights,
+)
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
 from resobj_d2.inference.predictor import load_prediction_config
@@ -109,7 +115,7 @@ def time_file(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 export",
         description="Write a detector as one file for programs without Detectron2.",
         epilog="docs/export.md says what the file takes and returns.",

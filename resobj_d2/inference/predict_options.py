@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from resobj_d2.command import add_import_option
+from resobj_d2.command import CommandParser, add_import_option
 
 __all__ = ["WITHOUT_DATASETS", "parser"]
 
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """Turns the options that stand for keys of the config into ``overrides``."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]

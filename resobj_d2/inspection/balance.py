@@ -11,7 +11,6 @@ trained model's loss the easy negatives own, `resobj-d2 analyze imbalance` measu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from tabulate import tabulate
 
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import CommandParser, add_import_option, run_command
 from resobj_d2.data.record import Record
 from resobj_d2.process import start_log
 
@@ -151,7 +150,7 @@ def _count(value: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 data balance",
         description="Objects, their sizes and the anchors that they are among, beside COCO's "
         "published figures.",

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resobj_d2 import __version__
-from resobj_d2.command import add_import_option, run_command
+from resobj_d2.command import CommandParser, add_import_option, run_command
 from resobj_d2.process import replacing, start_log
 
 from .check import Report, check_records
@@ -77,7 +77,7 @@ def _without_notes() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 data check",
         description="Open every picture of a data set, look for mistakes in its boxes, count its "
         "objects; with a configuration also compare its anchors with them.",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.data.convert import convert
 from resobj_d2.data.record import Record
 from resobj_d2.data.writers import PICTURES, WRITERS
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 data convert",
         description="Convert a data set between COCO json, Pascal VOC, YOLO and CSV.",
         epilog="Example: %(prog)s format=voc root=VOC2012 split=train --to yolo --output out",

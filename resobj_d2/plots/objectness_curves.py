@@ -8,7 +8,6 @@ that training writes to ``metrics.json``::
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import replacing
 
 from .labels import plain_label
@@ -199,7 +198,7 @@ def _run_name(path: str | os.PathLike) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 analyze curves",
         description="Plot the mean objectness of positives and negatives at each step.",
     )

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import replacing, start_log
 
 from .judge import judge
@@ -71,9 +71,7 @@ def write_report(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="resobj-d2 report", description=__doc__.partition("\n")[0]
-    )
+    parser = CommandParser(prog="resobj-d2 report", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run or dump, or a COCO results json")
     add("--output", metavar="FILE", help="the page (default: report.html in the first folder)")

@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.plots.scalars import FILE, Scalars, read_scalars
 
 from . import plots
@@ -220,7 +220,7 @@ def _find(run: LiveRun, path: str) -> tuple[str, bytes] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="resobj-d2 watch", description=__doc__.partition("\n")[0])
+    parser = CommandParser(prog="resobj-d2 watch", description=__doc__.partition("\n")[0])
     parser.add_argument("run", metavar="RUN", help="OUTPUT_DIR of a training")
     parser.add_argument(
         "--port", type=_port, default=PORT, metavar="N", help="default: %(default)s; 0: a free one"

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import counted, hold_folder, release_folder, start_log
 
 from .plan import Plan, StudyError, read_plan
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="resobj-d2 study",
         description="Train methods with several seeds on several data sets, as far as results are "
         "missing, and compare them with a baseline.",

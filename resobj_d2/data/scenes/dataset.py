@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import counted, replacing
 
 from .render import Scene, render_scene
@@ -284,7 +284,7 @@ def save_preview(paths: SplitPaths, output: str | os.PathLike, *, columns: int =
 
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m resobj_d2.data.scenes.dataset",
         description="Generate the scenes data set (COCO json and PNG).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
