@@ -15,7 +15,6 @@ features have unit scale at any depth.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from resobj_d2.analysis.tables import markdown
-from resobj_d2.command import run_command
+from resobj_d2.command import CommandParser, run_command
 from resobj_d2.config import load_config
 from resobj_d2.engine import Trainer
 
@@ -134,7 +133,7 @@ def _config(name: str, opts: Sequence[str], warmup: bool) -> CfgNode:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns 1 if a start is not stable."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m benchmarks.first_steps", description=__doc__.split("\n")[0]
     )
     parser.add_argument("words", nargs="*", metavar="NAME|KEY VALUE")
