@@ -181,12 +181,13 @@ class RetinaNetLosses(_Accelerated):
         normalizer = update_loss_normalizer(self, max(num_foreground, 1))
         # Level by level: concatenating all logits would cost another copy.
         levels = labels.split([x.shape[1] for x in pred_logits], dim=1)
-        loss_cls = sum(
-            ops.sigmoid_focal_loss(
-                logits, level, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        with ops.expected_gradient(1 / normalizer):
+            loss_cls = sum(
+                ops.sigmoid_focal_loss(
+                    logits, level, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+                )
+                for logits, level in zip(pred_logits, levels, strict=True)
             )
-            for logits, level in zip(pred_logits, levels, strict=True)
-        )
         # Detectron2's own loss, called as if all foreground anchors were one image.
         image, anchor = foreground.nonzero(as_tuple=True)
         loss_box_reg = _dense_box_regression_loss(
@@ -198,7 +199,7 @@ class RetinaNetLosses(_Accelerated):
             box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        return {"loss_cls": loss_cls / normalizer, "loss_box_reg": loss_box_reg / normalizer}
+        return {"loss_cls": loss_cls * (1 / normalizer), "loss_box_reg": loss_box_reg / normalizer}
 
 
 class RPNLosses(_Accelerated):

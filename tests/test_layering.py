@@ -153,7 +153,7 @@ OPERATOR_FILES = {
 OTHER_FILES = {
     "resobj_d2/ops": (
         "{family}",
-        "__init__ _checks _library _native _reduction _schemas distance_iou_loss",
+        "__init__ _checks _library _native _one_pass _reduction _schemas distance_iou_loss",
     ),
     "resobj_d2/ops/reference": ("{family}", "__init__ _box_pairs"),
     "csrc/include/resobj": (
@@ -169,9 +169,10 @@ OTHER_FILES = {
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (
         "test_{kernel} test_{kernel}_by_hand",
-        "conftest fuzz fuzz_arguments nms_inputs operator_cases test_compiled test_cuda_emulation "
-        "test_distance_iou_loss test_edges test_every_operator test_fuzz test_native "
-        "test_reductions test_registration test_transforms without_kernels",
+        "called_operators conftest fuzz fuzz_arguments nms_inputs operator_cases test_compiled "
+        "test_cuda_emulation test_distance_iou_loss test_edges test_every_operator test_fuzz "
+        "test_native test_one_pass test_reductions test_registration test_transforms "
+        "without_kernels",
     ),
 }
 

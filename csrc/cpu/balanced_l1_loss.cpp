@@ -6,13 +6,25 @@
 namespace resobj {
 namespace {
 
+// Fills `terms` and `gradient`, as far as they are among the results; `scale` is the factor of the
+// gradient.
+template <Results results, typename T>
+void fill_chunk(const BalancedInputs<T>& in, int64_t begin, int64_t end, T scale,
+                T* __restrict__ terms, T* __restrict__ gradient) {
+  const T* pred = in.pred + begin;
+  const T* target = in.target + begin;
+  for (int64_t j = 0; j < end - begin; ++j) {
+    const T difference = pred[j] - target[j];
+    if (results != Results::kGradient) terms[j] = balanced_l1(difference, in.loss);
+    if (results != Results::kLoss) gradient[j] = scale * balanced_l1_slope(difference, in.loss);
+  }
+}
+
 struct Cpu : CpuBackend {
   template <typename T>
   static void forward(const BalancedInputs<T>& in, int64_t count, Tensor& loss) {
-    const auto fill = [=](int64_t begin, int64_t end, T* __restrict__ terms) {
-      for (int64_t i = begin; i < end; ++i) {
-        terms[i - begin] = balanced_l1(in.pred[i] - in.target[i], in.loss);
-      }
+    const auto fill = [=](int64_t begin, int64_t end, T* terms) {
+      fill_chunk<Results::kLoss, T>(in, begin, end, T(1), terms, nullptr);
     };
     sum_terms<T>(count, fill, loss);
   }
@@ -21,12 +33,21 @@ struct Cpu : CpuBackend {
   static void backward(const BalancedInputs<T>& in, int64_t count, const Tensor& grad_loss,
                        Tensor& grad_pred) {
     const T scale = *grad_loss.const_data_ptr<T>();
-    T* __restrict__ out = grad_pred.mutable_data_ptr<T>();
+    T* out = grad_pred.mutable_data_ptr<T>();
     for_each_chunk(count, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        out[i] = scale * balanced_l1_slope(in.pred[i] - in.target[i], in.loss);
-      }
+      fill_chunk<Results::kGradient, T>(in, begin, end, scale, nullptr, out + begin);
     });
+  }
+
+  template <typename T>
+  static void forward_and_backward(const BalancedInputs<T>& in, int64_t count,
+                                   const Tensor& grad_loss, Tensor& loss, Tensor& grad_pred) {
+    const T scale = *grad_loss.const_data_ptr<T>();
+    T* out = grad_pred.mutable_data_ptr<T>();
+    const auto fill = [=](int64_t begin, int64_t end, T* terms) {
+      fill_chunk<Results::kBoth, T>(in, begin, end, scale, terms, out + begin);
+    };
+    sum_terms<T>(count, fill, loss);
   }
 };
 
@@ -37,4 +58,5 @@ STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
   using namespace resobj;
   m.impl("balanced_l1_loss", TORCH_BOX(&host::balanced_l1_loss<Cpu>));
   m.impl("_balanced_l1_loss_backward", TORCH_BOX(&host::balanced_l1_loss_backward<Cpu>));
+  m.impl("_balanced_l1_loss_with_gradient", TORCH_BOX(&host::balanced_l1_loss_with_gradient<Cpu>));
 }

@@ -1,5 +1,5 @@
-// giou_loss on the CPU. A chunk is computed as if every pair counted, in one branch-free loop; then
-// pairs outside the mask are set to zero.
+// giou_loss on the CPU. A chunk is computed as if every pair counted, in branch-free loops over
+// arrays of coordinates; then pairs outside the mask are set to zero.
 
 #include <algorithm>
 
@@ -13,18 +13,38 @@ bool any(const bool* mask, int64_t begin, int64_t end) {
   return mask == nullptr || std::find(mask + begin, mask + end, true) != mask + end;
 }
 
+// Fills `terms` and `gradient`, as far as they are among the results; `scale` is the factor of the
+// gradient.
+template <Results results, typename T>
+void fill_chunk(const GiouInputs<T>& in, int64_t begin, int64_t end, T scale, T* __restrict__ terms,
+                T* __restrict__ gradient) {
+  constexpr bool loss = results != Results::kGradient;
+  constexpr bool slope = results != Results::kLoss;
+  const int64_t count = end - begin;
+  if (!any(in.mask, begin, end)) {
+    if (loss) std::fill(terms, terms + count, T(0));
+    if (slope) std::fill(gradient, gradient + 4 * count, T(0));
+    return;
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    const Box<T> pred = get_box(in.pred, begin + j);
+    const Box<T> target = get_box(in.target, begin + j);
+    if (loss) terms[j] = giou_loss(pred, target);
+    if (slope) set_box(gradient, j, giou_loss_gradient(pred, target, scale));
+  }
+  if (in.mask == nullptr) return;
+  for (int64_t j = 0; j < count; ++j) {
+    if (in.mask[begin + j]) continue;
+    if (loss) terms[j] = T(0);
+    if (slope) set_box(gradient, j, Box<T>{});
+  }
+}
+
 struct Cpu : CpuBackend {
   template <typename T>
   static void forward(const GiouInputs<T>& in, int64_t count, Tensor& loss) {
-    const auto fill = [=](int64_t begin, int64_t end, T* __restrict__ terms) {
-      if (!any(in.mask, begin, end)) return std::fill(terms, terms + (end - begin), T(0));
-      for (int64_t i = begin; i < end; ++i) {
-        terms[i - begin] = giou_loss(get_box(in.pred, i), get_box(in.target, i));
-      }
-      if (in.mask == nullptr) return;
-      for (int64_t i = begin; i < end; ++i) {
-        if (!in.mask[i]) terms[i - begin] = T(0);
-      }
+    const auto fill = [=](int64_t begin, int64_t end, T* terms) {
+      fill_chunk<Results::kLoss, T>(in, begin, end, T(1), terms, nullptr);
     };
     sum_terms<T>(count, fill, loss);
   }
@@ -33,17 +53,21 @@ struct Cpu : CpuBackend {
   static void backward(const GiouInputs<T>& in, int64_t count, const Tensor& grad_loss,
                        Tensor& grad_pred) {
     const T scale = *grad_loss.const_data_ptr<T>();
-    T* __restrict__ out = grad_pred.mutable_data_ptr<T>();
+    T* out = grad_pred.mutable_data_ptr<T>();
     for_each_chunk(count, [=](int64_t begin, int64_t end) {
-      if (!any(in.mask, begin, end)) return std::fill(out + 4 * begin, out + 4 * end, T(0));
-      for (int64_t i = begin; i < end; ++i) {
-        set_box(out, i, giou_loss_gradient(get_box(in.pred, i), get_box(in.target, i), scale));
-      }
-      if (in.mask == nullptr) return;
-      for (int64_t i = begin; i < end; ++i) {
-        if (!in.mask[i]) set_box(out, i, Box<T>{});
-      }
+      fill_chunk<Results::kGradient, T>(in, begin, end, scale, nullptr, out + 4 * begin);
     });
+  }
+
+  template <typename T>
+  static void forward_and_backward(const GiouInputs<T>& in, int64_t count, const Tensor& grad_loss,
+                                   Tensor& loss, Tensor& grad_pred) {
+    const T scale = *grad_loss.const_data_ptr<T>();
+    T* out = grad_pred.mutable_data_ptr<T>();
+    const auto fill = [=](int64_t begin, int64_t end, T* terms) {
+      fill_chunk<Results::kBoth, T>(in, begin, end, scale, terms, out + 4 * begin);
+    };
+    sum_terms<T>(count, fill, loss);
   }
 };
 
@@ -54,4 +78,5 @@ STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
   using namespace resobj;
   m.impl("giou_loss", TORCH_BOX(&host::giou_loss<Cpu>));
   m.impl("_giou_loss_backward", TORCH_BOX(&host::giou_loss_backward<Cpu>));
+  m.impl("_giou_loss_with_gradient", TORCH_BOX(&host::giou_loss_with_gradient<Cpu>));
 }

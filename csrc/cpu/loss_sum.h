@@ -15,6 +15,9 @@ namespace resobj {
 constexpr int64_t kChunk = 2048;       // loss terms computed and added at a time
 constexpr int64_t kChunksPerTask = 4;  // with fewer, a second thread does not pay off
 
+// What is computed of a chunk: the loss terms, their gradient, or both in one pass.
+enum class Results { kLoss, kGradient, kBoth };
+
 // Adds up to kChunk values, in as many partial sums as two of the widest vectors hold floats.
 template <typename T>
 double chunk_sum(const T* values, int64_t count) {

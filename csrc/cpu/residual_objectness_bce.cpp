@@ -1,6 +1,7 @@
-// residual_objectness_bce on the CPU: one scan of the labels for the thresholds, one pass over the
-// anchors for all T+1 losses, one for the gradients. Only the thresholds are passed on to the
-// backward: recomputing o_t is cheaper than reading it.
+// residual_objectness_bce on the CPU: one scan of the labels for the thresholds, then one pass over
+// the anchors for all T+1 losses, and with them their gradients if the incoming gradients are
+// known. Else these take a pass of their own, to which only the thresholds are passed on:
+// recomputing o_t is cheaper than reading it.
 //
 // The thresholds need no pass per step: a foreground anchor is never below its own minimum, so it
 // is selected at every step, and its o_t is a prefix sum of residuals whatever `unselected` is.
@@ -148,10 +149,11 @@ void add_residuals(const T* residuals, const Signs<T>& signs, T threshold, const
   }
 }
 
-// Sums of one step over one chunk, from o_{t-1} and o_t.
-template <typename T>
+// Sums of one step over one chunk, from o_{t-1} and o_t; `with_gradient`: also the gradient of its
+// loss with respect to o_t.
+template <bool with_gradient, typename T>
 void step_sums(const Signs<T>& signs, T threshold, const T* before, const T* after, Terms<T>& terms,
-               double* sums) {
+               T scale, T* __restrict__ gradient, double* sums) {
   int32_t selected = 0;
   for_each_logit_block(
       after, signs.count, [&](int64_t first, int64_t size, const T* e, auto range) {
@@ -162,14 +164,20 @@ void step_sums(const Signs<T>& signs, T threshold, const T* before, const T* aft
           terms.loss[j] = in ? value.bce : T(0);
           terms.background[j] = sign < T(0) ? value.score : T(0);
           selected += in;
+          if (with_gradient) {
+            const T own = scale * value.score;
+            gradient[j] = in ? own : T(0);
+          }
         }
       });
   double foreground = 0;
   for (int32_t f = 0; f < signs.num_foreground; ++f) {
     const int32_t j = signs.foreground[f];
     const BceAndScore<T> value = bce_and_score(after[j], T(1));
-    terms.loss[j] = is_in(T(1), before[j], threshold) ? value.bce : T(0);
+    const bool in = is_in(T(1), before[j], threshold);
+    terms.loss[j] = in ? value.bce : T(0);
     foreground += value.score;
+    if (with_gradient) gradient[j] = in ? -scale * sigmoid_of_negative(after[j]) : T(0);
   }
   sums[kLoss] = chunk_sum(terms.loss, signs.count);
   sums[kSelected] = selected;
@@ -177,26 +185,6 @@ void step_sums(const Signs<T>& signs, T threshold, const T* before, const T* aft
   sums[kScores + 1] = foreground;
   sums[kNumbers] = signs.background;
   sums[kNumbers + 1] = signs.num_foreground;
-}
-
-// Fills the sums (T+1, kStepSums) of one chunk.
-template <bool keep, typename T>
-void chunk_losses(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
-                  double* sums) {
-  const Signs<T> signs(in.labels, chunk);
-  Terms<T> terms;
-  alignas(64) T logits[2][kAnchors];
-  std::copy(in.logits + chunk.begin, in.logits + chunk.end, logits[0]);
-  step_sums(signs, -kInfinity<T>, logits[0], logits[0], terms, sums);
-  const int64_t groups = in.layout.num_groups();
-  for (int64_t t = 0; t < in.steps; ++t) {
-    const T* before = logits[t % 2];
-    T* after = logits[(t + 1) % 2];
-    const T threshold = thresholds[t * groups + chunk.group];
-    add_residuals<keep>(in.residuals + t * in.step_stride() + chunk.begin, signs, threshold, before,
-                        after);
-    step_sums(signs, threshold, before, after, terms, sums + (t + 1) * kStepSums);
-  }
 }
 
 // o_0..o_T of one chunk.
@@ -211,12 +199,10 @@ void form_logits(const ResidualInputs<T>& in, const T* thresholds, const Chunk& 
   }
 }
 
-// Gradient of one step for one chunk. `later` carries the gradient of later steps' losses if it
-// reaches this one (`accumulate`: detach is not "all"). With `keep`, only the residuals of selected
-// anchors are part of o_t.
-template <bool accumulate, bool keep, typename T>
+// Gradient of one step's loss with respect to o_t for one chunk.
+template <typename T>
 void step_gradient(const T* before, const T* after, const Signs<T>& signs, T threshold, T scale,
-                   T* __restrict__ later, T* __restrict__ gradient) {
+                   T* __restrict__ gradient) {
   for_each_logit_block(
       after, signs.count, [&](int64_t first, int64_t size, const T* e, auto range) {
         for (int64_t k = 0, j = first; k < size; ++k, ++j) {
@@ -229,7 +215,13 @@ void step_gradient(const T* before, const T* after, const Signs<T>& signs, T thr
     const T own = -scale * sigmoid_of_negative(after[j]);
     gradient[j] = is_in(T(1), before[j], threshold) ? own : T(0);
   }
-  if (!accumulate) return;
+}
+
+// Adds the gradient of later steps' losses to that of one step, and passes their sum on to earlier
+// ones. With `keep`, only the residuals of selected anchors are part of o_t.
+template <bool keep, typename T>
+void add_later(const T* before, const Signs<T>& signs, T threshold, T* __restrict__ later,
+               T* __restrict__ gradient) {
   for (int64_t j = 0; j < signs.count; ++j) {
     const bool in = is_in(signs.sign[j], before[j], threshold);
     const T total = gradient[j] + later[j];
@@ -238,23 +230,86 @@ void step_gradient(const T* before, const T* after, const Signs<T>& signs, T thr
   }
 }
 
-template <bool accumulate, bool keep, typename T>
-void chunk_gradients(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
-                     const Chunk& chunk, T* grad_logits, T* grad_residuals) {
+// The gradients of one chunk: incoming for each step, and where they go.
+template <typename T>
+struct Gradients {
+  const T* losses;  // (T+1)
+  T* logits;        // (N, R)
+  T* residuals;     // (T, N, R)
+};
+
+// Fills the sums (T+1, kStepSums) of one chunk and its gradients, as far as they are among the
+// results. `accumulate`: the gradient of a step reaches earlier ones (detach is not "all").
+template <Results results, bool accumulate, bool keep, typename T>
+void compute_chunk(const ResidualInputs<T>& in, const T* thresholds, const Chunk& chunk,
+                   double* sums, const Gradients<T>& gradients) {
+  constexpr bool with_gradient = results != Results::kLoss;
   const Signs<T> signs(in.labels, chunk);
   alignas(64) T logits[kMaxSteps + 1][kAnchors];
-  T later[kAnchors];
   form_logits<keep>(in, thresholds, chunk, signs, logits);
-  std::fill(later, later + signs.count, T(0));
   const int64_t groups = in.layout.num_groups();
-  for (int64_t t = in.steps - 1; t >= 0; --t) {
-    step_gradient<accumulate, keep>(logits[t], logits[t + 1], signs,
-                                    thresholds[t * groups + chunk.group], grad_losses[t + 1], later,
-                                    grad_residuals + t * in.step_stride() + chunk.begin);
+  const auto threshold = [&](int64_t t) {
+    return t == 0 ? -kInfinity<T> : thresholds[(t - 1) * groups + chunk.group];
+  };
+  const auto gradient = [&](int64_t t) {
+    if (t == 0) return gradients.logits + chunk.begin;
+    return gradients.residuals + (t - 1) * in.step_stride() + chunk.begin;
+  };
+  Terms<T> terms;
+  for (int64_t t = 0; t <= in.steps; ++t) {
+    const T* before = logits[std::max<int64_t>(t - 1, 0)];
+    if (results == Results::kLoss) {
+      step_sums<false, T>(signs, threshold(t), before, logits[t], terms, T(0), nullptr,
+                          sums + t * kStepSums);
+    } else if (results == Results::kGradient) {
+      step_gradient(before, logits[t], signs, threshold(t), gradients.losses[t], gradient(t));
+    } else {
+      step_sums<true>(signs, threshold(t), before, logits[t], terms, gradients.losses[t],
+                      gradient(t), sums + t * kStepSums);
+    }
   }
-  if (in.detach == Detach::kObjectness) std::fill(later, later + signs.count, T(0));
-  step_gradient<accumulate, false>(logits[0], logits[0], signs, -kInfinity<T>, grad_losses[0],
-                                   later, grad_logits + chunk.begin);
+  if (!with_gradient || !accumulate) return;
+  T later[kAnchors];
+  std::fill(later, later + signs.count, T(0));
+  for (int64_t t = in.steps; t > 0; --t) {
+    add_later<keep>(logits[t - 1], signs, threshold(t), later, gradient(t));
+  }
+  if (in.detach == Detach::kObjectness) return;
+  add_later<false>(logits[0], signs, threshold(0), later, gradient(0));
+}
+
+template <Results results, typename T>
+void compute(const ResidualInputs<T>& in, const T* thresholds, double* sums,
+             const Gradients<T>& gradients) {
+  const int64_t values = (in.steps + 1) * kStepSums;
+  dispatch_bool(in.keep, [&](auto keep) {
+    dispatch_bool(in.detach != Detach::kAll, [&](auto accumulate) {
+      for_each_anchor_chunk(in.layout.num_chunks(), [&](int64_t c) {
+        compute_chunk<results, accumulate(), keep()>(in, thresholds, in.layout.chunk(c),
+                                                     sums + c * values, gradients);
+      });
+    });
+  });
+}
+
+// Adds up the sums of all chunks.
+template <typename T>
+void write_sums(const ResidualInputs<T>& in, const std::vector<double>& partial,
+                ResidualOutputs& out) {
+  const int64_t values = (in.steps + 1) * kStepSums;
+  for (int64_t s = 0; s <= in.steps; ++s) {
+    double total[kStepSums] = {};
+    for (int64_t c = 0; c < in.layout.num_chunks(); ++c) {
+      for (int k = 0; k < kStepSums; ++k) total[k] += partial[c * values + s * kStepSums + k];
+    }
+    out.losses.mutable_data_ptr<T>()[s] = static_cast<T>(total[kLoss]);
+    out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
+    for (int k = 0; k < 2; ++k) {
+      out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
+      out.num_background_foreground.mutable_data_ptr<int64_t>()[k] =
+          static_cast<int64_t>(total[kNumbers + k]);
+    }
+  }
 }
 
 struct Cpu : CpuBackend {
@@ -262,44 +317,35 @@ struct Cpu : CpuBackend {
 
   template <typename T>
   static void forward(const ResidualInputs<T>& in, ResidualOutputs& out) {
-    T* thresholds = out.thresholds.mutable_data_ptr<T>();
-    find_thresholds(in, thresholds);
-    const int64_t chunks = in.layout.num_chunks();
-    const int64_t values = (in.steps + 1) * kStepSums;
-    std::vector<double> partial(chunks * values);
-    dispatch_bool(in.keep, [&](auto keep) {
-      for_each_anchor_chunk(chunks, [&](int64_t c) {
-        chunk_losses<keep()>(in, thresholds, in.layout.chunk(c), partial.data() + c * values);
-      });
-    });
-    for (int64_t s = 0; s <= in.steps; ++s) {
-      double total[kStepSums] = {};
-      for (int64_t c = 0; c < chunks; ++c) {
-        for (int k = 0; k < kStepSums; ++k) total[k] += partial[c * values + s * kStepSums + k];
-      }
-      out.losses.mutable_data_ptr<T>()[s] = static_cast<T>(total[kLoss]);
-      out.counts.mutable_data_ptr<int64_t>()[s] = static_cast<int64_t>(total[kSelected]);
-      for (int k = 0; k < 2; ++k) {
-        out.score_sums.mutable_data_ptr<T>()[2 * s + k] = static_cast<T>(total[kScores + k]);
-        out.num_background_foreground.mutable_data_ptr<int64_t>()[k] =
-            static_cast<int64_t>(total[kNumbers + k]);
-      }
-    }
+    losses<Results::kLoss>(in, Gradients<T>{}, out);
   }
 
   template <typename T>
   static void backward(const ResidualInputs<T>& in, const T* grad_losses, const T* thresholds,
                        Tensor& grad_logits, Tensor& grad_residuals) {
-    T* logits_out = grad_logits.mutable_data_ptr<T>();
-    T* residuals_out = grad_residuals.mutable_data_ptr<T>();
-    dispatch_bool(in.keep, [&](auto keep) {
-      dispatch_bool(in.detach != Detach::kAll, [&](auto accumulate) {
-        for_each_anchor_chunk(in.layout.num_chunks(), [&](int64_t c) {
-          chunk_gradients<accumulate(), keep()>(in, grad_losses, thresholds, in.layout.chunk(c),
-                                                logits_out, residuals_out);
-        });
-      });
-    });
+    const Gradients<T> gradients{grad_losses, grad_logits.mutable_data_ptr<T>(),
+                                 grad_residuals.mutable_data_ptr<T>()};
+    compute<Results::kGradient>(in, thresholds, nullptr, gradients);
+  }
+
+  template <typename T>
+  static void forward_and_backward(const ResidualInputs<T>& in, const T* grad_losses,
+                                   ResidualOutputs& out, Tensor& grad_logits,
+                                   Tensor& grad_residuals) {
+    const Gradients<T> gradients{grad_losses, grad_logits.mutable_data_ptr<T>(),
+                                 grad_residuals.mutable_data_ptr<T>()};
+    losses<Results::kBoth>(in, gradients, out);
+  }
+
+ private:
+  template <Results results, typename T>
+  static void losses(const ResidualInputs<T>& in, const Gradients<T>& gradients,
+                     ResidualOutputs& out) {
+    T* thresholds = out.thresholds.mutable_data_ptr<T>();
+    find_thresholds(in, thresholds);
+    std::vector<double> partial(in.layout.num_chunks() * (in.steps + 1) * kStepSums);
+    compute<results>(in, thresholds, partial.data(), gradients);
+    write_sums(in, partial, out);
   }
 };
 
@@ -311,4 +357,6 @@ STABLE_TORCH_LIBRARY_IMPL(resobj_d2, CPU, m) {
   m.impl("residual_objectness_bce", TORCH_BOX(&host::residual_objectness_bce<Cpu>));
   m.impl("_residual_objectness_bce_backward",
          TORCH_BOX(&host::residual_objectness_bce_backward<Cpu>));
+  m.impl("_residual_objectness_bce_with_gradient",
+         TORCH_BOX(&host::residual_objectness_bce_with_gradient<Cpu>));
 }

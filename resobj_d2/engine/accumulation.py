@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resobj_d2.losses.parts import BatchParts
+from resobj_d2.ops import expected_gradient
 
 from .buffers import keep_buffers
 
@@ -55,7 +56,8 @@ def accumulated_step(
     restore = keep_buffers(m for m in model.modules() if getattr(m, "counts_batch", False))
     for i in range(number):
         restore()
-        with _synchronised(model, at=i == number - 1), counted.training():
+        is_last = i == number - 1
+        with _synchronised(model, at=is_last), counted.training(), expected_gradient(1 / number):
             losses = {name: loss / number for name, loss in losses_of(i).items()}
             total = sum(losses.values())
             (total if scaler is None else scaler.scale(total)).backward()

@@ -117,18 +117,20 @@ class ResidualObjectnessLoss:
             ``.../negative``, the mean objectness of those anchors (NaN if the batch has none);
             ``.../selected``, the number of anchors in the loss.
         """
-        result = ops.residual_objectness_bce(
-            logits,
-            residuals,
-            labels,
-            detach=self.detach,
-            min_scope=self.min_scope,
-            unselected=self.unselected,
-            anchors_per_level=anchors_per_level if self.min_scope == "level" else [],
-        )
-        losses = {"loss_objectness": result.losses[0] * self.weight / normalizer}
-        for t in range(1, len(result.losses)):
-            losses[f"loss_residual_{t}"] = result.losses[t] * self.residual_weight / normalizer
+        later = [self.residual_weight / normalizer] * len(residuals)
+        factors = torch.stack([self.weight / normalizer, *later])
+        with ops.expected_gradient(factors):
+            result = ops.residual_objectness_bce(
+                logits,
+                residuals,
+                labels,
+                detach=self.detach,
+                min_scope=self.min_scope,
+                unselected=self.unselected,
+                anchors_per_level=anchors_per_level if self.min_scope == "level" else [],
+            )
+        names = ["loss_objectness", *(f"loss_residual_{t + 1}" for t in range(len(residuals)))]
+        losses = dict(zip(names, (result.losses * factors).unbind(), strict=True))
         statistics = {}
         means = result.score_sums / result.num_background_foreground
         for t, (count, (negative, positive)) in enumerate(zip(result.counts, means, strict=True)):

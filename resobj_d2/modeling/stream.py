@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resobj_d2.losses import objectness_difficulty
 from resobj_d2.matching import AnchorGrid, Coder, Sampler
-from resobj_d2.ops import dense_detections
+from resobj_d2.ops import dense_detections, expected_gradient
 from resobj_d2.options import Option
 from resobj_d2.structures import (
     IGNORE,
@@ -37,8 +37,8 @@ from .stages import Stage
 
 __all__ = ["DenseStream"]
 
-# By name: a sum of losses, and what divides it if that is not the stage's normaliser.
-_Sums = dict[str, tuple[Tensor, Tensor | float | None]]
+# By name: what computes a sum of losses, its weight, and its divisor if that is not the normaliser.
+_Sums = dict[str, tuple[Callable[[], Tensor], float, Tensor | float | None]]
 
 
 class DenseStream(nn.Module):
@@ -181,15 +181,16 @@ class DenseStream(nn.Module):
             targets = self._targets(i, output, ground_truth)
             num_foreground = targets.foreground.sum()
             statistics[f"num_foreground{suffix}"] = num_foreground / ground_truth.num_images
-            normalizer = stage.normalizer(
-                num_foreground, targets.valid.sum(), ground_truth.num_images
-            )
+            numbers = num_foreground, targets.valid.sum()
+            normalizer = stage.normalizer(*numbers, ground_truth.num_images)
             first_normalizer = normalizer if first_normalizer is None else first_normalizer
             cls_normalizer = normalizer if stage.own_cls_normalizer else first_normalizer
             sums = self._stage_losses(stage, prediction, targets, output.priors)
-            for name, (total, own) in sums.items():
+            for name, (total, weight, own) in sums.items():
                 divisor = cls_normalizer if name == "cls" else normalizer
-                losses[f"loss_{name}{suffix}"] = total / (divisor if own is None else own)
+                factor = weight / (divisor if own is None else own)
+                with expected_gradient(factor):
+                    losses[f"loss_{name}{suffix}"] = total() * factor
             for branch in self.branches.values():
                 last_only = branch.last_stage_only
                 if prediction is not output.stages[-1] if last_only else stage.weight == 0:
@@ -200,10 +201,10 @@ class DenseStream(nn.Module):
                     anchors=prediction.anchors,
                     boxes=self._boxes(prediction, output.priors) if branch.needs_boxes else None,
                     anchors_per_level=output.priors.anchors_per_level,
-                    normalizer=normalizer if branch.last_stage_only else cls_normalizer,
+                    normalizer=normalizer if last_only else cls_normalizer / stage.weight,
                 )
-                ending, weight = ("", 1.0) if branch.last_stage_only else (suffix, stage.weight)
-                losses.update({k + ending: v * weight for k, v in branch_losses.items()})
+                ending = "" if last_only else suffix
+                losses.update({k + ending: v for k, v in branch_losses.items()})
                 statistics.update({k + ending: v for k, v in branch_statistics.items()})
         return losses, statistics
 
@@ -249,28 +250,27 @@ class DenseStream(nn.Module):
                 logits = branch.score_logits(output.branches[name])
                 return objectness_difficulty(logits, targets.foreground)
         logits = without_excluded(prediction.cls_logits, targets.excluded_class)
-        labels = stage.class_labels(targets)
-        return without_nan(self.stages[0].cls_loss.per_anchor(logits, labels))
+        return without_nan(self.stages[0].cls_loss.per_anchor(logits, stage.class_labels(targets)))
 
     def _stage_losses(
         self, stage: Stage, prediction: StagePrediction, targets: Targets, priors: Priors
     ) -> _Sums:
-        """Weighted sums of what the stage trains, with their own divisor if they have one."""
+        """What the stage trains."""
         sums: _Sums = {}
         loss, weight = stage.cls_loss, stage.weight * stage.cls_weight
         if loss is not None and weight > 0:
-            quality: tuple[Tensor, ...] = ()
-            own = None
+            own, quality = None, ()
             if loss.takes_quality:
                 target, own = class_targets(targets, partial(self._boxes, prediction, priors))
                 quality = (target,)
-            total = loss(
+            total = partial(
+                loss,
                 without_excluded(prediction.cls_logits, targets.excluded_class),
                 stage.class_labels(targets),
                 targets.valid if self.classify_background else targets.foreground,
                 *quality,
             )
-            sums["cls"] = total * self.cls_weight * weight, 1.0 if loss.self_normalized else own
+            sums["cls"] = total, self.cls_weight * weight, 1.0 if loss.self_normalized else own
         if prediction.box is not None and stage.box_loss is not None:
             sums.update(self._box_losses(stage, prediction, targets, priors))
         return sums
@@ -296,16 +296,16 @@ class DenseStream(nn.Module):
             encoded = self.coder.encode(
                 prediction.anchors, targets.matched_gt_boxes, priors.anchor_strides
             )
-        if loss.compares != "boxes":
-            pred, target = prediction.deltas, encoded
-        else:
+        pred, target = prediction.deltas, encoded
+        if loss.compares == "boxes":
             pred, target = self._boxes(prediction, priors), targets.matched_gt_boxes
-        total = loss(pred, target, foreground, *((factors,) if loss.takes_weights else ()))
+        taken = (factors,) if loss.takes_weights else ()
+        total = partial(loss, pred, target, foreground, *taken)
         divisor = 1.0 if loss.self_normalized else own
-        sums: _Sums = {"box_reg": (total * self.box_weight * weight, divisor)}
+        sums: _Sums = {"box_reg": (total, self.box_weight * weight, divisor)}
         if self.coder.loss_weight > 0:
-            total = self.coder.loss(prediction.deltas, encoded, foreground, factors)
-            sums["box_coder"] = total * self.coder.loss_weight * weight, own
+            total = partial(self.coder.loss, prediction.deltas, encoded, foreground, factors)
+            sums["box_coder"] = total, self.coder.loss_weight * weight, own
         return sums
 
     def detection_inputs(self, output: StreamOutput, step: int | None = None) -> dict[str, Any]:

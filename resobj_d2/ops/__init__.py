@@ -6,6 +6,7 @@ without argument checks, without support for half precision, and losses as plain
 """
 
 from ._native import describe_operators, native_status
+from ._one_pass import expected_gradient
 from .balanced_l1_loss import balanced_l1_loss
 from .box_iou_aligned import box_iou_aligned
 from .dense_detections import DenseDetections, dense_detections
@@ -43,6 +44,7 @@ __all__ = [
     "box_iou_aligned",
     "dense_detections",
     "describe_operators",
+    "expected_gradient",
     "giou_loss",
     "match_anchors",
     "matrix_nms",

@@ -71,7 +71,7 @@ def define_op(
     transformed = kernel if backward is None else _kernel_under_transforms(operator, reference)
 
     def registered(*inputs):
-        return (transformed if _transforms_are_active() else kernel)(*inputs)
+        return (transformed if transforms_are_active() else kernel)(*inputs)
 
     LIB.impl(name, registered, "Autograd")
     for device_type in ("cpu", "cuda"):
@@ -82,7 +82,7 @@ def define_op(
 
     def call(*inputs):
         # Transforms need the dispatcher, which calls the kernel at the right level.
-        if is_compiling() or _transforms_are_active():
+        if is_compiling() or transforms_are_active():
             return operator(*inputs)
         return kernel(*inputs)
 
@@ -109,7 +109,8 @@ def _defined(name: str) -> torch._ops.OpOverload:
 _functorch_is_active = torch._C._are_functorch_transforms_active
 
 
-def _transforms_are_active() -> bool:
+def transforms_are_active() -> bool:
+    """Whether ``torch.func`` or forward-mode AD is at work."""
     return forward_ad._current_level >= 0 or _functorch_is_active()
 
 

@@ -37,12 +37,18 @@ _TEXTS = (
     "float beta=1.0) -> Tensor",
     "_balanced_l1_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, float alpha, "
     "float gamma, float beta) -> Tensor",
+    "_balanced_l1_loss_with_gradient(Tensor grad_loss, Tensor pred, Tensor target, float alpha, "
+    "float gamma, float beta) -> (Tensor loss, Tensor grad_pred)",
     "giou_loss(Tensor pred, Tensor target, Tensor? mask=None) -> Tensor",
     "_giou_loss_backward(Tensor grad_loss, Tensor pred, Tensor target, Tensor? mask) -> Tensor",
+    "_giou_loss_with_gradient(Tensor grad_loss, Tensor pred, Tensor target, Tensor? mask) "
+    "-> (Tensor loss, Tensor grad_pred)",
     "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask=None, float alpha=0.25, "
     "float gamma=2.0) -> Tensor",
     "_sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor? mask, "
     "float alpha, float gamma) -> Tensor",
+    "_sigmoid_focal_loss_with_gradient(Tensor grad_loss, Tensor logits, Tensor labels, "
+    "Tensor? mask, float alpha, float gamma) -> (Tensor loss, Tensor grad_logits)",
     "residual_objectness_bce(Tensor logits, Tensor residuals, Tensor labels, "
     'str detach="all", str min_scope="image", str unselected="update", '
     "SymInt[] anchors_per_level=[]) "
@@ -50,6 +56,10 @@ _TEXTS = (
     "_residual_objectness_bce_backward(Tensor grad_losses, Tensor logits, Tensor residuals, "
     "Tensor labels, Tensor thresholds, str detach, str min_scope, str unselected, "
     "SymInt[] anchors_per_level) -> (Tensor grad_logits, Tensor grad_residuals)",
+    "_residual_objectness_bce_with_gradient(Tensor grad_losses, Tensor logits, "
+    "Tensor residuals, Tensor labels, str detach, str min_scope, str unselected, "
+    "SymInt[] anchors_per_level) -> (Tensor losses, Tensor counts, Tensor thresholds, "
+    "Tensor score_sums, Tensor numbers, Tensor grad_logits, Tensor grad_residuals)",
     # Overlaps
     'pairwise_box_iou(Tensor boxes1, Tensor boxes2, str kind="iou") -> Tensor',
     "_pairwise_box_iou_out(Tensor boxes1, Tensor boxes2, str kind, Tensor(a!) out) -> ()",

@@ -7,6 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
+from ._one_pass import define_one_pass
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -42,6 +43,25 @@ _balanced_l1_loss_backward = define_op(
     reference=reference.balanced_l1_loss_backward,
     fake=_fake_balanced_backward,
     backward=no_backward("balanced_l1_loss can be differentiated once, not twice"),
+)
+
+
+def _reference_with_gradient(grad_loss, *inputs):
+    gradient = reference.balanced_l1_loss_backward(grad_loss, *inputs)
+    return reference.balanced_l1_loss(*inputs), gradient
+
+
+def _fake_with_gradient(grad_loss, pred, target, alpha, gamma, beta):
+    return pred.new_empty(()), pred.new_empty(pred.shape)
+
+
+_one_pass = define_one_pass(
+    "balanced_l1_loss",
+    _balanced_l1_loss,
+    reference=_reference_with_gradient,
+    fake=_fake_with_gradient,
+    backward=_backward_balanced,
+    setup_context=_setup_balanced,
 )
 
 
@@ -102,7 +122,7 @@ def balanced_l1_loss(
         )
     arguments = as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta
     if is_plain:
-        return _balanced_l1_loss(*arguments)
+        return _one_pass(*arguments)
     return reduce_terms(
         lambda: reference.elementwise_balanced_l1_loss(*arguments),
         lambda: _balanced_l1_loss(*arguments),

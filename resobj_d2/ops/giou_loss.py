@@ -7,6 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_box_pairs
 from ._library import define_op, no_backward
+from ._one_pass import define_one_pass
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -41,6 +42,24 @@ _giou_loss_backward = define_op(
     reference=reference.giou_loss_backward,
     fake=_fake_giou_backward,
     backward=no_backward("giou_loss can be differentiated once, not twice"),
+)
+
+
+def _reference_with_gradient(grad_loss, *inputs):
+    return reference.giou_loss(*inputs), reference.giou_loss_backward(grad_loss, *inputs)
+
+
+def _fake_with_gradient(grad_loss, pred, target, mask):
+    return pred.new_empty(()), pred.new_empty(pred.shape)
+
+
+_one_pass = define_one_pass(
+    "giou_loss",
+    _giou_loss,
+    reference=_reference_with_gradient,
+    fake=_fake_with_gradient,
+    backward=_backward_giou,
+    setup_context=_setup_giou,
 )
 
 
@@ -89,7 +108,7 @@ def giou_loss(
     dtype = weighted_dtype(weight, pred, target)
     pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
     if is_plain:
-        return _giou_loss(pred, target, mask)
+        return _one_pass(pred, target, mask)
     return reduce_terms(
         lambda: reference.elementwise_box_loss(pred, target, mask, "giou"),
         lambda: _giou_loss(pred, target, mask),

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype
 from ._library import define_op, no_backward
+from ._one_pass import define_one_pass
 from ._reduction import check_reduction, is_plain_sum, weighted, weighted_dtype
 
 DETACH = ("all", "objectness", "none")
@@ -96,6 +97,32 @@ _residual_objectness_bce_backward = define_op(
 )
 
 
+def _reference_with_gradient(grad_losses, logits, residuals, labels, *options):
+    tensors = logits, residuals, labels
+    results = reference.residual_objectness_bce(*tensors, *options)
+    gradients = reference.residual_objectness_bce_backward(
+        grad_losses, *tensors, results[2], *options
+    )
+    return *results, *gradients
+
+
+def _fake_with_gradient(grad_losses, logits, residuals, labels, *options):
+    gradients = logits.new_empty(logits.shape), logits.new_empty(residuals.shape)
+    return *_fake(logits, residuals, labels, *options), *gradients
+
+
+_one_pass = define_one_pass(
+    "residual_objectness_bce",
+    _residual_objectness_bce,
+    reference=_reference_with_gradient,
+    fake=_fake_with_gradient,
+    backward=_backward,
+    setup_context=_setup_context,
+    num_gradients=2,
+    loss_shape=lambda logits, residuals, *others: (residuals.shape[0] + 1,),
+)
+
+
 def residual_objectness_bce(
     logits: Tensor,  # (N, R)
     residuals: Tensor,  # (T, N, R)
@@ -161,7 +188,7 @@ def residual_objectness_bce(
     if not is_plain:
         check_reduction("residual_objectness_bce", reduction, weight, logits.shape, logits)
     dtype = weighted_dtype(weight, logits, residuals)
-    compute = _residual_objectness_bce
+    compute = _one_pass if is_plain else _residual_objectness_bce
     if weight is not None or reduction == "none":
         compute = reference.residual_objectness_terms
     results = compute(

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
+from ._one_pass import define_one_pass
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 OP = "sigmoid_focal_loss"
@@ -24,8 +25,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss):
-    # Slopes are recomputed rather than saved: the forward then holds no second tensor as large as
-    # the logits, and recomputing takes less memory traffic than scaling saved slopes.
+    # Unless the incoming gradient is known in the forward, slopes are recomputed rather than saved:
+    # the forward then holds no second tensor as large as the logits, and recomputing takes less
+    # memory traffic than scaling saved slopes.
     grad_logits = _sigmoid_focal_loss_backward(grad_loss, *ctx.saved_tensors, ctx.alpha, ctx.gamma)
     return grad_logits, None, None, None, None
 
@@ -47,6 +49,25 @@ _sigmoid_focal_loss_backward = define_op(
     reference=reference.sigmoid_focal_loss_backward,
     fake=_fake_backward,
     backward=no_backward("sigmoid_focal_loss can be differentiated once, not twice"),
+)
+
+
+def _reference_with_gradient(grad_loss, *inputs):
+    gradient = reference.sigmoid_focal_loss_backward(grad_loss, *inputs)
+    return reference.sigmoid_focal_loss(*inputs), gradient
+
+
+def _fake_with_gradient(grad_loss, logits, labels, mask, alpha, gamma):
+    return logits.new_empty(()), logits.new_empty(logits.shape)
+
+
+_one_pass = define_one_pass(
+    "sigmoid_focal_loss",
+    _sigmoid_focal_loss,
+    reference=_reference_with_gradient,
+    fake=_fake_with_gradient,
+    backward=_backward,
+    setup_context=_setup_context,
 )
 
 
@@ -108,7 +129,7 @@ def sigmoid_focal_loss(
     logits = as_dtype(logits, dtype)
     labels = as_dtype(labels, dtype) if is_soft else labels
     if is_plain and not is_soft:
-        return _sigmoid_focal_loss(logits, labels, mask, alpha, gamma)
+        return _one_pass(logits, labels, mask, alpha, gamma)
 
     def terms() -> Tensor:
         compute = (

@@ -154,6 +154,9 @@ WITHOUT_KERNELS = {
     "_match_anchors_by_tensors",
     "_reassign_anchors_by_tensors",
 }
+# Loss and gradient in one pass: on a GPU they are two kernels.
+ONE_PASS = ["balanced_l1_loss", "giou_loss", "residual_objectness_bce", "sigmoid_focal_loss"]
+ON_THE_CPU_ALONE = {f"_{name}_with_gradient" for name in ONE_PASS}
 # Sums of torch's operators, which depend on the number of threads.
 COMPOSED_LOSSES = [name for name, case in CASES.items() if case.gradients and case.composed]
 # Their gradient is a kernel's, which has none itself.

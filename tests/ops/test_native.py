@@ -14,7 +14,7 @@ from resobj_d2 import ops
 from resobj_d2.ops import _native, _schemas
 from resobj_d2.ops._native import library_path
 from resobj_d2.ops._schemas import SCHEMAS
-from tests.ops.operator_cases import WITHOUT_KERNELS
+from tests.ops.operator_cases import ON_THE_CPU_ALONE, WITHOUT_KERNELS
 
 # Each program runs in a fresh process, because operators are registered once per process.
 LOADING_FAILS = """
@@ -54,7 +54,8 @@ def test_status_agrees_with_the_dispatcher(backend):
     """ "native" if every operator has a kernel of that backend, a reason if none has."""
     schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
     operators = {name for name in schemas if name.startswith("resobj_d2::")}
-    operators -= {f"resobj_d2::{name}" for name in WITHOUT_KERNELS}
+    missing = WITHOUT_KERNELS | (ON_THE_CPU_ALONE if backend == "cuda" else set())
+    operators -= {f"resobj_d2::{name}" for name in missing}
     assert len(operators) > 10
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     native = {name for name in operators if has_kernel(name, backend.upper())}
@@ -271,7 +272,17 @@ boxes = torch.cat((corner, corner + 1 + rand(R, 2) * 20), dim=1)
 logits, residuals = rand(2, R) * 4 - 2, rand(2, 2, R) - 0.5
 labels = number(-1, 2, 2, R).to(torch.int8)
 classes, scores, idxs = (rand(R, 7) * 4 - 2).requires_grad_(), rand(R), number(0, 3, R)
-focal = ops.sigmoid_focal_loss(classes, number(-1, 8, R))
+def with_gradient(loss, *inputs):
+    total = loss()
+    with ops.expected_gradient(0.3):
+        same = loss()
+    assert torch.equal(total, same)
+    one, two = (torch.autograd.grad(x, inputs, torch.full_like(x, 0.3)) for x in (same, total))
+    assert all(map(torch.equal, one, two))
+    return [total, *one]
+class_labels = number(-1, 8, R)
+moved = (boxes + 1).requires_grad_()
+learned = [x.clone().requires_grad_() for x in (logits, residuals)]
 gts = boxes[:9] + 1, [4, 5]
 rule = {"thresholds": [0.4, 0.5], "labels": [0, -1, 1], "allow_low_quality": True}
 results = {
@@ -279,9 +290,12 @@ results = {
     "match": ops.match_anchors(boxes, *gts, **rule),
     "reassign": ops.reassign_anchors(boxes, rand(2, R, 4), *gts, **rule),
     "objectness": ops.residual_objectness_bce(logits, residuals, labels),
-    "focal": [focal, *torch.autograd.grad(focal, classes)],
-    "giou loss": [ops.giou_loss(boxes, boxes + 1)],
-    "balanced": [ops.balanced_l1_loss(boxes, boxes.flip(0))],
+    "focal": with_gradient(lambda: ops.sigmoid_focal_loss(classes, class_labels), classes),
+    "giou loss": with_gradient(lambda: ops.giou_loss(moved, boxes), moved),
+    "balanced": with_gradient(lambda: ops.balanced_l1_loss(moved, boxes.flip(0)), moved),
+    "objectness gradients": with_gradient(
+        lambda: ops.residual_objectness_bce(*learned, labels).losses, *learned
+    ),
     "nms": [ops.batched_nms(boxes, scores, idxs, 0.5)],
     "matrix": [ops.matrix_nms(boxes, scores, idxs)],
 }

@@ -1,7 +1,11 @@
 // balanced_l1_loss on the host, shared by both backends. A backend has
 //   forward(inputs, count, loss)                    writes the sum over the elements
 //   backward(inputs, count, grad_loss, grad_pred)
+// and, if it has both in one pass,
+//   forward_and_backward(inputs, count, grad_loss, loss, grad_pred)
 #pragma once
+
+#include <tuple>
 
 #include "resobj/balanced_l1_loss_math.h"
 #include "resobj/tensor_checks.h"
@@ -66,6 +70,23 @@ Tensor balanced_l1_loss_backward(const Tensor& grad_loss, const Tensor& pred, co
                       grad_pred);
   });
   return grad_pred;
+}
+
+// The loss, and its gradient for an incoming gradient that is known beforehand.
+template <typename Backend>
+std::tuple<Tensor, Tensor> balanced_l1_loss_with_gradient(const Tensor& grad_loss,
+                                                          const Tensor& pred, const Tensor& target,
+                                                          double alpha, double gamma, double beta) {
+  const BalancedArguments arguments(pred, target, alpha, gamma, beta);
+  check_grad_loss(kBalancedOp, grad_loss, {"pred", pred});
+  const typename Backend::DeviceGuard guard(pred);
+  Tensor loss = new_tensor(pred, {});
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
+  dispatch_float(pred, [&](auto scalar) {
+    Backend::forward_and_backward(arguments.inputs<decltype(scalar)>(), arguments.count(),
+                                  grad_loss, loss, grad_pred);
+  });
+  return {loss, grad_pred};
 }
 
 }  // namespace host

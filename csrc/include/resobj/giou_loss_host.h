@@ -1,9 +1,12 @@
 // giou_loss on the host, shared by both backends. A backend has
 //   forward(inputs, count, loss)                    writes the sum over the pairs
 //   backward(inputs, count, grad_loss, grad_pred)
+// and, if it has both in one pass,
+//   forward_and_backward(inputs, count, grad_loss, loss, grad_pred)
 #pragma once
 
 #include <optional>
+#include <tuple>
 
 #include "resobj/giou_loss_math.h"
 #include "resobj/tensor_checks.h"
@@ -67,6 +70,23 @@ Tensor giou_loss_backward(const Tensor& grad_loss, const Tensor& pred, const Ten
                       grad_pred);
   });
   return grad_pred;
+}
+
+// The loss, and its gradient for an incoming gradient that is known beforehand.
+template <typename Backend>
+std::tuple<Tensor, Tensor> giou_loss_with_gradient(const Tensor& grad_loss, const Tensor& pred,
+                                                   const Tensor& target,
+                                                   std::optional<Tensor> mask) {
+  const GiouArguments arguments(pred, target, mask);
+  check_grad_loss(kGiouOp, grad_loss, {"pred", pred});
+  const typename Backend::DeviceGuard guard(pred);
+  Tensor loss = new_tensor(pred, {});
+  Tensor grad_pred = new_tensor(pred, pred.sizes());
+  dispatch_float(pred, [&](auto scalar) {
+    Backend::forward_and_backward(arguments.inputs<decltype(scalar)>(), arguments.count(),
+                                  grad_loss, loss, grad_pred);
+  });
+  return {loss, grad_pred};
 }
 
 }  // namespace host

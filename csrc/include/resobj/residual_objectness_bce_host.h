@@ -2,6 +2,8 @@
 //   kAnchors                                              the number of anchors in one chunk
 //   forward(inputs, outputs)
 //   backward(inputs, grad_losses, thresholds, grad_logits, grad_residuals)
+// and, if it has both in one pass,
+//   forward_and_backward(inputs, grad_losses, outputs, grad_logits, grad_residuals)
 #pragma once
 
 #include <string>
@@ -135,15 +137,21 @@ struct ResidualArguments {
 };
 
 // In addition to the checks in ResidualArguments.
-inline void check_residual_backward(const Tensor& grad_losses, const Tensor& thresholds,
-                                    const ResidualArguments& arguments) {
-  const std::initializer_list<Argument> tensors{
-      {"logits", arguments.logits}, {"grad_losses", grad_losses}, {"thresholds", thresholds}};
+inline void check_grad_losses(const Tensor& grad_losses, const ResidualArguments& arguments) {
+  const std::initializer_list<Argument> tensors{{"logits", arguments.logits},
+                                                {"grad_losses", grad_losses}};
+  check_devices(kResidualOp, tensors);
+  check_dtypes(kResidualOp, tensors);
+  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == arguments.steps() + 1,
+                  kResidualOp, ": grad_losses must have shape (T+1,)");
+}
+
+inline void check_thresholds(const Tensor& thresholds, const ResidualArguments& arguments) {
+  const std::initializer_list<Argument> tensors{{"logits", arguments.logits},
+                                                {"thresholds", thresholds}};
   check_devices(kResidualOp, tensors);
   check_dtypes(kResidualOp, tensors);
   const int64_t steps = arguments.steps();
-  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == steps + 1, kResidualOp,
-                  ": grad_losses must have shape (T+1,)");
   STD_TORCH_CHECK(thresholds.dim() == 2 && thresholds.size(0) == steps &&
                       thresholds.size(1) == arguments.layout.num_groups(),
                   kResidualOp, ": thresholds must have shape (T, G)");
@@ -172,7 +180,8 @@ std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
     std::vector<int64_t> anchors_per_level) {
   const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
                                     anchors_per_level, Backend::kAnchors);
-  check_residual_backward(grad_losses, thresholds, arguments);
+  check_grad_losses(grad_losses, arguments);
+  check_thresholds(thresholds, arguments);
   const typename Backend::DeviceGuard guard(logits);
   const Tensor gradients = as_contiguous(grad_losses);
   const Tensor minima = as_contiguous(thresholds);
@@ -184,6 +193,30 @@ std::tuple<Tensor, Tensor> residual_objectness_bce_backward(
                       minima.const_data_ptr<T>(), grad_logits, grad_residuals);
   });
   return {grad_logits, grad_residuals};
+}
+
+// The results of the forward, and the gradients for incoming gradients that are known beforehand.
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+residual_objectness_bce_with_gradient(const Tensor& grad_losses, const Tensor& logits,
+                                      const Tensor& residuals, const Tensor& labels,
+                                      std::string detach, std::string min_scope,
+                                      std::string unselected,
+                                      std::vector<int64_t> anchors_per_level) {
+  const ResidualArguments arguments(logits, residuals, labels, detach, min_scope, unselected,
+                                    anchors_per_level, Backend::kAnchors);
+  check_grad_losses(grad_losses, arguments);
+  const typename Backend::DeviceGuard guard(logits);
+  const Tensor gradients = as_contiguous(grad_losses);
+  ResidualOutputs outputs = arguments.new_outputs();
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  Tensor grad_residuals = new_tensor(logits, residuals.sizes());
+  dispatch_float(logits, [&](auto scalar) {
+    using T = decltype(scalar);
+    Backend::forward_and_backward(arguments.inputs<T>(), gradients.const_data_ptr<T>(), outputs,
+                                  grad_logits, grad_residuals);
+  });
+  return std::tuple_cat(outputs.as_tuple(), std::make_tuple(grad_logits, grad_residuals));
 }
 
 }  // namespace host

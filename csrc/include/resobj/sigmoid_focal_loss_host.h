@@ -1,9 +1,12 @@
 // sigmoid_focal_loss on the host, shared by both backends. A backend has
 //   forward<focus>(inputs, count, loss)      writes the sum over the `count` logits
 //   backward<focus>(inputs, count, grad_loss, grad_logits)
+// and, if it has both in one pass,
+//   forward_and_backward<focus>(inputs, count, grad_loss, loss, grad_logits)
 #pragma once
 
 #include <optional>
+#include <tuple>
 #include <type_traits>
 
 #include "resobj/sigmoid_focal_loss_math.h"
@@ -91,6 +94,25 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_loss, const Tensor& logits
     Backend::template backward<focus()>(inputs, logits.numel(), grad_loss, grad_logits);
   });
   return grad_logits;
+}
+
+// The loss, and its gradient for an incoming gradient that is known beforehand.
+template <typename Backend>
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_with_gradient(const Tensor& grad_loss,
+                                                            const Tensor& logits,
+                                                            const Tensor& labels,
+                                                            std::optional<Tensor> mask,
+                                                            double alpha, double gamma) {
+  const FocalArguments arguments(logits, labels, mask, alpha, gamma);
+  check_grad_loss(kFocalOp, grad_loss, {"logits", logits});
+  const typename Backend::DeviceGuard guard(logits);
+  Tensor loss = new_tensor(logits, {});
+  Tensor grad_logits = new_tensor(logits, logits.sizes());
+  dispatch_focal(arguments, [&](const auto& inputs, auto focus) {
+    Backend::template forward_and_backward<focus()>(inputs, logits.numel(), grad_loss, loss,
+                                                    grad_logits);
+  });
+  return {loss, grad_logits};
 }
 
 }  // namespace host

@@ -58,27 +58,28 @@ RESOBJ_HD WrongAnswer<T> wrong_answer(T w, T e, T gamma) {
   return wrong;
 }
 
-template <Focus focus, LogitRange range, typename T>
-RESOBJ_HD T focal_loss(T w, T e, T gamma) {
-  const WrongAnswer<T> wrong = wrong_answer<focus, range>(w, e, gamma);
+template <typename T>
+RESOBJ_HD T focal_loss(const WrongAnswer<T>& wrong) {
   return wrong.focus * wrong.softplus;
 }
 
 template <Focus focus, typename T>
-RESOBJ_HD T focal_loss(T w, T gamma) {
-  return focal_loss<focus, LogitRange::kAny>(w, small_exponential<LogitRange::kAny>(w), gamma);
-}
-
-template <Focus focus, LogitRange range, typename T>
-RESOBJ_HD T focal_slope(T w, T e, T gamma) {
-  const WrongAnswer<T> wrong = wrong_answer<focus, range>(w, e, gamma);
+RESOBJ_HD T focal_slope(const WrongAnswer<T>& wrong, T gamma) {
   if (focus == Focus::kNone) return wrong.probability;
   return wrong.focus * (gamma * wrong.right * wrong.softplus + wrong.probability);
 }
 
+// The same from the wrong logit.
+template <Focus focus, typename T>
+RESOBJ_HD T focal_loss(T w, T gamma) {
+  const T e = small_exponential<LogitRange::kAny>(w);
+  return focal_loss(wrong_answer<focus, LogitRange::kAny>(w, e, gamma));
+}
+
 template <Focus focus, typename T>
 RESOBJ_HD T focal_slope(T w, T gamma) {
-  return focal_slope<focus, LogitRange::kAny>(w, small_exponential<LogitRange::kAny>(w), gamma);
+  const T e = small_exponential<LogitRange::kAny>(w);
+  return focal_slope<focus>(wrong_answer<focus, LogitRange::kAny>(w, e, gamma), gamma);
 }
 
 }  // namespace resobj

@@ -1,0 +1,148 @@
+"""Losses whose gradient is computed with them, where the incoming gradient is known beforehand.
+
+A loss and its gradient share most of their arithmetic, and reading the logits takes as long as
+either. But a kernel can only compute both at once if it knows the factor of the gradient: scaling
+the gradient afterwards would cost half of the gain. :func:`expected_gradient` says what it will be.
+
+Nothing relies on it. The gradient is handed out once, to a backward that brings exactly the
+expected one. Any other backward (a second one, one that is itself differentiated, one under a
+transform, one with a factor of mixed precision that nobody announced) computes its own, as if none
+had been expected; the forward has then computed one for nothing.
+
+Only on the CPU: comparing on a GPU would make the host wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from ._library import NAMESPACE, define_op, no_backward, transforms_are_active
+
+_factors: ContextVar[tuple[Tensor | float, ...]] = ContextVar("expected_gradient", default=())
+
+
+def expected_gradient(factor: Tensor | float) -> contextlib.AbstractContextManager[None]:
+    """Context for a loss that will be multiplied by ``factor`` before it is differentiated.
+
+        with ops.expected_gradient(factor):
+            loss = ops.sigmoid_focal_loss(logits, labels)
+        (loss * factor).backward()
+
+    On the CPU, the gradient of a loss that is a sum without a weight is then computed in the same
+    pass as the loss, in about 0.65 of the time of two passes, and kept until the backward. The
+    results are the same, also if the gradient turns out to be another. Contexts within each other
+    multiply.
+
+    Args:
+        factor: the incoming gradient of the loss: a number, or a tensor that broadcasts to the loss
+            and lies on its device. Multiply by it rather than divide by its inverse, so that it is
+            the same to the last bit.
+    """
+    if torch.compiler.is_compiling():  # compiled code cannot compare gradients
+        return contextlib.nullcontext()
+    return _expecting(factor.detach() if isinstance(factor, Tensor) else factor)
+
+
+@contextlib.contextmanager
+def _expecting(factor: Tensor | float) -> Iterator[None]:
+    token = _factors.set((*_factors.get(), factor))
+    try:
+        yield
+    finally:
+        _factors.reset(token)
+
+
+def define_one_pass(
+    name: str,
+    two_passes: Callable,
+    *,
+    reference: Callable,
+    fake: Callable,
+    backward: Callable,
+    setup_context: Callable,
+    num_gradients: int = 1,
+    loss_shape: Callable[..., Sequence[int]] = lambda *inputs: (),
+) -> Callable:
+    """Define ``_<name>_with_gradient``, a loss that returns its results and then its gradients.
+
+    Args:
+        name: of an operator with a gradient.
+        two_passes: what :func:`.define_op` returned for it.
+        reference, fake: of the new operator, whose first argument is the expected gradient; the
+            others are those of ``name``.
+        backward, setup_context: of ``name``, for any other gradient.
+        num_gradients: the first arguments get a gradient, so many.
+        loss_shape: called with the arguments; the shape of the loss.
+
+    Returns:
+        A function that calls ``two_passes`` unless a gradient is expected and needed.
+    """
+    compute = define_op(
+        f"_{name}_with_gradient",
+        reference=reference,
+        fake=fake,
+        backward=no_backward(f"_{name}_with_gradient has no gradient; call {name}"),
+    )
+    num_results = len(getattr(getattr(torch.ops, NAMESPACE), name).default._schema.returns)
+
+    def run_forward(ctx, expected, *inputs):
+        results = compute(expected, *inputs)
+        output = results[0] if num_results == 1 else results[:num_results]
+        setup_context(ctx, inputs, output)
+        # Not among the saved tensors: it is handed out once and belongs to who got it.
+        ctx.expected, ctx.gradients = expected, results[num_results:]
+        return output
+
+    def run_backward(ctx, *incoming):
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None or not _is_expected(incoming[0], ctx.expected):
+            return None, *backward(ctx, *incoming)
+        return None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 1 - num_gradients)
+
+    methods = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward)}
+    function = type(f"{name}_one_pass", (torch.autograd.Function,), methods)
+
+    def call(*inputs):
+        if torch.compiler.is_compiling() or not _factors.get():
+            return two_passes(*inputs)
+        learned = [x for x in inputs[:num_gradients] if x.requires_grad]
+        if not learned or not torch.is_grad_enabled() or not _are_plain(inputs):
+            return two_passes(*inputs)
+        return function.apply(_expected(learned[0], loss_shape(*inputs)), *inputs)
+
+    return call
+
+
+def _are_plain(inputs: Sequence) -> bool:
+    """Whether these are tensors with values on the CPU, which nothing transforms or traces."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    return (
+        all(type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" for x in tensors)
+        and not transforms_are_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _is_expected(incoming: Tensor, expected: Tensor) -> bool:
+    """Whether they are equal; False where they cannot be compared, or a graph is needed."""
+    cannot = (
+        torch.is_grad_enabled()  # the gradient is to be differentiated
+        or torch.compiler.is_compiling()
+        or transforms_are_active()
+        or torch._C._functorch.is_legacy_batchedtensor(incoming)  # is_grads_batched
+    )
+    return not cannot and torch.equal(incoming, expected)
+
+
+@torch.no_grad()
+def _expected(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The product of the factors, in the order in which a backward multiplies them."""
+    product = like.new_ones(())
+    for factor in _factors.get():
+        product = product * factor
+    return product.to(like).expand(shape).contiguous()
