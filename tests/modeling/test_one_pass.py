@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from resobj_d2.ops import _one_pass
 from tests.ops.called_operators import CalledOperators
 
 # Weights whose products are not exact.
@@ -30,7 +31,8 @@ def backward(model, batch, scale=1.0):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_training_step_takes_one_pass(method, method_cfg, make_batch):
+def test_a_training_step_takes_one_pass(method, method_cfg, make_batch, monkeypatch):
+    monkeypatch.setattr(_one_pass, "MIN_ELEMENTS", 0)
     torch.manual_seed(0)
     model = build_model(method_cfg(method, opts=METHODS[method]))
     batch = make_batch([(64, 64, 3), (48, 64, 0)])

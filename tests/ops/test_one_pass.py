@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.utils.checkpoint import checkpoint
 
 from resobj_d2 import ops
-from resobj_d2.ops import reference
+from resobj_d2.ops import _one_pass, reference
 from tests.ops.called_operators import CalledOperators
 from tests.ops.operator_cases import CASES, ONE_PASS, arguments_of, change_all, floating_to
 
@@ -31,6 +31,11 @@ OPTIONS = [
         for x in ({}, {"mask": None, "gamma": 0.0}, {"gamma": 1.5, "alpha": -1.0})
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def also_for_few(monkeypatch):
+    monkeypatch.setattr(_one_pass, "MIN_ELEMENTS", 0)
 
 
 def learned(name, size=3000, dtype=torch.float32, **options):
@@ -135,6 +140,14 @@ def test_the_scale_of_mixed_precision():
     (gradient,) = gradients_of(scaled, arguments)
     expected = gradients_of(total_of("sigmoid_focal_loss", arguments), arguments)[0]
     torch.testing.assert_close(gradient, expected * FACTOR * 2.0**13)
+
+
+def test_few_numbers_take_two_passes(monkeypatch):
+    monkeypatch.setattr(_one_pass, "MIN_ELEMENTS", 601)
+    for size, calls in ((100, ["_sigmoid_focal_loss_backward"]), (101, [])):  # 6 classes
+        arguments = learned("sigmoid_focal_loss", size)
+        total = total_of("sigmoid_focal_loss", arguments, FACTOR)
+        assert backward_calls(total, arguments)[1] == calls
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
