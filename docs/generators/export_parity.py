@@ -24,11 +24,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.table import replace_between_marks
 from resobj_d2.config import load_config
-from resobj_d2.export import FORMATS, ExportableRCNN, exportable, write_exported
+from resobj_d2.export import FORMATS, ExportableDetector, ExportableRCNN, exportable, write_exported
 from resobj_d2.export.check import Parity, as_batch
 from resobj_d2.export.command import check_file
 from resobj_d2.inference import Predictor
@@ -52,44 +52,57 @@ DETECTORS = {
 NAME = "python -m docs.generators.export_parity"
 
 
+# The layers whose outputs are logits of classes or of objectness.
+PREDICTORS = re.compile(r"\b(cls|predictor|cls_score)(\.levels\.\d+|\.conv\.1)?\.weight$")
+BOX_PREDICTORS = re.compile(r"\b(stages\.\d\.box\b.*|anchor_deltas|bbox_pred)\.weight$")
+REACH = 6.0  # from the median of the logits to the highest
+
+
 def random_detector(name: str) -> tuple[CfgNode, nn.Module]:
-    """Config and model with weights that give scores of all sizes."""
+    """Config and model with weights whose maps neither vanish nor explode."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", "False"]
     options += ["DATASETS.REGISTER", "[]", "DATASETS.TEST", "()"]
     cfg = load_config(name, options, training=False)
     cfg.defrost()
-    cfg.MODEL.RESNETS.NORM = "GN"  # frozen normalisation of random layers normalises nothing
-    torch.manual_seed(0)
+    # Groups would be normalised in every picture: then all pictures had similar scores.
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.DENSE.TOWER.NORM = ""
+    torch.manual_seed(1)
     model = build_model(cfg).eval()
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
+        if name.startswith("backbone") or parameter.dim() < 2:
             continue
-        # Boxes stay near their anchors: else their sides leave the picture by far. Other layers
-        # of the head give larger numbers than at the start of a training.
-        if re.search(r"stages\.\d\.box\.", name):
-            parameter.data.mul_(min(1.0, 0.01 / float(parameter.std())))
-        elif parameter.std() < 0.02 and not re.search(r"tower\.box|deltas|bbox", name):
-            parameter.data.mul_(10)
+        # Boxes stay near their anchors: else their sides leave the picture by far.
+        gain = 0.05 if BOX_PREDICTORS.search(name) else 2**0.5
+        parameter.data.mul_(gain / (parameter[0].numel() ** 0.5 * float(parameter.std())))
     return cfg, model
 
 
-def normalise(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
-    """Takes the statistics of batch normalisation from the pictures, as training does.
+def normalise(detector: ExportableDetector, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Takes the statistics of batch normalisation from the pictures, as training does."""
+    for norm in detector.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over the pictures
+            norm.train()
+    for batch in batches:
+        detector(*batch)
+    detector.eval()
 
-    Random layers without them have outputs of hundreds: then most scores are exactly 1, and which
-    of two boxes of the same score suppresses the other is decided by rounding.
+
+@torch.no_grad()
+def calibrate(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
+    """Statistics, scores and threshold as a trained detector has them, from the pictures.
+
+    Random layers without have outputs of hundreds: then most scores are exactly 1, and which of
+    two boxes of the same score suppresses the other is decided by rounding.
     """
     detector = exportable(model)
-    norms = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the pictures
-        norm.train()
-    for picture in pictures:
-        inputs = [predictor.model_input(predictor.read(picture))]
-        with torch.no_grad():
-            detector(*as_batch(inputs, detector.size_divisibility))
-    model.eval()
+    inputs = [predictor.model_input(predictor.read(picture)) for picture in pictures]
+    batches = [as_batch([x], detector.size_divisibility) for x in inputs]
+    normalise(detector, batches)
+    scale_predictors(detector, batches)
+    set_threshold(detector, batches)
 
 
 def large_picture(folder: Path) -> Path:
@@ -100,22 +113,45 @@ def large_picture(folder: Path) -> Path:
     return path
 
 
-def set_threshold(model: nn.Module, predictor: Predictor, pictures: Sequence[Path]) -> None:
-    """So that nothing is found on one picture, and something on the others."""
-    detector = exportable(model).finding_more()
-    scores = detector.outputs.index("scores")
-    highest = []
-    for picture in pictures:
-        inputs = [predictor.model_input(predictor.read(picture))]
-        with torch.no_grad():
-            outputs = detector(*as_batch(inputs, detector.size_divisibility))
-        highest.append(float(outputs[scores].max()))
-    lowest, second = sorted(highest)[:2]
-    threshold = (lowest + second) / 2
+def logits(detector: ExportableDetector, batches: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Of all classes in all pictures; of a dense detector those of its scores."""
+    found: list[Tensor] = []
     if isinstance(detector, ExportableRCNN):
-        model.roi_heads.box_predictor.test_score_thresh = threshold
+        layer = detector.model.roi_heads.box_predictor.cls_score
+        hook = layer.register_forward_hook(lambda _, inputs, output: found.append(output))
+        try:
+            for batch in batches:
+                detector(*batch)
+        finally:
+            hook.remove()
     else:
-        model.postprocess.score_thresh = threshold
+        raw = detector.finding_more()
+        found = [torch.logit(raw(*batch)[0].double(), eps=1e-9) for batch in batches]
+    return torch.cat([x.flatten() for x in found])
+
+
+def scale_predictors(detector: ExportableDetector, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """So that scores differ and none is 1."""
+    named = detector.model.named_parameters()
+    weights = [parameter for name, parameter in named if PREDICTORS.search(name)]
+    for _ in range(4):
+        values = logits(detector, batches)
+        factor = REACH / float(values.max() - values.median())
+        for weight in weights:
+            weight.data.mul_(factor)
+
+
+def set_threshold(detector: ExportableDetector, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """So that nothing is found on one picture, and something on the others."""
+    more = detector.finding_more()
+    scores = [more(*batch)[more.outputs.index("scores")].flatten() for batch in batches]
+    lowest = min(float(x.max()) for x in scores)
+    others = torch.cat(scores)
+    threshold = (lowest + float(others[others > lowest].min())) / 2
+    if isinstance(detector, ExportableRCNN):
+        detector.model.roi_heads.box_predictor.test_score_thresh = threshold
+    else:
+        detector.model.postprocess.score_thresh = threshold
 
 
 def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -> Iterator[str]:
@@ -126,8 +162,7 @@ def rows(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -
         for title in names:
             cfg, model = random_detector(DETECTORS[title])
             predictor = Predictor(cfg, model)
-            normalise(model, predictor, pictures)
-            set_threshold(model, predictor, pictures)
+            calibrate(model, predictor, pictures)
             for format in formats:
                 path = folder / f"model{FORMATS[format].suffix}"
                 detector = exportable(model, selection=FORMATS[format].selection)
@@ -151,17 +186,22 @@ def row(title: str, format: str, parities: Sequence[Parity]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(formats: Sequence[str], images: Sequence[Path], names: Sequence[str]) -> str:
+def table(lines: Sequence[str]) -> str:
     """The table, in Markdown."""
-    head = (
+    return (
         "| detector | format | detections per picture | without counterpart | boxes, px | scores "
-        "| same |\n|---|---|---|---|---|---|---|"
+        "| same |\n|---|---|---|---|---|---|---|\n" + "\n".join(lines)
     )
-    lines = [head]
-    for line in rows(formats, images, names):
-        print(line, file=sys.stderr, flush=True)
-        lines.append(line)
-    return "\n".join(lines)
+
+
+def with_rows(page: str, lines: Sequence[str]) -> str:
+    """The page with these rows, and with its own of other detectors and formats."""
+    key = re.compile(r"\| ([^|]+) \| (\w+) \|")
+    order = [(title, format) for title in DETECTORS for format in FORMATS]
+    old = page.partition(f"<!-- begin: {NAME} -->")[2].partition("<!-- end")[0].splitlines()
+    found = {match.groups(): line for line in [*old, *lines] if (match := key.match(line))}
+    text = table([found[x] for x in order if x in found])
+    return replace_between_marks(page, text, NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,15 +212,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--detectors", nargs="+", choices=list(DETECTORS), default=list(DETECTORS))
-    parser.add_argument("--write", metavar="FILE", help="page to write it into")
+    parser.add_argument(
+        "--write", metavar="FILE", help="page to write it into; rows of others stay there"
+    )
     options = parser.parse_args(argv)
-    images = find_images(options.images)
-    text = table(options.formats, images, options.detectors)
+    lines = []
+    for line in rows(options.formats, find_images(options.images), options.detectors):
+        print(line, file=sys.stderr, flush=True)
+        lines.append(line)
     if not options.write:
-        print(text)
+        print(table(lines))
         return 0
     page = Path(options.write)
-    page.write_text(replace_between_marks(page.read_text(), text, NAME))
+    page.write_text(with_rows(page.read_text(), lines))
     return 0
 
 

@@ -67,8 +67,29 @@ class ExportedDetector:
         try:
             return tuple(self.run(images, image_sizes, original_sizes))
         except AssertionError as error:  # torch.export's guards
-            size = "x".join(map(str, images.shape))
-            raise ValueError(f"the file is not for images of {size}: {error}") from error
+            inputs = (images, image_sizes, original_sizes)
+            raise ValueError(
+                f"the file is not for images of {_size(images)}{_smallest(self.run, *inputs)}: "
+                f"{error}"
+            ) from error
+
+
+def _smallest(run: Callable, images: Tensor, *sizes: Tensor) -> str:
+    """What to pad pictures to that are too small for a graph, if it says so."""
+    guards = getattr(run, "_guards_fn", None)
+    for times in range(2, 9) if guards is not None else ():
+        height, width = (times * side for side in images.shape[2:])
+        larger = images.new_empty(1).expand(*images.shape[:2], height, width)  # takes no memory
+        try:
+            guards(larger, *sizes)
+        except AssertionError:
+            continue
+        return f", but for {_size(larger)}: pad them to it"
+    return ""
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(map(str, images.shape))
 
 
 def _write_onnx(detector: ExportableDetector, path: str, metadata: str) -> None:

@@ -44,6 +44,27 @@ def test_pt2(method_cfg, spread_out, pictures, tmp_path):
     assert agree(model, path, "pt2", pictures).metadata == {"a": [1]}
 
 
+class Branching(torch.nn.Module):
+    """Has one graph for pictures of more than five cells, and another for smaller ones."""
+
+    def forward(self, images, image_sizes, original_sizes):
+        cells = images.shape[2] // 32 * (images.shape[3] // 32)
+        return images.amax(dim=(1, 2, 3)) if cells > 5 else images.sum(), image_sizes
+
+
+def test_pictures_too_small_for_a_graph_are_refused_with_a_size_to_pad_to(tmp_path):
+    height, width = (torch.export.Dim(name, min=1) for name in ("height", "width"))
+    sizes = torch.tensor([[96, 160], [96, 160]])
+    inputs = torch.zeros(2, 3, 96, 160), sizes, sizes
+    shapes = {2: 32 * height, 3: 32 * width}, None, None
+    program = torch.export.export(Branching(), inputs, dynamic_shapes=shapes, strict=True)
+    torch.export.save(program, tmp_path / "a.pt2")
+    loaded = load_exported(tmp_path / "a.pt2", format="pt2")
+    assert len(loaded(torch.zeros(2, 3, 96, 96), sizes, sizes)) == 2
+    with pytest.raises(ValueError, match=r"images of 2x3x32x64, but for 2x3x64x128: pad them to"):
+        loaded(torch.zeros(2, 3, 32, 64), sizes, sizes)
+
+
 def test_a_trace_that_keeps_a_size_is_refused(method_cfg, spread_out, monkeypatch):
     detector = ExportableDetector(spread_out(method_cfg()))
     priors = detector.model.streams["anchors"].priors
