@@ -28,7 +28,7 @@ NAME = "python -m docs.generators.studies"
 
 
 def tables(plan: Plan, results: Sequence[Result]) -> str:
-    """Markdown of a study: for each data set what its runs say, or that there are none yet.
+    """Markdown of a study: for each dataset what its runs say, or that there are none yet.
 
     Args:
         plan: of the study.

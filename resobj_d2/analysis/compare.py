@@ -44,7 +44,7 @@ class Method:
 
     Attributes:
         name: for tables.
-        runs: of the same data set, at least one.
+        runs: of the same dataset, at least one.
     """
 
     name: str
@@ -178,7 +178,7 @@ def compare(
         seed: of the drawing.
 
     Raises:
-        ValueError: there are less than two methods, or the runs are not of the same data set.
+        ValueError: there are less than two methods, or the runs are not of the same dataset.
     """
     if len(methods) < 2:
         raise ValueError("there is nothing to compare: name two runs or more")
@@ -264,7 +264,7 @@ def _refuse_other_data(first: EvaluationSet, other: EvaluationSet) -> None:
     )
     if not same:
         raise ValueError(
-            f"'{first.name}' and '{other.name}' are of different data sets: images, classes or "
+            f"'{first.name}' and '{other.name}' are of different datasets: images, classes or "
             "objects differ"
         )
 

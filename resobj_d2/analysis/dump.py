@@ -1,4 +1,4 @@
-"""One pass of a detector over a data set, written down for all analyses.
+"""One pass of a detector over a dataset, written down for all analyses.
 
 ::
 
@@ -56,7 +56,7 @@ DEFAULT_LIMIT = 1000
 
 
 def dump_model(cfg, output: str | os.PathLike, *, max_candidates: int = DEFAULT_LIMIT) -> Path:
-    """Run ``MODEL.WEIGHTS`` on the data set of ``DATASETS.TEST`` and write a dump.
+    """Run ``MODEL.WEIGHTS`` on the dataset of ``DATASETS.TEST`` and write a dump.
 
     Args:
         cfg: of any detector of Detectron2. Candidates are known of ``ResObjDenseDetector`` and of
@@ -69,7 +69,7 @@ def dump_model(cfg, output: str | os.PathLike, *, max_candidates: int = DEFAULT_
         The folder.
 
     Raises:
-        ValueError: there is not one data set, or the folder is another's.
+        ValueError: there is not one dataset, or the folder is another's.
         OSError, CheckpointError: the weights cannot be read.
     """
     if max_candidates < 1:
@@ -109,9 +109,9 @@ def dump_detections(record: Record, path: str | os.PathLike, output: str | os.Pa
     """A dump of the detections that another program wrote as a COCO results json.
 
     Args:
-        record: of the data set.
+        record: of the dataset.
         path: a list of ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score``,
-            with the data set's ids.
+            with the dataset's ids.
         output: folder to make; a dump that is there is replaced.
 
     Returns:
@@ -148,7 +148,7 @@ def dump_detections(record: Record, path: str | os.PathLike, output: str | os.Pa
 def _only_record(names: Sequence[str], where: str) -> Record:
     if len(names) != 1:
         raise ValueError(
-            f"a dump is of one data set, and {where} has {len(names)}: name one, as in "
+            f"a dump is of one dataset, and {where} has {len(names)}: name one, as in "
             "DATASETS.TEST \"('NAME',)\""
         )
     check_available(names, where)
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
     add_weights_option(parser)
     add("--detections", metavar="JSON", help="a COCO results json, in place of a model")
-    add("--data", metavar="WHAT", help="with --detections: what `data check` takes as a data set")
+    add("--data", metavar="WHAT", help="with --detections: what `data check` takes as a dataset")
     add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
     add("--output", metavar="DIR", help="folder to make (default: dump in OUTPUT_DIR)")
     add(
@@ -297,7 +297,7 @@ def _from_json(args, parser: argparse.ArgumentParser) -> Path:
         ).records
         if len(records) != 1:
             names = ", ".join(records)
-            raise ValueError(f"a dump is of one data set, and {args.data} has {names}")
+            raise ValueError(f"a dump is of one dataset, and {args.data} has {names}")
         (record,) = records.values()
         output = args.output or "output/dump"
     else:

@@ -1,4 +1,4 @@
-"""What a detector did on a data set, in columns: made by one pass, read by every analysis.
+"""What a detector did on a dataset, in columns: made by one pass, read by every analysis.
 
 ::
 
@@ -44,7 +44,7 @@ class ImageRows:
     """M images, a row each; other tables refer to rows.
 
     Attributes:
-        ids: the data set's own, whole numbers or strings.
+        ids: the dataset's own, whole numbers or strings.
         files: paths of the pictures.
         widths, heights: (M,) int64, of the picture turned upright.
     """
@@ -66,7 +66,7 @@ class ObjectTable:
         image_index: (G,) int64.
         classes: (G,) int64, 0..K-1.
         boxes: (G, 4) float64, x0, y0, x1, y1 in pixels of the picture.
-        areas: (G,) float64 in square pixels, of the mask where the data set has one.
+        areas: (G,) float64 in square pixels, of the mask where the dataset has one.
         crowd: (G,) bool, regions in which any number of detections is ignored.
         ignore: (G,) bool, what a detection may or may not find: crowd regions and objects that are
             difficult.
@@ -144,7 +144,7 @@ class CandidateTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Dump:
-    """A detector's pass over a data set.
+    """A detector's pass over a dataset.
 
     Attributes:
         path: the folder.

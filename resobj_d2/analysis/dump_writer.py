@@ -85,7 +85,7 @@ class DumpWriter:
             step: an earlier refinement that they were scored with; None for the detector's own.
 
         Raises:
-            ValueError: a class number is not the data set's.
+            ValueError: a class number is not the dataset's.
         """
         known = len(self._record.categories)
         if len(classes) and not (0 <= classes.min() and classes.max() < known):
@@ -183,7 +183,7 @@ def write_dump(
 
     Args:
         path: the folder to make.
-        record: of the data set.
+        record: of the dataset.
         about: what to remember of the pass; see :class:`Dump`.
         sources: what predicts the candidates.
 

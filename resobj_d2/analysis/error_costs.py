@@ -36,7 +36,7 @@ class ErrorCosts:
             most: number of rows; None for all.
 
         Returns:
-            Rows with ``image`` (the data set's id), ``file``, ``error`` (one of ``KINDS``; for a
+            Rows with ``image`` (the dataset's id), ``file``, ``error`` (one of ``KINDS``; for a
             missed object "Miss", or "FN" where a Cls or Loc error is to blame), ``class``,
             ``score`` (None for missed objects), ``box`` [x, y, width, height], ``cost``.
         """

@@ -75,12 +75,12 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """A data set and what one detector found on it.
+    """A dataset and what one detector found on it.
 
     Attributes:
         name: of the detector's run, for tables.
         class_names: by class number.
-        image_ids: the data set's own, in the order in which COCO's evaluation goes through them.
+        image_ids: the dataset's own, in the order in which COCO's evaluation goes through them.
         files: of the pictures, in the same order.
         sizes: (M, 2) int64 widths and heights in pixels.
         objects, detections: see there.
@@ -103,12 +103,12 @@ class EvaluationSet:
         name: str = "",
         limit: int | None = None,
     ) -> EvaluationSet:
-        """From a data set and the entries of a COCO results json.
+        """From a dataset and the entries of a COCO results json.
 
         Args:
-            record: of the data set.
+            record: of the dataset.
             results: ``image_id``, ``category_id``, ``bbox`` and ``score`` each.
-            name: of the detector's run; the data set's by default.
+            name: of the detector's run; the dataset's by default.
             limit: the best detections of an image and class that count; None for all.
 
         Raises:

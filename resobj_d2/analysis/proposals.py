@@ -4,8 +4,8 @@
 
     resobj-d2 analyze proposals --config-file CONFIG.yaml --weights output/RUN/model_final.pth
 
-With ``--write FOLDER`` the proposals of each data set of ``DATASETS.TEST`` are also written there,
-as ``FOLDER/<data set>.pkl``, for ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN.
+With ``--write FOLDER`` the proposals of each dataset of ``DATASETS.TEST`` are also written there,
+as ``FOLDER/<dataset>.pkl``, for ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST`` of a Fast R-CNN.
 
 COCO's AR: the mean over IoU thresholds .5, .55, ... .95 of the fraction of objects found by the
 top-ranked proposals of their image, where a proposal finds one object. Classes are ignored. ARs,
@@ -98,7 +98,7 @@ def evaluate_proposals(
         folder: where to write the proposals of the last step, or None.
 
     Returns:
-        ``{"dataset": name, "step": t, "results": average_recall(...)}`` per data set and step.
+        ``{"dataset": name, "step": t, "results": average_recall(...)}`` per dataset and step.
 
     Raises:
         ValueError: the model has no proposals, or too few for the limits.
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--write",
         type=Path,
         metavar="FOLDER",
-        help="also write the proposals there, a file for each data set, for Fast R-CNN",
+        help="also write the proposals there, a file for each dataset, for Fast R-CNN",
     )
     parser.add_argument(
         "opts",

@@ -78,7 +78,7 @@ def read_entries(path: str | os.PathLike) -> list:
 
 
 def check_entries(content: Sequence, record: Record, where: str) -> None:
-    """Refuse entries that are no detections, or not of this data set.
+    """Refuse entries that are no detections, or not of this dataset.
 
     Raises:
         ValueError: the message begins with ``where``, as all of this module.
@@ -97,7 +97,7 @@ def _check(item: object, where: str) -> None:
     if len(numbers) != 5 or not all(map(fits_float, numbers)):
         raise ValueError(f"{where}: bbox must be four numbers and score one")
     if not all(isinstance(item[key], (int, str)) for key in ("image_id", "category_id")):
-        raise ValueError(f"{where}: image_id and category_id must be ids of the data set")
+        raise ValueError(f"{where}: image_id and category_id must be ids of the dataset")
     where = f"{where} (image {item['image_id']!r})"
     if not math.isfinite(item["score"]):
         raise ValueError(f"{where} has a score of NaN or inf: {item['score']}")
@@ -138,4 +138,4 @@ def _reason(used: Sequence, known: Set, record: Record, key: str) -> str:
             return "They are names of the pictures: write the ids of the ground truth"
     elif all(x in record.class_names for x in used):
         return "They are names of the classes: write the ids of the ground truth"
-    return "It is of another data set"
+    return "It is of another dataset"

@@ -137,7 +137,7 @@ def _run_files(
     if images:
         raise ValueError("--images goes with --data: the pictures of a run are known")
     try:
-        load_config(str(folder / "config.yaml"), training=False)  # registers the data sets
+        load_config(str(folder / "config.yaml"), training=False)  # registers the datasets
         check_available([name], "the run's DATASETS.TEST")
     except (ValueError, OSError) as error:  # the run of an older version, or data that have moved
         text = str(error).rstrip(".?")
@@ -154,11 +154,11 @@ def _one_of(names: list[str], chosen: str | None, what: str) -> str:
 
 
 def _truth(word: str, images: str | None, dataset: str | None, *, of_run: bool = False) -> Record:
-    """What --data names; with one data set the name of a run's need not be that of this one."""
+    """What --data names; with one dataset the name of a run's need not be that of this one."""
     path = Path(word).expanduser()
     if path.suffix.lower() == ".json" and path.is_file():
         if dataset and not of_run:
-            raise ValueError(f"--data {word} is one data set: leave out --dataset")
+            raise ValueError(f"--data {word} is one dataset: leave out --dataset")
         record = read_coco_json(path, path.stem, images or "", ours=False)
         # No picture is needed to judge boxes.
         folder = None if images else picture_folder(path, record.images.files)
@@ -169,4 +169,4 @@ def _truth(word: str, images: str | None, dataset: str | None, *, of_run: bool =
     records = find_target([word], images=images).records
     names = list(records)
     chosen = None if of_run and len(names) == 1 else dataset
-    return records[_one_of(names, chosen, f"--data {word} has the data sets")]
+    return records[_one_of(names, chosen, f"--data {word} has the datasets")]

@@ -77,7 +77,7 @@ def sweep(cfg: CfgNode, axes: dict[str, Sequence[str]]) -> list[dict]:
         For each point ``{"settings": {key: value}, "results": {dataset: Detectron2's results}}``.
 
     Raises:
-        ValueError: a key affects more than the scoring, a setting is invalid, or a data set has no
+        ValueError: a key affects more than the scoring, a setting is invalid, or a dataset has no
             annotations.
     """
     unknown = sorted(set(axes) - set(SCORING_KEYS))

@@ -41,7 +41,7 @@ class Command:
 ANALYZE = (
     Command(
         name="dump",
-        summary="one pass over a data set, written down for the report and other analyses",
+        summary="one pass over a dataset, written down for the report and other analyses",
         module="analysis.dump",
     ),
     Command(
@@ -128,7 +128,7 @@ DATA = (
     ),
     Command(
         name="convert",
-        summary="write a data set as COCO json, Pascal VOC, YOLO or CSV",
+        summary="write a dataset as COCO json, Pascal VOC, YOLO or CSV",
         module="inspection.convert_command",
         uses_operators=False,
     ),
@@ -165,7 +165,7 @@ COMMANDS = (
         module="cli.configs",
         uses_operators=False,
     ),
-    Command(name="data", summary="check a data set; convert it to another format", commands=DATA),
+    Command(name="data", summary="check a dataset; convert it to another format", commands=DATA),
     Command(name="analyze", summary="dump, errors, sweep, cost, ...", commands=ANALYZE),
     Command(
         name="report",
@@ -181,7 +181,7 @@ COMMANDS = (
     ),
     Command(
         name="study",
-        summary="methods x seeds x data sets, with intervals and differences",
+        summary="methods x seeds x datasets, with intervals and differences",
         module="study.command",
         uses_operators=False,
     ),

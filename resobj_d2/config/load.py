@@ -79,7 +79,7 @@ def load_config(
     for key in ("TRAIN", "TEST"):
         check_names(cfg.DATASETS[key], f"DATASETS.{key}")
     check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    if cfg.MODEL.DEVICE != asked:  # last: a caller may try again with other data sets
+    if cfg.MODEL.DEVICE != asked:  # last: a caller may try again with other datasets
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", asked)
     cfg.freeze()
     return cfg

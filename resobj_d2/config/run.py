@@ -1,4 +1,4 @@
-"""The configuration keys of runs: solver, data sets, evaluation, input, imports."""
+"""The configuration keys of runs: solver, datasets, evaluation, input, imports."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _program_keys() -> list[Key]:
             "DATASETS.REGISTER",
             [],
             "list[dict]",
-            "data sets of your own; see docs/datasets.md",
+            "datasets of your own; see docs/datasets.md",
             readers=(Reader("load_config"),),
         ),
         Key(
@@ -104,7 +104,7 @@ def _evaluation_keys() -> list[Key]:
             "AP",
             "str",
             "result by which model_best.pth is chosen, such as bbox/AP50 or validation/total_loss; "
-            "AP is that of the first task of the first data set",
+            "AP is that of the first task of the first dataset",
             readers=(Reader("Trainer"),),
         ),
         Key(

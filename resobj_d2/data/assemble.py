@@ -101,7 +101,7 @@ def assemble(
         stated: whether the user has said it: boxes that seem to be of another convention are then
             noted, and refused only where parts of the picture are read as pixels, or pixels as
             parts.
-        refuse: whether they are refused at all; False for a data set that other code registered.
+        refuse: whether they are refused at all; False for a dataset that other code registered.
 
     Raises:
         ValueError: the boxes follow another convention than ``box_format``; the name of a class or

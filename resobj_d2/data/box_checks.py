@@ -100,7 +100,7 @@ def _fitting(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Misreading:
-    """What is wrong with the boxes of a data set as a whole.
+    """What is wrong with the boxes of a dataset as a whole.
 
     Attributes:
         text: in words.
@@ -122,7 +122,7 @@ def other_convention(
     hint: bool = True,
     stated: bool = False,
 ) -> Misreading | None:
-    """What is wrong with the boxes of a data set as a whole; None where nothing is.
+    """What is wrong with the boxes of a dataset as a whole; None where nothing is.
 
     Boxes that fit their pictures are not doubted. Where more than a tenth do not, but as good as
     all fit when they are read otherwise, that is how they were meant.

@@ -1,4 +1,4 @@
-"""The record of any data set that Detectron2's catalogs know."""
+"""The record of any dataset that Detectron2's catalogs know."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _VOC = "register_pascal_voc.<locals>.<lambda>"
 
 
 def adopt(name: str) -> None:
-    """Have a data set that ``register_coco_instances`` or ``register_pascal_voc`` made read here.
+    """Have a dataset that ``register_coco_instances`` or ``register_pascal_voc`` made read here.
 
     Detectron2's own (``coco_2017_train``, ...) are among them. Nothing is read yet. What
     ``DatasetCatalog`` gives for it then comes from the record, as the evaluation's ground truth
-    does. Data sets of other functions stay as they are.
+    does. Datasets of other functions stay as they are.
     """
     metadata = MetadataCatalog.get(name)
     maker = getattr(DatasetCatalog[name], "__qualname__", "") if name in DatasetCatalog else ""
@@ -64,9 +64,9 @@ def _agree(record: Record, metadata) -> None:
 
 
 def dataset_record(name: str) -> Record:
-    """What is known of a registered data set.
+    """What is known of a registered dataset.
 
-    Data sets of ``DATASETS.REGISTER`` have one record, which training reads too. Those that other
+    Datasets of ``DATASETS.REGISTER`` have one record, which training reads too. Those that other
     code registered are read here: the COCO json or VOC folder that their metadata name, else what
     ``DatasetCatalog`` gives.
 

@@ -1,4 +1,4 @@
-"""The classes of a data set in COCO's form, which also travels in checkpoints."""
+"""The classes of a dataset in COCO's form, which also travels in checkpoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["category_names", "check_stored_classes", "dataset_categories", "same
 
 
 def dataset_categories(dataset_names: Iterable[str]) -> list[dict]:
-    """Classes 0..K-1 of the first data set that has names, as ``{"id": ..., "name": ...}``.
+    """Classes 0..K-1 of the first dataset that has names, as ``{"id": ..., "name": ...}``.
 
-    ``id`` is the data set's own; where it has none (VOC), the class number.
+    ``id`` is the dataset's own; where it has none (VOC), the class number.
 
     Args:
-        dataset_names: registered data sets, for instance ``cfg.DATASETS.TRAIN``.
+        dataset_names: registered datasets, for instance ``cfg.DATASETS.TRAIN``.
 
     Returns:
-        In the order of the class numbers; empty where no data set has names.
+        In the order of the class numbers; empty where no dataset has names.
     """
     for name in dataset_names:
         metadata = MetadataCatalog.get(name)
@@ -39,14 +39,14 @@ def category_names(categories: object) -> list[str]:
 
 
 def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> None:
-    """Compare the classes that a checkpoint was trained for with those of data sets.
+    """Compare the classes that a checkpoint was trained for with those of datasets.
 
     Args:
         categories: of the checkpoint; without names everything passes.
-        dataset_names: registered data sets; those without names pass.
+        dataset_names: registered datasets; those without names pass.
 
     Raises:
-        ValueError: a data set has other classes, or another order of them: its figures would be of
+        ValueError: a dataset has other classes, or another order of them: its figures would be of
             exchanged classes.
     """
     stored = category_names(categories)
@@ -58,7 +58,7 @@ def check_stored_classes(categories: object, dataset_names: Iterable[str]) -> No
         raise ValueError(
             f"the checkpoint was trained for the classes {', '.join(stored)}; dataset '{dataset}' "
             f"has {'them in another order' if same else 'others'}: {', '.join(names)}. Give the "
-            f"data set the checkpoint's classes in its order, e.g. classes: {stored} in its entry "
+            f"dataset the checkpoint's classes in its order, e.g. classes: {stored} in its entry "
             "of DATASETS.REGISTER"
         )
 

@@ -1,4 +1,4 @@
-"""Whether a model's number of classes and the classes of its data sets agree."""
+"""Whether a model's number of classes and the classes of its datasets agree."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SHOWN = 20
 
 
 def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[str]) -> None:
-    """Compare the class counts of the model's heads with those of its data sets.
+    """Compare the class counts of the model's heads with those of its datasets.
 
     Args:
         num_classes: config key to value, for instance ``{"MODEL.DENSE.NUM_CLASSES": 80}``.
-        dataset_names: registered data sets for training and testing.
+        dataset_names: registered datasets for training and testing.
 
     Raises:
-        ValueError: a count differs, or the classes of two data sets do; the message names key, data
-            set, classes and the remedy.
+        ValueError: a count differs, or the classes of two datasets do; the message names key,
+            dataset, classes and the remedy.
     """
     found = {name: _class_names(name) for name in dict.fromkeys(dataset_names)}
     classes = {name: names for name, names in found.items() if names is not None}
@@ -49,7 +49,7 @@ def check_num_classes(num_classes: Mapping[str, int], dataset_names: Iterable[st
 
 
 def _class_names(dataset_name: str) -> list[str] | None:
-    """Class names of a data set, which may have to be loaded for it; None if it has none."""
+    """Class names of a dataset, which may have to be loaded for it; None if it has none."""
     metadata = MetadataCatalog.get(dataset_name)
     if metadata.get("thing_classes") is None and metadata.get("registered_from") is None:
         DatasetCatalog.get(dataset_name)  # register_coco_instances sets the classes when it loads
@@ -91,7 +91,7 @@ def _different(first: str, expected: Sequence[str], name: str, names: Sequence[s
 
 
 def _without_objects(classes: Mapping[str, Sequence[str]]) -> str:
-    """Says which classes no data set has objects of; "" where there is none, or it is not known."""
+    """Says which classes no dataset has objects of; "" where there is none, or it is not known."""
     names = next(iter(classes.values()))
     unused = [x for x in names if all(x in _empty_classes(name) for name in classes)]
     if not unused or len(unused) == len(names):

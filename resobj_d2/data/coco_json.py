@@ -53,7 +53,7 @@ def read_coco_json(
 
     Raises:
         FileNotFoundError: there is no such file; the message has its absolute path.
-        ValueError: the json is broken or inconsistent; the message names the data set, the file and
+        ValueError: the json is broken or inconsistent; the message names the dataset, the file and
             the first entries at fault by id.
     """
     where = f"dataset '{dataset_name}' ({json_file.absolute()})"
@@ -64,7 +64,7 @@ def read_coco_json(
         found = read_object(json_file, reader.sinks())
     except TypeError as error:
         raise ValueError(
-            f"{where}: a COCO data set is one object with the lists 'images', 'annotations' and "
+            f"{where}: a COCO dataset is one object with the lists 'images', 'annotations' and "
             f"'categories', this file holds a {error}. Is it a results file?"
         ) from None
     except ValueError as error:
@@ -75,7 +75,7 @@ def read_coco_json(
     return reader.record(found, dataset_name, str(json_file), os.fspath(image_root), box_format)
 
 
-def read_coco_content(content: Mapping, dataset_name: str = "the data set") -> Record:
+def read_coco_content(content: Mapping, dataset_name: str = "the dataset") -> Record:
     """The record of a COCO json that is in memory already, as lenient as with ``ours=False``."""
     reader = _Reader(f"dataset '{dataset_name}'", ours=False)
     found = {}

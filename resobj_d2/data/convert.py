@@ -1,4 +1,4 @@
-"""Converting data sets between formats.
+"""Converting datasets between formats.
 
 What is written is the checked record: mended where registration mends, with the same warnings.
 """
@@ -32,10 +32,10 @@ def convert(
     split: str = "train",
     pictures: str = "link",
 ) -> dict:
-    """Write a data set in another format.
+    """Write a dataset in another format.
 
     Args:
-        source: name of a registered data set, an entry of ``DATASETS.REGISTER``, or a record.
+        source: name of a registered dataset, an entry of ``DATASETS.REGISTER``, or a record.
         to: one of :data:`.writers.WRITERS`.
         output: folder, which may hold other splits of the set.
         split: what the result is called there.

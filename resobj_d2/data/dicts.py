@@ -18,11 +18,11 @@ __all__ = ["record_dicts", "record_from_dicts"]
 def record_dicts(record: Record, *, corners: bool = False) -> list[dict]:
     """A record as Detectron2's list of dicts, one for each image.
 
-    Those of a data set without annotations have no "annotations": not even an empty list, which
+    Those of a dataset without annotations have no "annotations": not even an empty list, which
     says that there is nothing on the image.
 
     Args:
-        record: the data set.
+        record: the dataset.
         corners: as Detectron2 reads VOC: XYXY boxes, and "difficult" in place of "iscrowd".
     """
     images, table = record.images, record.annotations
@@ -70,7 +70,7 @@ def _annotation(record: Record, row: int, mode: BoxMode, values: Sequence) -> di
 def record_from_dicts(
     name: str, dicts: Sequence[Mapping], categories: Sequence[Category]
 ) -> Record:
-    """The record of a data set that other code put into ``DatasetCatalog``.
+    """The record of a dataset that other code put into ``DatasetCatalog``.
 
     Raises:
         ValueError: a box is rotated, or a class number has no category.

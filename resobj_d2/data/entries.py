@@ -97,7 +97,7 @@ class CsvEntry:
 class ScenesEntry:
     """A split of the generated scenes, generated where missing when they are first needed.
 
-    ``root`` is the folder of data sets (default: ``DETECTRON2_DATASETS``, else ``datasets``),
+    ``root`` is the folder of datasets (default: ``DETECTRON2_DATASETS``, else ``datasets``),
     ``folder`` the set's folder in it; the others are those of :func:`.scenes.ensure_scenes` and
     :class:`.scenes.style.SceneStyle`.
     """

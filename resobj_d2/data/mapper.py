@@ -162,7 +162,7 @@ class ImageErrorMapper:
 
         Raises:
             OSError: the image is missing, broken, not an image, or not what its record says. The
-                message names the data set (where the record knows it), the image's id and its
+                message names the dataset (where the record knows it), the image's id and its
                 absolute path.
         """
         try:

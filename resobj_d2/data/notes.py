@@ -1,4 +1,4 @@
-"""What reading a data set changes or finds remarkable: counted, and said once for each kind."""
+"""What reading a dataset changes or finds remarkable: counted, and said once for each kind."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ class Note:
 
 
 class Notes:
-    """Collects what is found while a data set is read.
+    """Collects what is found while a dataset is read.
 
     Args:
-        where: the data set and its source, at the beginning of every message.
+        where: the dataset and its source, at the beginning of every message.
     """
 
     def __init__(self, where: str) -> None:
@@ -169,7 +169,7 @@ class Notes:
 
 
 def refuse_lossy(notes: Iterable[Note]) -> None:
-    """Refuse to use what is left of a data set that has lost more than a tenth of its boxes.
+    """Refuse to use what is left of a dataset that has lost more than a tenth of its boxes.
 
     Raises:
         ValueError: there is a note of that kind.

@@ -1,4 +1,4 @@
-"""From an entry of ``DATASETS.REGISTER`` to its data set, format by format."""
+"""From an entry of ``DATASETS.REGISTER`` to its dataset, format by format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHECKED_IMAGES = 3  # whose existence is checked
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set whose files have been found.
+    """A dataset whose files have been found.
 
     Attributes:
         read: gives the record, the same at each call.

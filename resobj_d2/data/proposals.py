@@ -21,7 +21,7 @@ def add_proposals(records: Sequence[dict], path: str) -> None:
     As Detectron2's ``load_proposals_into_dataset``, which would run what the pickle holds.
 
     Args:
-        records: of one data set, in Detectron2's standard form.
+        records: of one dataset, in Detectron2's standard form.
         path: a pickled dict of ``ids`` of images, ``boxes`` (N, 4), ``objectness_logits`` (N,), and
             perhaps ``bbox_mode``, XYXY by default.
 

@@ -1,6 +1,6 @@
-"""One data set as it is used: what training, evaluation, analysis and prediction read.
+"""One dataset as it is used: what training, evaluation, analysis and prediction read.
 
-Every format is read into a :class:`Record` once, when the data set is registered or first needed,
+Every format is read into a :class:`Record` once, when the dataset is registered or first needed,
 and nothing reads the source again. Its values are checked: numbers are numbers, boxes lie in their
 pictures, references resolve. What had to be changed for that is in :attr:`Record.notes`.
 
@@ -25,7 +25,7 @@ class Category:
     """A class of objects.
 
     Attributes:
-        id: the data set's own; in formats without ids the class number.
+        id: the dataset's own; in formats without ids the class number.
         name: not empty, different from that of every other class.
         keypoints: names; empty without keypoints.
         skeleton: pairs of positions in ``keypoints``, from 0.
@@ -42,7 +42,7 @@ class ImageTable:
     """M pictures, a row each.
 
     Attributes:
-        ids: the data set's own, all different.
+        ids: the dataset's own, all different.
         files: paths.
         widths, heights: (M,) int64, positive, in pixels of the picture turned upright.
     """
@@ -61,7 +61,7 @@ class AnnotationTable:
     """N objects, a row each.
 
     Attributes:
-        ids: the data set's own, for messages; all different.
+        ids: the dataset's own, for messages; all different.
         images: (N,) int64, rows of the :class:`ImageTable`.
         classes: (N,) int64, class numbers 0..K-1.
         boxes: (N, 4) float64 x, y, width, height in pixels from the picture's corner; the sizes are
@@ -100,7 +100,7 @@ class AnnotationTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A data set.
+    """A dataset.
 
     Attributes:
         name: as registered.
@@ -147,7 +147,7 @@ def select_classes(record: Record, names: Sequence[str]) -> Record:
         names: class names; their order gives the class numbers.
 
     Raises:
-        ValueError: the data set has no class of that name.
+        ValueError: the dataset has no class of that name.
     """
     by_name = {
         category.name: (number, category) for number, category in enumerate(record.categories)

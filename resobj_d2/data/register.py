@@ -1,4 +1,4 @@
-"""Data sets registered from the config key ``DATASETS.REGISTER``; see docs/datasets.md.
+"""Datasets registered from the config key ``DATASETS.REGISTER``; see docs/datasets.md.
 
 The key holds a list of entries, each a dict with ``name``, ``format`` and the keys of that format:
 the fields of :class:`CocoEntry`, :class:`VocEntry`, :class:`YoloEntry`, :class:`CsvEntry` or
@@ -84,14 +84,14 @@ def register_datasets(entries: Iterable[Mapping], where: str = "DATASETS.REGISTE
 
 
 def check_names(dataset_names: Iterable[str], config_key: str) -> None:
-    """Check that data sets are registered.
+    """Check that datasets are registered.
 
     Raises:
         ValueError: a name is not registered; the message names ``config_key`` and similar names.
     """
     for name in dataset_names:
         if not isinstance(name, str):
-            raise ValueError(f"{config_key} must hold names of data sets, got {name!r:.80}")
+            raise ValueError(f"{config_key} must hold names of datasets, got {name!r:.80}")
         if name not in DatasetCatalog:
             similar = similar_names(name, DatasetCatalog.keys(), cutoff=0.8)
             raise ValueError(
@@ -105,7 +105,7 @@ def check_names(dataset_names: Iterable[str], config_key: str) -> None:
 
 
 def check_available(dataset_names: Iterable[str], config_key: str) -> None:
-    """Check that data sets are registered and that their annotations are on disk.
+    """Check that datasets are registered and that their annotations are on disk.
 
     Scenes that are not there yet are generated.
 
@@ -115,7 +115,7 @@ def check_available(dataset_names: Iterable[str], config_key: str) -> None:
 
     Raises:
         ValueError: there is no name, or a name is not registered.
-        FileNotFoundError: the annotations of a data set are missing.
+        FileNotFoundError: the annotations of a dataset are missing.
     """
     names = list(dataset_names)
     if not names:
@@ -170,7 +170,7 @@ def training_records(cfg) -> list[dict]:
 
 
 def refuse_lossy_sets(names: Iterable[str]) -> None:
-    """Refuse data sets of which more than a tenth of the boxes could not be used.
+    """Refuse datasets of which more than a tenth of the boxes could not be used.
 
     Raises:
         ValueError: there is one, and its ``box_format`` was not stated.
@@ -212,7 +212,7 @@ def _with_proposals(
     load: Callable[[list[str]], list[dict]], names: Sequence[str], files: Sequence[str], key: str
 ) -> list[dict]:
     if len(files) != len(names):
-        of = counted(len(names), "data set")
+        of = counted(len(names), "dataset")
         raise ValueError(f"{key} has {counted(len(files), 'file')} for {of}: name one for each")
     records = []
     for name, path in zip(names, files, strict=True):
@@ -237,7 +237,7 @@ def _is_registered(entry: Entry) -> bool:
 
 
 def _register(name: str, source: Source) -> None:
-    """Put a data set into Detectron2's catalogs."""
+    """Put a dataset into Detectron2's catalogs."""
     _check_images_exist(name, source.pictures)
     DatasetCatalog.register(name, lambda: record_dicts(source.read(), corners=source.corners))
     metadata = MetadataCatalog.get(name)

@@ -24,7 +24,7 @@ def fit_shapes(
     Args:
         cfg: the config.
         records: fresh ones; their annotations are changed.
-        names: the data sets that they are from.
+        names: the datasets that they are from.
         config_key: the key of the names, for messages.
 
     Raises:

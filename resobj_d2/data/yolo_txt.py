@@ -1,4 +1,4 @@
-"""Reading YOLO's data sets: a text file of normalised boxes beside or parallel to every picture."""
+"""Reading YOLO's datasets: a text file of normalised boxes beside or parallel to every picture."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def yolo_yaml(yaml_file: Path, split: str, dataset_name: str) -> YoloFolder:
         raise FileNotFoundError(f"{where}: there is no such yaml file")
     content = read_yaml(yaml_file, where)
     if not isinstance(content, dict) or "names" not in content:
-        raise ValueError(f"{where}: a YOLO data set needs 'names', the list of its classes")
+        raise ValueError(f"{where}: a YOLO dataset needs 'names', the list of its classes")
     given = content.get(split)
     entries = [given] if isinstance(given, str) else given
     if not entries or not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):

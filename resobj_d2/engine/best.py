@@ -45,10 +45,10 @@ class Best:
 
 
 def primary_ap(results: Mapping) -> float:
-    """AP of the first task of the first data set.
+    """AP of the first task of the first dataset.
 
     Args:
-        results: Detectron2's: ``{"bbox": {"AP": ...}}``, by data set where there are several.
+        results: Detectron2's: ``{"bbox": {"AP": ...}}``, by dataset where there are several.
 
     Returns:
         In percent; NaN where there is none.

@@ -105,7 +105,7 @@ class EvaluationProgress(DatasetEvaluator):
     """Beside an evaluator: a bar on a terminal, elsewhere a line now and then.
 
     Args:
-        name: of the data set.
+        name: of the dataset.
         total: images of this process.
         check: called for each batch; what it raises ends the evaluation.
         period: seconds between two lines.
@@ -176,7 +176,7 @@ def evaluate_with_progress(
     """Evaluate on all of ``DATASETS.TEST``, with ``TEST.AUG``, and show how far it is.
 
     Args:
-        contents: of the data sets, on the main process.
+        contents: of the datasets, on the main process.
         check: called for each batch.
     """
     evaluators = []

@@ -42,7 +42,7 @@ VALIDATION, TOTAL = "validation", "total_loss"  # among the results of an evalua
 
 @dataclass(frozen=True)
 class Contents:
-    """How much there is in data sets."""
+    """How much there is in datasets."""
 
     images: int
     boxes: int
@@ -62,7 +62,7 @@ def count_contents(records: Iterable[dict]) -> Contents:
 
 
 def test_contents(cfg: CfgNode) -> dict[str, Contents]:
-    """By name of the data set, for ``DATASETS.TEST``.
+    """By name of the dataset, for ``DATASETS.TEST``.
 
     Raises:
         FileNotFoundError: pictures are missing.
@@ -177,7 +177,7 @@ def results_table(results: Mapping) -> str:
     """One table of a row for each task, and the AP of each class; the log has the rest.
 
     Args:
-        results: Detectron2's: ``{"bbox": {"AP": ...}}``, by data set where there are several.
+        results: Detectron2's: ``{"bbox": {"AP": ...}}``, by dataset where there are several.
     """
     tasks = dict(_tasks(results))
     losses = tasks.pop(VALIDATION, {})
@@ -266,7 +266,7 @@ def _describe_classes(dataset_names: Sequence[str]) -> str:
         if classes:
             shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
             return f"{len(classes)}: {shown}"
-    return "not named by the data sets"
+    return "not named by the datasets"
 
 
 def _describe_device(cfg: CfgNode) -> str:

@@ -1,4 +1,4 @@
-"""The training's losses on the data sets of evaluation."""
+"""The training's losses on the datasets of evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluator that fits a data set, and Pascal VOC's metric beside COCO's."""
+"""The evaluator that fits a dataset, and Pascal VOC's metric beside COCO's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["build_evaluator", "check_evaluators", "result_names"]
 
 
 def check_evaluators(cfg) -> None:
-    """Refuse, in front of a training, data sets of ``DATASETS.TEST`` that cannot be evaluated.
+    """Refuse, in front of a training, datasets of ``DATASETS.TEST`` that cannot be evaluated.
 
     Raises:
         ValueError: as :func:`build_evaluator`.
@@ -34,7 +34,7 @@ def _evaluator_type(dataset_name: str) -> str:
 
 
 def build_evaluator(cfg, dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
-    """Make the evaluator that a data set's ``evaluator_type`` asks for.
+    """Make the evaluator that a dataset's ``evaluator_type`` asks for.
 
     "coco" gives COCO's metrics under "bbox", "segm" and "keypoints" as the model has them.
     "pascal_voc" gives the same, and VOC's under "voc".
@@ -48,9 +48,9 @@ def build_evaluator(cfg, dataset_name: str, output_folder: str | None) -> Datase
 
 
 def result_names(cfg, dataset_name: str) -> list[str]:
-    """Paths of the results that an evaluation of a data set has, such as "bbox/AP50".
+    """Paths of the results that an evaluation of a dataset has, such as "bbox/AP50".
 
-    Those of proposals are among them whether or not the model gives any. Empty for a data set
+    Those of proposals are among them whether or not the model gives any. Empty for a dataset
     without annotations.
 
     Raises:

@@ -1,4 +1,4 @@
-"""COCO evaluation of a data set's record, with a choice of implementation.
+"""COCO evaluation of a dataset's record, with a choice of implementation.
 
 Differences from Detectron2's ``COCOEvaluator``:
 
@@ -50,11 +50,11 @@ _AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
 
 
 def build_coco_evaluator(cfg, dataset_name: str, output_folder: str | None) -> CocoEvaluator:
-    """The evaluator of a data set, with the implementation ``cfg.TEST.COCO_BACKEND``.
+    """The evaluator of a dataset, with the implementation ``cfg.TEST.COCO_BACKEND``.
 
     Args:
         cfg: the config.
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         output_folder: for ``coco_instances_results.json`` and ``instances_predictions.pth``, or
             None.
     """
@@ -76,7 +76,7 @@ class CocoEvaluator(DatasetEvaluator):
     """COCO's metrics of boxes, masks and keypoints.
 
     Args:
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         output_dir: folder for results, or None to write none.
         backend_name: one of :data:`.backend.BACKENDS`.
         distributed: whether to gather the predictions of all processes on the main one.
@@ -330,7 +330,7 @@ class CocoEvaluator(DatasetEvaluator):
             _note("%s of each class%s:\n%s", task, rule, table)
 
     def _restore_category_ids(self, detections: list[dict]) -> None:
-        """Replace class numbers 0..K-1 by the ids of the data set, in place."""
+        """Replace class numbers 0..K-1 by the ids of the dataset, in place."""
         if not self._category_ids:
             return
         for item in detections:

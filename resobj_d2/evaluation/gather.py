@@ -12,7 +12,7 @@ __all__ = ["gather_in_parts"]
 def gather_in_parts(items: Sequence, *, size: int = 100) -> list:
     """The items of all processes on the main one, in the order of the processes; [] elsewhere.
 
-    A part at a time: masks of a whole data set in one pickle, and padded to the longest in every
+    A part at a time: masks of a whole dataset in one pickle, and padded to the longest in every
     process, would take several times their memory. All processes have to call it.
 
     Args:

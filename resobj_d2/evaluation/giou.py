@@ -30,7 +30,7 @@ def match_by_giou(evaluation) -> None:
         boxes, detections = truth.get((image, category)), detected.get((image, category))
         if not boxes or not detections:
             return []
-        # Stable, as in COCO's code; both lists are in the order of the data sets there too.
+        # Stable, as in COCO's code; both lists are in the order of the datasets there too.
         detections = sorted(detections, key=lambda item: -item["score"])
         detections = _corners(detections[: evaluation.params.maxDets[-1]])
         corners = _corners(boxes)

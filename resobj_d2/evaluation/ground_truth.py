@@ -1,4 +1,4 @@
-"""The ground truth of a data set's record as COCO's code reads it."""
+"""The ground truth of a dataset's record as COCO's code reads it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ground_truth(record: Record, task: str) -> dict:
     without a mask, with their box in its place.
 
     Args:
-        record: of the data set.
+        record: of the dataset.
         task: "bbox", "segm" or "keypoints".
     """
     images, table = record.images, record.annotations
@@ -113,7 +113,7 @@ def _add_keypoints(annotation: dict, points: np.ndarray | None, count: int) -> N
 
 
 def ground_truth_index(dataset_name: str, backend: CocoBackend) -> tuple[object, dict]:
-    """COCO's index over the boxes of a registered data set, and its image ids by the data set's."""
+    """COCO's index over the boxes of a registered dataset, and its image ids by the dataset's."""
     record = dataset_record(dataset_name)
     return backend.index(ground_truth(record, "bbox")), image_numbers(record)
 

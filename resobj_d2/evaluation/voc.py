@@ -1,8 +1,8 @@
-"""Pascal VOC's metric on the record of a data set (Everingham et al., IJCV 2010, section 4.2).
+"""Pascal VOC's metric on the record of a dataset (Everingham et al., IJCV 2010, section 4.2).
 
 Boxes count as in VOC: with both end pixels, an overlap has to exceed the threshold, a detection is
 compared with the object that it overlaps most, and further detections of an object are wrong. The
-mean is over the classes that have objects in the data set. Detections keep their precision, which
+mean is over the classes that have objects in the dataset. Detections keep their precision, which
 VOC's result files round to a tenth of a pixel and a thousandth of a score.
 """
 
@@ -34,7 +34,7 @@ class VocEvaluator(DatasetEvaluator):
     """AP (mean over IoU .5 to .95), AP50, AP75 and the AP50 of each class, in percent, as "voc".
 
     Args:
-        dataset_name: a registered data set; ``year`` 2007 of its metadata asks for the AP of 11
+        dataset_name: a registered dataset; ``year`` 2007 of its metadata asks for the AP of 11
             points.
         distributed: whether to gather the predictions of all processes on the main one.
     """

@@ -23,7 +23,7 @@ class Classes:
 
     Attributes:
         names: by class number; empty where none are known.
-        ids: class number to the data set's id; empty where ids are the class numbers.
+        ids: class number to the dataset's id; empty where ids are the class numbers.
     """
 
     names: list[str]
@@ -33,9 +33,9 @@ class Classes:
 def choose_classes(
     cfg: CfgNode, stored: Sequence[dict], class_names: Sequence[str] | None
 ) -> Classes:
-    """The names that the caller gives, else the data set's, else the checkpoint's.
+    """The names that the caller gives, else the dataset's, else the checkpoint's.
 
-    Where the data set of ``DATASETS.TEST`` and the checkpoint disagree, the checkpoint is right:
+    Where the dataset of ``DATASETS.TEST`` and the checkpoint disagree, the checkpoint is right:
     it was written by the training.
 
     Args:

@@ -44,7 +44,7 @@ class Predictor:
     """From images to detections, with every meta-architecture that returns ``instances``.
 
     The names of the classes are ``class_names``, else those of ``DATASETS.TEST``, else those that
-    the checkpoint carries. Where the data set and the checkpoint disagree, the checkpoint wins and
+    the checkpoint carries. Where the dataset and the checkpoint disagree, the checkpoint wins and
     a warning says so. Without any names classes are called "class 0", "class 1", and so on.
 
     Args:
@@ -110,7 +110,7 @@ class Predictor:
     ) -> Predictor:
         """A predictor from the name of a config, with weights.
 
-        No data set is needed: where the config's is not at hand the names of the classes come from
+        No dataset is needed: where the config's is not at hand the names of the classes come from
         the checkpoint.
 
         Args:
@@ -244,10 +244,10 @@ class Predictor:
         ]
 
     def category_id(self, number: int) -> int:
-        """The data set's id of a class 0..K-1.
+        """The dataset's id of a class 0..K-1.
 
         Raises:
-            ValueError: the data set has no such class.
+            ValueError: the dataset has no such class.
         """
         if not self._category_ids:
             return number
@@ -322,10 +322,10 @@ class Predictor:
 def load_prediction_config(
     config_file: str, opts: Sequence[str] = (), *, imports: Sequence[str] = ()
 ) -> CfgNode:
-    """:func:`resobj_d2.config.load_config` for prediction, which needs no data set.
+    """:func:`resobj_d2.config.load_config` for prediction, which needs no dataset.
 
-    Where the data sets that the file names cannot be used here, a warning says why and they are
-    left out: they would give the names of the classes alone, which checkpoints carry too. Data sets
+    Where the datasets that the file names cannot be used here, a warning says why and they are
+    left out: they would give the names of the classes alone, which checkpoints carry too. Datasets
     that ``opts`` names must be usable.
 
     Raises:
@@ -337,9 +337,9 @@ def load_prediction_config(
         if any(key.startswith("DATASETS.") for key in opts[::2]):
             raise
         without = [*opts, "DATASETS.REGISTER", "[]", "DATASETS.TEST", "()"]
-        # Fails as before where the data sets are not the reason.
+        # Fails as before where the datasets are not the reason.
         cfg = load_config(config_file, without, training=False, imports=imports)
-        logger.warning("predicting without the config's data sets: %s", error)
+        logger.warning("predicting without the config's datasets: %s", error)
         return cfg
 
 

@@ -32,7 +32,7 @@ __all__ = ["COCO", "Balance", "anchor_count", "main", "measure_balance"]
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Objects and anchors of a data set.
+    """Objects and anchors of a dataset.
 
     Attributes:
         pictures: how many.
@@ -79,10 +79,10 @@ def anchor_count(anchors: AnchorSet, inputs: np.ndarray) -> np.ndarray:
 
 
 def measure_balance(record: Record, cfg=None) -> Balance:
-    """Count a data set's objects, and with a configuration the anchors that they are among.
+    """Count a dataset's objects, and with a configuration the anchors that they are among.
 
     Args:
-        record: the data set.
+        record: the dataset.
         cfg: of a model; None for the data alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The objects of a data set: counts, and boxes that look like mistakes."""
+"""The objects of a dataset: counts, and boxes that look like mistakes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def count_classes(record: Record, scales: np.ndarray | None) -> list[ClassCount]
     """A row for each class.
 
     Args:
-        record: the data set.
+        record: the dataset.
         scales: (M, 2) width and height of each picture at the network's input, relative to the
             picture's own; None without a network.
     """

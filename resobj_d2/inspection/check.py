@@ -1,4 +1,4 @@
-"""Checking data sets, alone or against a configuration."""
+"""Checking datasets, alone or against a configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What was seen of a data set.
+    """What was seen of a dataset.
 
     Attributes:
         name: as registered.
@@ -73,8 +73,8 @@ class Report:
     """Everything.
 
     Attributes:
-        datasets: one for each data set.
-        across: findings between data sets.
+        datasets: one for each dataset.
+        across: findings between datasets.
         anchors: None without a configuration.
     """
 
@@ -84,16 +84,16 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """Of all data sets, between them, and of the anchors."""
+        """Of all datasets, between them, and of the anchors."""
         anchors = () if self.anchors is None else self.anchors.findings
         return [*(f for one in self.datasets for f in one.findings), *self.across, *anchors]
 
 
 def check_datasets(roles: Mapping[str, str], *, cfg=None, workers: int = 1) -> Report:
-    """Check registered data sets; the arguments are those of :func:`check_records`.
+    """Check registered datasets; the arguments are those of :func:`check_records`.
 
     Raises:
-        ValueError, FileNotFoundError: a data set cannot be read at all.
+        ValueError, FileNotFoundError: a dataset cannot be read at all.
     """
     records = {name: dataset_record(name) for name in roles}
     return check_records(records, roles, cfg=cfg, workers=workers)
@@ -102,7 +102,7 @@ def check_datasets(roles: Mapping[str, str], *, cfg=None, workers: int = 1) -> R
 def check_records(
     records: Mapping[str, Record], roles: Mapping[str, str], *, cfg=None, workers: int = 1
 ) -> Report:
-    """Check data sets and what they have to do with each other.
+    """Check datasets and what they have to do with each other.
 
     Args:
         records: by name, in the order of the report.
@@ -126,10 +126,10 @@ def check_records(
 
 
 def check_record(record: Record, contents: Contents, *, role: str = "", cfg=None) -> DatasetReport:
-    """Check one data set, whose pictures were read.
+    """Check one dataset, whose pictures were read.
 
     Args:
-        record: the data set.
+        record: the dataset.
         contents: of its pictures.
         role: see :class:`DatasetReport`.
         cfg: as in :func:`check_records`.
@@ -164,7 +164,7 @@ def _by_level(findings: Sequence[Finding]) -> list[Finding]:
 def _across(
     roles: Mapping[str, str], records: Mapping[str, Record], contents: Mapping[str, Contents]
 ) -> list[Finding]:
-    """Pictures that several data sets share, and classes that only a test set has."""
+    """Pictures that several datasets share, and classes that only a test set has."""
     found = []
     names = list(records)
     for name in names:

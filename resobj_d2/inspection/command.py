@@ -1,4 +1,4 @@
-"""What is in a data set, what is wrong with it, and whether a model's anchors fit its objects.
+"""What is in a dataset, what is wrong with it, and whether a model's anchors fit its objects.
 
 ::
 
@@ -6,7 +6,7 @@
     resobj-d2 data check retinanet_resobj_t2_R_50_FPN_600_1x DATASETS.REGISTER "[...]" ...
 
 Every picture is opened. The exit status is 0 where nothing is wrong, 1 where something is (with
-``--strict``: or is probably), 2 where the data set could not be read at all.
+``--strict``: or is probably), 2 where the dataset could not be read at all.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def _without_notes() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="resobj-d2 data check",
-        description="Open every picture of a data set, look for mistakes in its boxes, count its "
+        description="Open every picture of a dataset, look for mistakes in its boxes, count its "
         "objects; with a configuration also compare its anchors with them.",
         epilog="Exit status: 0 nothing serious, 1 findings of level error (with --strict also "
-        "warning), 2 the data set cannot be read at all.",
+        "warning), 2 the dataset cannot be read at all.",
     )
     parser.add_argument(
         "target",
-        help="a registered data set, a configuration (yaml or name; its TRAIN and TEST are "
+        help="a registered dataset, a configuration (yaml or name; its TRAIN and TEST are "
         "checked), a COCO json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... "
         "KEY=VALUE ... as in DATASETS.REGISTER",
     )
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--browse",
         type=_positive,
         metavar="N",
-        help="also draw N pictures of each data set with their boxes, 25 on a sheet",
+        help="also draw N pictures of each dataset with their boxes, 25 on a sheet",
     )
     parser.add_argument(
         "--output",

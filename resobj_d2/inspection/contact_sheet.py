@@ -1,4 +1,4 @@
-"""Sheets of small pictures with their boxes, to look through a data set."""
+"""Sheets of small pictures with their boxes, to look through a dataset."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def write_sheets(record: Record, folder: Path, number: int) -> list[Path]:
     """Write PNG files of up to 25 pictures each; pictures that cannot be read are left out.
 
     Args:
-        record: the data set.
+        record: the dataset.
         folder: made where it is missing.
         number: of pictures.
 
     Returns:
-        The files, named after the data set.
+        The files, named after the dataset.
     """
     per_image = record.rows_by_image()
     tiles = []

@@ -1,4 +1,4 @@
-"""Writing a data set in another format.
+"""Writing a dataset in another format.
 
     resobj-d2 data convert annotations/val.json --to yolo --output out
     resobj-d2 data convert format=voc root=VOCdevkit/VOC2012 split=train --to yolo --output out
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="resobj-d2 data convert",
-        description="Convert a data set between COCO json, Pascal VOC, YOLO and CSV.",
+        description="Convert a dataset between COCO json, Pascal VOC, YOLO and CSV.",
         epilog="Example: %(prog)s format=voc root=VOC2012 split=train --to yolo --output out",
     )
     parser.add_argument(
@@ -79,13 +79,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _chosen(target: Target, split: str | None) -> Record:
-    """The one data set of a source, or the one of the split."""
+    """The one dataset of a source, or the one of the split."""
     if len(target.records) == 1:
         return next(iter(target.records.values()))
     if split not in target.records:
         raise ValueError(
-            f"the source has several data sets, {', '.join(target.records)}: choose one with "
-            "--split"
+            f"the source has several datasets, {', '.join(target.records)}: choose one with --split"
         )
     return target.records[split]
 

@@ -11,7 +11,7 @@ __all__ = ["LEVELS", "Finding", "finding", "note_findings"]
 
 LEVELS = ("error", "warning", "info")
 _KEPT = 1000  # examples of a finding; the count has all of them
-# What registration noted, and what it means for a data set: anything else is a warning. Boxes that
+# What registration noted, and what it means for a dataset: anything else is a warning. Boxes that
 # are left out are annotations that somebody made in vain.
 _NOTE_LEVELS = {
     "no_size": "error",
@@ -37,7 +37,7 @@ _REPLACED = {"twice", "same_file", "absent_class"}  # by findings that see more
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something about a data set.
+    """Something about a dataset.
 
     Attributes:
         level: of :data:`LEVELS`: "error" for what stops a training, loses annotations or makes an

@@ -18,7 +18,7 @@ class InputObjects:
 
     Attributes:
         boxes: (N, 4) XYXY in pixels of the network's input.
-        areas: (N,) square pixels there, of the masks where the data set has them.
+        areas: (N,) square pixels there, of the masks where the dataset has them.
         classes: (N,) class numbers.
         inputs: (N, 2) height and width of the input, padded.
         class_names: by number.
@@ -95,7 +95,7 @@ def _shortest_edge(sizes: np.ndarray, shorter: float, longest: float) -> np.ndar
 def input_objects(
     cfg, records: Sequence[Record], *, divisor: int = 1, square: int = 0
 ) -> InputObjects:
-    """The objects of data sets with the same classes, at the training's input.
+    """The objects of datasets with the same classes, at the training's input.
 
     Args:
         cfg: the configuration.

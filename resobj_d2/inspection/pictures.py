@@ -1,4 +1,4 @@
-"""Opening every picture of a data set: damage, sizes, equal contents."""
+"""Opening every picture of a dataset: damage, sizes, equal contents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AHEAD = 4  # pictures for each worker that may wait to be looked at
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What was seen of the M pictures of a data set; the pixels themselves are not kept.
+    """What was seen of the M pictures of a dataset; the pixels themselves are not kept.
 
     Attributes:
         widths, heights: (M,) int64 as decoded, turned upright; 0 where that failed.
@@ -168,7 +168,7 @@ def _repeated(files: list[str], contents: Contents) -> list[str]:
 
 
 def shared_pictures(first: tuple[Record, Contents], second: tuple[Record, Contents]) -> list[str]:
-    """Pictures of a data set whose pixels another one has too, as ``file = file``."""
+    """Pictures of a dataset whose pixels another one has too, as ``file = file``."""
     (record, contents), (other, others) = first, second
     by_digest: Mapping[bytes, int] = {
         others.digests[row].tobytes(): row for row in np.flatnonzero(others.is_read)[::-1]

@@ -32,7 +32,7 @@ def report_text(report: Report) -> str:
     """For the terminal."""
     parts = [_dataset_text(one) for one in report.datasets]
     if report.across:
-        parts.append("\n".join(["between the data sets", *_findings_lines(report.across)]))
+        parts.append("\n".join(["between the datasets", *_findings_lines(report.across)]))
     if report.anchors is not None:
         parts.append(_anchors_text(report.anchors))
     count = {level: sum(f.level == level for f in report.findings) for level in LEVELS}

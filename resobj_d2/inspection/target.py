@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # What splits of these names are for.
 _ROLES = {"train": "train", "trainval": "train", "val": "test", "valid": "test", "test": "test"}
 _SOURCES = (
-    "a registered data set, a configuration (a yaml, or a name of `resobj-d2 configs`), a COCO "
+    "a registered dataset, a configuration (a yaml, or a name of `resobj-d2 configs`), a COCO "
     "json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... KEY=VALUE ... as in "
     "DATASETS.REGISTER"
 )
@@ -38,7 +38,7 @@ _SAMPLED = 100  # pictures that a folder is judged by
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Data sets to check.
+    """Datasets to check.
 
     Attributes:
         records: by name.
@@ -115,7 +115,7 @@ def _named(roles: dict[str, str], where: str, cfg: object = None) -> Target:
 
 
 def _name_of(entry: Mapping) -> str:
-    """What a data set is called whose entry has no name: as its split, its file or its folder."""
+    """What a dataset is called whose entry has no name: as its split, its file or its folder."""
     if entry.get("split"):
         return str(entry["split"])
     if entry.get("format") == "yolo" and "yaml" in entry:

@@ -27,11 +27,11 @@ def report_evaluation(cfg) -> list[Path]:
     """Write the report of what an evaluation has left in ``OUTPUT_DIR``.
 
     ``TEST.REPORT`` switches it off. It needs no model: ``report.html`` is made of the detections
-    that the evaluation wrote. With several data sets each has one in its folder below
+    that the evaluation wrote. With several datasets each has one in its folder below
     ``inference``. What goes wrong is a warning, since the run that it is about has ended well.
 
     Args:
-        cfg: of the run; its data sets are registered.
+        cfg: of the run; its datasets are registered.
 
     Returns:
         The files.

@@ -56,7 +56,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is nothing to report.
-        ValueError: a file is damaged, the runs are of different data sets, or so many that the
+        ValueError: a file is damaged, the runs are of different datasets, or so many that the
             page would have more than 15 MB.
     """
     output = Path(output).expanduser()

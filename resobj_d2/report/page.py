@@ -153,7 +153,7 @@ def _pictures_text(shown: int, chosen: int, total: int) -> str:
     Args:
         shown: on the page, the first of the chosen ones.
         chosen: by :func:`choose_images`.
-        total: of the data set.
+        total: of the dataset.
     """
     worst = min(shown, chosen - chosen // 4)
     text = f"The {worst} of {total} pictures whose errors cost most AP"

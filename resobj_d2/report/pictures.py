@@ -100,7 +100,7 @@ def load_pictures(
 
 
 def _name(file: str, identity: int | str) -> str:
-    """A picture's file with its id in the data set, which other tables have."""
+    """A picture's file with its id in the dataset, which other tables have."""
     path = Path(file)
     known = {path.name, path.stem, path.stem.lstrip("0")}
     return path.name if str(identity) in known else f"{path.name} ({identity})"

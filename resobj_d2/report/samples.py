@@ -95,10 +95,10 @@ def _stamp(path: Path) -> int:
 
 
 def draw_samples(record: Record, results: Path, *, number: int) -> Image.Image | None:
-    """Pictures of a data set, spread evenly over those with objects: ground truth, detections.
+    """Pictures of a dataset, spread evenly over those with objects: ground truth, detections.
 
     Args:
-        record: of the data set.
+        record: of the dataset.
         results: a COCO results json of it.
         number: of pictures.
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One detector on one data set.
+    """One detector on one dataset.
 
     Attributes:
         name: of the run.
@@ -77,7 +77,7 @@ def find_subjects(
         data = subject.data
         if data.class_names != first.class_names or data.image_ids != first.image_ids:
             raise ValueError(
-                f"'{subject.name}' was made on another data set than '{subjects[0].name}': runs "
+                f"'{subject.name}' was made on another dataset than '{subjects[0].name}': runs "
                 "in one report need the same images and classes"
             )
     own = [subject.name for subject in subjects]
@@ -115,7 +115,7 @@ def _from_dump(path: Path) -> Subject:
     is_run = any((run / name).is_file() for name in ("metrics.json", "config.yaml"))
     name = run.name if path.name == "dump" else path.absolute().name
     if not dump.about.get("annotated", True):
-        raise ValueError(f"{path}: its data set has no annotations, so nothing can be judged")
+        raise ValueError(f"{path}: its dataset has no annotations, so nothing can be judged")
     steps = [
         EvaluationSet.of_dump(replace(dump, detections=table), name=name) for table in dump.steps
     ]

@@ -67,7 +67,7 @@ class Summary:
 def summarise(judgement: Judgement) -> Summary:
     """What a run does well, what it loses most by, and what to try."""
     if not (~judgement.data.objects.ignored).any():
-        nothing = ["The data set has no objects to find, so there is nothing to judge."]
+        nothing = ["The dataset has no objects to find, so there is nothing to judge."]
         return Summary(name=judgement.subject.name, figures=[], columns=[("Result", nothing)])
     check = _check(judgement)
     return Summary(

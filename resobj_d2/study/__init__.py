@@ -1,1 +1,1 @@
-"""Methods x seeds x data sets: run what is missing, and say what the results prove."""
+"""Methods x seeds x datasets: run what is missing, and say what the results prove."""

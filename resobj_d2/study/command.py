@@ -1,4 +1,4 @@
-"""Compare methods over seeds and data sets.
+"""Compare methods over seeds and datasets.
 
 ::
 
@@ -206,7 +206,7 @@ def _report(
 
 
 def _show(files: Sequence[Path], output: Path, baseline: str) -> int:
-    """Table and page of results alone: of each data set, method and seed the last one."""
+    """Table and page of results alone: of each dataset, method and seed the last one."""
     results = sorted(
         by_key(one for path in files for one in _existing(path)).values(),
         key=lambda one: (one.status == DONE, one.finished),
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="resobj-d2 study",
-        description="Train methods with several seeds on several data sets, as far as results are "
+        description="Train methods with several seeds on several datasets, as far as results are "
         "missing, and compare them with a baseline.",
         epilog="Whatever stops a study, the same command goes on with it. docs/study.md describes "
         "both kinds of file.",

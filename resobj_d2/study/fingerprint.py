@@ -38,7 +38,7 @@ def key_of(decides: Mapping) -> str:
 
 
 def data_checksum(record: Record) -> str:
-    """A checksum of what a data set holds: classes, images and annotations in their order.
+    """A checksum of what a dataset holds: classes, images and annotations in their order.
 
     Paths and file names do not count. Of the pictures their sizes in pixels and in bytes do.
     """

@@ -61,7 +61,7 @@ def write_page(
                 counted(done, "run"),
                 counted(len({one.method for one in results}), "method"),
                 counted(len({one.seed for one in results}), "seed"),
-                counted(len(by_dataset), "data set"),
+                counted(len(by_dataset), "dataset"),
             ]
         ),
         summaries=[_summary(dataset, part, baseline) for dataset, part in by_dataset.items()],

@@ -1,4 +1,4 @@
-"""``STUDY.yaml``: which methods, seeds and data sets are compared."""
+"""``STUDY.yaml``: which methods, seeds and datasets are compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A method, a data set, or what all runs share.
+    """A method, a dataset, or what all runs share.
 
     Attributes:
         name: "" of what all share.

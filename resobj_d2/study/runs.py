@@ -82,7 +82,7 @@ class Run:
 def resolve(plan: Plan) -> list[Run]:
     """All runs of a plan, seed by seed, so that early results cover all methods.
 
-    Data sets are read for their checksums, and scenes generated.
+    Datasets are read for their checksums, and scenes generated.
 
     Raises:
         StudyError: a configuration cannot be used, or two methods have the same one.
@@ -129,7 +129,7 @@ def _load(plan: Plan, dataset: Part, method: Part) -> CfgNode:
     parts = (plan.common, dataset, method)
     names = [name for part in parts for name in part.configs]
     if not names:
-        raise StudyError("there is no config: name a yaml, of all, of the data set or the method")
+        raise StudyError("there is no config: name a yaml, of all, of the dataset or the method")
     content: dict = {"_BASE_": [_config_file(name, plan.file.parent) for name in names]}
     for part in parts:
         for key, value in part.options.items():

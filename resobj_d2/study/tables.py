@@ -1,4 +1,4 @@
-"""What the results say: for every data set and method a mean, and a difference to the baseline."""
+"""What the results say: for every dataset and method a mean, and a difference to the baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Row", "conclusion", "differences", "summarise", "table_rows"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method on a data set.
+    """A method on a dataset.
 
     Attributes:
         dataset, method: of the study.
@@ -37,10 +37,10 @@ class Row:
 
 
 def summarise(results: Iterable[Result], *, baseline: str, methods: Sequence[str]) -> list[Row]:
-    """A row for every data set and method that has a result.
+    """A row for every dataset and method that has a result.
 
     Args:
-        results: one for each data set, method and seed.
+        results: one for each dataset, method and seed.
         baseline: a method.
         methods: their order; others follow.
     """
@@ -88,7 +88,7 @@ def _row(
 
 
 def table_rows(rows: Sequence[Row], metric: str) -> list[dict[str, object]]:
-    """The cells of a table, of one data set."""
+    """The cells of a table, of one dataset."""
     return [
         {
             "method": row.method,
@@ -122,7 +122,7 @@ def _number(value: float) -> str:
 
 
 def conclusion(rows: Sequence[Row], baseline: str) -> list[str]:
-    """A sentence for every method of one data set, in the order of the table."""
+    """A sentence for every method of one dataset, in the order of the table."""
     sentences = []
     for row in rows:
         if row.comparison is None or not row.comparison.difference.count:

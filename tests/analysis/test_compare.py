@@ -178,7 +178,7 @@ def test_wrong_methods_are_refused():
     one = method("a", ALL, objects=OBJECTS)
     with pytest.raises(ValueError, match="nothing to compare: name two runs or more"):
         compare([one])
-    with pytest.raises(ValueError, match="'made' and 'made' are of different data sets"):
+    with pytest.raises(ValueError, match="'made' and 'made' are of different datasets"):
         compare([one, method("b", ALL, objects=OBJECTS[1:])])
 
 

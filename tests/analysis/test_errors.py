@@ -177,7 +177,7 @@ def test_impossible_thresholds_are_refused():
 @pytest.mark.parametrize(
     "entry, message",
     [
-        ({"image_id": 9}, "x has image_id 9, which dataset 'the data set' .* does not have"),
+        ({"image_id": 9}, "x has image_id 9, which dataset 'the dataset' .* does not have"),
         ({"category_id": 3}, "x has category_id 3, which"),
         ({"score": float("nan")}, "x: detection 0 .* a score of NaN"),
         ({"bbox": [1, 2, 3]}, "x: detection 0: "),
@@ -220,7 +220,7 @@ def test_command(files, capsys):
 
 @pytest.fixture
 def run(files, clean_catalogs):
-    """The folder of a run that was evaluated on two data sets."""
+    """The folder of a run that was evaluated on two datasets."""
     entries = [
         {"name": name, "json": str(files / "truth.json"), "images": str(files)}
         for name in ("first_val", "second_val")
@@ -283,7 +283,7 @@ def test_options_that_a_dump_has_no_use_for_are_refused(
 
 def test_options_that_choose_nothing_are_refused(files, run):
     results, truth = str(files / "results.json"), str(files / "truth.json")
-    with pytest.raises(ValueError, match="is one data set: leave out --dataset"):
+    with pytest.raises(ValueError, match="is one dataset: leave out --dataset"):
         main([results, "--data", truth, "--dataset", "first_val"])
     with pytest.raises(ValueError, match="--images goes with --data"):
         main([str(run), "--dataset", "first_val", "--images", "."])

@@ -35,7 +35,7 @@ def test_what_no_metric_can_judge_is_told_with_file_and_entry(item, message):
          "image_id '0', '1', .* its own are 0, 1. They are written as text"),
         ([entry(image_id="0.png")], "They are names of the pictures"),
         ([entry(category_id="a")], "category_id 'a', .* They are names of the classes"),
-        ([entry(category_id=3), entry(category_id=9)], "It is of another data set"),
+        ([entry(category_id=3), entry(category_id=9)], "It is of another dataset"),
     ],
 )  # fmt: skip
 def test_unknown_ids_are_told_with_what_would_fit(items, message):

@@ -143,7 +143,7 @@ def test_mapper_without_augmentation_is_detectron2s(record, tiny_cfg):
     assert torch.equal(stock["image"], own["image"])
     assert torch.equal(stock["instances"].gt_boxes.tensor, own["instances"].gt_boxes.tensor)
     assert torch.equal(stock["instances"].gt_classes, own["instances"].gt_classes)
-    assert "annotations" in record  # the data set's own record is not touched
+    assert "annotations" in record  # the dataset's own record is not touched
 
 
 def test_mapper_drops_boxes_that_were_cropped_away(record, tiny_cfg):

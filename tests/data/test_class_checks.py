@@ -1,4 +1,4 @@
-"""What is told where the number of classes, and the classes of data sets, do not agree."""
+"""What is told where the number of classes, and the classes of datasets, do not agree."""
 
 import copy
 import re
@@ -39,7 +39,7 @@ def test_a_folder_of_voc_with_some_of_its_classes_has_all_20(write_voc):
 
 @pytest.fixture
 def with_bird(coco_content, write_coco):
-    """A data set of the classes bird, cat and dog that has no bird."""
+    """A dataset of the classes bird, cat and dog that has no bird."""
     content = copy.deepcopy(coco_content)
     content["categories"].append({"id": 1, "name": "bird"})
     register_datasets([write_coco(content, name="train"), write_coco(coco_content, name="val")])

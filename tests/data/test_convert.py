@@ -1,4 +1,4 @@
-"""Data sets go from format to format and come back as they were."""
+"""Datasets go from format to format and come back as they were."""
 
 import ast
 import dataclasses
@@ -224,7 +224,7 @@ def test_a_bare_path_is_read_as_by_the_check(source, tmp_path, capsys):
     assert entry["name"] == "csv_val"
     convert(source, to="yolo", output=tmp_path / "yolo", split="train")
     both = [str(tmp_path / "yolo"), "--to", "csv", "--output", str(tmp_path / "both")]
-    with pytest.raises(ValueError, match="several data sets, train, val: choose one with --split"):
+    with pytest.raises(ValueError, match="several datasets, train, val: choose one with --split"):
         main(both)
     assert main([*both, "--split", "train"]) == 0
     assert printed(capsys)[0]["name"] == "both_train"

@@ -84,7 +84,7 @@ def test_does_what_detectron2s_mapper_does(record, tiny_cfg, clean_catalogs, opt
         expected = stock(record)
         np.random.seed(seed)
         assert_same(own(record), expected)
-    assert len(record["annotations"]) == 3  # the data set's own record is not touched
+    assert len(record["annotations"]) == 3  # the dataset's own record is not touched
 
 
 def test_records_without_annotations_or_objects(record, tiny_cfg):

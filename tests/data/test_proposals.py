@@ -119,7 +119,7 @@ def test_training_and_evaluation_run_no_pickle(tiny_rcnn, content, write, tmp_pa
     assert not os.path.exists(harm)
     for key in ("TRAIN", "TEST"):
         cfg = tiny_rcnn(*options, f"DATASETS.PROPOSAL_FILES_{key}", "()")
-        with pytest.raises(ValueError, match=f"PROPOSAL_FILES_{key} has 0 files for 1 data set:"):
+        with pytest.raises(ValueError, match=f"PROPOSAL_FILES_{key} has 0 files for 1 dataset:"):
             (training_records if key == "TRAIN" else lambda c: evaluation_records(c, "proposed"))(
                 cfg
             )

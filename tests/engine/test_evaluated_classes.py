@@ -1,4 +1,4 @@
-"""An evaluation refuses a data set whose classes are not the checkpoint's."""
+"""An evaluation refuses a dataset whose classes are not the checkpoint's."""
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -27,7 +27,7 @@ def test_longer_side_gets_the_length_and_boxes_follow():
     assert resized["instances"].gt_boxes.tensor.tolist() == [[4.0, 8.0, 12.0, 16.0]]
     assert resized["instances"].gt_classes.tolist() == [2]
     assert (resized["height"], resized["width"], resized["image_id"]) == (500, 400, 3)
-    # The input is as it was: data sets that are kept in memory must not shrink.
+    # The input is as it was: datasets that are kept in memory must not shrink.
     assert inputs["image"].shape == (3, 100, 50)
     assert inputs["instances"].gt_boxes.tensor.tolist() == [[10.0, 20.0, 30.0, 40.0]]
 

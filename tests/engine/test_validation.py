@@ -118,7 +118,7 @@ def test_images_without_annotations_do_not_count(scenes_trainer, tmp_path):
 
 @pytest.fixture
 def rcnn_options(tmp_path, clean_catalogs):
-    """Options of a data set of two images with boxes; its proposals are in p.pkl."""
+    """Options of a dataset of two images with boxes; its proposals are in p.pkl."""
     box = {"bbox": [0, 0, 4, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
     records = [
         {"file_name": "x.png", "image_id": i, "height": 8, "width": 8, "annotations": [dict(box)]}

@@ -98,19 +98,19 @@ TEXTS = {
     "base not in the zoo": "_BASE_: 'resobj_d2://absent.yaml'",
     "base outside of the zoo": "_BASE_: 'resobj_d2://../../../etc/passwd'",
     "base in the key of a node": "MODEL: {_BASE_: config.yaml}",
-    "data sets a number": "DATASETS: {REGISTER: 5}",
-    "data sets of numbers": "DATASETS: {REGISTER: [5]}",
-    "data sets without a format": "DATASETS: {REGISTER: [{name: a}]}",
-    "data sets of a format": "DATASETS: {REGISTER: [{name: a, format: [1]}]}",
-    "data sets a device": "DATASETS: {REGISTER: [{name: a, json: /dev/zero, images: /}]}",
-    "data sets that are numbers": "DATASETS: {TEST: [1], TRAIN: [2]}",
+    "datasets a number": "DATASETS: {REGISTER: 5}",
+    "datasets of numbers": "DATASETS: {REGISTER: [5]}",
+    "datasets without a format": "DATASETS: {REGISTER: [{name: a}]}",
+    "datasets of a format": "DATASETS: {REGISTER: [{name: a, format: [1]}]}",
+    "datasets a device": "DATASETS: {REGISTER: [{name: a, json: /dev/zero, images: /}]}",
+    "datasets that are numbers": "DATASETS: {TEST: [1], TRAIN: [2]}",
     **{f"tag {i}": text for i, text in enumerate(TAGS)},
     **{f"large base {i}": f"_BASE_: [{', '.join(['other.yaml'] * n)}]" for i, n in [(0, 101)]},
 }
-# Read without an error where no data set, no import and no training is needed.
+# Read without an error where no dataset, no import and no training is needed.
 ONLY_WRONG_IN_USE = (
-    "infinity", "a number that is none", "data sets of numbers", "data sets without a format",
-    "data sets of a format", "data sets a device", "data sets that are numbers",
+    "infinity", "a number that is none", "datasets of numbers", "datasets without a format",
+    "datasets of a format", "datasets a device", "datasets that are numbers",
 )  # fmt: skip
 BINARY = {
     "zeros": bytes(1000),

@@ -1,4 +1,4 @@
-"""Files of data sets that are broken or meant to do harm.
+"""Files of datasets that are broken or meant to do harm.
 
 Each is a folder of files; the first is what is opened. ``SECRET`` in them stands for a path.
 """

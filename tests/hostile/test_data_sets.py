@@ -1,4 +1,4 @@
-"""No file of a data set runs code, hangs, leaves its folder or takes much memory."""
+"""No file of a dataset runs code, hangs, leaves its folder or takes much memory."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ DATA_SETS = all_data_sets()
 
 
 def write(name, folder):
-    """The files of a data set with a picture; returns what is to be opened."""
+    """The files of a dataset with a picture; returns what is to be opened."""
     secret = folder / "secret.txt"
     secret.write_text("the secret word")
     root = folder / "set"

@@ -52,7 +52,7 @@ def resobj(tiny_resobj, test_size, random_model, pets):
 
 @pytest.fixture
 def save_run(tmp_path):
-    """A function: config and model to the yaml and the checkpoint of a run without data sets."""
+    """A function: config and model to the yaml and the checkpoint of a run without datasets."""
 
     def save(cfg, model, **options):
         ResObjCheckpointer(model, str(tmp_path), **options).save("model")

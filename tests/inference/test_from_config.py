@@ -128,7 +128,7 @@ def test_data_sets_that_are_elsewhere_are_not_needed(
     with caplog.at_level(logging.WARNING):
         predictor = Predictor.from_config(yaml, weights=checkpoint)
     assert predictor.categories() == CATEGORIES
-    assert "predicting without the config's data sets" in caplog.text and reason in caplog.text
+    assert "predicting without the config's datasets" in caplog.text and reason in caplog.text
     # What the caller names must be there.
     with pytest.raises((FileNotFoundError, ValueError), match=reason):
         load_prediction_config(str(yaml), datasets)

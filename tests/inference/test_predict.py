@@ -337,7 +337,7 @@ def test_command_needs_no_training_data(weights, photos, tmp_path):
 
 
 def test_command_refuses_wrong_arguments(weights, photos, tmp_path, capsys):
-    # The name of the folder is no reason to talk about data sets.
+    # The name of the folder is no reason to talk about datasets.
     nothing = photos / "nothing" / "dataset"
     assert main(arguments(weights, nothing, tmp_path / "out")) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Data sets with mistakes in them."""
+"""Datasets with mistakes in them."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 @pytest.fixture
 def write_set(tmp_path):
-    """Writes a COCO data set; returns its entry of ``DATASETS.REGISTER``.
+    """Writes a COCO dataset; returns its entry of ``DATASETS.REGISTER``.
 
     Args: name, {file name: (width, height)} as the json says, and (file number from 0, class number
     from 0, x, y, width, height) for each object. Pictures are noise that depends on their name.

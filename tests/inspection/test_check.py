@@ -1,4 +1,4 @@
-"""The findings, each from a data set that has that mistake, and the command around them."""
+"""The findings, each from a dataset that has that mistake, and the command around them."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ OBJECTS = [(0, 0, 10, 10, 30, 30), (0, 1, 60, 60, 50, 40), (1, 0, 5, 5, 120, 100
 
 
 def found(*entries, roles=None):
-    """Kind to (level, count) of what is found in data sets, and the report."""
+    """Kind to (level, count) of what is found in datasets, and the report."""
     register_datasets(entries)
     report = check_datasets(roles or {entry["name"]: "" for entry in entries}, workers=2)
     return {f.kind: (f.level, f.count) for f in report.findings}, report
@@ -283,7 +283,7 @@ def test_the_splits_of_a_yolo_yaml(text, splits, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing_of_that_name"], "What can be checked: a registered data set, a configuration"),
+        (["nothing_of_that_name"], "What can be checked: a registered dataset, a configuration"),
         (["{json}", "SEED", "3"], "KEY VALUE overrides belong to a configuration"),
         (["{lost}"], "is not near it: give --images"),
         (["--images", "{lost}", "{lost}"], "--images: there is no folder .*lost.json"),

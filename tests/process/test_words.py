@@ -8,7 +8,7 @@ from resobj_d2.process import counted, did_you_mean, distinct_names, similar_nam
 @pytest.mark.parametrize(
     ("number", "noun", "text"),
     [
-        (0, "image", "0 images"), (1, "image", "1 image"), (2, "data set", "2 data sets"),
+        (0, "image", "0 images"), (1, "image", "1 image"), (2, "dataset", "2 datasets"),
         (1, "box", "1 box"), (3, "box", "3 boxes"), (2, "crowd region", "2 crowd regions"),
         (5, "class", "5 classes"), (2, "category", "2 categories"), (2, "process", "2 processes"),
     ],

@@ -160,7 +160,7 @@ def test_pictures_are_scaled_until_they_fit(judgement):
         for limit in (600_000, 60_000):
             found = load_pictures([judgement], [0], max_bytes=limit)[0]
             assert 0 < len(found.source) <= limit
-            assert found.width == 64  # boxes are in pixels of the data set
+            assert found.width == 64  # boxes are in pixels of the dataset
     finally:
         small.save(path)
 
@@ -206,7 +206,7 @@ def test_missing_pictures_and_several_runs(make_dump, tmp_path, capsys):
     names = [f"{folder.parent.name}/a" for folder in (second, first)]
     assert all(f"<h3>{name}</h3>" in text for name in names)
     other = make_dump([], {**CONTENT, "images": CONTENT["images"][:2]}, name="b")
-    with pytest.raises(ValueError, match="'b' was made on another data set than 'a'"):
+    with pytest.raises(ValueError, match="'b' was made on another dataset than 'a'"):
         write_report([first, other], output)
 
 
@@ -268,7 +268,7 @@ def test_a_dump_of_another_data_set_is_not_reported(make_dump, tmp_path):
     with pytest.raises(ValueError, match="is a dump of truth, not of typo"):
         find_subjects([folder.parent], dataset="typo")
     assert find_subjects([folder.parent], dataset="truth")[0].dump is not None
-    # The run was evaluated on another data set before the dump was made.
+    # The run was evaluated on another dataset before the dump was made.
     run = tmp_path / "run"
     shutil.copytree(folder, run / "dump")
     (run / "inference/other").mkdir(parents=True)

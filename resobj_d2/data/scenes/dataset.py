@@ -1,4 +1,4 @@
-"""The embedded data set: generated scenes of textured shapes, written as PNG and COCO json.
+"""The embedded dataset: generated scenes of textured shapes, written as PNG and COCO json.
 
     python -m resobj_d2.data.scenes.dataset --output datasets --num-train 1200 --preview preview.png
 
@@ -69,7 +69,7 @@ class _Parameters:
 
 
 def default_root() -> Path:
-    """Folder of all data sets, as Detectron2 finds it: ``DETECTRON2_DATASETS`` or ``datasets``."""
+    """Folder of all datasets, as Detectron2 finds it: ``DETECTRON2_DATASETS`` or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
@@ -91,7 +91,7 @@ def ensure_scenes(
     the first one and share its result.
 
     Args:
-        root: folder of data sets; default :func:`default_root`.
+        root: folder of datasets; default :func:`default_root`.
         name: folder of this set inside ``root``.
         image_size: side of the square pictures in pixels, at least 64.
         num_train, num_val: number of pictures of each split, at least 1.
@@ -286,10 +286,10 @@ def save_preview(paths: SplitPaths, output: str | os.PathLike, *, columns: int =
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resobj_d2.data.scenes.dataset",
-        description="Generate the scenes data set (COCO json and PNG).",
+        description="Generate the scenes dataset (COCO json and PNG).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", default=str(default_root()), help="folder of data sets")
+    parser.add_argument("--output", default=str(default_root()), help="folder of datasets")
     parser.add_argument("--name", default="scenes", help="folder of this set inside it")
     parser.add_argument("--num-train", type=int, default=1200, help="pictures of the train split")
     parser.add_argument("--num-val", type=int, default=200, help="pictures of the val split")
