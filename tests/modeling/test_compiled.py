@@ -1,8 +1,12 @@
 """Detectors under torch.compile: what a detector predicts and its losses make one graph."""
 
+import random
+
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils import _pytree as pytree
 
 FAMILIES = {
@@ -58,3 +62,26 @@ def test_a_compiled_step_is_the_eager_one(training):
     model.load_state_dict(state)  # the normaliser's average
     results = step(torch.compile(losses, fullgraph=True, backend="eager"))
     torch.testing.assert_close(pytree.tree_leaves(results), pytree.tree_leaves(expected))
+
+
+@pytest.mark.slow
+def test_batches_of_any_sizes_take_one_compilation(training, make_batch):
+    """As docs/training.md says: also with 0 and 1 boxes, and with maps of one cell."""
+    model, *_ = training("retinanet")
+    counter = CompileCounter()
+
+    def losses(images, ground_truth):
+        return model._losses(model.predict(images), ground_truth)
+
+    compiled = torch.compile(losses, dynamic=True, fullgraph=True, backend=counter)
+    draw = random.Random(0)
+    with symbolic_shapes.patch(backed_size_oblivious=True, use_duck_shape=False):
+        for i in range(50):
+            size = [32 * draw.randint(1, 5) for _ in range(2)] if i else (64, 96)
+            batch = make_batch([(*size, draw.randint(0, 6) if i else 2 + j) for j in range(2)])
+            arguments = model._preprocess(batch), model._ground_truth(batch)
+            state = {name: value.clone() for name, value in model.state_dict().items()}
+            expected = losses(*arguments)
+            model.load_state_dict(state)  # the normaliser's average
+            torch.testing.assert_close(compiled(*arguments), expected)
+    assert counter.frame_count == 1
