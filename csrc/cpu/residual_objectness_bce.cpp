@@ -34,22 +34,31 @@ bool any_positive(const int8_t* labels) {
   return (((bytes & low) + low) & ~bytes & ~low) != 0;
 }
 
+// Calls f(i) for i in [begin, end), without most eights of labels of which none is positive.
+// Whether one is, f finds out best without a branch, which could not be predicted.
+template <typename F>
+void for_each_of_eights_with_positive(const int8_t* labels, int64_t begin, int64_t end,
+                                      const F& f) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t next = std::min<int64_t>(i + 8, end);
+    const bool skip = next == i + 8 && !any_positive(labels + i);
+    for (; !skip && i < next; ++i) f(i);
+    i = next;
+  }
+}
+
 // Per step t, the smallest o_t (t = 0..T-1) of the foreground anchors of one chunk.
 template <typename T>
 void chunk_minima(const ResidualInputs<T>& in, const Chunk& chunk, T* minima) {
   std::fill(minima, minima + in.steps, kInfinity<T>);
-  for (int64_t i = chunk.begin; i < chunk.end; ++i) {
-    if (i + 8 <= chunk.end && !any_positive(in.labels + i)) {
-      i += 7;
-      continue;
-    }
-    if (in.labels[i] <= 0) continue;
+  for_each_of_eights_with_positive(in.labels, chunk.begin, chunk.end, [&](int64_t i) {
+    const bool positive = in.labels[i] > 0;
     T logit = in.logits[i];
     for (int64_t t = 0; t < in.steps; ++t) {
-      minima[t] = nan_min(minima[t], logit);
+      minima[t] = nan_min(minima[t], positive ? logit : kInfinity<T>);
       logit += in.residuals[t * in.step_stride() + i];
     }
-  }
+  });
 }
 
 // Fills thresholds (T, G).
@@ -106,7 +115,7 @@ struct Signs {
   int64_t count;
   int32_t background = 0;
   // Where the foreground anchors are: few, so all are computed as background and these again.
-  int32_t foreground[kAnchors];
+  int32_t foreground[kAnchors + 1];  // one more is written, not counted
   int32_t num_foreground = 0;
 
   Signs(const int8_t* labels, const Chunk& chunk) : count(chunk.end - chunk.begin) {
@@ -117,13 +126,11 @@ struct Signs {
       positive += own[j] > 0;
       background += own[j] == 0;
     }
-    for (int32_t j = 0; num_foreground < positive; ++j) {
-      if (j + 8 <= count && !any_positive(own + j)) {
-        j += 7;
-      } else if (own[j] > 0) {
-        foreground[num_foreground++] = j;
-      }
-    }
+    if (positive == 0) return;
+    for_each_of_eights_with_positive(own, 0, count, [&](int64_t j) {
+      foreground[num_foreground] = static_cast<int32_t>(j);
+      num_foreground += own[j] > 0;
+    });
   }
 };
 
@@ -131,6 +138,28 @@ template <typename T>
 struct Terms {
   alignas(64) T loss[kAnchors];
   alignas(64) T background[kAnchors];  // scores of these anchors, 0 for the others
+};
+
+// What foreground anchors have at one step. It is computed side by side, in vectors, since there
+// may be many of them.
+template <typename T>
+struct Foreground {
+  alignas(64) T logit[kAnchors];
+  alignas(64) T loss[kAnchors];
+  alignas(64) T score[kAnchors];
+  alignas(64) T slope[kAnchors];  // of the loss, without its sign
+
+  template <bool with_loss, bool with_slope>
+  void compute(const Signs<T>& signs, const T* logits) {
+    const int32_t count = signs.num_foreground;
+    for (int32_t f = 0; f < count; ++f) logit[f] = logits[signs.foreground[f]];
+    for (int32_t f = 0; f < count && with_loss; ++f) {
+      const BceAndScore<T> value = bce_and_score(logit[f], T(1));
+      loss[f] = value.bce;
+      score[f] = value.score;
+    }
+    for (int32_t f = 0; f < count && with_slope; ++f) slope[f] = sigmoid_of_negative(logit[f]);
+  }
 };
 
 // Whether an anchor is in the loss of a step.
@@ -170,14 +199,15 @@ void step_sums(const Signs<T>& signs, T threshold, const T* before, const T* aft
           }
         }
       });
+  Foreground<T> own;
+  own.template compute<true, with_gradient>(signs, after);
   double foreground = 0;
   for (int32_t f = 0; f < signs.num_foreground; ++f) {
     const int32_t j = signs.foreground[f];
-    const BceAndScore<T> value = bce_and_score(after[j], T(1));
     const bool in = is_in(T(1), before[j], threshold);
-    terms.loss[j] = in ? value.bce : T(0);
-    foreground += value.score;
-    if (with_gradient) gradient[j] = in ? -scale * sigmoid_of_negative(after[j]) : T(0);
+    terms.loss[j] = in ? own.loss[f] : T(0);
+    foreground += own.score[f];
+    if (with_gradient) gradient[j] = in ? -scale * own.slope[f] : T(0);
   }
   sums[kLoss] = chunk_sum(terms.loss, signs.count);
   sums[kSelected] = selected;
@@ -210,10 +240,11 @@ void step_gradient(const T* before, const T* after, const Signs<T>& signs, T thr
           gradient[j] = is_in(signs.sign[j], before[j], threshold) ? own : T(0);
         }
       });
+  Foreground<T> own;
+  own.template compute<false, true>(signs, after);
   for (int32_t f = 0; f < signs.num_foreground; ++f) {
     const int32_t j = signs.foreground[f];
-    const T own = -scale * sigmoid_of_negative(after[j]);
-    gradient[j] = is_in(T(1), before[j], threshold) ? own : T(0);
+    gradient[j] = is_in(T(1), before[j], threshold) ? -scale * own.slope[f] : T(0);
   }
 }
 
