@@ -11,7 +11,12 @@ from tests.ops.called_operators import CalledOperators
 # Weights whose products are not exact.
 WEIGHTS = ["MODEL.DENSE.CLS_LOSS.WEIGHT", 0.7, "MODEL.DENSE.BOX_LOSS.WEIGHT", 1.3]
 OBJECTNESS = ["MODEL.DENSE.OBJECTNESS.WEIGHT", 0.7, "MODEL.DENSE.OBJECTNESS.RESIDUAL_WEIGHT", 1.3]
+RPN = [
+    *("MODEL.RPN.LOSS_WEIGHT", 0.7),
+    *("MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", True, "MODEL.RESOBJ_RPN.SAMPLER.NAME", "KeepAll"),
+]
 METHODS = {
+    "rpn": RPN,
     "retinanet_cascade": WEIGHTS,
     "retinanet_giou": WEIGHTS,
     "balanced_l1": WEIGHTS,
@@ -31,10 +36,12 @@ def backward(model, batch, scale=1.0):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_training_step_takes_one_pass(method, method_cfg, make_batch, monkeypatch):
+def test_a_training_step_takes_one_pass(method, method_cfg, tiny_rcnn, make_batch, monkeypatch):
     monkeypatch.setattr(_one_pass, "MIN_ELEMENTS", 0)
     torch.manual_seed(0)
-    model = build_model(method_cfg(method, opts=METHODS[method]))
+    opts = METHODS[method]
+    cfg = tiny_rcnn(*opts) if method == "rpn" else method_cfg(method, opts=opts)
+    model = build_model(cfg)
     batch = make_batch([(64, 64, 3), (48, 64, 0)])
     initial = {name: buffer.clone() for name, buffer in model.named_buffers()}
     one, called = backward(model, batch)

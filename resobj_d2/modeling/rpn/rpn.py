@@ -14,6 +14,7 @@ from torch import Tensor
 from resobj_d2.losses import NORMALIZER_REGISTRY, Normalizer, objectness_difficulty
 from resobj_d2.matching import MaxIoUAssigner, Sampler, build_two_stage_sampler
 from resobj_d2.modeling.branches.objectness import ObjectnessPrediction
+from resobj_d2.ops import expected_gradient
 from resobj_d2.options import build
 from resobj_d2.structures import IGNORE, GroundTruth, LevelMaps, Priors, Targets
 
@@ -240,15 +241,16 @@ class ResObjRPN(RPN):
         normalizer = self.normalizer(
             targets.foreground.sum(), targets.valid.sum(), len(targets.labels)
         )
-        branch_losses, self.statistics = branch.loss(
-            prediction,
-            targets=targets,
-            anchors=Boxes.cat(anchors).tensor,
-            boxes=None,
-            anchors_per_level=anchors_per_level,
-            normalizer=normalizer,
-        )
         weight = self.loss_weight.get("loss_rpn_cls", 1.0)
+        with expected_gradient(weight):
+            branch_losses, self.statistics = branch.loss(
+                prediction,
+                targets=targets,
+                anchors=Boxes.cat(anchors).tensor,
+                boxes=None,
+                anchors_per_level=anchors_per_level,
+                normalizer=normalizer,
+            )
         for name, loss in branch_losses.items():
             losses[name.replace("loss_", "loss_rpn_", 1)] = loss * weight
         return losses
