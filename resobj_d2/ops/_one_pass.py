@@ -44,9 +44,9 @@ def expected_gradient(factor: Tensor | float) -> contextlib.AbstractContextManag
     Contexts within each other multiply.
 
     Args:
-        factor: the incoming gradient of the loss: a number, or a tensor that broadcasts to the loss
-            and lies on its device. Multiply by it rather than divide by its inverse, so that it is
-            the same to the last bit.
+        factor: the incoming gradient of the loss: a number, or a tensor on its device with one
+            element or the shape of the loss; of any other shape it is no hint. Multiply by it
+            rather than divide by its inverse, so that it is the same to the last bit.
     """
     if _is_compiling():  # compiled code cannot compare gradients
         return contextlib.nullcontext()
@@ -122,20 +122,23 @@ def define_one_pass(
     function = type(f"{name}_one_pass", (torch.autograd.Function,), methods)
 
     def call(*inputs):
+        if _is_compiling():  # first: code that reads the context is compiled again for another
+            return two_passes(*inputs)
         product = _product.get()
         if product is None or not torch.is_grad_enabled() or not _are_plain(inputs):
             return two_passes(*inputs)
         gradients = sum(x.numel() for x in inputs[:num_gradients] if x.requires_grad)
         if gradients < max(MIN_ELEMENTS, 1):
             return two_passes(*inputs)
-        return function.apply(_as_gradient(product, inputs[0], loss_shape(*inputs)), *inputs)
+        expected = _as_gradient(product, inputs[0], loss_shape(*inputs))
+        return two_passes(*inputs) if expected is None else function.apply(expected, *inputs)
 
     return call
 
 
 def _are_plain(inputs: Sequence) -> bool:
     """Whether these are tensors with values on the CPU, which nothing transforms or traces."""
-    if _is_compiling() or transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0:
+    if transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     for x in inputs:
         if isinstance(x, Tensor) and not (type(x) in (Tensor, nn.Parameter) and x.is_cpu):
@@ -143,13 +146,16 @@ def _are_plain(inputs: Sequence) -> bool:
     return True
 
 
-def _as_gradient(product: Tensor | float, like: Tensor, shape: Sequence[int]) -> Tensor:
-    # On a few hundred boxes each call of torch takes as long as the loss.
+def _as_gradient(product: Tensor | float, like: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """The product in the shape of the loss; None if it does not fit.
+
+    A copy, since the factor may be changed in place before the backward compares it.
+    """
     if not isinstance(product, Tensor):
         return like.new_full(shape, product)
-    if product.dtype is not like.dtype or not product.is_cpu:
-        product = product.to(like)
-    return product if product.shape == shape else product.expand(shape).contiguous()
+    if product.numel() == 1:
+        product = product.reshape(())
+    return like.new_empty(shape).copy_(product) if product.shape in ((), shape) else None
 
 
 def _is_expected(incoming: Tensor, expected: Tensor) -> bool:

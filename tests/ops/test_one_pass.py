@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from torch import Tensor, func
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from resobj_d2 import ops
@@ -119,6 +120,27 @@ def test_contexts_multiply_and_end(name):
     expected, called = backward_calls(two, arguments)
     assert called == [f"_{name}_backward"]
     assert_same(gradients, expected)
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_a_factor_that_changes_in_place_is_another(name):
+    arguments = learned(name)
+    factor = torch.ones(loss_of(name, arguments).shape)
+    loss = loss_of(name, arguments, factor)
+    factor.fill_(3.0)
+    gradients, called = backward_calls((loss * factor).sum(), arguments)
+    assert called == [f"_{name}_backward"]
+    assert_same(gradients, gradients_of((loss_of(name, arguments) * factor).sum(), arguments))
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (7, 1)])
+def test_a_factor_of_another_shape(name, shape):
+    arguments = learned(name)
+    factor = torch.rand(shape)
+    gradients, called = backward_calls(total_of(name, arguments, factor), arguments)
+    assert called == ([] if factor.numel() == 1 else [f"_{name}_backward"])
+    assert_same(gradients, gradients_of((loss_of(name, arguments) * factor).sum(), arguments))
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
@@ -295,6 +317,18 @@ def test_compiled_code_and_other_modes_take_two_passes():
     with CalledOperators() as called:
         total_of("sigmoid_focal_loss", arguments, FACTOR)
     assert called.names == ["sigmoid_focal_loss"]
+
+
+def test_one_compilation_serves_all_factors():
+    arguments = learned("sigmoid_focal_loss", 40)
+    counter = CompileCounter()
+    compiled = torch.compile(ops.sigmoid_focal_loss, backend=counter, fullgraph=True)
+    for factors in ((), (0.3,), (FACTOR,), (0.3, FACTOR)):
+        with contextlib.ExitStack() as contexts:
+            for factor in factors:
+                contexts.enter_context(ops.expected_gradient(factor))
+            compiled(**arguments)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
