@@ -153,9 +153,11 @@ def _as_gradient(product: Tensor | float, like: Tensor, shape: Sequence[int]) ->
     """
     if not isinstance(product, Tensor):
         return like.new_full(shape, product)
-    if product.numel() == 1:
-        product = product.reshape(())
-    return like.new_empty(shape).copy_(product) if product.shape in ((), shape) else None
+    is_like = product.dtype is like.dtype and product.is_cpu
+    copied = product.clone() if is_like else product.to(like)
+    if copied.shape == shape:
+        return copied
+    return copied.reshape(()).expand(shape).contiguous() if copied.numel() == 1 else None
 
 
 def _is_expected(incoming: Tensor, expected: Tensor) -> bool:
