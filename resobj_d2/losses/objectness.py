@@ -101,7 +101,7 @@ class ResidualObjectnessLoss:
         labels: Tensor,
         *,
         anchors_per_level: list[int],
-        normalizer: Tensor,
+        normalizer: Tensor | float,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """
         Args:
@@ -109,7 +109,7 @@ class ResidualObjectnessLoss:
             residuals: (T, N, R).
             labels: (N, R) int8, 1 foreground, 0 background, -1 ignored.
             anchors_per_level: number of anchors of each level; sums to R.
-            normalizer: scalar, the divisor of every sum.
+            normalizer: a number, or a tensor of one: the divisor of every sum.
 
         Returns:
             ``{"loss_objectness": ..., "loss_residual_1": ...}``, and scalar statistics of each
@@ -117,8 +117,9 @@ class ResidualObjectnessLoss:
             ``.../negative``, the mean objectness of those anchors (NaN if the batch has none);
             ``.../selected``, the number of anchors in the loss.
         """
-        later = [self.residual_weight / normalizer] * len(residuals)
-        factors = torch.stack([self.weight / normalizer, *later])
+        divisor = torch.as_tensor(normalizer, device=logits.device).reshape(())
+        later = [self.residual_weight / divisor] * len(residuals)
+        factors = torch.stack([self.weight / divisor, *later])
         with ops.expected_gradient(factors):
             result = ops.residual_objectness_bce(
                 logits,

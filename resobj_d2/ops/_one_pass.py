@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ._library import NAMESPACE, define_op, no_backward, transforms_are_active
 
 # With fewer logits or coordinates, a second pass takes less than what comes with an expectation.
-MIN_ELEMENTS = 1 << 14
+MIN_ELEMENTS = 1 << 15
 
 # The product of the factors, in the order in which a backward multiplies them.
 _product: ContextVar[Tensor | float | None] = ContextVar("expected_gradient", default=None)

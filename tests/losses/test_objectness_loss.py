@@ -10,18 +10,20 @@ def bce(logit, label):
     return math.log1p(math.exp(-logit)) if label else math.log1p(math.exp(logit))
 
 
-def test_algorithm_1_by_hand():
+@pytest.mark.parametrize("normalizer", [torch.tensor(10.0), torch.tensor([10.0]), 10.0])
+def test_algorithm_1_by_hand(normalizer):
     """One image, four anchors: two foreground (the lower at 0), one hard and one easy negative."""
     logits = torch.tensor([[2.0, 0.0, 1.0, -3.0]])
     residuals = torch.tensor([[[0.5, 1.0, -2.0, 4.0]]])
     labels = torch.tensor([[1, 1, 0, 0]], dtype=torch.int8)
     loss = ResidualObjectnessLoss(weight=2.0, residual_weight=3.0)
     losses, statistics = loss(
-        logits, residuals, labels, anchors_per_level=[4], normalizer=torch.tensor(10.0)
+        logits, residuals, labels, anchors_per_level=[4], normalizer=normalizer
     )
     base = bce(2, 1) + bce(0, 1) + bce(1, 0) + bce(-3, 0)
     # The minimum positive score is 0, so the anchor at -3 is not selected, whatever its residual.
     first = bce(2.5, 1) + bce(1.0, 1) + bce(-1.0, 0)
+    assert losses["loss_objectness"].shape == losses["loss_residual_1"].shape == ()
     assert losses["loss_objectness"].item() == pytest.approx(2 * base / 10, rel=1e-6)
     assert losses["loss_residual_1"].item() == pytest.approx(3 * first / 10, rel=1e-6)
     assert statistics["objectness/step0/selected"] == 4
