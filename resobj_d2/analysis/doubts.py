@@ -26,6 +26,12 @@ def doubts(data: EvaluationSet) -> list[str]:
             "Boxes reach beyond their pictures and would fit as x0, y0, x1, y1: a COCO results "
             "json has x, y, width, height."
         )
+    if _reads_as_parts(data):
+        highest = data.detections.boxes.max()
+        found.append(
+            f"Boxes have no number above {highest:.4g}, as if they were parts of the picture's "
+            "sides: a COCO results json has pixels of the original picture."
+        )
     if not are_probabilities(data.detections.scores):
         low, high = data.detections.scores.min(), data.detections.scores.max()
         found.append(
@@ -42,6 +48,11 @@ def are_probabilities(scores: np.ndarray) -> bool:
         scores: (D,) of any detections.
     """
     return bool(((scores >= 0) & (scores <= 1)).all())
+
+
+def _reads_as_parts(data: EvaluationSet) -> bool:
+    sizes = data.sizes[data.detections.images]
+    return bool((data.detections.boxes <= 1 + _OUTSIDE).all() and (sizes > 2).all())
 
 
 def _reads_as_corners(data: EvaluationSet) -> bool:

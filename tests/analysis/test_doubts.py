@@ -13,6 +13,7 @@ from tests.analysis import plain_loops
 BOX, FAR = [100, 100, 100, 100], [300, 300, 50, 50]
 SCALE = "Scores go from 50 to 97, not from 0 to 1"
 CORNERS = "Boxes reach beyond their pictures and would fit as x0, y0, x1, y1"
+PARTS = "Boxes have no number above 0.7, as if they were parts of the picture's sides"
 NONE = "There are no detections."
 COMMANDS = (errors, breakdown, thresholds, worst, compare)
 
@@ -22,13 +23,15 @@ def found_of(kind):
     return {
         "percent": [(0, 0, BOX, 97), (1, 0, BOX, 50)],
         "corners": [(0, 0, [100, 100, 200, 200], 0.9), (1, 0, [300, 300, 350, 350], 0.8)],
+        "parts": [(0, 0, [0.25, 0.25, 0.25, 0.25], 0.9), (1, 0, [0.7, 0.7, 0.3, 0.3], 0.8)],
         "none": [],
         "right": [(0, 0, BOX, 0.9), (1, 0, FAR, 0.8)],
     }[kind]
 
 
 @pytest.mark.parametrize(
-    "kind, told", [("percent", SCALE), ("corners", CORNERS), ("none", NONE), ("right", "")]
+    "kind, told",
+    [("percent", SCALE), ("corners", CORNERS), ("parts", PARTS), ("none", NONE), ("right", "")],
 )
 def test_each_kind_is_told_once(kind, told):
     data = plain_loops.evaluation_set([(0, 0, BOX), (1, 0, FAR)], found_of(kind))
@@ -41,6 +44,12 @@ def test_large_boxes_are_no_corners():
     large = [(k, 0, [200, 200, 150 if k else 390, 390], 0.5) for k in range(4)]
     assert doubts(plain_loops.evaluation_set([(3, 0, BOX)], large)) == []
     assert are_probabilities(np.array([0.0, 1.0])) and not are_probabilities(np.array([-0.1]))
+
+
+def test_a_single_box_in_pixels_is_enough():
+    """A detector that puts some boxes on the first pixel is not doubted."""
+    found = [(0, 0, [0, 0, 1, 1], 0.9), (1, 0, FAR, 0.8)]
+    assert doubts(plain_loops.evaluation_set([(1, 0, FAR)], found)) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__)
