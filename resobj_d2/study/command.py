@@ -68,7 +68,10 @@ def run_study(
     from .runs import resolve  # which needs Detectron2; a table of results does not
 
     theirs = by_key(one for path in others for one in _existing(path))
-    runs = resolve(plan)
+    try:
+        runs = resolve(plan)
+    except StudyError as error:
+        raise StudyError(f"{error}{_way_without_data(plan, output, others)}") from error
     output.mkdir(parents=True, exist_ok=True)
     hold_folder(output)
     try:
@@ -83,6 +86,15 @@ def run_study(
     finally:
         release_folder(output)
     return _exit_status(signum, found, runs)
+
+
+def _way_without_data(plan: Plan, output: Path, others: Sequence[Path]) -> str:
+    """The end of an error: results that are there can be shown as they are."""
+    there = [str(path) for path in (*others, output / RESULTS) if path.is_file()]
+    if not there:
+        return ""
+    baseline = f" --baseline {plan.baseline}" if plan.baseline else ""
+    return f". Results as they are: resobj-d2 study {' '.join(there)}{baseline}"
 
 
 def _take_over(file: Path, theirs: dict[str, Result], wanted: dict) -> list[str]:

@@ -13,7 +13,7 @@ from resobj_d2.command import run_command
 from resobj_d2.process import start_log
 from resobj_d2.study.command import main, run_study
 from resobj_d2.study.fingerprint import key_of
-from resobj_d2.study.plan import read_plan
+from resobj_d2.study.plan import StudyError, read_plan
 from resobj_d2.study.progress import iteration_of, readable_time
 from resobj_d2.study.results import append_result, by_key, read_results
 from resobj_d2.study.tables import conclusion, summarise
@@ -131,6 +131,23 @@ def test_files_of_results_alone_are_merged_and_shown(tmp_path, capsys, finished)
     merged = read_results(output / "results.jsonl")
     assert {one.key for one in merged} == {json.loads(line)["key"] for line in finished}
     assert len(merged) == 6 and (output / "study.html").is_file()
+
+
+def test_without_the_data_results_can_be_shown_as_they_are(
+    study_file, study, tmp_path, capsys, finished
+):
+    file, records = study_file(), tmp_path / "theirs.jsonl"
+    text = file.read_text().replace("name: study_train, format: scenes, split: train",
+                                    "name: study_train, format: voc, split: train")  # fmt: skip
+    file.write_text(text)
+    records.write_text("\n".join(finished) + "\n")
+    with pytest.raises(StudyError) as error:
+        study(file, others=[records], run=False)
+    command = f"resobj-d2 study {records} --baseline fl"
+    assert str(error.value).endswith(f"Results as they are: {command}")
+    capsys.readouterr()
+    assert main([*command.split()[2:], "--output", str(tmp_path / "merged")]) == 0
+    assert "ce is better than fl: +0.60" in capsys.readouterr().out
 
 
 def test_a_done_run_replaces_a_failed_one_where_files_are_merged(tmp_path, capsys, finished):
