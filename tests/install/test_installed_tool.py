@@ -87,7 +87,7 @@ def test_a_wheel_is_a_tool(
 
     assert environment.check("resobj-d2", "--version", cwd=empty_folder) == VERSION
     listed = tool("configs", "scenes_*").stdout.splitlines()
-    assert len(listed) == 5 and listed[-1].split()[:3] == [f"{NAME}.yaml", "-", "-"]
+    assert len(listed) == 6 and listed[-2].split()[:3] == [f"{NAME}.yaml", "-", "-"]
     assert "META_ARCHITECTURE: ResObjDenseDetector" in tool("configs", "--show", NAME).stdout
     assert list(empty_folder.iterdir()) == []
 
