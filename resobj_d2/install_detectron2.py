@@ -353,9 +353,7 @@ def _describe_plan() -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Make `import detectron2` work.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description="Make detectron2 importable.", allow_abbrev=False)
     parser.add_argument("--sdist", type=Path, help="use this downloaded source package")
     parser.add_argument("--constraint", type=Path, help="pip constraints for the dependencies")
     instead = parser.add_mutually_exclusive_group()

@@ -1,5 +1,5 @@
-// giou_loss on the CPU. A chunk is computed as if every pair counted, in branch-free loops over
-// arrays of coordinates; then pairs outside the mask are set to zero.
+// giou_loss on the CPU. A chunk is computed as if every pair counted, in one branch-free loop; then
+// pairs outside the mask are set to zero.
 
 #include <algorithm>
 

@@ -136,6 +136,22 @@ def define_one_pass(
     return call
 
 
+def of_sum(loss: Callable, gradient: Callable) -> dict[str, Callable]:
+    """``reference`` and ``fake`` of :func:`define_one_pass` for a scalar loss of one tensor.
+
+    Args:
+        loss, gradient: the references of the loss and of its backward.
+    """
+
+    def reference(grad_loss, *inputs):
+        return loss(*inputs), gradient(grad_loss, *inputs)
+
+    def fake(grad_loss, pred, *others):
+        return pred.new_empty(()), pred.new_empty(pred.shape)
+
+    return {"reference": reference, "fake": fake}
+
+
 def _are_plain(inputs: Sequence) -> bool:
     """Whether these are tensors with values on the CPU, which nothing transforms or traces."""
     if transforms_are_active() or torch._C._len_torch_dispatch_stack() > 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass
+from ._one_pass import define_one_pass, of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -46,20 +46,10 @@ _balanced_l1_loss_backward = define_op(
 )
 
 
-def _reference_with_gradient(grad_loss, *inputs):
-    gradient = reference.balanced_l1_loss_backward(grad_loss, *inputs)
-    return reference.balanced_l1_loss(*inputs), gradient
-
-
-def _fake_with_gradient(grad_loss, pred, target, alpha, gamma, beta):
-    return pred.new_empty(()), pred.new_empty(pred.shape)
-
-
 _one_pass = define_one_pass(
     "balanced_l1_loss",
     _balanced_l1_loss,
-    reference=_reference_with_gradient,
-    fake=_fake_with_gradient,
+    **of_sum(reference.balanced_l1_loss, reference.balanced_l1_loss_backward),
     backward=_backward_balanced,
     setup_context=_setup_balanced,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_box_pairs
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass
+from ._one_pass import define_one_pass, of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -45,19 +45,10 @@ _giou_loss_backward = define_op(
 )
 
 
-def _reference_with_gradient(grad_loss, *inputs):
-    return reference.giou_loss(*inputs), reference.giou_loss_backward(grad_loss, *inputs)
-
-
-def _fake_with_gradient(grad_loss, pred, target, mask):
-    return pred.new_empty(()), pred.new_empty(pred.shape)
-
-
 _one_pass = define_one_pass(
     "giou_loss",
     _giou_loss,
-    reference=_reference_with_gradient,
-    fake=_fake_with_gradient,
+    **of_sum(reference.giou_loss, reference.giou_loss_backward),
     backward=_backward_giou,
     setup_context=_setup_giou,
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass
+from ._one_pass import define_one_pass, of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 OP = "sigmoid_focal_loss"
@@ -52,20 +52,10 @@ _sigmoid_focal_loss_backward = define_op(
 )
 
 
-def _reference_with_gradient(grad_loss, *inputs):
-    gradient = reference.sigmoid_focal_loss_backward(grad_loss, *inputs)
-    return reference.sigmoid_focal_loss(*inputs), gradient
-
-
-def _fake_with_gradient(grad_loss, logits, labels, mask, alpha, gamma):
-    return logits.new_empty(()), logits.new_empty(logits.shape)
-
-
 _one_pass = define_one_pass(
     "sigmoid_focal_loss",
     _sigmoid_focal_loss,
-    reference=_reference_with_gradient,
-    fake=_fake_with_gradient,
+    **of_sum(reference.sigmoid_focal_loss, reference.sigmoid_focal_loss_backward),
     backward=_backward,
     setup_context=_setup_context,
 )
