@@ -136,11 +136,20 @@ def define_one_pass(
     return call
 
 
-def of_sum(loss: Callable, gradient: Callable) -> dict[str, Callable]:
-    """``reference`` and ``fake`` of :func:`define_one_pass` for a scalar loss of one tensor.
+def define_one_pass_of_sum(
+    name: str,
+    two_passes: Callable,
+    *,
+    loss: Callable,
+    gradient: Callable,
+    backward: Callable,
+    setup_context: Callable,
+) -> Callable:
+    """:func:`define_one_pass` for a scalar loss of one tensor.
 
     Args:
-        loss, gradient: the references of the loss and of its backward.
+        name, two_passes, backward, setup_context: as there.
+        loss, gradient: the references of ``name`` and of its backward.
     """
 
     def reference(grad_loss, *inputs):
@@ -149,7 +158,14 @@ def of_sum(loss: Callable, gradient: Callable) -> dict[str, Callable]:
     def fake(grad_loss, pred, *others):
         return pred.new_empty(()), pred.new_empty(pred.shape)
 
-    return {"reference": reference, "fake": fake}
+    return define_one_pass(
+        name,
+        two_passes,
+        reference=reference,
+        fake=fake,
+        backward=backward,
+        setup_context=setup_context,
+    )
 
 
 def _are_plain(inputs: Sequence) -> bool:

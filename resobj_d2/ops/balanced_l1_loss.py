@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass, of_sum
+from ._one_pass import define_one_pass_of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -46,10 +46,11 @@ _balanced_l1_loss_backward = define_op(
 )
 
 
-_one_pass = define_one_pass(
+_one_pass = define_one_pass_of_sum(
     "balanced_l1_loss",
     _balanced_l1_loss,
-    **of_sum(reference.balanced_l1_loss, reference.balanced_l1_loss_backward),
+    loss=reference.balanced_l1_loss,
+    gradient=reference.balanced_l1_loss_backward,
     backward=_backward_balanced,
     setup_context=_setup_balanced,
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_box_pairs
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass, of_sum
+from ._one_pass import define_one_pass_of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 
@@ -45,10 +45,11 @@ _giou_loss_backward = define_op(
 )
 
 
-_one_pass = define_one_pass(
+_one_pass = define_one_pass_of_sum(
     "giou_loss",
     _giou_loss,
-    **of_sum(reference.giou_loss, reference.giou_loss_backward),
+    loss=reference.giou_loss,
+    gradient=reference.giou_loss_backward,
     backward=_backward_giou,
     setup_context=_setup_giou,
 )

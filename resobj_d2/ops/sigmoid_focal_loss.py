@@ -8,7 +8,7 @@ from torch import Tensor
 from . import reference
 from ._checks import as_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
-from ._one_pass import define_one_pass, of_sum
+from ._one_pass import define_one_pass_of_sum
 from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
 
 OP = "sigmoid_focal_loss"
@@ -52,10 +52,11 @@ _sigmoid_focal_loss_backward = define_op(
 )
 
 
-_one_pass = define_one_pass(
+_one_pass = define_one_pass_of_sum(
     "sigmoid_focal_loss",
     _sigmoid_focal_loss,
-    **of_sum(reference.sigmoid_focal_loss, reference.sigmoid_focal_loss_backward),
+    loss=reference.sigmoid_focal_loss,
+    gradient=reference.sigmoid_focal_loss_backward,
     backward=_backward,
     setup_context=_setup_context,
 )
