@@ -27,21 +27,34 @@ def parse(argv: list[str], prog: str = "python -m benchmarks") -> argparse.Names
     description = "Every operator against its peers, side by side."
     parser = CommandParser(prog=prog, description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", default="1,2", help="CPU threads, default 1,2")
-    parser.add_argument("--only", default="", help='ids or whole names: R1,"M1 201600 x 50"')
-    parser.add_argument("--budget", type=float, help="seconds per case and thread count, default 5")
+    parser.add_argument("--threads", default="1,2", metavar="N", help="CPU threads, default 1,2")
+    parser.add_argument(
+        "--only", default="", metavar="NAME", help='ids or whole names: R1,"M1 201600 x 50"'
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="X", help="seconds per case and thread count, default 5"
+    )
     parser.add_argument("--malloc", choices=tuple(memory.MALLOC), help="default: set by each case")
     parser.add_argument(
-        "--json", type=Path, help="a file, or a folder for <processor>.json; kept after every case"
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="a file, or a folder for <processor>.json; kept after every case",
     )
-    parser.add_argument("--seconds", type=float, help="begin no case after this time")
+    parser.add_argument("--seconds", type=float, metavar="X", help="begin no case after this time")
     parser.add_argument(
-        "--case-seconds", type=float, default=900, help="give up a case after this, default 900"
+        "--case-seconds",
+        type=float,
+        default=900,
+        metavar="X",
+        help="give up a case after this, default 900",
     )
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     parser.add_argument("--quick", action="store_true", help="1 thread, half a second per case")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
-    parser.add_argument("--seed", type=int, default=0, help="for the inputs and the random order")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="for the inputs and the random order"
+    )
     options = parser.parse_args(argv)
     if options.budget is None:
         options.budget = 0.5 if options.quick else 5.0

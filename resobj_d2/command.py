@@ -1,4 +1,4 @@
-"""Common behaviour of this package's commands: operators line at the start, error messages.
+"""Common behaviour of this package's commands: log, operators line at the start, error messages.
 
 A user's mistake (a wrong key, file or dataset) ends in one line and exit status 2. Everything else
 is a defect and shows its traceback. ``--debug`` (or ``--traceback``) or the environment variable
@@ -19,11 +19,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from resobj_d2.process import did_you_mean
+from resobj_d2.process import did_you_mean, start_log
 
 __all__ = [
     "DEBUG",
+    "METAVARS",
     "CommandParser",
+    "add_config_option",
     "add_import_option",
     "add_weights_option",
     "explain",
@@ -40,6 +42,36 @@ DEBUG = ("--debug", "--traceback")
 LONGEST = 2000  # characters of a message
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
+METAVARS = {
+    "CONFIG": "a yaml, or the name of a configuration",
+    "DATA": "what `data check` takes: a file or folder of annotations, or a registered name",
+    "DIR": "a folder",
+    "DUMP": "a folder that `analyze dump` wrote, or its run",
+    "FILE": "a file",
+    "H": "height in pixels",
+    "IOU": "from 0 to 1",
+    "KEY": "of a configuration",
+    "KEY VALUE": "pairs of a configuration",
+    "METHOD": "of a study",
+    "MODULE": "of Python",
+    "N": "a whole number",
+    "NAME": "of a dataset, split or configuration",
+    "PART": "of a whole, from 0 to 1",
+    "PATH": "a file or folder, or a pattern of them",
+    "PATTERN": "of names",
+    "RUN": "folder of a training",
+    "SCORE": "from 0 to 1",
+    "SOURCE": "folder of a run or dump, or a COCO results json",
+    "TEXT": "any",
+    "URL": "an address",
+    "VALUE": "of a key",
+    "W": "width in pixels",
+    "X": "a number",
+}
+"""What the words in capitals of every ``--help`` stand for."""
+
+_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
+
 # Libraries that validate user input: configs, registries, datasets.
 _CHECKING = ("resobj_d2", "benchmarks", "detectron2.config", "detectron2.data", "fvcore", "yacs")
 
@@ -49,6 +81,7 @@ def run_command(
     argv: Sequence[str] | None = None,
     *,
     uses_operators: bool = True,
+    log: bool = True,
 ) -> int:
     """Run a command; return its exit status.
 
@@ -56,11 +89,14 @@ def run_command(
         main: takes the arguments; returns the exit status (None means 0).
         argv: the arguments, by default those of the process; ``--debug`` is removed.
         uses_operators: first print the line that says which operators run.
+        log: show messages and warnings on the console, among the rest of the output.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if set(DEBUG) & set(arguments):
         arguments = [x for x in arguments if x not in DEBUG]
         os.environ["RESOBJ_TRACEBACK"] = "1"  # worker processes inherit it
+    if log:
+        start_log()
     try:
         if uses_operators and not {"-h", "--help"} & set(arguments):
             _say_which_operators_run()
@@ -92,17 +128,32 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """As argparse's, and what an unknown option may have been meant to be."""
+        """As argparse's, and what an unknown option or choice may have been meant to be."""
         words = message.split() if message.startswith("unrecognized arguments") else []
         unknown = next((x.partition("=")[0] for x in words if x.startswith("--")), "")
         if unknown:
             known = [x for x in self._option_string_actions if x.startswith("--")]
-            longer = [x for x in known if x.startswith(unknown)]
-            if longer:
-                message += did_you_mean(unknown, longer, cutoff=0.0)
-            else:
-                message += did_you_mean(unknown, known, most=1)
+            begins = any(x.startswith(unknown) for x in known)
+            message += did_you_mean(unknown, known, most=3 if begins else 1)
+        if choice := _CHOICE.search(message):
+            message += did_you_mean(choice["given"], re.findall(r"[\w.-]+", choice["known"]))
         super().error(message)
+
+
+def add_config_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """``--config-file CONFIG``, "" where it is left out.
+
+    Args:
+        parser: of the command.
+        required: False where the command can do without.
+    """
+    parser.add_argument(
+        "--config-file",
+        default="",
+        required=required,
+        metavar="CONFIG",
+        help="a yaml, or the name of a configuration",
+    )
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Mistakes of the user's end in one line and status 2; defects keep their traceback."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -219,6 +220,25 @@ def test_options_are_not_abbreviated(words, told, capsys):
         parser.parse_args(words)
     assert caught.value.code == 2 and capsys.readouterr().err.endswith(f"x: error: {told}\n")
     assert parser.parse_args(["--dataset", "a"]).dataset == "a"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [("onx", ". Did you mean onnx?"), ("torch", ". Did you mean torchscript?")]
+)
+def test_a_choice_is_not_guessed_but_suggested(given, told, capsys):
+    parser = CommandParser(prog="x")
+    parser.add_argument("--format", choices=["pt2", "onnx", "torchscript"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--format", given])
+    error = capsys.readouterr().err
+    assert f"invalid choice: '{given}'" in error and error.endswith(f"{told}\n")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_warnings_are_told_as_such(log, capsys):
+    logger = logging.getLogger("resobj_d2.analysis.source")
+    run_command(lambda argv: logger.warning("%s is odd", "x"), [], uses_operators=False, log=log)
+    assert capsys.readouterr().out == ("warning: x is odd\n" if log else "")
 
 
 def test_all_commands_have_this_parser(repository):

@@ -118,10 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze calibration", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)
-    parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
-    parser.add_argument("--bins", type=int, default=10, help="of the score (default 10)")
     parser.add_argument(
-        "--confidence", type=float, default=0.0, help="lowest score that counts (default: all)"
+        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
+    )
+    parser.add_argument(
+        "--bins", type=int, default=10, metavar="N", help="of the score (default 10)"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="lowest score that counts (default: all)",
     )
     args = parser.parse_args(argv)
     if args.bins < 1 or not 0 < args.iou <= 1:

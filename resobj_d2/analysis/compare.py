@@ -289,12 +289,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Runs that differ in their seed alone are joined by commas: A_0,A_1 B_0,B_1",
     )
     add_source_options(parser, several=True)
-    parser.add_argument("--iou", type=float, default=0.5, help="of errors (default 0.5)")
     parser.add_argument(
-        "--samples", type=int, default=500, help="of the bootstrap (default: %(default)s)"
+        "--iou", type=float, default=0.5, metavar="IOU", help="of errors (default 0.5)"
     )
-    parser.add_argument("--coverage", type=float, default=0.95, help="of intervals (default 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=500,
+        metavar="N",
+        help="of the bootstrap (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--coverage", type=float, default=0.95, metavar="PART", help="of intervals (default 0.95)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)"
+    )
     args = parser.parse_args(argv)
     if args.samples < 1 or not 0 < args.coverage < 1 or args.seed < 0:
         parser.error("--samples must be at least 1, --coverage in (0, 1), --seed not negative")

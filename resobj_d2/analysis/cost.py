@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "configs",
         nargs="+",
-        metavar="YAML",
+        metavar="CONFIG",
         help="files, or names of configurations, the first is the reference; then KEY VALUE pairs, "
         "changes to all of them",
     )

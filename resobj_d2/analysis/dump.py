@@ -2,7 +2,7 @@
 
 ::
 
-    resobj-d2 analyze dump --config-file CONFIG.yaml MODEL.WEIGHTS output/RUN/model_final.pth
+    resobj-d2 analyze dump --config-file CONFIG.yaml --weights output/RUN/model_final.pth
     resobj-d2 analyze dump --config-file CONFIG.yaml --detections results.json
     resobj-d2 analyze dump --data annotations.json --detections results.json
 
@@ -27,6 +27,7 @@ from resobj_d2 import __version__
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import (
     CommandParser,
+    add_config_option,
     add_import_option,
     add_weights_option,
     run_command,
@@ -255,10 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = CommandParser(prog="resobj-d2 analyze dump", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
+    add_config_option(parser, required=False)
     add_weights_option(parser)
-    add("--detections", metavar="JSON", help="a COCO results json, in place of a model")
-    add("--data", metavar="WHAT", help="with --detections: what `data check` takes as a dataset")
+    add("--detections", metavar="FILE", help="a COCO results json, in place of a model")
+    add("--data", metavar="DATA", help="with --detections: what `data check` takes as a dataset")
     add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
     add("--output", metavar="DIR", help="folder to make (default: dump in OUTPUT_DIR)")
     add(

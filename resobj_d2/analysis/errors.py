@@ -297,12 +297,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = CommandParser(prog="resobj-d2 analyze errors", description=__doc__.partition("\n")[0])
     add_source_options(parser)
-    parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
     parser.add_argument(
-        "--background", type=float, default=0.1, help="IoU below which all is background (0.1)"
+        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
     )
     parser.add_argument(
-        "--confidence", type=float, default=0.3, help="lowest score in the confusions (0.3)"
+        "--background",
+        type=float,
+        default=0.1,
+        metavar="IOU",
+        help="IoU below which all is background (0.1)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="lowest score in the confusions (0.3)",
     )
     args = parser.parse_args(argv)
     data = load_source(args.source, args)

@@ -2,7 +2,7 @@
 
 ::
 
-    resobj-d2 analyze imbalance --config-file output/RUN/config.yaml MODEL.WEIGHTS ...
+    resobj-d2 analyze imbalance --config-file output/RUN/config.yaml --weights ...
 
 The weights are those of a checkpoint, and the images those of ``DATASETS.TEST``. For every loss
 that tells objects from background: how many anchors are positive, negative and ignored, level by
@@ -26,6 +26,7 @@ from torch import Tensor
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import (
     CommandParser,
+    add_config_option,
     add_import_option,
     add_weights_option,
     run_command,
@@ -209,11 +210,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze imbalance", description=__doc__.partition("\n")[0]
     )
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a yaml, or the name of one")
+    add_config_option(parser)
     add_weights_option(parser)
     add("--images", type=int, metavar="N", help="measure so many, evenly chosen (default: all)")
-    add("--easy", type=float, default=0.1, help="probability below which a negative is easy (0.1)")
-    add("--bins", type=int, default=20, help="of the histograms (default 20)")
+    add(
+        "--easy",
+        type=float,
+        default=0.1,
+        metavar="SCORE",
+        help="probability below which a negative is easy (0.1)",
+    )
+    add("--bins", type=int, default=20, metavar="N", help="of the histograms (default 20)")
     add("--plot", type=Path, metavar="FILE", help="draw it to .png, .svg or .pdf")
     add("--json", type=Path, metavar="FILE", help="also write all tables to it")
     add_import_option(parser)

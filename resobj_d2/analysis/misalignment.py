@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze misalignment", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("dump", metavar="DUMP", help="what `analyze dump` wrote, or its run")
-    parser.add_argument("--bins", type=int, default=10, help="of IoU (default 10)")
+    parser.add_argument("--bins", type=int, default=10, metavar="N", help="of IoU (default 10)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it to .png, .svg or .pdf")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all tables to it")
     args = parser.parse_args(argv)

@@ -32,6 +32,7 @@ from torch import nn
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import (
     CommandParser,
+    add_config_option,
     add_import_option,
     add_weights_option,
     run_command,
@@ -215,12 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         prog="resobj-d2 analyze proposals", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a yaml, or the name of a configuration",
-    )
+    add_config_option(parser)
     add_weights_option(parser)
     add_import_option(parser)
     parser.add_argument(
@@ -237,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--write",
         type=Path,
-        metavar="FOLDER",
+        metavar="DIR",
         help="also write the proposals there, a file for each dataset, for Fast R-CNN",
     )
     parser.add_argument(

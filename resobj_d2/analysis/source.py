@@ -41,7 +41,7 @@ def add_source_options(parser: argparse.ArgumentParser, *, several: bool = False
         parser.add_argument("source", metavar="SOURCE", help=about)
     parser.add_argument(
         "--data",
-        metavar="WHAT",
+        metavar="DATA",
         help="ground truth of a results json: a COCO json, another file or folder that `resobj-d2 "
         "data check` reads, or a registered name",
     )
@@ -128,7 +128,7 @@ def _run_files(
     if not found:
         raise FileNotFoundError(
             f"{folder} has no results: evaluate it first, with resobj-d2 eval --config-file "
-            f"{folder / 'config.yaml'} MODEL.WEIGHTS {folder / 'model_final.pth'}"
+            f"{folder / 'config.yaml'} --weights {folder / 'model_final.pth'}"
         )
     name = _one_of(names, dataset, f"{folder} has results on")
     results = found[names.index(name)]

@@ -24,6 +24,7 @@ from detectron2.config import CfgNode
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.command import (
     CommandParser,
+    add_config_option,
     add_import_option,
     add_weights_option,
     run_command,
@@ -140,12 +141,7 @@ def _without_nan(value: object) -> object:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = CommandParser(prog="resobj-d2 analyze sweep", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a yaml, or the name of a configuration",
-    )
+    add_config_option(parser)
     add_weights_option(parser)
     add_import_option(parser)
     parser.add_argument(

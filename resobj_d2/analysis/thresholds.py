@@ -348,11 +348,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze thresholds", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)
-    parser.add_argument("--iou", type=_fraction, default=0.5, help="of a match (default 0.5)")
+    parser.add_argument(
+        "--iou", type=_fraction, default=0.5, metavar="IOU", help="of a match (default 0.5)"
+    )
     wish = parser.add_mutually_exclusive_group()
     text = "instead of the highest F1: the threshold with the most {} at this {} or more"
-    wish.add_argument("--precision", type=_fraction, help=text.format("recall", "precision"))
-    wish.add_argument("--recall", type=_fraction, help=text.format("precision", "recall"))
+    wish.add_argument(
+        "--precision", type=_fraction, metavar="PART", help=text.format("recall", "precision")
+    )
+    wish.add_argument(
+        "--recall", type=_fraction, metavar="PART", help=text.format("precision", "recall")
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves to .png or .svg")
     args = parser.parse_args(argv)
     if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):

@@ -159,8 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code: 1 where pictures could not be read."""
     parser = CommandParser(prog="resobj-d2 analyze worst", description=__doc__.partition("\n")[0])
     add_source_options(parser)
-    parser.add_argument("--iou", type=float, default=0.5, help="of a match (default 0.5)")
-    parser.add_argument("--most", type=int, default=20, help="images and errors (default 20)")
+    parser.add_argument(
+        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
+    )
+    parser.add_argument(
+        "--most", type=int, default=20, metavar="N", help="images and errors (default 20)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -168,7 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="draw the images to this folder, or to `worst` in it where it has other files",
     )
     parser.add_argument(
-        "--confidence", type=float, default=0.3, help="lowest score that is drawn (0.3)"
+        "--confidence",
+        type=float,
+        default=0.3,
+        metavar="SCORE",
+        help="lowest score that is drawn (0.3)",
     )
     args = parser.parse_args(argv)
     if args.most < 1:

@@ -46,7 +46,13 @@ def _parser() -> argparse.ArgumentParser:
         "report; print one.",
         epilog='A yaml of your own builds on one with _BASE_: "resobj_d2://NAME".',
     )
-    parser.add_argument("pattern", nargs="?", default="", help="part of a name, or a glob pattern")
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="",
+        metavar="PATTERN",
+        help="part of a name, or one with * and ?",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--show", metavar="NAME", help="print one, resolved: every key and value")
     what.add_argument(
@@ -72,7 +78,9 @@ def _select(names: Sequence[str] | Mapping | set, pattern: str) -> list[str]:
     if not found:
         stems = {name.rpartition("/")[2].removesuffix(".yaml"): name for name in names}
         similar = similar_names(pattern, stems, cutoff=0.5)
-        hint = f"; similar: {', '.join(stems[stem] for stem in similar)}" if similar else ""
+        hint = ": `resobj-d2 configs` lists all"
+        if similar:
+            hint = f". Did you mean {' or '.join(stems[stem] for stem in similar)}?"
         raise ValueError(f"no configuration matches '{pattern}'{hint}")
     return found
 

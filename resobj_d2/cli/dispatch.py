@@ -28,6 +28,7 @@ class Command:
         module: of this package, relative to it; its ``main(argv)`` runs the command. "" for a
             group of commands.
         uses_operators: whether it starts with the line that says which operators run.
+        log: whether messages and warnings stand among its output, which is for a person then.
         commands: of a group.
     """
 
@@ -35,6 +36,7 @@ class Command:
     summary: str
     module: str = ""
     uses_operators: bool = True
+    log: bool = True
     commands: tuple[Command, ...] = ()
 
 
@@ -164,6 +166,7 @@ COMMANDS = (
         summary="list the configurations, print one",
         module="cli.configs",
         uses_operators=False,
+        log=False,  # a yaml, mostly for a file
     ),
     Command(name="data", summary="check a dataset; convert it to another format", commands=DATA),
     Command(name="analyze", summary="dump, errors, sweep, cost, ...", commands=ANALYZE),
@@ -220,7 +223,9 @@ def _dispatch(prog: str, commands: tuple[Command, ...], arguments: list[str]) ->
     name, *rest = arguments
     command = next((c for c in commands if c.name == name), None)
     if command is None:
-        hint = did_you_mean(name, [c.name for c in commands], most=1) or "."
+        names = [c.name for c in commands]
+        most = 3 if any(x.startswith(name) for x in names) else 1
+        hint = did_you_mean(name, names, most=most) or "."
         print(f"error: there is no command '{name}'{hint} See {prog} --help", file=sys.stderr)
         return 2
     if command.commands:
@@ -229,7 +234,7 @@ def _dispatch(prog: str, commands: tuple[Command, ...], arguments: list[str]) ->
     def run(argv: list[str]) -> int | None:
         return importlib.import_module(f"resobj_d2.{command.module}").main(argv)
 
-    return run_command(run, leading + rest, uses_operators=command.uses_operators)
+    return run_command(run, leading + rest, uses_operators=command.uses_operators, log=command.log)
 
 
 def _help(prog: str, commands: tuple[Command, ...]) -> str:

@@ -17,6 +17,6 @@ def main(argv: Sequence[str]) -> int:
 _EXAMPLES = """
 A configuration is a file, or a name that `resobj-d2 configs` lists. Examples:
 
-  {prog} --config-file output/.../config.yaml MODEL.WEIGHTS output/.../model_final.pth
-  {prog} --config-file NAME --num-gpus 8 MODEL.WEIGHTS output/.../model_best.pth
+  {prog} --config-file output/.../config.yaml --weights output/.../model_final.pth
+  {prog} --config-file NAME --num-gpus 8 --weights output/.../model_best.pth
 """

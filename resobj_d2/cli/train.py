@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from detectron2.utils import comm
 
-from resobj_d2.command import CommandParser, add_import_option, one_line_per_process
+from resobj_d2.command import (
+    CommandParser,
+    add_config_option,
+    add_import_option,
+    add_weights_option,
+    one_line_per_process,
+    with_weights,
+)
 from resobj_d2.config import load_config
 from resobj_d2.config.zoo import find_config
 from resobj_d2.engine import Trainer, evaluate, run_setup
@@ -72,7 +79,8 @@ def _parser(prog: str, epilog: str) -> argparse.ArgumentParser:
     )
     evaluates = prog.endswith(" eval")
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="a yaml, or the name of a configuration")
+    add_config_option(parser, required=False)
+    add_weights_option(parser)
     resumed = "go on from the last checkpoint of OUTPUT_DIR"
     if evaluates:
         resumed = "evaluate the last checkpoint of OUTPUT_DIR, not MODEL.WEIGHTS"
@@ -111,6 +119,9 @@ def main(argv: Sequence[str], *, prog: str = "resobj-d2 train", examples: str | 
     """The command; takes Detectron2's arguments."""
     parser = _parser(prog, (examples or _EXAMPLES).format(prog=prog))
     args = parser.parse_args(argv)
+    if args.weights and args.resume and args.eval_only:
+        parser.error("--resume evaluates the last checkpoint of OUTPUT_DIR: leave out --weights")
+    args.opts = with_weights(args.opts, args.weights)
     start_log(file_follows=True)
     if args.config_file:
         args.config_file = str(find_config(args.config_file))  # Detectron2 copies it to the log
@@ -135,7 +146,7 @@ A configuration is a file, or a name that `resobj-d2 configs` lists. Examples:
   {prog} --config-file NAME --num-gpus 8
   {prog} --config-file NAME --num-gpus 2 SOLVER.IMS_PER_BATCH 4 SOLVER.BASE_LR 0.0025
   {prog} --config-file NAME --resume
-  {prog} --config-file NAME --eval-only MODEL.WEIGHTS output/.../model_final.pth
+  {prog} --config-file NAME --eval-only --weights output/.../model_final.pth
   {prog} --config-file NAME --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
   torchrun --nproc-per-node 8 --max-restarts 3 -m resobj_d2 train --config-file NAME
   srun --ntasks-per-node 8 {prog} --config-file NAME

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from resobj_d2.process import similar_names
+from resobj_d2.process import did_you_mean, similar_names
 
 from .box_checks import BOX_FORMATS
 from .voc_xml import VOC_CLASSES
@@ -139,6 +139,7 @@ def parse_entry(raw: object, where: str) -> Entry:
     if not isinstance(name_of_format, str) or name_of_format not in FORMATS:
         raise ValueError(
             f"{where}: unknown format {name_of_format!r}; known are {', '.join(FORMATS)}"
+            f"{did_you_mean(str(name_of_format), FORMATS, most=1)}"
         )
     kind = FORMATS[name_of_format]
     fields = {field.name: field for field in dataclasses.fields(kind)}

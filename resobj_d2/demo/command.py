@@ -39,12 +39,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file",
         default=_default_config(),
+        metavar="CONFIG",
         help=f"what to train; default: {PRETRAINED_CONFIG} where the extra `pretrained` is "
         f"installed, which is faster and finds more, otherwise {CONFIG}",
     )
     parser.add_argument(
         "--output",
         default="output/demo",
+        metavar="DIR",
         help="folder for everything it writes; default: %(default)s",
     )
     length = parser.add_mutually_exclusive_group()
@@ -52,11 +54,15 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes",
         type=_minutes,
         default=MINUTES,
+        metavar="X",
         help="time limit for the whole demo: it times a few iterations and trains for as many as "
         f"fit, at least {LEAST_ITERATIONS} and at most {MOST_ITERATIONS}; default: %(default)g",
     )
     length.add_argument(
-        "--iterations", type=_iterations, help="train for this many, however long that takes"
+        "--iterations",
+        type=_iterations,
+        metavar="N",
+        help="train for this many, however long that takes",
     )
     length.add_argument(
         "--quick",

@@ -44,7 +44,7 @@ def predict_command(checkpoint: str, output_dir: str) -> str:
 
 def _with_config(command: str, checkpoint: str, output_dir: str, *options: str) -> str:
     config = os.path.join(output_dir, "config.yaml")
-    words = [command, "--config-file", config, *options, "MODEL.WEIGHTS", checkpoint]
+    words = [command, "--config-file", config, "--weights", checkpoint, *options]
     return _join([*_own_program(), *words])
 
 

@@ -386,7 +386,7 @@ def evaluate(cfg, *, resume: bool = False) -> OrderedDict:
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if not weights:
-        raise ValueError("evaluation needs trained weights: give MODEL.WEIGHTS <checkpoint>")
+        raise ValueError("no trained weights: give --weights FILE, or set MODEL.WEIGHTS")
     extra = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     check_stored_classes(extra.get("categories"), cfg.DATASETS.TEST)
     contents = test_contents(cfg) if comm.is_main_process() else {}

@@ -11,7 +11,6 @@ larger than rounding.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from detectron2.config import CfgNode
 
 from resobj_d2.command import (
     CommandParser,
+    add_config_option,
     add_import_option,
     add_weights_option,
     run_command,
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_import_option(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
+    add_config_option(parser)
     add_weights_option(parser)
     add("--format", required=True, choices=list(FORMATS), help="what to write")
     add("--output", required=True, metavar="FILE", help="file to write")
@@ -131,11 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         help="scores and boxes of all anchors, for a runtime with its own selection",
     )  # fmt: skip
     add(
-        "--check", nargs="+", default=[], metavar="IMAGE",
+        "--check", nargs="+", default=[], metavar="PATH",
         help="image files, folders or 'patterns' on which file and model must agree",
     )  # fmt: skip
     add("--time", action="store_true", help="with --check: also how long file and model take")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configuration")
     return parser
 
 
@@ -146,7 +146,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Its exit code: 0, 1 where file and model differ.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     chosen = FORMATS[options.format]
     require(options.format)
     images, opts = _images(options.check, options.opts)

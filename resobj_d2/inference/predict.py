@@ -1,7 +1,7 @@
 """Detections on image files, videos and cameras: pictures and results.
 
-    resobj-d2 predict --config-file NAME_OR_FILE.yaml \\
-        --input photos/ --output drawn/ MODEL.WEIGHTS output/.../model_final.pth
+    resobj-d2 predict --config-file NAME_OR_FILE.yaml --weights output/.../model_final.pth \\
+        --input photos/ --output drawn/
 
 For every image ``<name>.png`` shows the detections. With Residual Objectness ``<name>_steps.png``
 shows them at each step (Figure 5 of Chen et al., "Residual Objectness for Imbalance Reduction").
@@ -303,7 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 where it was interrupted.
     """
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         paths = find_images(options.input, videos=True) if options.camera is None else []
     except OSError as error:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from resobj_d2.command import CommandParser, add_import_option
+from resobj_d2.command import (
+    CommandParser,
+    add_config_option,
+    add_import_option,
+    add_weights_option,
+    with_weights,
+)
 
 __all__ = ["WITHOUT_DATASETS", "parser"]
 
@@ -41,10 +47,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_import_option(result)
     add = result.add_argument
-    add("--config-file", required=True, metavar="YAML", help="config of the trained model")
+    add_config_option(result)
+    add_weights_option(result)
     source = result.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--input", nargs="+", help="images, videos, folders of images, or 'patterns'"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="images, videos, folders of images, or 'patterns'",
     )
     source.add_argument(
         "--camera", type=_at_least(0), metavar="N", help="the camera of this number"
@@ -60,14 +70,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--draw-limit", type=int, default=100, metavar="N", help="most boxes drawn on an image")
     add(
-        "--tile", type=int, metavar="PIXELS",
+        "--tile", type=int, metavar="N",
         help="also detect in square tiles of this side, for small objects (PREDICT.TILE)",
     )  # fmt: skip
     add(
         "--overlap", type=_fraction, metavar="PART",
         help="fraction of a tile that the next one repeats (PREDICT.TILE_OVERLAP, default 0.2)",
     )  # fmt: skip
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the configuration")
     return result
 
 
@@ -78,5 +88,5 @@ class _Parser(CommandParser):
         options = super().parse_args(args, namespace)
         short = {"PREDICT.TILE": options.tile, "PREDICT.TILE_OVERLAP": options.overlap}
         given = [x for key, value in short.items() if value is not None for x in (key, str(value))]
-        options.overrides = [*given, *options.opts]
+        options.overrides = with_weights([*given, *options.opts], options.weights)
         return options

@@ -352,7 +352,7 @@ def _load_model(cfg: CfgNode) -> tuple[nn.Module, list[dict]]:
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "MODEL.WEIGHTS is empty, so there is no trained model to predict with: "
-            "give MODEL.WEIGHTS path/to/model_final.pth"
+            "give --weights FILE, or set MODEL.WEIGHTS"
         )
     with explained_feature_maps(cfg):
         model = take_single_cells(build_model(cfg))

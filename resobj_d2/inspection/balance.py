@@ -157,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Which part of a trained model's loss the easy negatives own: resobj-d2 analyze "
         "imbalance.",
     )
-    parser.add_argument("target", help="as of `resobj-d2 data check`")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of a configuration")
+    parser.add_argument("target", metavar="DATA", help="as of `resobj-d2 data check`")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the configuration")
     parser.add_argument("--images", metavar="DIR", help="folder of the pictures of a json or csv")
     add_import_option(parser)
     args = parser.parse_intermixed_args(argv)

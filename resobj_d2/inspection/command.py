@@ -86,11 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "target",
+        metavar="DATA",
         help="a registered dataset, a configuration (yaml or name; its TRAIN and TEST are "
         "checked), a COCO json, a csv, YOLO's data.yaml, a folder of VOC or YOLO, or format=... "
         "KEY=VALUE ... as in DATASETS.REGISTER",
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of a configuration")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the configuration")
     add_import_option(parser)
     parser.add_argument(
         "--images", metavar="DIR", help="folder of the pictures of a json or csv (default: near it)"
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=_positive,
         default=min(os.cpu_count() or 1, _MOST_WORKERS),
+        metavar="N",
         help="threads that open pictures (default: one for each CPU, at most 8)",
     )
     parser.add_argument("--strict", action="store_true", help="warnings count as errors do")

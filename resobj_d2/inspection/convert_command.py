@@ -57,14 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         nargs="+",
-        metavar="SOURCE",
+        metavar="DATA",
         help="a json, csv, data.yaml or folder, a registered name, or an entry of "
         "DATASETS.REGISTER as KEY=VALUE: format=coco json=... images=...",
     )
     parser.add_argument("--to", required=True, choices=list(WRITERS), help="the format to write")
-    parser.add_argument("--output", required=True, type=Path, help="the folder to write to")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="the folder to write to"
+    )
     parser.add_argument(
         "--split",
+        metavar="NAME",
         help="what to call it there (default: the source's split, else the name of its file); of a "
         "source with several splits the one to convert",
     )

@@ -203,10 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Plot the mean objectness of positives and negatives at each step.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN_DIR", help="OUTPUT_DIR of a training run, or a metrics.json"
+        "runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of a training run, or a metrics.json"
     )
-    parser.add_argument("--output", default="objectness_curves.png", help="file to write")
-    parser.add_argument("--title", help="title above the plot")
+    parser.add_argument(
+        "--output", default="objectness_curves.png", metavar="FILE", help="file to write"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="above the plot")
     options = parser.parse_args(arguments)
     try:
         drawn = plot_objectness_curves(options.runs, options.output, title=options.title)

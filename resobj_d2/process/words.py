@@ -67,10 +67,12 @@ def similar_names(
         cutoff: least similarity, from 0 to 1 for the same name.
 
     Returns:
-        Names of ``known``; equally close ones in its order.
+        Names of ``known``; equally close ones in its order. One that goes on where ``name`` ends,
+        from two letters on, counts as close whatever its length.
     """
     ratios = {x: difflib.SequenceMatcher(None, x, name).ratio() for x in known}
-    close = [x for x, ratio in ratios.items() if ratio >= cutoff]
+    goes_on = {x for x in ratios if len(name) > 1 and x.startswith(name)}
+    close = [x for x, ratio in ratios.items() if ratio >= cutoff or x in goes_on]
     return sorted(close, key=lambda x: -ratios[x])[:most]
 
 

@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = CommandParser(prog="resobj-d2 report", description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a run or dump, or a COCO results json")
+    add("runs", nargs="+", metavar="SOURCE", help="folder of a run or dump, or a COCO results json")
     add("--output", metavar="FILE", help="the page (default: report.html in the first folder)")
-    add("--data", metavar="WHAT", help="ground truth of a results json: a COCO json, for example")
+    add("--data", metavar="DATA", help="ground truth of a results json: a COCO json, for example")
     add("--images", metavar="DIR", help="with --data: folder of the pictures (default: near it)")
     add(
         "--pictures",
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help=f"pictures to show, 0 to {_MOST_PICTURES} (default: %(default)s)",
     )
-    add("--title", default="", help="of the page (default: the names of the runs)")
+    add("--title", default="", metavar="TEXT", help="of the page (default: the names of the runs)")
     add("--dataset", metavar="NAME", help="of a run that was evaluated on several")
     args = parser.parse_args(argv)
     start_log()

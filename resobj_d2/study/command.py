@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resobj_d2.command import CommandParser, run_command
-from resobj_d2.process import counted, hold_folder, release_folder, start_log
+from resobj_d2.process import counted, did_you_mean, hold_folder, release_folder, start_log
 
 from .plan import Plan, StudyError, read_plan
 from .results import DONE, FAILED, Result, append_result, by_key, read_results
@@ -232,7 +232,10 @@ def _show(files: Sequence[Path], output: Path, baseline: str) -> int:
         raise StudyError(f"{', '.join(map(str, files))}: there are no results")
     methods = sorted({one.method for one in last.values()})
     if baseline and baseline not in methods:
-        raise StudyError(f"there is no method {baseline}; there are {', '.join(methods)}")
+        raise StudyError(
+            f"there is no method {baseline}; there are {', '.join(methods)}"
+            f"{did_you_mean(baseline, methods, most=1)}"
+        )
     if not baseline:
         baseline = methods[0]
         logger.info("compared with %s, the first by name; --baseline METHOD: another", baseline)

@@ -52,7 +52,7 @@ def test_a_pattern_selects(pattern, names, capsys):
 def test_a_pattern_that_matches_nothing_gets_suggestions(capsys):
     assert main(["configs", "yolo3_obj_320"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: no configuration matches 'yolo3_obj_320'; similar: ")
+    assert line.startswith("error: no configuration matches 'yolo3_obj_320'. Did you mean ")
     assert "COCO-Detection/yolov3_obj_320.yaml" in line
 
 

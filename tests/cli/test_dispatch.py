@@ -8,11 +8,13 @@ import pytest
 
 import resobj_d2
 from resobj_d2.cli import main
-from resobj_d2.cli.dispatch import ANALYZE, COMMANDS
+from resobj_d2.cli.dispatch import ANALYZE, COMMANDS, DATA
+from resobj_d2.command import METAVARS, CommandParser
 
 HELP = [[command.name] for command in COMMANDS if command.module] + [
     ["analyze", command.name] for command in ANALYZE
 ]
+HELP += [["data", command.name] for command in DATA]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *ANALYZE], ids=lambda c: c.name)
@@ -32,6 +34,23 @@ def test_help_is_the_commands_own(words, capsys):
     output = capsys.readouterr()
     assert output.out.startswith(f"usage: resobj-d2 {' '.join(words)} ")
     assert "operators:" not in output.err
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_has_the_words_of_all_commands(words, monkeypatch):
+    def shown(parser, file=None):
+        texts = [
+            x.metavar or x.dest.upper()
+            for x in parser._actions
+            if x.nargs != 0 and x.choices is None
+        ]
+        names = {name for x in texts for name in ([x] if isinstance(x, str) else x)}
+        assert names <= set(METAVARS)
+
+    monkeypatch.setattr(CommandParser, "print_help", shown)
+    with pytest.raises(SystemExit) as exit_:
+        main([*words, "--help"])
+    assert exit_.value.code == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -70,6 +89,16 @@ def test_version(capsys):
             ["analyze", "cots"],
             "error: there is no command 'cots'. Did you mean cost? See resobj-d2 analyze --help",
         ),
+        (
+            ["analyze", "cal"],
+            "error: there is no command 'cal'. Did you mean calibration? "
+            "See resobj-d2 analyze --help",
+        ),
+        (
+            ["analyze", "co"],
+            "error: there is no command 'co'. Did you mean cost or compare? "
+            "See resobj-d2 analyze --help",
+        ),
     ],
 )
 def test_unknown_command(arguments, message, capsys):
@@ -85,7 +114,7 @@ def test_python_m_is_the_command(repository):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: no configuration matches 'qqqqq'\n"
+    assert done.stderr == "error: no configuration matches 'qqqqq': `resobj-d2 configs` lists all\n"
 
 
 def test_bench_needs_the_checkout(monkeypatch, tmp_path, capsys):

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from resobj_d2.cli import train
+from resobj_d2.cli import main, train
 from resobj_d2.engine.startup import make_output_folder
 
 
@@ -48,3 +48,13 @@ def test_help_is_of_this_command(prog, capsys):
     assert ("--eval-only" in text.partition("Examples")[0]) == (prog == "resobj-d2 train")
     args = train._parser(prog, "").parse_args(["--config-file", "a", "--resume", "SEED", "1"])
     assert (args.config_file, args.resume, args.opts) == ("a", True, ["SEED", "1"])
+
+
+def test_eval_takes_weights_and_refuses_them_beside_resume(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(train, "launch", lambda run, *, args, **options: seen.append(args[0].opts))
+    assert main(["eval", "--weights", "a.pth", "SEED", "1"]) == 0
+    assert seen == [["SEED", "1", "MODEL.WEIGHTS", "a.pth"]]
+    with pytest.raises(SystemExit):
+        main(["eval", "--resume", "--weights", "a.pth"])
+    assert "leave out --weights" in capsys.readouterr().err

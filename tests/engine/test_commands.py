@@ -77,9 +77,9 @@ def test_evaluate_and_predict(program, expected, script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program.format(bin=script.parent)])
     config = os.path.join("out", "config.yaml")
     assert evaluate_command("out/model_best.pth", "out") == (
-        f"{expected} eval --config-file {config} MODEL.WEIGHTS out/model_best.pth"
+        f"{expected} eval --config-file {config} --weights out/model_best.pth"
     )
     assert predict_command("out/model_best.pth", "out") == (
         f"{expected} predict --config-file {config} "
-        "--input IMAGES --output drawn MODEL.WEIGHTS out/model_best.pth"
+        "--weights out/model_best.pth --input IMAGES --output drawn"
     )

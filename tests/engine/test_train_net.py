@@ -29,7 +29,7 @@ def test_train_evaluate_and_refuse(run, tmp_path):
     assert len(scores) == 2 and scores[0] == scores[1]
 
     code, refused = run("MODEL.WEIGHTS", "", flags=["--eval-only"])
-    assert code != 0 and "give MODEL.WEIGHTS" in refused
+    assert code != 0 and "give --weights FILE, or set MODEL.WEIGHTS" in refused
 
 
 def test_killed_run_resumes_at_the_last_checkpoint(run, tmp_path):

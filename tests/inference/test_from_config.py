@@ -42,7 +42,7 @@ def test_a_config_in_memory_stays_as_it_is(resobj, weights, photos):
 
 
 def test_weights_are_needed(weights):
-    with pytest.raises(ValueError, match="give MODEL.WEIGHTS path"):
+    with pytest.raises(ValueError, match="give --weights FILE, or set MODEL.WEIGHTS"):
         Predictor.from_config(weights[0])
     with pytest.raises(FileNotFoundError, match="checkpoint not found: .*absent.pth"):
         Predictor.from_config(weights[0], weights="absent.pth")

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 
+from resobj_d2.inference import predict_options
 from resobj_d2.inference.predict import draw_samples, find_images, main, predict_images
 from resobj_d2.inference.predictor import ImageError, Predictor
 
@@ -281,6 +282,12 @@ def arguments(weights, photos, output, *opts):
     ]
 
 
+def test_weights_are_given_as_in_other_commands():
+    given = ["--config-file", "a", "--weights", "b.pth", "--input", "c", "--output", "d"]
+    options = predict_options.parser().parse_args([*given, "--tile", "320", "SEED", "1"])
+    assert options.overrides == ["PREDICT.TILE", "320", "SEED", "1", "MODEL.WEIGHTS", "b.pth"]
+
+
 def test_command(weights, resobj, photos, tmp_path, capsys):
     output = tmp_path / "out"
     pattern = photos / "[ab]*"
@@ -316,7 +323,7 @@ def test_command_with_a_score_for_each_class(weights, resobj, photos, tmp_path, 
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["MODEL.WEIGHTS", ""], "give MODEL.WEIGHTS path"),
+        (["MODEL.WEIGHTS", ""], "give --weights FILE, or set MODEL.WEIGHTS"),
         (["MODEL.WEIGHTS", "absent.pth"], "absent.pth"),
         (["MODEL.DENSE.NUM_CLASSES", "5"], "another configuration"),
         (["MODEL.DENSE.TYPO", "5"], "TYPO"),

@@ -40,6 +40,8 @@ def test_similar_names_come_closest_first_and_else_in_their_order():
     assert similar_names("AP5", ["AP95", "AP50", "loss", "AP"]) == ["AP95", "AP50", "AP"]
     assert similar_names("AP5", ["AP50", "AP95", "loss"], most=1) == ["AP50"]
     assert similar_names("AP5", ["AP95"], cutoff=0.9) == []
+    assert similar_names("cal", ["curves", "calibration"]) == ["calibration"]
+    assert similar_names("c", ["calibration"]) == []
 
 
 def test_did_you_mean():
