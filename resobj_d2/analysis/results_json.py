@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +92,18 @@ def check_entries(content: Sequence, record: Record, where: str) -> None:
 
 def _check(item: object, where: str) -> None:
     if not isinstance(item, dict) or any(key not in item for key in _KEYS):
-        raise ValueError(f"{where} needs {', '.join(_KEYS)}")
-    box = item["bbox"]
-    numbers = [item["score"], *(box if isinstance(box, list) else ())]
-    if len(numbers) != 5 or not all(map(fits_float, numbers)):
-        raise ValueError(f"{where}: bbox must be four numbers and score one")
-    if not all(isinstance(item[key], (int, str)) for key in ("image_id", "category_id")):
-        raise ValueError(f"{where}: image_id and category_id must be ids of the dataset")
+        raise ValueError(f"{where} needs {', '.join(_KEYS)}, got {reprlib.repr(item)}")
+    box, score = item["bbox"], item["score"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(fits_float, box))):
+        raise ValueError(f"{where}: bbox must be four numbers, got {reprlib.repr(box)}")
+    if not fits_float(score):
+        raise ValueError(f"{where}: score must be a number, got {reprlib.repr(score)}")
+    for key in ("image_id", "category_id"):
+        if type(item[key]) not in (int, str):  # a bool, which is an int to Python, is no id
+            raise ValueError(
+                f"{where}: {key} must be an id of the dataset, a whole number or text, got "
+                f"{reprlib.repr(item[key])}"
+            )
     where = f"{where} (image {item['image_id']!r})"
     if not math.isfinite(item["score"]):
         raise ValueError(f"{where} has a score of NaN or inf: {item['score']}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from resobj_d2.modeling import DarkNet, PerLevelConv, YOLOPyramid, YOLOTower
 from resobj_d2.modeling.backbones.darknet import DarkNetConv
+from resobj_d2.process import counted
 
 from .darknet_file import Convolution, DarknetWeightsError, load_darknet_weights
 
@@ -54,7 +55,9 @@ def read_darknet_state(path: str, model: nn.Module) -> dict[str, Tensor]:
         classes = _number_of_classes(size, whole)
         own = whole[-1].num_classes
         if classes not in (None, own):
-            left_out = f"its predictors are of {classes} classes, not {own}, and are left out"
+            left_out = (
+                f"its predictors are of {counted(classes, 'class')}, not {own}, and are left out"
+            )
             layers = [x.of_classes(classes) for x in whole]
     else:
         layers = backbone
@@ -64,7 +67,7 @@ def read_darknet_state(path: str, model: nn.Module) -> dict[str, Tensor]:
                 f"{where} has {size} bytes; the model's DarkNet needs {4 * numbers + 20}, and the "
                 "rest of the model is no YOLOv3"
             )
-        left_out = f"it is a YOLOv3 of {classes} classes, of which the DarkNet is taken"
+        left_out = f"it is a YOLOv3 of {counted(classes, 'class')}, of which the DarkNet is taken"
     _warn_of_other_pixels(model, where)
     try:
         seen = load_darknet_weights(

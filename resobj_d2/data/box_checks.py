@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resobj_d2.process import agreeing, counted
+
 __all__ = [
     "BOX_FORMATS",
     "MANY",
@@ -145,8 +147,10 @@ def other_convention(
     others = [f for f in BOX_FORMATS if f.startswith("normalized") == are_parts and f != box_format]
     if are_parts and not box_format.startswith("normalized"):
         fits = [f for f in others if _share(f, boxes, sizes) >= _FITTING] or others
-        found = f"{parts.sum()} of {len(boxes)} boxes lie between 0 and 1, as parts of the picture"
-        return Misreading(_in_words(found, fits, hint), int(parts.sum()), certain=True)
+        count = int(parts.sum())
+        found = f"{count} of {counted(len(boxes), 'box')} {agreeing(count, 'lie')} between 0 and 1"
+        text = _in_words(f"{found}, as parts of the picture", fits, hint)
+        return Misreading(text, count, certain=True)
     certain = box_format.startswith("normalized") and bool(parts.mean() < 1 - _DOUBTFUL)
     misfit, shapeless = _misfits(boxes, sizes, box_format)
     if not misfit.any():
@@ -155,9 +159,12 @@ def other_convention(
     if not fits and misfit.sum() >= MANY:
         fits = [f for f in _MISTAKES if _share(f, boxes, sizes, are_parts) >= _FITTING]
     if fits:
-        kinds = ["reach out of their pictures"] * bool((misfit & ~shapeless).any())
-        kinds += ["have no positive size"] * bool(shapeless.any())
-        found = f"{misfit.sum()} of {len(boxes)} boxes {' or '.join(kinds)}"
+        count = int(misfit.sum())
+        whose = "its picture" if count == 1 else "their pictures"
+        outside = f"{agreeing(count, 'reach')} out of {whose}"
+        kinds = [outside] * bool((misfit & ~shapeless).any())
+        kinds += [f"{agreeing(count, 'have')} no positive size"] * bool(shapeless.any())
+        found = f"{count} of {counted(len(boxes), 'box')} {' or '.join(kinds)}"
         text = _in_words(found, fits, hint)
         if hint and not certain and not stated:
             fate = "leaves them out" if shapeless.any() else "cuts them"

@@ -177,7 +177,8 @@ def _check_values(given: dict, where: str) -> None:
         raise ValueError(f"{where}: 'classes' must be a list of distinct strings, got {classes!r}")
     choices = {"year": (2007, 2012), "first_pixel": (0, 1), "box_format": tuple(BOX_FORMATS)}
     for key, allowed in choices.items():
-        if key in given and given[key] not in allowed:
+        value = given.get(key, allowed[0])
+        if isinstance(value, bool) or value not in allowed:  # True is 1 to Python
             words = ", ".join(map(str, allowed[:-1]))
             raise ValueError(
                 f"{where}: '{key}' must be {words} or {allowed[-1]}, got {given[key]!r}"

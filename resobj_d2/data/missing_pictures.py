@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
+from resobj_d2.process import agreeing, counted
+
 __all__ = ["check_pictures_exist"]
 
 _SHOWN = 3
@@ -34,9 +36,7 @@ def check_pictures_exist(records: Iterable[Mapping], dataset_names: Iterable[str
                 missing.setdefault(name, []).append(os.path.abspath(path))
     for name, paths in missing.items():
         shown = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
-        files = f"{len(paths)} of {total[name]} pictures do"
-        if len(paths) == 1:
-            files = f"1 of {total[name]} pictures does"
+        files = f"{len(paths)} of {counted(total[name], 'picture')} {agreeing(len(paths), 'do')}"
         raise FileNotFoundError(
             f"dataset '{name}': {files} not exist: {shown}. Put them there, or take them out of "
             "the annotations"

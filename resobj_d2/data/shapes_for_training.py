@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from resobj_d2.process import agreeing, counted
+
 from .catalog import dataset_record
 from .notes import KINDS
 
@@ -68,7 +70,8 @@ def _fit_masks(mask_format: str, records: Sequence[dict], shown: str) -> None:
         encoded += isinstance(item.get("segmentation"), dict)
     if without and without == total:
         raise ValueError(
-            f"MODEL.MASK_ON is True, but none of the {total} objects of {shown} has a mask"
+            f"MODEL.MASK_ON is True, but none of the {counted(total, 'object')} of {shown} has a "
+            "mask"
         )
     if encoded and mask_format == "polygon":
         raise ValueError(
@@ -76,11 +79,10 @@ def _fit_masks(mask_format: str, records: Sequence[dict], shown: str) -> None:
         )
     if without:
         logger.warning(
-            "%d of %d objects of %s have no usable mask and are left out of the "
+            "%d of %s of %s %s no usable mask and %s left out of the "
             "training, since MODEL.MASK_ON trains one for each",
-            without,
-            total,
-            shown,
+            *(without, counted(total, "object"), shown),
+            *(agreeing(without, "have"), agreeing(without, "are")),
         )
         for record in records:
             if "annotations" in record:

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from resobj_d2.checkpoint import ResObjCheckpointer
 from resobj_d2.launch import largest_of_all_processes
+from resobj_d2.process import agreeing, counted
 
 from .best import BestCheckpoint
 
@@ -100,11 +101,11 @@ class EarlyStop(HookBase):
         if not largest_of_all_processes(int(ended)):
             return
         logger.info(
-            "Training ends after iteration %d of %d: %d evaluations have not been better than %s. "
+            "Training ends after iteration %d of %d: %s not been better than %s. "
             "A higher TEST.PATIENCE and --resume go on",
             iteration + 1,
             self.trainer.max_iter,
-            self.patience,
+            f"{counted(self.patience, 'evaluation')} {agreeing(self.patience, 'have')}",
             self.best.best,
         )
         raise TrainingEnded(iteration)

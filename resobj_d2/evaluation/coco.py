@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from resobj_d2.data.catalog import dataset_record
-from resobj_d2.process import counted, replacing
+from resobj_d2.process import agreeing, counted, replacing
 from resobj_d2.process.console import FILE_ONLY
 
 from .backend import CocoOutcome, evaluate_detections, load_backend
@@ -319,7 +319,9 @@ class CocoEvaluator(DatasetEvaluator):
         head = f"Results of {task}{rule} on '{self._name}' with {self._backend.name}"
         limit = outcome.figures.limits[-1]
         if task != "keypoints" and limit != _COCO_LIMIT:
-            head += f"; {limit} detections of an image and class count, {_COCO_LIMIT} in COCO's own"
+            count = agreeing(limit, "count")
+            head += f"; {counted(limit, 'detection')} of an image and class {count}, {_COCO_LIMIT}"
+            head += " in COCO's own"
         _note("%s:\n%s", head, outcome.summary)
         overall = {key: value for key, value in results.items() if "-" not in key}
         _note("%s", ", ".join(f"{key} {value:.3f}" for key, value in overall.items()))

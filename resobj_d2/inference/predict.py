@@ -41,7 +41,7 @@ from detectron2.structures import Instances
 from PIL.Image import Image
 
 from resobj_d2.command import explain, is_users_mistake, run_command, wants_traceback
-from resobj_d2.process import counted
+from resobj_d2.process import agreeing, counted
 
 from .drawing import draw_annotations, draw_detections, grid, save_picture, step_title
 from .json_list import JsonListWriter
@@ -355,14 +355,18 @@ def _run(
         files = predict_images(predictor, pictures, folder, **limits)
         written = counted(len(files.pictures), "picture")
         print(f"{written}, results.json and images.json are in {folder}")
-        fates = {"were left out": files.failed, "are in the results but not drawn": files.not_drawn}
+        were, are = agreeing(len(files.failed), "were"), agreeing(len(files.not_drawn), "are")
+        fates = {
+            f"{were} left out": files.failed,
+            f"{are} in the results but not drawn": files.not_drawn,
+        }
         status = _report_failures(counted(len(pictures), "image"), fates)
     if videos:
         made = predict_videos(predictor, videos, folder, max_frames=options.frames, **limits)
         for path in made.written:
             print(path)
         fates = {"could not be read, or not to the end": made.failed}
-        status = max(status, _report_failures(f"{len(videos)} videos", fates))
+        status = max(status, _report_failures(counted(len(videos), "video"), fates))
     return status
 
 

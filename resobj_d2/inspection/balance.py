@@ -125,10 +125,12 @@ def _bands(areas: np.ndarray) -> tuple[float, ...]:
 
 
 def _rows(columns: dict[str, Balance]) -> list[list[str]]:
+    """Rows that say something of one of the datasets, and not of COCO alone, which is last."""
+
     def row(name: str, text) -> list[str]:
         return [name, *(text(one) for one in columns.values())]
 
-    return [
+    rows = [
         row("pictures", lambda b: f"{b.pictures:,}"),
         row("classes", lambda b: f"{b.classes}"),
         row("objects in a picture", lambda b: f"{b.objects:.1f}"),
@@ -138,6 +140,7 @@ def _rows(columns: dict[str, Balance]) -> list[list[str]]:
         row("anchors in a picture", lambda b: _count(b.anchors)),
         row("anchors for each object", lambda b: _count(b.anchors_per_object)),
     ]
+    return [cells for cells in rows if set(cells[1:-1]) != {"-"}]
 
 
 def _shares(bands: Sequence[float] | None) -> str:
@@ -167,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = {name: measure_balance(one, target.cfg) for name, one in target.records.items()}
     columns["COCO train2017"] = COCO
     print(tabulate(_rows(columns), headers=["", *columns], disable_numparse=True))
+    if target.cfg is None:
+        print("\nWith a configuration in place of the data it counts anchors, too.")
     return 0
 
 

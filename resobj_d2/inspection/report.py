@@ -94,8 +94,9 @@ def _class_row(name: str, rows: Sequence, with_input: bool) -> list[str]:
 def _findings_lines(findings: Sequence[Finding]) -> list[str]:
     lines = []
     for one in findings:
+        count = "1 case:" if one.count == 1 else one.count  # messages are in the plural
         lines += textwrap.wrap(
-            f"{one.level:<8}{one.count} {one.message}",
+            f"{one.level:<8}{count} {one.message}",
             _WIDTH,
             initial_indent="  ",
             subsequent_indent=" " * 10,

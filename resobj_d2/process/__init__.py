@@ -8,11 +8,12 @@ from .files import put_in_place, replacing, told_as
 from .lock import FolderInUse, hold_folder, release_folder
 from .signals import StopRequest, forward_to_children
 from .third_party import quiet, quiet_imports
-from .words import counted, did_you_mean, distinct_names, similar_names
+from .words import agreeing, counted, did_you_mean, distinct_names, similar_names
 
 __all__ = [
     "FolderInUse",
     "StopRequest",
+    "agreeing",
     "counted",
     "did_you_mean",
     "distinct_names",

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["counted", "did_you_mean", "distinct_names", "similar_names"]
+__all__ = ["agreeing", "counted", "did_you_mean", "distinct_names", "similar_names"]
 
+_SINGULARS = {"are": "is", "do": "does", "have": "has", "reach": "reaches", "were": "was"}
 _PLURALS = {"box": "boxes", "category": "categories", "class": "classes", "process": "processes"}
 
 
@@ -22,6 +23,15 @@ def counted(number: int, noun: str) -> str:
         return f"{number} {noun}"
     before, space, last = noun.rpartition(" ")
     return f"{number} {before}{space}{_PLURALS.get(last, last + 's')}"
+
+
+def agreeing(number: int, verb: str) -> str:
+    """A verb after a count: ``does`` or ``do``, ``repeats`` or ``repeat``.
+
+    Args:
+        verb: in the plural.
+    """
+    return _SINGULARS.get(verb, verb + "s") if number == 1 else verb
 
 
 def distinct_names(paths: Sequence[Path], names: Sequence[str]) -> list[str]:

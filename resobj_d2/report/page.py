@@ -156,7 +156,7 @@ def _pictures_text(shown: int, chosen: int, total: int) -> str:
         total: of the dataset.
     """
     worst = min(shown, chosen - chosen // 4)
-    text = f"The {worst} of {total} pictures whose errors cost most AP"
+    text = f"The {worst} of {counted(total, 'picture')} whose errors cost most AP"
     if shown == total:
         text = "All pictures, those that cost most AP first"
     elif shown > worst:

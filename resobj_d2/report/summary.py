@@ -14,6 +14,7 @@ from resobj_d2.analysis.doubts import are_probabilities, doubts
 from resobj_d2.analysis.errors import KINDS, ErrorAnalysis
 from resobj_d2.analysis.precision import mean_precision
 from resobj_d2.analysis.thresholds import shown_score
+from resobj_d2.process import counted
 
 from .judge import Judgement
 
@@ -180,9 +181,9 @@ def _losses(judgement: Judgement) -> list[str]:
         if cost < _NOTICEABLE:
             continue
         what = (
-            f"{count} of {objects} objects"
+            f"{count} of {counted(objects, 'object')}"
             if kind == "Miss"
-            else f"{count} detection{'s' * (count != 1)} of any score"
+            else f"{counted(count, 'detection')} of any score"
         )
         items.append(f"{ERROR_NAMES[kind]}: {cost:.1f} points of AP50 ({what}).")
     classes = {k: v for k, v in judgement.groups("class").items() if v is not None}

@@ -20,7 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resobj_d2.command import CommandParser, run_command
-from resobj_d2.process import counted, did_you_mean, hold_folder, release_folder, start_log
+from resobj_d2.process import (
+    agreeing,
+    counted,
+    did_you_mean,
+    hold_folder,
+    release_folder,
+    start_log,
+)
 
 from .plan import Plan, StudyError, read_plan
 from .results import DONE, FAILED, Result, append_result, by_key, read_results
@@ -130,7 +137,9 @@ def _exit_status(signum: int, found: Sequence[Result], runs: Sequence) -> int:
         )
         return exit_status(signum)
     if failed:
-        logger.info("%d of %d runs have failed; --retry runs them again", failed, len(runs))
+        has, them = agreeing(failed, "have"), "it" if failed == 1 else "them"
+        of = counted(len(runs), "run")
+        logger.info("%d of %s %s failed; --retry runs %s again", failed, of, has, them)
     return int(done < len(runs))
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from resobj_d2.process import counted
+
 from .results import DONE, Result
 from .statistics import Comparison, Interval, compare, mean_interval
 
@@ -113,7 +115,7 @@ def _difference_cells(comparison: Comparison | None) -> dict[str, object]:
         "difference": f"{interval.mean:+.2f}",
         "95 % interval": f"{interval.low:+.2f} to {interval.high:+.2f}" if known else "-",
         "sign": interval.sign,
-        "better on": f"{comparison.better} of {interval.count} seeds",
+        "better on": f"{comparison.better} of {counted(interval.count, 'seed')}",
     }
 
 

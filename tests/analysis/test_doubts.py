@@ -25,6 +25,8 @@ def found_of(kind):
         "corners": [(0, 0, [100, 100, 200, 200], 0.9), (1, 0, [300, 300, 350, 350], 0.8)],
         "parts": [(0, 0, [0.25, 0.25, 0.25, 0.25], 0.9), (1, 0, [0.7, 0.7, 0.3, 0.3], 0.8)],
         "none": [],
+        "few": [(1, 0, FAR, 0.8)],
+        "twice": [(0, 0, BOX, 0.9), (0, 0, BOX, 0.9), (1, 0, FAR, 0.8), (1, 0, FAR, 0.7)],
         "right": [(0, 0, BOX, 0.9), (1, 0, FAR, 0.8)],
     }[kind]
 
@@ -50,6 +52,24 @@ def test_a_single_box_in_pixels_is_enough():
     """A detector that puts some boxes on the first pixel is not doubted."""
     found = [(0, 0, [0, 0, 1, 1], 0.9), (1, 0, FAR, 0.8)]
     assert doubts(plain_loops.evaluation_set([(1, 0, FAR)], found)) == []
+
+
+def test_pictures_without_detections_are_told_where_they_are_most():
+    objects = [(k, 0, BOX) for k in range(4)]
+    none_of_three = "3 of 4 pictures with objects have no detections at all"
+    (told,) = doubts(plain_loops.evaluation_set(objects, found_of("few"), images=9))
+    assert told.startswith(none_of_three)
+    half = [*found_of("few"), (2, 0, BOX, 0.8)]
+    assert doubts(plain_loops.evaluation_set(objects, half, images=9)) == []
+    (told,) = doubts(plain_loops.evaluation_set([(3, 0, BOX)], half, images=9))
+    assert told.startswith("1 of 1 picture with objects has no detections at all")
+
+
+def test_repeated_detections_are_told():
+    (told,) = doubts(plain_loops.evaluation_set([(0, 0, BOX), (1, 0, FAR)], found_of("twice")))
+    assert told.startswith("2 of 4 detections repeat another one of the same picture, class and")
+    other_class = [(0, 0, BOX, 0.9), (0, 1, BOX, 0.9), (1, 0, BOX, 0.9)]
+    assert doubts(plain_loops.evaluation_set([(0, 0, BOX), (1, 0, FAR)], other_class)) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__)

@@ -270,7 +270,7 @@ def test_results_of_another_toolkit_by_hand(coco_files):
         ([{**RESULTS[0], "image_id": 77}], "image_id 77, which dataset"),
         ([{**RESULTS[0], "category_id": 1}], "category_id 1, which dataset"),
         ([{**RESULTS[0], "bbox": [1, 2, 3]}], "detection 0: bbox must be four numbers"),
-        ([{**RESULTS[0], "score": 10**400}], "detection 0: bbox must be four numbers and score"),
+        ([{**RESULTS[0], "score": 10**400}], "detection 0: score must be a number, got 1000"),
         ([{**RESULTS[0], "score": float("nan")}], "a score of NaN or inf"),
         ([{"image_id": 2}], "detection 0 needs image_id"),
     ],

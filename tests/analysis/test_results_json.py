@@ -26,6 +26,23 @@ def test_what_no_metric_can_judge_is_told_with_file_and_entry(item, message):
 
 
 @pytest.mark.parametrize(
+    "item, message",
+    [
+        (entry(image_id=0.0), "image_id must be an id of the dataset, .* got 0.0"),
+        (entry(image_id=False), "image_id must be an id of the dataset, .* got False"),
+        (entry(category_id=True), "category_id must be an id of the dataset, .* got True"),
+        (entry(score="0.5"), "score must be a number, got '0.5'"),
+        (entry(score=True), "score must be a number, got True"),
+        (entry(bbox=[1, 2, "3", 4]), r"bbox must be four numbers, got \[1, 2, '3', 4\]"),
+        ({"image_id": 0, "score": 1}, "needs image_id, category_id, bbox, score, got {'image_id'"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_its_place(item, message):
+    with pytest.raises(ValueError, match=f"^f.json: detection 1:? {message}"):
+        check_entries([entry(), item], plain_loops.record([(0, 0, BOX)]), "f.json")
+
+
+@pytest.mark.parametrize(
     "items, message",
     [
         ([entry(category_id=9), entry(category_id=10)],

@@ -303,7 +303,7 @@ def test_command(weights, resobj, photos, tmp_path, capsys):
     assert main(arguments(weights, pattern, output)) == 1
     captured = capsys.readouterr()
     assert "4 pictures" in captured.out
-    assert "1 of 3 images were left out" in captured.err and "broken.png" in captured.err
+    assert "1 of 3 images was left out" in captured.err and "broken.png" in captured.err
 
 
 def test_command_with_a_score_for_each_class(weights, resobj, photos, tmp_path, caplog):

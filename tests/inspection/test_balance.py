@@ -59,4 +59,6 @@ def test_the_table_has_cocos_column(data, capsys):
     assert lines[0].split()[-2:] == ["COCO", "train2017"]
     (row,) = [line for line in lines if line.startswith("objects in a picture")]
     assert row.split()[-2:] == ["1.0", "7.3"]
+    assert not any(line.startswith(("anchors", "the same at")) for line in lines)
+    assert lines[-1] == "With a configuration in place of the data it counts anchors, too."
     assert COCO.anchors_per_object == pytest.approx(100_000 * 118_287 / 860_001)

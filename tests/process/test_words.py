@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from resobj_d2.process import counted, did_you_mean, distinct_names, similar_names
+from resobj_d2.process import agreeing, counted, did_you_mean, distinct_names, similar_names
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,11 @@ def test_similar_names_come_closest_first_and_else_in_their_order():
     assert similar_names("AP5", ["AP95"], cutoff=0.9) == []
     assert similar_names("cal", ["curves", "calibration"]) == ["calibration"]
     assert similar_names("c", ["calibration"]) == []
+
+
+def test_a_verb_agrees_with_its_count():
+    assert [agreeing(n, "repeat") for n in (0, 1, 2)] == ["repeat", "repeats", "repeat"]
+    assert [agreeing(1, verb) for verb in ("are", "have", "reach")] == ["is", "has", "reaches"]
 
 
 def test_did_you_mean():

@@ -54,3 +54,8 @@ def test_many_notes_are_counted(tmp_path):
     ).read_text()
     assert page.count("of many</p>") == 20 and "of many</h3>" not in page
     assert "... and 3 more" in page
+
+
+def test_one_seed_is_in_the_singular():
+    rows = summarise(results("bbox/AP", {"a": [1.0], "b": [2.0]}), baseline="a", methods=["a", "b"])
+    assert table_rows(rows, "AP")[1]["better on"] == "1 of 1 seed"

@@ -122,7 +122,7 @@ def _check(wanted: _Parameters, name: str) -> None:
     lowest = {"image_size": 64, "num_train": 1, "num_val": 1, "seed": 0}
     for key, least in lowest.items():
         value = getattr(wanted, key)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"scenes: {key} must be a whole number >= {least}, got {value!r}")
     style = wanted.style
     for key, most in _MOST.items():
