@@ -137,7 +137,8 @@ def _run_files(
     if images:
         raise ValueError("--images goes with --data: the pictures of a run are known")
     try:
-        load_config(str(folder / "config.yaml"), training=False)  # registers the datasets
+        # Registers this dataset; the run's others may have stayed elsewhere.
+        load_config(str(folder / "config.yaml"), ["DATASETS.TEST", str((name,))], training=False)
         check_available([name], "the run's DATASETS.TEST")
     except (ValueError, OSError) as error:  # the run of an older version, or data that have moved
         text = str(error).rstrip(".?")

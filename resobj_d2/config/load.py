@@ -38,7 +38,9 @@ def load_config(
     Args:
         config_file: path of a yaml or name of the zoo (:mod:`.zoo`); "" for the defaults.
         opts: alternating keys and values, as on Detectron2's command line.
-        training: False where the training data are not needed; ``DATASETS.TRAIN`` is emptied.
+        training: False where the training data are not needed, and may be missing:
+            ``DATASETS.TRAIN`` is emptied, and of ``DATASETS.REGISTER`` what ``DATASETS.TEST`` names
+            is registered.
         imports: modules to import before the configuration is read, beside its ``IMPORTS``; their
             losses, assigners, branches, ... can then be named, and their options are keys.
 
@@ -75,7 +77,7 @@ def load_config(
         check_run(cfg)
     else:
         cfg.DATASETS.TRAIN = ()
-    register_datasets(cfg.DATASETS.REGISTER)
+    register_datasets(cfg.DATASETS.REGISTER, names=None if training else cfg.DATASETS.TEST)
     for key in ("TRAIN", "TEST"):
         check_names(cfg.DATASETS[key], f"DATASETS.{key}")
     check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])

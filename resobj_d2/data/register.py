@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -57,7 +57,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def register_datasets(entries: Iterable[Mapping], where: str = "DATASETS.REGISTER") -> None:
+def register_datasets(
+    entries: Iterable[Mapping],
+    where: str = "DATASETS.REGISTER",
+    *,
+    names: Collection[str] | None = None,
+) -> None:
     """Check and register every entry of ``DATASETS.REGISTER``.
 
     Categories are read at once, so ``MetadataCatalog`` is complete afterwards; the records are
@@ -68,6 +73,7 @@ def register_datasets(entries: Iterable[Mapping], where: str = "DATASETS.REGISTE
     Args:
         entries: a list of dicts.
         where: they come from, for messages.
+        names: of those to register, whose files have to be there; None for all.
 
     Raises:
         ValueError: an entry is malformed, its name is taken, or its annotations are inconsistent.
@@ -78,7 +84,7 @@ def register_datasets(entries: Iterable[Mapping], where: str = "DATASETS.REGISTE
     for position, raw in enumerate(entries):
         label = f"{where}[{position}]" if where == "DATASETS.REGISTER" else where
         entry = parse_entry(raw, label)
-        if not _is_registered(entry):
+        if (names is None or entry.name in names) and not _is_registered(entry):
             _register(entry.name, open_entry(entry))
             MetadataCatalog.get(entry.name).registered_from = entry
 

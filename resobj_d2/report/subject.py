@@ -13,12 +13,15 @@ import numpy as np
 
 from resobj_d2.analysis.dump_file import Dump, load_dump, read_about
 from resobj_d2.analysis.evaluation_set import EvaluationSet
-from resobj_d2.analysis.source import load_source, tell_doubts
+from resobj_d2.analysis.results_json import read_entries
+from resobj_d2.analysis.source import RESULTS, load_source, tell_doubts
 from resobj_d2.process import distinct_names
 
 __all__ = ["Subject", "find_subjects"]
 
 logger = logging.getLogger(__name__)
+
+_SAME = 1e-3  # scores of the same weights, on another machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +98,34 @@ def _find(path: Path, options: argparse.Namespace) -> Subject:
         if dataset not in (None, about.get("dataset")):
             raise ValueError(f"{path} is a dump of {about.get('dataset')}, not of {dataset}")
         return _from_dump(path)
-    results = sorted(path.glob(f"inference/{dataset or '*'}/coco_instances_results.json"))
-    dump = path / "dump" / "about.json"
-    if dump.is_file() and (dataset is None or read_about(dump.parent).get("dataset") == dataset):
-        if all(file.stat().st_mtime <= dump.stat().st_mtime + 1 for file in results):
-            return _from_dump(path / "dump")
+    dump = path / "dump"
+    about = read_about(dump) if (dump / "about.json").is_file() else {}
+    if about and dataset in (None, about.get("dataset")):
+        if not _is_outdated(dump, path / "inference" / str(about.get("dataset")) / RESULTS):
+            return _from_dump(dump)
         logger.warning(
-            "%s is older than the last evaluation, which is reported instead; `resobj-d2 analyze "
-            "dump` makes it again",
-            dump.parent,
+            "%s has other detections than the last evaluation, which is reported instead; "
+            "`resobj-d2 analyze dump` makes it again",
+            dump,
         )
     data = load_source(path, options)
     return Subject(name=data.name, steps=[data], folder=path, about={})
+
+
+def _is_outdated(dump: Path, results: Path) -> bool:
+    """Whether an evaluation on the same dataset has found something else after the dump was made.
+
+    Times alone do not tell: in a copied folder they are those of the copying.
+    """
+    made = (dump / "about.json").stat().st_mtime
+    if not results.is_file() or results.stat().st_mtime <= made + 1:
+        return False
+    try:
+        found = np.sort([float(entry["score"]) for entry in read_entries(results)])
+    except (KeyError, TypeError, ValueError):  # told where the evaluation is read
+        return True
+    own = np.sort(load_dump(dump).detections.scores)
+    return len(own) != len(found) or not np.allclose(own, found, atol=_SAME)
 
 
 def _from_dump(path: Path) -> Subject:

@@ -249,6 +249,20 @@ def test_command_on_a_runs_folder(run, capsys):
         main([str(run)])
 
 
+def test_of_a_run_the_analysed_dataset_alone_has_to_be_there(run, files, clean_catalogs, capsys):
+    config = json.loads((run / "config.yaml").read_text())
+    first, second = config["DATASETS"]["REGISTER"]
+    gone = {**second, "json": str(files / "gone.json")}
+    entries = [{**first, "name": "third_val"}, gone, {**gone, "name": "third_train"}]
+    config["DATASETS"].update(
+        REGISTER=entries, TRAIN=["third_train"], TEST=["third_val", gone["name"]]
+    )
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "inference" / "first_val").rename(run / "inference" / "third_val")
+    assert main([str(run), "--dataset", "third_val"]) == 0
+    assert "run: 3 objects and 2 detections on 2 images" in capsys.readouterr().out
+
+
 def test_a_dump_gives_the_same(files, run, capsys):
     dump_detections(
         plain_loops.record([(0, 0, BOX), (0, 1, FAR), (1, 0, BOX)]),

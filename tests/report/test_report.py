@@ -281,6 +281,23 @@ def test_a_dump_of_another_data_set_is_not_reported(make_dump, tmp_path):
         find_subjects([run], dataset="typo")
 
 
+def test_a_dump_is_outdated_by_other_detections_not_by_a_copy(make_dump, tmp_path, capsys):
+    run, folder = tmp_path / "run", make_dump()
+    shutil.copytree(folder, run / "dump")
+    results = run / "inference" / "truth" / "coco_instances_results.json"
+    results.parent.mkdir(parents=True)
+    shutil.copy(folder.parent / "results.json", results)
+    os.utime(run / "dump" / "about.json", (0, 0))
+    assert find_subjects([run])[0].dump is not None
+    assert "warning" not in capsys.readouterr().out
+    for other in (RESULTS[:-1], [{**RESULTS[0], "score": 0.4}, *RESULTS[1:]]):
+        results.write_text(json.dumps(other))
+        with pytest.raises(FileNotFoundError, match="no config.yaml"):  # it is the evaluation's
+            find_subjects([run])
+        told = f"warning: {run / 'dump'} has other detections than the last evaluation"
+        assert told in capsys.readouterr().out
+
+
 def test_plots_follow_the_page_and_do_not_read_formulas():
     series = {"a $x$": ([0.0, 1.0], [0.0, 1.0]), "b": ([0.0], [0.5])}
     first = plots.curves(series, x_label="x", y_label="y", marks={"b": (0.0, 0.5)})

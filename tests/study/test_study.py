@@ -96,7 +96,7 @@ def test_a_failed_run_is_recorded_and_retried_when_asked(
     assert study(study_file()) == 1
     text = capsys.readouterr().out
     assert "scenes, ce, seed 2: failed: the loss is not finite" in text
-    assert "1 of 6 runs have failed; --retry runs them again" in text
+    assert "1 of 6 runs has failed; --retry runs it again" in text
     assert "2 (1 failed)" in text
     failed = [one for one in read_results(tmp_path / "out/results.jsonl") if one.error]
     assert [(one.method, one.seed, one.error) for one in failed] == [
