@@ -31,6 +31,7 @@ def load_config(
     opts: Sequence[str] = (),
     *,
     training: bool = True,
+    datasets: bool = True,
     imports: Sequence[str] = (),
 ) -> CfgNode:
     """Read a yaml, apply ``KEY VALUE`` overrides, register and check the datasets.
@@ -41,6 +42,7 @@ def load_config(
         training: False where the training data are not needed, and may be missing:
             ``DATASETS.TRAIN`` is emptied, and of ``DATASETS.REGISTER`` what ``DATASETS.TEST`` names
             is registered.
+        datasets: False to neither register nor check them, which then need not be there.
         imports: modules to import before the configuration is read, beside its ``IMPORTS``; their
             losses, assigners, branches, ... can then be named, and their options are keys.
 
@@ -77,10 +79,11 @@ def load_config(
         check_run(cfg)
     else:
         cfg.DATASETS.TRAIN = ()
-    register_datasets(cfg.DATASETS.REGISTER, names=None if training else cfg.DATASETS.TEST)
-    for key in ("TRAIN", "TEST"):
-        check_names(cfg.DATASETS[key], f"DATASETS.{key}")
-    check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if datasets:
+        register_datasets(cfg.DATASETS.REGISTER, names=None if training else cfg.DATASETS.TEST)
+        for key in ("TRAIN", "TEST"):
+            check_names(cfg.DATASETS[key], f"DATASETS.{key}")
+        check_num_classes(class_counts(cfg), [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     if cfg.MODEL.DEVICE != asked:  # last: a caller may try again with other datasets
         logger.warning("MODEL.DEVICE is %s but no GPU can be used: using cpu", asked)
     cfg.freeze()

@@ -18,6 +18,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resobj_d2.command import CommandParser, run_command
 from resobj_d2.process import (
@@ -33,6 +34,9 @@ from .plan import Plan, StudyError, read_plan
 from .results import DONE, FAILED, Result, append_result, by_key, read_results
 from .tables import conclusion, differences, summarise, table_rows
 
+if TYPE_CHECKING:
+    from .runs import Run
+
 __all__ = ["RESULTS", "main", "run_study"]
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,10 @@ RESULTS = "results.jsonl"
 """The file in a study's folder that gets a line for each run."""
 PAGE = "study.html"
 _SHOWN_NOTES = 5
+_DATA_NOT_READ = (
+    "The data were not read: whether they, and weights that are not here, still are those of the "
+    "results was not checked. All else that decides was."
+)
 
 
 def run_study(
@@ -61,7 +69,7 @@ def run_study(
         others: files of results to take over, of other machines.
         jobs: runs at a time; 0 for one on each core, or on each GPU where the runs use them.
         retry: run those again that have failed.
-        run: False writes table and page of what is there.
+        run: False writes table and page of what is there; the data are not read.
         train: from the configuration of a run to the command that trains it; by default
             ``resobj-d2 train``.
 
@@ -72,11 +80,9 @@ def run_study(
     Raises:
         StudyError, FileNotFoundError, FolderInUse: it cannot be run.
     """
-    from .runs import resolve  # which needs Detectron2; a table of results does not
-
     theirs = by_key(one for path in others for one in _existing(path))
     try:
-        runs = resolve(plan)
+        runs = _resolved(plan, [*theirs.values(), *read_results(output / RESULTS)], data=run)
     except StudyError as error:
         raise StudyError(f"{error}{_way_without_data(plan, output, others)}") from error
     output.mkdir(parents=True, exist_ok=True)
@@ -89,10 +95,21 @@ def run_study(
         known = by_key(read_results(output / RESULTS))
         found = [_placed(known[one.key], one) for one in runs if one.key in known]
         methods = [method.name for method in plan.methods]
+        if found and not run:
+            notes = [_DATA_NOT_READ, *notes]
+            logger.info(_DATA_NOT_READ)
         _report(plan.name, plan.baseline, methods, found, output, notes)
     finally:
         release_folder(output)
     return _exit_status(signum, found, runs)
+
+
+def _resolved(plan: Plan, results: Sequence[Result], *, data: bool) -> list[Run]:
+    # They need Detectron2; a table of results does not.
+    from .recorded import recorded
+    from .runs import resolve
+
+    return resolve(plan) if data else recorded(resolve(plan, data=False), results)
 
 
 def _way_without_data(plan: Plan, output: Path, others: Sequence[Path]) -> str:
@@ -203,7 +220,7 @@ def _report(
     from .page import write_page
 
     if not results:
-        logger.info("There are no results yet.")
+        logger.info("There are no results yet of the study as it is.")
         return
     rows = summarise(results, baseline=baseline, methods=methods)
     metrics = {one.dataset: one.metric for one in results}
@@ -308,7 +325,11 @@ def _parser() -> argparse.ArgumentParser:
         help="runs at a time (default: one for each core, or each GPU where they are used)",
     )
     add("--retry", action="store_true", help="run those again that have failed")
-    add("--no-run", action="store_true", help="table and page of the results that are there")
+    add(
+        "--no-run",
+        action="store_true",
+        help="table and page of the results that are there, without data",
+    )
     add(
         "--baseline",
         default="",

@@ -14,8 +14,10 @@ import numpy as np
 from resobj_d2.data.record import Record
 
 __all__ = [
+    "NOT_CHECKED",
     "data_checksum",
     "file_checksum",
+    "has_source",
     "key_of",
     "module_checksum",
     "plain_register",
@@ -25,6 +27,10 @@ __all__ = [
 # Of an entry of DATASETS.REGISTER: where the data lie does not decide, what they hold does.
 _PLACES = ("json", "images", "root", "yaml", "labels", "csv", "folder")
 _AT_ONCE = 1 << 20
+
+
+NOT_CHECKED = "not checked"
+"""In place of the checksum of data that were not read, and of weights that are not here."""
 
 
 def key_of(decides: Mapping) -> str:
@@ -108,6 +114,13 @@ def source_checksum(name: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             return package
     return file_checksum(name) if os.path.isfile(name) else name
+
+
+def has_source(name: str) -> bool:
+    """Whether :func:`source_checksum` can tell weights apart: they are here, or an address."""
+    if name.startswith("package:"):
+        return source_checksum(name) != name.removeprefix("package:")
+    return "://" in name or os.path.isfile(name)
 
 
 def module_checksum(name: str) -> str:

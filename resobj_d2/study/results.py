@@ -13,7 +13,7 @@ from pathlib import Path
 from .fingerprint import key_of
 from .plan import StudyError
 
-__all__ = ["DONE", "FAILED", "Result", "append_result", "by_key", "read_results"]
+__all__ = ["DONE", "FAILED", "Result", "append_result", "by_key", "by_rank", "read_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +167,11 @@ def by_key(results: Iterable[Result]) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for result in results:
         other = found.get(result.key)
-        if other is None or _rank(result) >= _rank(other):
+        if other is None or by_rank(result) >= by_rank(other):
             found[result.key] = result
     return found
 
 
-def _rank(result: Result) -> tuple[bool, str]:
+def by_rank(result: Result) -> tuple[bool, str]:
+    """What results are ordered by: a run that is done counts more, then the later one."""
     return result.status == DONE, result.finished

@@ -27,7 +27,15 @@ from resobj_d2.data.register import check_available
 from resobj_d2.engine.best import check_metric
 from resobj_d2.evaluation import result_names
 
-from .fingerprint import data_checksum, key_of, module_checksum, plain_register, source_checksum
+from .fingerprint import (
+    NOT_CHECKED,
+    data_checksum,
+    has_source,
+    key_of,
+    module_checksum,
+    plain_register,
+    source_checksum,
+)
 from .plan import Part, Plan, StudyError
 
 __all__ = ["Run", "resolve", "revision"]
@@ -49,7 +57,8 @@ class Run:
     Attributes:
         dataset, method, seed: its place in the study.
         cfg: resolved; ``SEED`` and ``OUTPUT_DIR`` are set when it is written for the training.
-        metric: path of the result that it is judged by, as "bbox/AP".
+        metric: path of the result that it is judged by, as "bbox/AP"; "" for the AP of a dataset
+            that was not looked at.
         decides: config, seed, versions and checksums: what its result depends on.
     """
 
@@ -79,17 +88,20 @@ class Run:
         return f"{self.dataset}, {self.method}, seed {self.seed}"
 
 
-def resolve(plan: Plan) -> list[Run]:
+def resolve(plan: Plan, *, data: bool = True) -> list[Run]:
     """All runs of a plan, seed by seed, so that early results cover all methods.
 
-    Datasets are read for their checksums, and scenes generated.
+    Args:
+        plan: of the study.
+        data: read datasets for their checksums, and generate scenes; False leaves that open
+            (:data:`.fingerprint.NOT_CHECKED`).
 
     Raises:
         StudyError: a configuration cannot be used, or two methods have the same one.
         FileNotFoundError: a configuration or the data are missing.
     """
     cells: list[tuple[Run, tuple[int, ...]]] = []
-    checksums: dict[str, str] = {}
+    checksums: dict[str, str] | None = {} if data else None
     for dataset in plan.datasets:
         seen: dict[str, str] = {}
         for method in plan.methods:
@@ -109,12 +121,14 @@ def resolve(plan: Plan) -> list[Run]:
     ]
 
 
-def _cell(plan: Plan, dataset: Part, method: Part, checksums: dict[str, str]) -> Run:
+def _cell(plan: Plan, dataset: Part, method: Part, checksums: dict[str, str] | None) -> Run:
     where = f"{plan.file}: {method.name} on {dataset.name}"
+    metric = "" if plan.metric == "AP" else plan.metric
     try:
-        cfg = _load(plan, dataset, method)
-        check_available([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "DATASETS")
-        metric = _metric(cfg, plan.metric)
+        cfg = _load(plan, dataset, method, datasets=checksums is not None)
+        if checksums is not None:
+            check_available([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], "DATASETS")
+            metric = _metric(cfg, plan.metric)
         decides = _decides(cfg, checksums)
     except Exception as error:
         if not is_users_mistake(error):
@@ -125,7 +139,7 @@ def _cell(plan: Plan, dataset: Part, method: Part, checksums: dict[str, str]) ->
     )
 
 
-def _load(plan: Plan, dataset: Part, method: Part) -> CfgNode:
+def _load(plan: Plan, dataset: Part, method: Part, *, datasets: bool) -> CfgNode:
     parts = (plan.common, dataset, method)
     names = [name for part in parts for name in part.configs]
     if not names:
@@ -139,7 +153,7 @@ def _load(plan: Plan, dataset: Part, method: Part) -> CfgNode:
         with open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(content, file)
         try:
-            cfg = load_config(path)
+            cfg = load_config(path, datasets=datasets)
         except (ValueError, OSError) as error:
             if path not in str(error):
                 raise
@@ -198,7 +212,7 @@ def _metric(cfg: CfgNode, metric: str) -> str:
     return f"{first}/{names[0]}" if len(cfg.DATASETS.TEST) > 1 else names[0]
 
 
-def _decides(cfg: CfgNode, checksums: dict[str, str]) -> dict:
+def _decides(cfg: CfgNode, checksums: dict[str, str] | None) -> dict:
     defaults = get_cfg()
     add_resobj_config(defaults)
     config = difference(plain_values(cfg), plain_values(defaults))
@@ -215,8 +229,13 @@ def _decides(cfg: CfgNode, checksums: dict[str, str]) -> dict:
         if node.get(last):
             value = node.pop(last)
             paths = value if isinstance(value, list) else [value]
-            files[key] = ", ".join(source_checksum(path) for path in paths)
+            if checksums is None and not all(map(has_source, paths)):
+                files[key] = NOT_CHECKED
+            else:
+                files[key] = ", ".join(map(source_checksum, paths))
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if checksums is None:
+        checksums = dict.fromkeys(names, NOT_CHECKED)
     for name in names:
         if name not in checksums:
             checksums[name] = data_checksum(dataset_record(name))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from resobj_d2.process import counted
 
+from .fingerprint import NOT_CHECKED
 from .results import DONE, Result
 from .statistics import Comparison, Interval, compare, mean_interval
 
@@ -146,14 +147,14 @@ def conclusion(rows: Sequence[Row], baseline: str) -> list[str]:
 
 
 def differences(one: Mapping, other: Mapping, prefix: str = "") -> list[str]:
-    """Paths at which nested values differ, with both values."""
+    """Paths at which nested values differ, with both values; not what was not checked."""
     found = []
     for key in sorted({*one, *other}, key=str):
         path = f"{prefix}{key}"
         first, second = one.get(key), other.get(key)
         if isinstance(first, Mapping) and isinstance(second, Mapping):
             found += differences(first, second, f"{path}.")
-        elif first != second:
+        elif first != second and NOT_CHECKED not in (first, second):
             found.append(f"{path} {_shown(first)} there, {_shown(second)} now")
     return found
 

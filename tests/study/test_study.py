@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -142,12 +143,33 @@ def test_without_the_data_results_can_be_shown_as_they_are(
     file.write_text(text)
     records.write_text("\n".join(finished) + "\n")
     with pytest.raises(StudyError) as error:
-        study(file, others=[records], run=False)
+        study(file, others=[records])
     command = f"resobj-d2 study {records} --baseline fl"
     assert str(error.value).endswith(f"Results as they are: {command}")
     capsys.readouterr()
     assert main([*command.split()[2:], "--output", str(tmp_path / "merged")]) == 0
     assert "ce is better than fl: +0.60" in capsys.readouterr().out
+
+
+def test_without_a_run_no_data_are_needed(study_file, study, tmp_path, capsys, finished):
+    nowhere = tmp_path / "nowhere"
+    file, records = study_file(), tmp_path / "theirs.jsonl"
+    file.write_text(re.sub(r'root: "[^"]*"', f'root: "{nowhere}"', file.read_text()))
+    records.write_text("\n".join(finished) + "\n")
+    old = read_results(records)[0]  # of other data, before
+    decides = {**old.decides, "data": dict.fromkeys(old.decides["data"], "0" * 16)}
+    changed = {"decides": decides, "key": key_of(decides), "finished": "2000"}
+    append_result(records, dataclasses.replace(old, **changed, results={"bbox/AP": 1.0}))
+    assert study(file, others=[records], run=False) == 0
+    text = capsys.readouterr().out
+    assert "ce is better than fl: +0.60 (+0.48 to +0.72)" in text and not nowhere.exists()
+    assert "The data were not read" in text and "not used: scenes, fl, seed 1: data.study_" in text
+    # What else decides is compared.
+    file.write_text(file.read_text().replace("SigmoidCE}", "SigmoidCE, SOLVER.BASE_LR: 0.1}"))
+    assert study(file, others=[records], run=False) == 1
+    text = capsys.readouterr().out
+    assert "not used: scenes, ce, seed 1: config.SOLVER.BASE_LR 0.01 there, 0.1 now" in text
+    assert "ce is" not in text and "fl" in text
 
 
 def test_a_done_run_replaces_a_failed_one_where_files_are_merged(tmp_path, capsys, finished):
