@@ -30,12 +30,19 @@ from .evaluation_set import EvaluationSet
 from .source import add_source_options, load_source
 from .tables import Row, markdown, write_json
 
-__all__ = ["Comparison", "Method", "compare", "main"]
+__all__ = ["CHANCE", "SAMPLES", "Comparison", "Method", "compare", "main"]
 
+CHANCE = (
+    "An interval that leaves out 0 is beyond the chance of these images. What another seed of the "
+    "training would give is not in it: `resobj-d2 study` compares methods over seeds."
+)
+"""What an interval says, to be told wherever one is shown."""
+SAMPLES = 500
+"""How often images are drawn anew."""
 _FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of the thresholds
 _FEWEST_IMAGES = 5  # from which on a bootstrap makes sense
 _DIGITS = 2  # after the point, of what is printed
-_NO_INTERVAL = dict.fromkeys(("low", "high", "higher", "certain"))
+_NO_INTERVAL = dict.fromkeys(("low", "high", "higher", "beyond chance"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +110,10 @@ class Comparison:
 
         Returns:
             Rows with ``method``, ``figure``, ``difference``, ``low`` and ``high`` (the interval),
-            ``higher`` (the part of the samples, in percent, in which it is higher) and ``certain``:
-            whether the interval leaves out 0, also in the two digits that are printed. With
-            objects in less than five images there is no interval: drawing these few anew says
-            nothing about others.
+            ``higher`` (the part of the samples, in percent, in which it is higher) and ``beyond
+            chance``: whether the interval leaves out 0, also in the two digits that are printed;
+            :data:`CHANCE` says what that means. With objects in less than five images there is no
+            interval: drawing these few anew says nothing about others.
         """
         observed = [
             [_mean(p[:, chosen], axis=(0, 1, 2)) for chosen in _FIGURES.values()]
@@ -154,7 +161,7 @@ class Comparison:
                         "low": float(low),
                         "high": float(high),
                         "higher": 100 * float((samples > 0).mean()),
-                        "certain": bool(round(low, _DIGITS) > 0 or round(high, _DIGITS) < 0),
+                        "beyond chance": bool(round(low, _DIGITS) > 0 or round(high, _DIGITS) < 0),
                     }
                 )
         return rows
@@ -163,7 +170,7 @@ class Comparison:
 def compare(
     methods: Sequence[Method],
     *,
-    samples: int = 500,
+    samples: int = SAMPLES,
     coverage: float = 0.95,
     threshold: float = 0.5,
     seed: int = 0,
@@ -295,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--samples",
         type=int,
-        default=500,
+        default=SAMPLES,
         metavar="N",
         help="of the bootstrap (default: %(default)s)",
     )
@@ -323,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = [row for row in found.class_table() if row["difference"] is not None]
     classes.sort(key=lambda row: -abs(row["difference"]))
     shown = markdown(classes, digits=_DIGITS, limit=20)
-    print(f"\nAP by class, the largest differences first\n\n{shown}")
+    print(f"\nAP by class, the largest differences first\n\n{shown}\n\n{CHANCE}")
     if args.json:
         tables = {
             "methods": found.run_table(),

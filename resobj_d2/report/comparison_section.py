@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resobj_d2.analysis.compare import Comparison, Method, compare
+from resobj_d2.analysis.compare import CHANCE, SAMPLES, Comparison, Method, compare
 from resobj_d2.analysis.errors import KINDS
 from resobj_d2.analysis.tables import Row
 from resobj_d2.analysis.thresholds import shown_score
@@ -15,7 +15,6 @@ from .summary import ERROR_NAMES
 
 __all__ = ["comparison_section"]
 
-_SAMPLES = 300  # drawings of the images
 _NOTICEABLE = 0.1  # points of AP50
 
 
@@ -58,14 +57,11 @@ def _differences(judgements: Sequence[Judgement]) -> tuple[list, list]:
     if not first.counts[-1].objects:
         return [], []
     methods = [Method(name=one.subject.name, runs=[one.data]) for one in judgements]
-    found = compare(methods, samples=_SAMPLES)
+    found = compare(methods)
     verdicts = [Note(text=_verdict(first, one, found)) for one in judgements[1:]]
     return verdicts, [
         _table(found, first.subject.name),
-        Note(
-            text="An interval that leaves out 0 is more than the chance of these images. What "
-            "another seed of the training would give is not in it."
-        ),
+        Note(text=CHANCE),
     ]
 
 
@@ -75,15 +71,15 @@ def _table(found: Comparison, first: str) -> Table:
             "run": row["method"],
             "figure": row.get("figure") or f"dAP of {row['error']}",
             "difference": row["difference"],
-            "from": row["low"],
-            "to": row["high"],
-            "beyond chance": {None: None, True: "yes", False: "no"}[row["certain"]],
+            "low": row["low"],
+            "high": row["high"],
+            "beyond chance": {None: None, True: "yes", False: "no"}[row["beyond chance"]],
         }
         for row in [*found.difference_table(), *found.error_table()]
     ]
     return Table(
         rows=rows,
-        caption=f"Difference from {first} in points, with the interval of 95 % of {_SAMPLES} "
+        caption=f"Difference from {first} in points, with the interval of 95 % of {SAMPLES} "
         "drawings of the images",
         digits=2,
     )
@@ -112,7 +108,9 @@ def _verdict(first: Judgement, other: Judgement, found: Comparison) -> str:
         f"{ERROR_NAMES[x['error']].lower()} {x['difference']:+.1f}{_chance(x)}" for x in costs[:2]
     ]
     # Of the others the difference may be that of one object.
-    classes = [x for x in found.class_table() if x["method"] == own and x["certain"] is not None]
+    classes = [
+        x for x in found.class_table() if x["method"] == own and x["beyond chance"] is not None
+    ]
     if len(classes) > 1:
         most = max(classes, key=lambda x: abs(x["difference"]))
         text += f"; of the classes it is largest for {most['class']}, {most['difference']:+.1f}"
@@ -126,9 +124,9 @@ def _verdict(first: Judgement, other: Judgement, found: Comparison) -> str:
 
 
 def _chance(row: Row) -> str:
-    if row["certain"] is None:
+    if row["beyond chance"] is None:
         return ""
-    what = "beyond" if row["certain"] else "within"
+    what = "beyond" if row["beyond chance"] else "within"
     low, high = _border(row["low"]), _border(row["high"])
     return f" ({low} to {high}, {what} the chance of these images)"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resobj_d2.analysis.bootstrap import ResampledErrors, ResampledPrecision
-from resobj_d2.analysis.compare import Method, compare, main
+from resobj_d2.analysis.compare import CHANCE, Method, compare, main
 from resobj_d2.analysis.precision import IOU_THRESHOLDS
 from tests.analysis import plain_loops
 
@@ -96,13 +96,13 @@ def test_equal_runs_and_opposite_ones():
     equal = compare([method(n, ALL, objects=OBJECTS) for n in "ab"], samples=20)
     for row in equal.difference_table():
         assert [row[k] for k in ("difference", "low", "high", "higher")] == [0, 0, 0, 0]
-        assert row["certain"] is False
+        assert row["beyond chance"] is False
     opposite = compare(
         [method("a", [], objects=OBJECTS), method("b", ALL, objects=OBJECTS)], samples=20
     )
     for row in opposite.difference_table():
         assert [row[k] for k in ("difference", "low", "high")] == pytest.approx([100] * 3)
-        assert row["certain"] is True and row["method"] == "b"
+        assert row["beyond chance"] is True and row["method"] == "b"
     kinds = {row["error"]: row for row in opposite.error_table()}
     assert kinds["Bkg"]["difference"] == 0
     assert [row["class"] for row in opposite.class_table()] == ["a", "b"]
@@ -118,7 +118,7 @@ def test_an_interval_that_is_printed_with_0_does_not_leave_it_out(border, certai
         [np.zeros_like(found.sampled_figures[0]), np.full_like(found.sampled_figures[0], border)]
     )
     rows = dataclasses.replace(found, sampled_figures=sampled).difference_table()
-    assert [row["certain"] for row in rows] == [certain] * 3
+    assert [row["beyond chance"] for row in rows] == [certain] * 3
     assert all(row["high"] == pytest.approx(border) for row in rows)
 
 
@@ -155,7 +155,7 @@ def test_intervals_are_about_the_images_alone():
 def test_few_images_have_no_interval():
     found = compare([method(n, ALL[:1], objects=OBJECTS[:1]) for n in "ab"], samples=5)
     for row in [*found.difference_table(), *found.error_table(), *found.class_table()]:
-        assert row["low"] is row["high"] is row["higher"] is row["certain"] is None
+        assert row["low"] is row["high"] is row["higher"] is row["beyond chance"] is None
     assert found.difference_table()[0]["difference"] == 0
 
 
@@ -192,6 +192,7 @@ def test_command(tmp_path, capsys):
     assert main([*arguments, "--samples", "20", "--json", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "| fl       |      2 |" in printed and "Against fl, with 95% intervals" in printed
+    assert printed.rstrip().endswith(CHANCE) and "beyond chance" in printed
     tables = json.loads(output.read_text())
     assert [row["method"] for row in tables["methods"]] == ["fl", "obj"]
     assert tables["differences"][0]["difference"] == pytest.approx(100 - 100 * (51 + 67) / 2 / 101)

@@ -327,7 +327,7 @@ def test_any_name_can_be_plotted(name):
 def test_what_is_unknown_is_not_denied():
     """Nothing of a class is there to find: of its errors nobody knows."""
     unknown = [{"method": "b", "figure": "AP", "difference": None, "low": None, "high": None,
-                "certain": value} for value in (None, True, False)]  # fmt: skip
+                "beyond chance": value} for value in (None, True, False)]  # fmt: skip
     found = SimpleNamespace(difference_table=lambda: unknown, error_table=lambda: [])
     table = comparison_section._table(found, "a")
     assert [row[-1] for row in table.cells] == ["-", "yes", "no"]
