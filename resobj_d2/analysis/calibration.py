@@ -40,14 +40,14 @@ def calibration_table(
 
     Returns:
         Rows with ``from``, ``to`` (of scores; a score at the border belongs to the higher bin),
-        ``detections``, ``score`` (their mean) and ``precision``, both from 0 to 1, None without
-        detections.
+        ``detections``, ``score`` (their mean, from 0 to 1) and ``precision`` in percent, None
+        without detections.
     """
     scores, correct, _ = _judged(data, threshold, lowest)
     places = bin_of(scores, bins)
     counts = np.bincount(places, minlength=bins)
     means = _means(places, scores, counts)
-    precisions = _means(places, correct, counts)
+    precisions = _means(places, 100 * correct, counts)
     return [
         {
             "from": i / bins,
@@ -66,8 +66,9 @@ def class_calibration_table(
     """Expected calibration error of all detections, then of each class.
 
     Returns:
-        Rows with ``class``, ``detections``, ``score`` and ``precision`` (means over them) and
-        ``ECE``, from 0 to 1; None without detections. A score above the precision is overconfident.
+        Rows with ``class``, ``detections``, ``score`` from 0 to 1 and ``precision`` in percent
+        (means over them), and ``ECE`` in percent; None without detections. A score above the
+        precision is overconfident.
         The first class is "all", or "(all)" where a class has this name.
     """
     scores, correct, classes = _judged(data, threshold, lowest)
@@ -87,8 +88,8 @@ def _error_row(name: str, scores: np.ndarray, correct: np.ndarray, bins: int) ->
     return {
         **row,
         "score": float(scores.mean()),
-        "precision": float(correct.mean()),
-        "ECE": float(np.abs(gaps).sum() / len(scores)),
+        "precision": 100 * float(correct.mean()),
+        "ECE": 100 * float(np.abs(gaps).sum() / len(scores)),
     }
 
 
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = {"threshold": args.iou, "bins": args.bins, "lowest": args.confidence}
     reliability = calibration_table(data, **options)
     classes = class_calibration_table(data, **options)
-    print(f"{data.name}, at an IoU of {args.iou:g}\n\n{markdown(reliability, digits=2)}")
+    print(f"{data.name}, at an IoU of {args.iou:g}; precision and ECE in percent\n")
+    print(markdown(reliability, digits=2))
     worst = sorted(classes[1:], key=lambda row: -(row["ECE"] or 0))
     print(f"\nClasses, worst first\n\n{markdown([classes[0], *worst], digits=3, limit=21)}")
     if args.json:

@@ -370,7 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = [{**row, "threshold": shown_score(row["threshold"], digits=3)} for row in rows]
     if args.precision is None and args.recall is None:
         shown = [{k: v for k, v in row.items() if k != "reached"} for row in shown]
-    print(f"{data.name}, at an IoU of {args.iou:g}\n\n{markdown(shown, limit=30)}")
+    print(f"{data.name}, at an IoU of {args.iou:g}; precision, recall and F1 in percent\n")
+    print(markdown(shown, limit=30))
     if override is None:
         print(f"\nNo override for resobj-d2 predict: {why_no_override(rows)}")
     else:

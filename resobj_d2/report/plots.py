@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from resobj_d2.plots.labels import plain_label
 
@@ -88,6 +89,7 @@ def curves(
     x_label: str,
     y_label: str,
     unit_square: bool = False,
+    percent: str = "",
     diagonal: bool = False,
     marks: Mapping[str, tuple[float, float]] | None = None,
     log: bool = False,
@@ -100,6 +102,7 @@ def curves(
         series: x and y by name.
         x_label, y_label: of the axes.
         unit_square: both axes are 0..1.
+        percent: axes of these, "x" or "y" or both, whose ticks are in percent.
         diagonal: also draw y = x.
         marks: by name of a series, a point of it to mark.
         log: logarithmic y.
@@ -116,6 +119,9 @@ def curves(
         if unit_square:
             axis.set_xlim(0, 1)
             axis.set_ylim(0, 1.02)
+        for name in percent:
+            of_axis = axis.xaxis if name == "x" else axis.yaxis
+            of_axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
         if log:
             axis.set_yscale("log")
         axis.set_xlabel(plain_label(x_label))

@@ -50,7 +50,12 @@ def precision_section(judgements: Sequence[Judgement]) -> Section | None:
         blocks=[
             Plot(
                 svg=plots.curves(
-                    precision, x_label="recall", y_label="precision", unit_square=True, marks=marks
+                    precision,
+                    x_label="recall",
+                    y_label="precision",
+                    unit_square=True,
+                    percent="xy",
+                    marks=marks,
                 ),
                 alt="Precision over recall of all classes together",
                 caption="All classes together, IoU .50; every point is a lowest score. The mark is "
@@ -59,7 +64,12 @@ def precision_section(judgements: Sequence[Judgement]) -> Section | None:
             ),
             Plot(
                 svg=plots.curves(
-                    f1, x_label="lowest score", y_label="F1", unit_square=True, marks=best
+                    f1,
+                    x_label="lowest score",
+                    y_label="F1",
+                    unit_square=True,
+                    percent="y",
+                    marks=best,
                 ),
                 alt="F1 over the lowest score",
                 caption="A broad top means that the choice of the score matters little.",
@@ -80,7 +90,12 @@ def _limits(judgements: Sequence[Judgement]) -> list:
             row["threshold"] = shown_score(row["threshold"], digits=3)
         blocks += named(one.subject.name, len(judgements))
         blocks.append(
-            Table(rows=shown, caption="The lowest score with the highest F1, by class", limit=100)
+            Table(
+                rows=shown,
+                caption="The lowest score with the highest F1, by class; precision, recall and F1 "
+                "in percent",
+                limit=100,
+            )
         )
         if override is None:
             text = f"No override for `resobj-d2 predict`: {why_no_override(rows)}."
@@ -103,7 +118,7 @@ def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
         bins = [row for row in calibration_table(one.data) if row["detections"]]
         series[one.subject.name] = (
             [row["score"] for row in bins],
-            [row["precision"] for row in bins],
+            [row["precision"] / 100 for row in bins],
         )
         whole = class_calibration_table(one.data)[0]
         rows.append(
@@ -123,14 +138,23 @@ def calibration_section(judgements: Sequence[Judgement]) -> Section | None:
         blocks=[
             Plot(
                 svg=plots.curves(
-                    series, x_label="score", y_label="precision", unit_square=True, diagonal=True
+                    series,
+                    x_label="score",
+                    y_label="precision",
+                    unit_square=True,
+                    percent="y",
+                    diagonal=True,
                 ),
                 alt="Precision of detections by their score",
-                caption="On the dotted line a score of .7 means that 7 of 10 such detections are "
+                caption="On the dotted line a score of .7 means that 70 % of such detections are "
                 "right. Below it the detector is too sure of itself, above it too careful. "
                 "Neither changes AP, but both matter to whoever reads the scores.",
             ),
-            Table(rows=rows, caption="Means over all detections, 0 to 1", digits=3),
+            Table(
+                rows=rows,
+                caption="Means over all detections; precision and error in percent",
+                digits=2,
+            ),
             *left_out(without, "there are no scores between 0 and 1", rows),
         ],
     )

@@ -171,8 +171,8 @@ def test_calibration_equals_plain_loops(seed):
         own = [p for p in points if i / 5 <= p[1] < (i + 1) / 5 or (i == 4 and p[1] == 1)]
         assert row["detections"] == len(own)
         assert row["score"] == pytest.approx(np.mean([p[1] for p in own]))
-        assert row["precision"] == pytest.approx(np.mean([p[2] for p in own]))
-        total += len(own) / len(points) * abs(row["score"] - row["precision"])
+        assert row["precision"] == pytest.approx(100 * np.mean([p[2] for p in own]))
+        total += len(own) / len(points) * abs(100 * row["score"] - row["precision"])
     classes = class_calibration_table(data, bins=5)
     assert classes[0]["ECE"] == pytest.approx(total)
     assert classes[0]["detections"] == len(points) == sum(row["detections"] for row in classes[1:])
@@ -185,9 +185,9 @@ def test_calibration_by_hand():
     data = plain_loops.evaluation_set(objects, found)
     assert class_calibration_table(data)[0]["ECE"] == pytest.approx(0)
     assert class_calibration_table(data, lowest=0.8)[0]["ECE"] is None
-    assert calibration_table(data)[7]["precision"] == 0.75
+    assert calibration_table(data)[7]["precision"] == 75
     wrong = plain_loops.evaluation_set(objects, [(i, 1, BOX, 1.0) for i in range(4)])
-    assert class_calibration_table(wrong)[2]["ECE"] == 1
+    assert class_calibration_table(wrong)[2]["ECE"] == 100
     with pytest.raises(ValueError, match="scores from 1.5 to 1.5: only those between 0 and 1"):
         calibration_table(plain_loops.evaluation_set(objects, [(0, 0, BOX, 1.5)]))
 

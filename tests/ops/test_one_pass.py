@@ -252,7 +252,10 @@ def test_not_contiguous(name):
         else value
         for key, value in arguments.items()
     }
-    assert_same(
+    # torch computes strided numbers one by one, others in vectors: a last bit may differ.
+    is_native = ops.native_status()["cpu"] == "native"
+    check = assert_same if is_native else torch.testing.assert_close
+    check(
         gradients_of(total_of(name, strided, FACTOR), strided),
         gradients_of(total_of(name, arguments, FACTOR), arguments),
     )

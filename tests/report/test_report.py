@@ -492,6 +492,13 @@ def test_runs_that_a_section_lacks_are_named(judgement, tmp_path):
     assert not sections._training([judgement]).blocks  # no section, no line
 
 
+def test_precision_is_in_percent_in_table_and_plot(judgement):
+    plot, table = calibration_section([judgement]).blocks[:2]
+    (row,) = table.rows
+    assert row["precision"] == 100 * 2 / 4 and 0 < row["mean score"] < 1
+    assert ">40 %<" in plot.svg and ">0.4<" in plot.svg
+
+
 def test_tables_show_what_does_not_exist_as_a_dash():
     table = Table(rows=[{"n": 1, "x": float("nan")}, {"n": 2, "x": 0.25}], caption="", limit=1)
     assert table.cells == [["1", "-"]] and table.numeric == [True, True]
