@@ -18,10 +18,12 @@ constexpr int64_t kChunksPerTask = 4;  // with fewer, a second thread does not p
 // What is computed of a chunk: the loss terms, their gradient, or both in one pass.
 enum class Results { kLoss, kGradient, kBoth };
 
-// Adds up to kChunk values, in as many partial sums as two of the widest vectors hold floats.
+// Partial sums of a chunk: as many as two of the widest vectors hold floats.
+constexpr int kLanes = 32;
+
+// Adds up to kChunk values.
 template <typename T>
 double chunk_sum(const T* values, int64_t count) {
-  constexpr int kLanes = 32;
   T lanes[kLanes] = {};
   int64_t j = 0;
   for (; j + kLanes <= count; j += kLanes) {

@@ -14,8 +14,15 @@
 
 namespace resobj {
 
-// exp(x) for x <= 0, relative error below 2e-7; 0 below -87.3 and NaN for NaN.
-RESOBJ_HD float exp_nonpositive(float x) {
+// exp(x) for x <= 0 in two halves, for loops in which the whole chain leaves too few vectors in
+// flight: exp(x) = exp(rest) * power.
+template <typename T>
+struct SplitExponential {
+  T rest;
+  T power;
+};
+
+RESOBJ_HD SplitExponential<float> split_exponential(float x) {
   const float lowest = -87.3f;  // exp(lowest) is still a normal number
   const float clamped = x < lowest ? lowest : x;
   // Adding 1.5 * 2^23 rounds to an integer n, which then sits in the low bits of the sum.
@@ -23,27 +30,44 @@ RESOBJ_HD float exp_nonpositive(float x) {
   const float shifted = clamped * 1.44269504f + shift;
   const float n = shifted - shift;
   // ln 2 in two parts, the first with few enough bits that n * 0.693359375 is exact.
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float rest = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(shift);
+  const float power = bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
+  return SplitExponential<float>{rest, x < lowest ? 0.0f : power};
+}
+
+RESOBJ_HD float join_exponential(SplitExponential<float> split) {
+  const float r = split.rest;
   float p = 0.001394112413f;
   p = p * r + 0.008363181235f;
   p = p * r + 0.04166637513f;
   p = p * r + 0.1666657697f;
   p = p * r + 0.5f;
   p = (p * r) * r + r + 1.0f;
-  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(shift);
-  const float power = bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23);
-  return x < lowest ? 0.0f : p * power;
+  return p * split.power;
 }
 
-RESOBJ_HD double exp_nonpositive(double x) { return exp(x); }
+// In float64 the first half is all of it.
+RESOBJ_HD SplitExponential<double> split_exponential(double x) { return {x, exp(x)}; }
 
-// log(1 + u) for u in [0, 1], relative error below 3e-7.
-RESOBJ_HD float log1p_unit(float u) {
+RESOBJ_HD double join_exponential(SplitExponential<double> split) { return split.power; }
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 below -87.3 and NaN for NaN.
+template <typename T>
+RESOBJ_HD T exp_nonpositive(T x) {
+  return join_exponential(split_exponential(x));
+}
+
+// log(1 + u) for u in [0, 1], relative error below 3e-7, in two halves for the same reason.
+RESOBJ_HD float begin_log1p_unit(float u) {
   float p = 0.005232690027f;
   p = p * u - 0.02950521992f;
   p = p * u + 0.07822591751f;
   p = p * u - 0.136632425f;
-  p = p * u + 0.1910600499f;
+  return p * u + 0.1910600499f;
+}
+
+RESOBJ_HD float end_log1p_unit(float u, float p) {
   p = p * u - 0.2484298169f;
   p = p * u + 0.3331909673f;
   p = p * u - 0.4999949314f;
@@ -51,7 +75,14 @@ RESOBJ_HD float log1p_unit(float u) {
   return p * u;
 }
 
-RESOBJ_HD double log1p_unit(double u) { return log1p(u); }
+RESOBJ_HD double begin_log1p_unit(double u) { return log1p(u); }
+
+RESOBJ_HD double end_log1p_unit(double, double whole) { return whole; }
+
+template <typename T>
+RESOBJ_HD T log1p_unit(T u) {
+  return end_log1p_unit(u, begin_log1p_unit(u));
+}
 
 template <typename T>
 RESOBJ_HD T magnitude(T x) {
@@ -83,12 +114,16 @@ RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
   return BceAndScore<T>{(z < T(0) ? -z : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
 }
 
-// The same for a background anchor; `e` is small_exponential(logit).
-template <LogitRange range, typename T>
-RESOBJ_HD BceAndScore<T> background_bce_and_score(T logit, T e) {
+// Its parts for a background anchor, where `e` is exp(-|logit|) and `log1p_e` its log1p_unit.
+template <typename T>
+RESOBJ_HD T background_bce(T logit, T log1p_e) {
+  return (logit > T(0) ? logit : T(0)) + log1p_e;
+}
+
+template <typename T>
+RESOBJ_HD T background_score(T logit, T e) {
   const T r = T(1) / (T(1) + e);
-  if (range == LogitRange::kNonPositive) return BceAndScore<T>{log1p_unit(e), e * r};
-  return BceAndScore<T>{(logit > T(0) ? logit : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
+  return logit < T(0) ? e * r : r;
 }
 
 // sigmoid(-z), the negative derivative of the BCE with respect to z.
