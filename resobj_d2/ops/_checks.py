@@ -93,10 +93,10 @@ def check_decoding(
         raise ValueError(f"{op}: scale_clamp must be a number, got {scale_clamp}")
 
 
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any of the tensors is float64, else float32."""
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any of the tensors is float64, else float32. None is no tensor."""
     for tensor in tensors:
-        if tensor.dtype is torch.float64:
+        if tensor is not None and tensor.dtype is torch.float64:
             return torch.float64
     return torch.float32
 

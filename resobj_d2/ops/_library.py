@@ -28,6 +28,8 @@ from ._schemas import SCHEMAS
 NAMESPACE = "resobj_d2"
 _native.load()
 LIB = torch.library.Library(NAMESPACE, "FRAGMENT")
+# By name, what :func:`define_op` returned, for callers that found nothing compiled or transformed.
+EAGER: dict[str, Callable] = {}
 
 
 def define_op(
@@ -86,6 +88,7 @@ def define_op(
             return operator(*inputs)
         return kernel(*inputs)
 
+    EAGER[name] = kernel
     return call
 
 

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from ._library import NAMESPACE, define_op, no_backward, transforms_are_active
+from ._library import EAGER, NAMESPACE, define_op, no_backward, transforms_are_active
 
 # With fewer logits or coordinates, a second pass takes less than what comes with an expectation.
 MIN_ELEMENTS = 1 << 15
@@ -101,6 +101,7 @@ def define_one_pass(
     operators = getattr(torch.ops, NAMESPACE)
     compute = getattr(operators, f"_{name}_with_gradient").default
     num_results = len(getattr(operators, name).default._schema.returns)
+    eager = EAGER[name]
     below_autograd = torch._C._AutoDispatchBelowAutograd
 
     def run_forward(ctx, expected, *inputs):
@@ -125,6 +126,8 @@ def define_one_pass(
         if _is_compiling():  # first: code that reads the context is compiled again for another
             return two_passes(*inputs)
         product = _product.get()
+        if product is None and not transforms_are_active():
+            return eager(*inputs)
         if product is None or not torch.is_grad_enabled() or not _are_plain(inputs):
             return two_passes(*inputs)
         gradients = sum(x.numel() for x in inputs[:num_gradients] if x.requires_grad)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._checks import as_dtype, compute_dtype, require_floating, require_same_device
+from ._checks import as_dtype, require_floating, require_same_device
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -30,11 +30,6 @@ def check_reduction(
     if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own, last, strict=True)):
         raise ValueError(f"{op}: weight must broadcast to the losses, {tuple(shape)}, got {own}")
     require_same_device(op, pred=like, weight=weight)
-
-
-def weighted_dtype(weight: Tensor | None, *tensors: Tensor) -> torch.dtype:
-    """float64 if the weight or any of the tensors is float64, else float32."""
-    return compute_dtype(*tensors) if weight is None else compute_dtype(weight, *tensors)
 
 
 def is_plain_sum(reduction: str, weight: Tensor | None) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, require_constant_target, require_positive
+from ._checks import as_dtype, compute_dtype, require_constant_target, require_positive
 from ._library import define_op, no_backward
 from ._one_pass import define_one_pass_of_sum
-from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
+from ._reduction import check_reduction, is_plain_sum, reduce_terms
 
 
 def _fake_balanced(pred, target, alpha=0.5, gamma=1.5, beta=1.0):
@@ -103,7 +103,7 @@ def balanced_l1_loss(
     is_plain = is_plain_sum(reduction, weight)
     if not is_plain:
         check_reduction(op, reduction, weight, pred.shape, pred)
-    dtype = weighted_dtype(weight, pred, target)
+    dtype = compute_dtype(weight, pred, target)
     require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")

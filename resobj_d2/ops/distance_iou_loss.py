@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, require_box_pairs
-from ._reduction import check_reduction, reduce_terms, weighted_dtype
+from ._checks import as_dtype, compute_dtype, require_box_pairs
+from ._reduction import check_reduction, reduce_terms
 
 
 def diou_loss(
@@ -66,7 +66,7 @@ def _box_loss(
 ) -> Tensor:
     require_box_pairs(op, pred, target, mask)
     check_reduction(op, reduction, weight, pred.shape[:-1], pred)
-    dtype = weighted_dtype(weight, pred, target)
+    dtype = compute_dtype(weight, pred, target)
     pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
 
     def terms() -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, require_box_pairs
+from ._checks import as_dtype, compute_dtype, require_box_pairs
 from ._library import define_op, no_backward
 from ._one_pass import define_one_pass_of_sum
-from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
+from ._reduction import check_reduction, is_plain_sum, reduce_terms
 
 
 def _fake_giou(pred, target, mask=None):
@@ -97,7 +97,7 @@ def giou_loss(
     is_plain = is_plain_sum(reduction, weight)
     if not is_plain:
         check_reduction(op, reduction, weight, pred.shape[:-1], pred)
-    dtype = weighted_dtype(weight, pred, target)
+    dtype = compute_dtype(weight, pred, target)
     pred, target = as_dtype(pred, dtype), as_dtype(target, dtype)
     if is_plain:
         return _one_pass(pred, target, mask)

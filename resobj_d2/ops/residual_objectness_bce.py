@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype
+from ._checks import as_dtype, compute_dtype
 from ._library import define_op, no_backward
 from ._one_pass import define_one_pass
-from ._reduction import check_reduction, is_plain_sum, weighted, weighted_dtype
+from ._reduction import check_reduction, is_plain_sum, weighted
 
 DETACH = ("all", "objectness", "none")
 MIN_SCOPES = ("image", "batch", "level", "none")
@@ -182,24 +182,21 @@ def residual_objectness_bce(
         ValueError: a shape, a device or an option is wrong.
     """
     anchors_per_level = list(anchors_per_level)
-    _check_tensors(logits, residuals, labels)
+    is_usual = _are_usual(logits, residuals, labels)
+    if not is_usual:
+        _check_tensors(logits, residuals, labels)
     _check_options(detach, min_scope, unselected, anchors_per_level, logits.shape[1])
     is_plain = is_plain_sum(reduction, weight)
+    options = detach, min_scope, unselected, anchors_per_level
+    if is_plain and is_usual:
+        return ResidualObjectnessOutput(*_one_pass(logits, residuals, labels, *options))
     if not is_plain:
         check_reduction("residual_objectness_bce", reduction, weight, logits.shape, logits)
-    dtype = weighted_dtype(weight, logits, residuals)
+    dtype = compute_dtype(weight, logits, residuals)
     compute = _one_pass if is_plain else _residual_objectness_bce
     if weight is not None or reduction == "none":
         compute = reference.residual_objectness_terms
-    results = compute(
-        as_dtype(logits, dtype),
-        as_dtype(residuals, dtype),
-        labels,
-        detach,
-        min_scope,
-        unselected,
-        anchors_per_level,
-    )
+    results = compute(as_dtype(logits, dtype), as_dtype(residuals, dtype), labels, *options)
     if is_plain:
         return ResidualObjectnessOutput(*results)
     losses, counts, *others = results
@@ -217,6 +214,20 @@ def _reduced(
         return losses
     summed = losses if losses.dim() == 1 else losses.sum(dim=(1, 2))
     return summed if reduction == "sum" else summed / counts.clamp(min=1)
+
+
+def _are_usual(logits: Tensor, residuals: Tensor, labels: Tensor) -> bool:
+    """Whether these are float32, and pass all checks: on few anchors, those take a while."""
+    if not (logits.dtype is residuals.dtype is torch.float32 and labels.dtype is torch.int8):
+        return False
+    shape, of_residuals = logits.shape, residuals.shape
+    return (
+        len(shape) == 2
+        and labels.shape == shape
+        and of_residuals[1:] == shape
+        and of_residuals[0] <= MAX_STEPS
+        and logits.device == residuals.device == labels.device
+    )
 
 
 def _check_tensors(logits: Tensor, residuals: Tensor, labels: Tensor) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import as_dtype, require_dtype, require_floating, require_same_device
+from ._checks import as_dtype, compute_dtype, require_dtype, require_floating, require_same_device
 from ._library import define_op, no_backward
 from ._one_pass import define_one_pass_of_sum
-from ._reduction import check_reduction, is_plain_sum, reduce_terms, weighted_dtype
+from ._reduction import check_reduction, is_plain_sum, reduce_terms
 
 OP = "sigmoid_focal_loss"
 MAX_GAMMA = 1000
@@ -116,7 +116,7 @@ def sigmoid_focal_loss(
     is_plain = is_plain_sum(reduction, weight)
     if not is_plain:
         check_reduction(OP, reduction, weight, logits.shape, logits)
-    dtype = weighted_dtype(weight, logits, *((labels,) if is_soft else ()))
+    dtype = compute_dtype(weight, logits, *((labels,) if is_soft else ()))
     logits = as_dtype(logits, dtype)
     labels = as_dtype(labels, dtype) if is_soft else labels
     if is_plain and not is_soft:
