@@ -57,6 +57,9 @@ def ask_worker(job: Job, keep: Keep) -> tuple[int, str]:
     """Run one worker; ``keep`` gets its results. Returns the exit status and what went wrong."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     environment |= memory.MALLOC[job.malloc]
+    # torch takes compiled code from its cache that was made for other vectors, which then computes
+    # a part of the numbers or crashes.
+    environment |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
     environment["RESOBJ_REQUIRE_NATIVE"] = "cpu" if job.device == "cpu" else "cpu,cuda"
     with tempfile.TemporaryDirectory() as folder:
         request, answer, errors = (Path(folder, name) for name in ("job", "results", "errors"))

@@ -126,12 +126,9 @@ def define_one_pass(
         if _is_compiling():  # first: code that reads the context is compiled again for another
             return two_passes(*inputs)
         product = _product.get()
-        if product is None and not transforms_are_active():
-            return eager(*inputs)
-        if product is None or not torch.is_grad_enabled() or not _are_plain(inputs):
-            return two_passes(*inputs)
-        gradients = sum(x.numel() for x in inputs[:num_gradients] if x.requires_grad)
-        if gradients < max(MIN_ELEMENTS, 1):
+        if product is None or _few(inputs[:num_gradients]):
+            return two_passes(*inputs) if transforms_are_active() else eager(*inputs)
+        if not torch.is_grad_enabled() or not _are_plain(inputs):
             return two_passes(*inputs)
         expected = _as_gradient(product, inputs[0], loss_shape(*inputs))
         return two_passes(*inputs) if expected is None else function.apply(expected, *inputs)
@@ -169,6 +166,14 @@ def define_one_pass_of_sum(
         backward=backward,
         setup_context=setup_context,
     )
+
+
+def _few(differentiated: Sequence[Tensor]) -> bool:
+    numbers = 0
+    for x in differentiated:
+        if x.requires_grad:
+            numbers += x.numel()
+    return numbers < max(MIN_ELEMENTS, 1)
 
 
 def _are_plain(inputs: Sequence) -> bool:
