@@ -19,33 +19,50 @@ from tabulate import tabulate
 from benchmarks.table import replace_between_marks
 from resobj_d2.study.plan import Plan, read_plan
 from resobj_d2.study.results import DONE, Result, by_key, read_results
-from resobj_d2.study.tables import conclusion, summarise, table_rows
+from resobj_d2.study.tables import Row, conclusion, summarise, table_rows
 
-__all__ = ["main", "page", "tables"]
+__all__ = ["main", "page", "study_rows", "tables"]
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 NAME = "python -m docs.generators.studies"
+
+
+def study_rows(plan: Plan, results: Sequence[Result]) -> list[Row]:
+    """A row for every dataset and method of a study that has a result.
+
+    Args:
+        plan: of the study.
+        results: of its runs; of two in one place the one that is done counts, then the later one.
+    """
+    found = list(_found(plan, results).values())
+    return summarise(found, baseline=plan.baseline, methods=[one.name for one in plan.methods])
+
+
+def _found(plan: Plan, results: Sequence[Result]) -> dict[tuple[str, str, int], Result]:
+    order = sorted(by_key(results).values(), key=lambda one: (one.status == DONE, one.finished))
+    places = {(one.dataset, one.method, one.seed): one for one in order}
+    return {place: places[place] for place in _places(plan) if place in places}
+
+
+def _places(plan: Plan) -> list[tuple[str, str, int]]:
+    return [
+        (dataset.name, method.name, seed)
+        for dataset in plan.datasets
+        for method in plan.methods
+        for seed in method.seeds or plan.seeds
+    ]
 
 
 def tables(plan: Plan, results: Sequence[Result]) -> str:
     """Markdown of a study: for each dataset what its runs say, or that there are none yet.
 
     Args:
-        plan: of the study.
-        results: of its runs; of two in one place the one that is done counts, then the later one.
+        plan, results: as for :func:`study_rows`.
     """
-    order = sorted(by_key(results).values(), key=lambda one: (one.status == DONE, one.finished))
-    places = {(one.dataset, one.method, one.seed): one for one in order}
-    wanted = [
-        (dataset.name, method.name, seed)
-        for dataset in plan.datasets
-        for method in plan.methods
-        for seed in method.seeds or plan.seeds
-    ]
-    found = [places[place] for place in wanted if place in places]
-    rows = summarise(found, baseline=plan.baseline, methods=[one.name for one in plan.methods])
+    found = _found(plan, results).values()
+    rows = study_rows(plan, results)
     done = sum(one.status == DONE for one in found)
-    parts = [f"### `studies/{plan.file.name}`\n\n{done} of {len(wanted)} runs.\n"]
+    parts = [f"### `studies/{plan.file.name}`\n\n{done} of {len(_places(plan))} runs.\n"]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         of_it = [row for row in rows if row.dataset == dataset]
         metric = next(one.metric for one in found if one.dataset == dataset)

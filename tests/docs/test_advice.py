@@ -1,0 +1,57 @@
+"""What is advised rests on the records: the tables of the README and of docs/methods.md."""
+
+import pytest
+import yaml
+
+from docs.generators.advice import page, table
+from resobj_d2.study.results import append_result
+from tests.docs.test_studies_tables import result
+
+
+@pytest.mark.parametrize("kind, file", [("recommended", "README.md"), ("when", "docs/methods.md")])
+def test_the_pages_are_up_to_date(repository, kind, file):
+    text = (repository / file).read_text()
+    assert page(text, kind) == text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "s.yaml").write_text(
+        "seeds: [1, 2]\ndatasets: {cells: }\nmethods: {fl: , sure: x.yaml, unsure: x.yaml, new: }\n"
+    )
+    values = {"fl": (40.0, 42.0), "sure": (42.0, 44.2), "unsure": (45.0, 42.0)}
+    for method, both in values.items():
+        for seed, value in zip((1, 2), both, strict=True):
+            append_result(tmp_path / "results" / "s.jsonl", result(method, seed, value))
+    return tmp_path
+
+
+def advice(folder, **source):
+    file = folder / "advice.yaml"
+    line = {"where": "here", "use": "this", "evidence": [source]}
+    file.write_text(yaml.safe_dump({"when": [line]}))
+    return table("when", advice=file, folder=folder).splitlines()[-1]
+
+
+def test_a_line_has_mean_difference_and_interval(folder):
+    # Differences 2 and 2.2, mean 2.1; t of one degree of freedom is 12.706, so +- 12.706 * .1.
+    line = advice(folder, study="s", data="cells", method="sure")
+    assert line == "| here | this | cells: AP 43.1, +2.1 (+0.8 to +3.4) against `fl`, 2 seeds |"
+
+
+def test_a_difference_that_may_be_chance_says_so(folder):
+    assert "2 seeds, may be chance" in advice(folder, study="s", data="cells", method="unsure")
+
+
+def test_a_method_without_records_and_one_that_is_not_there(folder):
+    assert "cells: not run yet" in advice(folder, study="s", data="cells", method="new")
+    with pytest.raises(ValueError, match=r"s.yaml has no method other"):
+        advice(folder, study="s", data="cells", method="other")
+
+
+def test_a_paper_is_named_as_one(folder):
+    line = advice(folder, paper="COCO-Detection/retinanet_resobj_t2_R_50_FPN_600_1x.yaml")
+    assert "35.4 on COCO val in the paper (ResObj)" in line
+    with pytest.raises(ValueError, match="no figure of"):
+        advice(folder, paper="small/scenes_retinanet_fl.yaml")
