@@ -56,9 +56,7 @@ def table(kind: str, *, advice: Path = ADVICE, folder: Path = STUDIES) -> str:
 
 
 def _evidence(sources: Sequence[Mapping], folder: Path) -> str:
-    return "; ".join(
-        _paper(**one) if "paper" in one else _study(one, folder) for one in sources
-    )
+    return "; ".join(_paper(**one) if "paper" in one else _study(one, folder) for one in sources)
 
 
 def _paper(paper: str, against: str | None = None) -> str:
@@ -71,7 +69,8 @@ def _paper(paper: str, against: str | None = None) -> str:
         for base in figures.get(against, ()):
             if (base.split, base.source.split(",")[0]) == (one.split, one.source.split(",")[0]):
                 return f"{one} against {base} {where}"
-    raise ValueError(f"figures.csv has no figure of {paper}" + (f" with {against}'s" * bool(against)))
+    beside = f" beside one of {against}" if against else ""
+    raise ValueError(f"figures.csv has no figure of {paper}{beside}")
 
 
 def _study(source: Mapping, folder: Path) -> str:
