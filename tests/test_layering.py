@@ -164,7 +164,7 @@ OTHER_FILES = {
     "csrc/cpu": (
         "{kernel} {family}",
         "anchor_matcher box_lanes class_index cpu_backend instruction_sets logit_blocks loss_sum "
-        "schemas streaming",
+        "residual_steps schemas streaming",
     ),
     "csrc/cuda": ("{kernel}", "anchor_matcher class_groups cuda_utils loss_sum"),
     "tests/ops": (

@@ -83,7 +83,7 @@ def test_final_summary_names_the_checkpoint_to_use(best, checkpoints, used):
     assert [line for line in lines if "checkpoint  " in line] == checkpoints
     assert "picture          out/curves.png" in lines
     commands = [line for line in lines if line.startswith(("evaluate ", "predict "))]
-    assert len(commands) == 2 and all(line.endswith(f"MODEL.WEIGHTS {used}") for line in commands)
+    assert len(commands) == 2 and all(f" --weights {used}" in line for line in commands)
 
 
 def test_start_summary(tiny_cfg):

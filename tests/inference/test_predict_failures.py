@@ -109,9 +109,9 @@ def test_the_command_tells_what_failed(weights, photos, tmp_path, capsys):
     (photos / "broken.png").write_bytes(b"")
     assert main(arguments(weights, photos, output)) == 1
     error = capsys.readouterr().err
-    assert "1 of 6 images were left out:" in error
+    assert "1 of 6 images was left out:" in error
     assert f"{photos / 'broken.png'}: the file is empty" in error
-    assert "1 of 6 images are in the results but not drawn:" in error
+    assert "1 of 6 images is in the results but not drawn:" in error
     assert f"{photos / 'b.jpg'}: its picture cannot be written" in error
 
 
