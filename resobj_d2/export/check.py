@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Instances
@@ -15,7 +15,7 @@ from .formats import ExportedDetector
 __all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Parity", "as_batch", "compare"]
 
 BOX_TOLERANCE = 1e-3
-"""In pixels of a picture of up to 1,000; in a larger one in proportion, as coordinates round."""
+"""In pixels."""
 SCORE_TOLERANCE = 1e-4
 """Of a score between 0 and 1."""
 
@@ -29,25 +29,17 @@ class Parity:
         unmatched: detections that only one of them has.
         box: largest difference of a coordinate in pixels.
         score: largest difference of a score.
-        side: the longer one of the picture, in pixels.
     """
 
     found: int
     unmatched: int
     box: float
     score: float
-    side: int = 1000
-
-    @property
-    def box_tolerance(self) -> float:
-        """Of this picture, in pixels."""
-        return BOX_TOLERANCE * max(1.0, self.side / 1000)
 
     @property
     def holds(self) -> bool:
         """Whether they agree within the tolerances; not where a number is NaN."""
-        boxes = self.box <= self.box_tolerance
-        return not self.unmatched and boxes and self.score <= SCORE_TOLERANCE
+        return not self.unmatched and self.box <= BOX_TOLERANCE and self.score <= SCORE_TOLERANCE
 
 
 def as_batch(inputs: Sequence[Mapping], size_divisibility: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,11 +80,10 @@ def compare(
     batch = as_batch(inputs, detector.size_divisibility)
     batch = tuple(x.to(detector.device) for x in batch)
     outputs = [x.cpu() for x in exported(*batch)]
-    sides = [max(x["height"], x["width"]) for x in inputs]
     if detector.raw:
         reference = [x.cpu() for x in detector(*batch)]
-        return [_raw_parity([x[i] for x in outputs], [x[i] for x in reference], side)
-                for i, side in enumerate(sides)]  # fmt: skip
+        return [_raw_parity([x[i] for x in outputs], [x[i] for x in reference])
+                for i in range(len(inputs))]  # fmt: skip
     lowest = detector.limits["score_threshold"]
     most = detector.limits["max_detections"]
     result = []
@@ -100,8 +91,7 @@ def compare(
         boxes, scores, classes, counts = (x[i] for x in outputs)
         found = output["instances"].to("cpu")
         count = int(counts)
-        parity = _parity(found, boxes[:count], scores[:count], classes[:count], lowest, most)
-        result.append(replace(parity, side=sides[i]))
+        result.append(_parity(found, boxes[:count], scores[:count], classes[:count], lowest, most))
     return result
 
 
@@ -134,8 +124,8 @@ def _parity(
     return Parity(found=len(found), unmatched=unmatched, box=box, score=score)
 
 
-def _raw_parity(outputs: Sequence[Tensor], reference: Sequence[Tensor], side: int) -> Parity:
+def _raw_parity(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> Parity:
     if outputs[0].shape != reference[0].shape:
         return Parity(len(reference[0]), abs(len(reference[0]) - len(outputs[0])) or 1, 0.0, 0.0)
     score, box = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
-    return Parity(found=len(reference[0]), unmatched=0, box=box, score=score, side=side)
+    return Parity(found=len(reference[0]), unmatched=0, box=box, score=score)

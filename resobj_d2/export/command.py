@@ -216,8 +216,8 @@ def _check(
         )
     if failed:
         print(
-            f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px (in proportion "
-            f"in pictures beyond 1,000) or {SCORE_TOLERANCE:g} in a score",
+            f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px or "
+            f"{SCORE_TOLERANCE:g} in a score",
             file=sys.stderr,
         )
     return _DIFFERS if failed else 0
