@@ -28,7 +28,7 @@ from ._schemas import SCHEMAS
 NAMESPACE = "resobj_d2"
 _native.load()
 LIB = torch.library.Library(NAMESPACE, "FRAGMENT")
-# By name, what :func:`define_op` returned, for callers that found nothing compiled or transformed.
+# By name, what an operator runs, for callers that found nothing compiled or transformed.
 EAGER: dict[str, Callable] = {}
 
 
