@@ -21,7 +21,7 @@ from resobj_d2.command import CommandParser, run_command
 from .binning import bin_of
 from .evaluation_set import EvaluationSet
 from .matching import match, overlapping_pairs
-from .source import add_source_options, load_source
+from .source import add_iou_option, add_source_options, load_source
 from .tables import Row, markdown, name_apart, write_json
 
 __all__ = ["calibration_table", "class_calibration_table", "main"]
@@ -119,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="resobj-d2 analyze calibration", description=__doc__.partition("\n")[0]
     )
     add_source_options(parser)
-    parser.add_argument(
-        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
-    )
+    add_iou_option(parser)
     parser.add_argument(
         "--bins", type=int, default=10, metavar="N", help="of the score (default 10)"
     )

@@ -26,7 +26,7 @@ from .confusions import confusion_table
 from .evaluation_set import EvaluationSet
 from .matching import Matches, Pairs, match, overlapping_pairs
 from .precision import average_precision, mean_precision
-from .source import add_source_options, load_source
+from .source import add_iou_option, add_source_options, load_source
 from .tables import Row, markdown, write_json
 
 __all__ = ["KINDS", "Correction", "ErrorAnalysis", "analyze_errors", "corrections", "main"]
@@ -297,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code."""
     parser = CommandParser(prog="resobj-d2 analyze errors", description=__doc__.partition("\n")[0])
     add_source_options(parser)
-    parser.add_argument(
-        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
-    )
+    add_iou_option(parser)
     parser.add_argument(
         "--background",
         type=float,

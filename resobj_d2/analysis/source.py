@@ -20,11 +20,18 @@ from .dump_file import load_dump
 from .evaluation_set import EvaluationSet
 from .results_json import read_entries
 
-__all__ = ["add_source_options", "load_source", "tell_doubts"]
+__all__ = ["add_iou_option", "add_source_options", "load_source", "tell_doubts"]
 
 logger = logging.getLogger(__name__)
 
 RESULTS = "coco_instances_results.json"
+
+
+def add_iou_option(parser: argparse.ArgumentParser) -> None:
+    """``--iou`` of a command that matches detections with objects."""
+    parser.add_argument(
+        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
+    )
 
 
 def add_source_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -24,7 +24,7 @@ from resobj_d2.process import counted
 
 from .error_costs import ErrorCosts, error_costs
 from .errors import KINDS, analyze_errors
-from .source import add_source_options, load_source
+from .source import add_iou_option, add_source_options, load_source
 from .tables import Row, markdown, write_json
 
 __all__ = ["draw_image", "main"]
@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; returns its exit code: 1 where pictures could not be read."""
     parser = CommandParser(prog="resobj-d2 analyze worst", description=__doc__.partition("\n")[0])
     add_source_options(parser)
-    parser.add_argument(
-        "--iou", type=float, default=0.5, metavar="IOU", help="of a match (default 0.5)"
-    )
+    add_iou_option(parser)
     parser.add_argument(
         "--most", type=int, default=20, metavar="N", help="images and errors (default 20)"
     )
