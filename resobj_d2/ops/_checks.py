@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # torch.finfo takes as long as all other checks of an operator.
-_LIMITS = {
+LIMITS = {
     dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max)
     for dtype in (torch.float32, torch.float64)
 }
@@ -70,7 +70,7 @@ def require_positive(op: str, dtype: torch.dtype, **numbers: float) -> None:
 
     All that in the dtype of the computation, to which the kernels round it.
     """
-    least, greatest = _LIMITS[dtype]
+    least, greatest = LIMITS[dtype]
     for name, value in numbers.items():
         if least <= value <= greatest:
             continue
@@ -85,7 +85,7 @@ def check_decoding(
     op: str, dtype: torch.dtype, weights: Sequence[float], scale_clamp: float
 ) -> None:
     """Raises ValueError unless these can decode deltas."""
-    least, greatest = _LIMITS[dtype]
+    least, greatest = LIMITS[dtype]
     if len(weights) != 4 or not all(least <= w <= greatest for w in weights):
         raise ValueError(f"{op}: weights must be four positive numbers, got {tuple(weights)}")
     # Not math.isnan, which cannot be compiled.
