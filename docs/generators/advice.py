@@ -4,6 +4,7 @@
 
     python -m docs.generators.advice recommended --write README.md
     python -m docs.generators.advice when --write docs/methods.md
+    python -m docs.generators.advice claims --write docs/results.md
 
 ``advice.yaml`` beside this file has the words; figures are of the records in ``studies/results``
 and of ``configs/figures.csv``.
@@ -14,15 +15,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from benchmarks.table import replace_between_marks
 from docs.generators.studies import STUDIES, study_rows
-from resobj_d2.config.zoo import zoo_entries
+from resobj_d2.config.zoo import Figure, zoo_entries
 from resobj_d2.study.plan import read_plan
 from resobj_d2.study.results import read_results
+from resobj_d2.study.statistics import Interval
 from resobj_d2.study.tables import Row
 
 __all__ = ["main", "page", "table"]
@@ -32,6 +35,7 @@ ADVICE = Path(__file__).with_suffix(".yaml")
 _HEADS = {
     "recommended": ("for", "configuration", "what it is", "evidence"),
     "when": ("where", "use", "evidence"),
+    "claims": ("claim", "the papers' AP on COCO", "in the studies here"),
 }
 
 
@@ -39,7 +43,7 @@ def table(kind: str, *, advice: Path = ADVICE, folder: Path = STUDIES) -> str:
     """Markdown of one list of ``advice.yaml``.
 
     Args:
-        kind: "recommended" or "when".
+        kind: "recommended", "when" or "claims".
         advice: the file of words.
         folder: with the studies and their records.
 
@@ -47,43 +51,93 @@ def table(kind: str, *, advice: Path = ADVICE, folder: Path = STUDIES) -> str:
         ValueError: a line names a study, dataset, method or configuration that is not there.
     """
     lines = yaml.safe_load(advice.read_text(encoding="utf-8"))[kind]
-    *words, evidence = _HEADS[kind]
-    rows = [f"| {' | '.join((*words, evidence))} |", "|---" * (len(words) + 1) + "|"]
+    heads = _HEADS[kind]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for line in lines:
-        cells = [*(line[word] for word in words), _evidence(line[evidence], folder)]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(_cells(kind, line, folder))} |")
     return "\n".join(rows)
+
+
+def _cells(kind: str, line: Mapping, folder: Path) -> list[str]:
+    if kind == "claims":
+        return _claim(folder=folder, **line)
+    *words, evidence = _HEADS[kind]
+    return [*(line[word] for word in words), _evidence(line[evidence], folder)]
 
 
 def _evidence(sources: Sequence[Mapping], folder: Path) -> str:
     return "; ".join(_paper(**one) if "paper" in one else _study(one, folder) for one in sources)
 
 
+def _claim(claim: str, paper: str, against: str, seen: Sequence[Mapping], folder: Path) -> list:
+    """What a paper says of two configurations, and the runs of the two that are like them."""
+    one, base = _two_figures(paper, against)
+    promised = float(one.ap) - float(base.ap)
+    here = "; ".join(_seen(source, promised, folder) for source in seen)
+    return [claim, f"{promised:+.1f}: {one} against {base} ({one.source})", here]
+
+
+def _seen(source: Mapping, promised: float, folder: Path) -> str:
+    row, _ = _row(source, folder)
+    where = source["data"].replace("_", " ")
+    if row is None or row.comparison is None or not row.comparison.difference.count:
+        return f"{where}: not run yet"
+    compared, difference = row.comparison, row.comparison.difference
+    of_seeds = compared.better if promised > 0 else difference.count - compared.better
+    if difference.count < 2:
+        verdict = "one seed shows nothing"
+    elif compared.verdict != "undecided":
+        verdict = "**appeared**" if (compared.verdict == "better") == (promised > 0) else "opposite"
+    elif of_seeds == difference.count:
+        verdict = "on every seed, may be chance"
+    else:
+        verdict = "not shown"
+    return f"{where}: {_difference(difference)}, {verdict}"
+
+
+def _difference(difference: Interval) -> str:
+    if difference.count < 2:
+        return f"{difference.mean:+.1f}"
+    interval = f"{difference.low:+.1f} to {difference.high:+.1f}"
+    return f"{difference.mean:+.1f} ({interval}, {difference.count} seeds)"
+
+
 def _paper(paper: str, against: str | None = None) -> str:
     """What a paper prints for a configuration, and what for its baseline on the same images."""
+    one, base = _two_figures(paper, against)
+    where = f"on COCO {one.split} in the paper ({one.source})"
+    return f"{one} {where}" if base is None else f"{one} against {base} {where}"
+
+
+def _two_figures(paper: str, against: str | None) -> tuple[Figure, Figure | None]:
     figures = {entry.name: entry.figures for entry in zoo_entries()}
     for one in figures.get(paper, ()):
-        where = f"on COCO {one.split} in the paper ({one.source})"
         if against is None:
-            return f"{one} {where}"
+            return one, None
         for base in figures.get(against, ()):
             if (base.split, base.source.split(",")[0]) == (one.split, one.source.split(",")[0]):
-                return f"{one} against {base} {where}"
+                return one, base
     beside = f" beside one of {against}" if against else ""
     raise ValueError(f"figures.csv has no figure of {paper}{beside}")
 
 
 def _study(source: Mapping, folder: Path) -> str:
     """What the runs say: the mean, and the difference to the baseline with its interval."""
+    row, baseline = _row(source, folder)
+    where = source["data"].replace("_", " ")
+    return f"{where}: {'not run yet' if row is None else _words(row, baseline)}"
+
+
+def _row(source: Mapping, folder: Path) -> tuple[Row | None, str]:
+    """The row of a method, None without a run, and its baseline: the study's or another."""
     plan = read_plan(folder / f"{source['study']}.yaml")
+    plan = replace(plan, baseline=source.get("against", plan.baseline))
+    for method in (source["method"], plan.baseline):
+        if method not in {one.name for one in plan.methods}:
+            raise ValueError(f"{plan.file.name} has no method {method}")
     results = read_results(folder / "results" / f"{source['study']}.jsonl")
     rows = {row.method: row for row in study_rows(plan, results) if row.dataset == source["data"]}
-    method = source["method"]
-    if method not in {one.name for one in plan.methods}:
-        raise ValueError(f"{plan.file.name} has no method {method}")
-    where = source["data"].replace("_", " ")
-    words = _words(rows[method], plan.baseline) if method in rows else "not run yet"
-    return f"{where}: {words}"
+    return rows.get(source["method"]), plan.baseline
 
 
 def _words(row: Row, baseline: str) -> str:

@@ -8,7 +8,10 @@ from resobj_d2.study.results import append_result
 from tests.docs.test_studies_tables import result
 
 
-@pytest.mark.parametrize("kind, file", [("recommended", "README.md"), ("when", "docs/methods.md")])
+@pytest.mark.parametrize(
+    "kind, file",
+    [("recommended", "README.md"), ("when", "docs/methods.md"), ("claims", "docs/results.md")],
+)
 def test_the_pages_are_up_to_date(repository, kind, file):
     text = (repository / file).read_text()
     assert page(text, kind) == text
@@ -55,3 +58,48 @@ def test_a_paper_is_named_as_one(folder):
     assert "35.4 on COCO val in the paper (ResObj)" in line
     with pytest.raises(ValueError, match="no figure of"):
         advice(folder, paper="small/scenes_retinanet_fl.yaml")
+
+
+COCO = "COCO-Detection/retinanet_"
+RESOBJ, FOCAL = (f"{COCO}{name}_R_50_FPN_600_1x.yaml" for name in ("resobj_t2", "fl"))
+
+
+def claim(folder, seen, paper=RESOBJ, against=FOCAL):
+    file = folder / "claims.yaml"
+    line = {"claim": "this", "paper": paper, "against": against, "seen": [seen]}
+    file.write_text(yaml.safe_dump({"claims": [line]}))
+    return table("claims", advice=file, folder=folder).splitlines()[-1]
+
+
+def test_a_claim_says_what_the_paper_prints_and_whether_it_appeared(folder):
+    line = claim(folder, {"study": "s", "data": "cells", "method": "sure"})
+    promised = "+1.2: 35.4 against 34.2 (ResObj)"
+    assert line == f"| this | {promised} | cells: +2.1 (+0.8 to +3.4, 2 seeds), **appeared** |"
+
+
+def test_a_difference_on_the_other_side_is_the_opposite(folder):
+    line = claim(folder, {"study": "s", "data": "cells", "method": "fl", "against": "sure"})
+    assert line.endswith("cells: -2.1 (-3.4 to -0.8, 2 seeds), opposite |")
+
+
+def test_a_loss_that_is_promised_appears_as_one(folder):
+    seen = {"study": "s", "data": "cells", "method": "fl", "against": "sure"}
+    line = claim(folder, seen, paper=FOCAL, against=RESOBJ)
+    assert "-1.2: 34.2 against 35.4" in line and line.endswith("2 seeds), **appeared** |")
+
+
+@pytest.mark.parametrize(
+    "other, verdict",
+    [
+        ((41.0, 42.1), "on every seed, may be chance"),
+        ((45.0, 41.0), "not shown"),
+        ((41.0, None), "one seed shows nothing"),
+        ((None, None), "not run yet"),
+    ],
+)
+def test_what_does_not_appear_says_how_far_it_came(folder, other, verdict):
+    for seed, value in zip((1, 2), other, strict=True):
+        if value is not None:
+            append_result(folder / "results" / "s.jsonl", result("new", seed, value))
+    line = claim(folder, {"study": "s", "data": "cells", "method": "new"})
+    assert line.endswith(f"{verdict} |")
