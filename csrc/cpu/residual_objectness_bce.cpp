@@ -5,6 +5,7 @@
 //
 // The thresholds need no pass per step: a foreground anchor is never below its own minimum, so it
 // is selected at every step, and its o_t is a prefix sum of residuals whatever `unselected` is.
+// Only a minimum of +inf selects nothing: see next_threshold.
 
 #include <algorithm>
 #include <type_traits>
@@ -20,7 +21,8 @@ namespace {
 constexpr int64_t kAnchors = 1024;  // per chunk
 constexpr int64_t kAnchorChunksPerTask = 8;
 
-// Per step t, the smallest o_t (t = 0..T-1) of the foreground anchors of one chunk.
+// Per step, the smallest sum of a logit and its residuals so far over the foreground anchors of
+// one chunk.
 template <typename T>
 void chunk_minima(const ResidualInputs<T>& in, const Chunk& chunk, T* minima) {
   std::fill(minima, minima + in.steps, kInfinity<T>);
@@ -58,6 +60,9 @@ void find_thresholds(const ResidualInputs<T>& in, T* thresholds) {
       T& threshold = thresholds[t * groups + group];
       threshold = nan_min(threshold, minima[c * in.steps + t]);
     }
+  }
+  for (int64_t i = groups; i < in.steps * groups; ++i) {
+    thresholds[i] = next_threshold(thresholds[i - groups], thresholds[i], in.keep, kInfinity<T>);
   }
 }
 

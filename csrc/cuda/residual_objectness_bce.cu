@@ -55,20 +55,24 @@ __global__ void minima_kernel(ResidualInputs<T> in, T* __restrict__ minima) {
   }
 }
 
-// thresholds (steps, G), one block each.
+// thresholds (steps, G), one block each, which with `keep` also finds those of the steps before.
 template <typename T>
-__global__ void thresholds_kernel(ResidualLayout layout, const T* __restrict__ minima,
+__global__ void thresholds_kernel(ResidualLayout layout, bool keep, const T* __restrict__ minima,
                                   T* __restrict__ thresholds) {
   __shared__ T scratch[kBlock / kWarp];
   const int64_t chunks = layout.num_chunks();
   const int64_t group = blockIdx.x;
-  const int64_t t = blockIdx.y;
-  T smallest = infinity<T>();
-  for (int64_t c = threadIdx.x; c < chunks; c += kBlock) {
-    if (layout.chunk(c).group == group) smallest = nan_min(smallest, minima[t * chunks + c]);
+  const int64_t step = blockIdx.y;
+  T threshold = -infinity<T>();  // valid in thread 0
+  for (int64_t t = keep ? 0 : step; t <= step; ++t) {
+    T smallest = infinity<T>();
+    for (int64_t c = threadIdx.x; c < chunks; c += kBlock) {
+      if (layout.chunk(c).group == group) smallest = nan_min(smallest, minima[t * chunks + c]);
+    }
+    const T minimum = block_reduce(smallest, scratch, infinity<T>(), Minimum<T>());
+    threshold = next_threshold(threshold, minimum, keep, infinity<T>());
   }
-  const T minimum = block_reduce(smallest, scratch, infinity<T>(), Minimum<T>());
-  if (threadIdx.x == 0) thresholds[t * gridDim.x + group] = minimum;
+  if (threadIdx.x == 0) thresholds[step * gridDim.x + group] = threshold;
 }
 
 // sums (T+1, kStepSums, chunks).
@@ -191,7 +195,7 @@ void find_thresholds(const ResidualInputs<T>& in, Tensor& thresholds, cudaStream
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   const dim3 grid(static_cast<unsigned>(in.layout.num_groups()), static_cast<unsigned>(in.steps));
-  thresholds_kernel<T><<<grid, kBlock, 0, stream>>>(in.layout, minima.const_data_ptr<T>(),
+  thresholds_kernel<T><<<grid, kBlock, 0, stream>>>(in.layout, in.keep, minima.const_data_ptr<T>(),
                                                     thresholds.mutable_data_ptr<T>());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

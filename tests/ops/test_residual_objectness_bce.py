@@ -74,6 +74,34 @@ def test_kernel_agrees_with_the_reference(
 
 @pytest.mark.parametrize("unselected", UNSELECTED)
 @pytest.mark.parametrize("scope", SCOPES)
+def test_kernel_agrees_with_the_reference_on_infinite_values(native_device, scope, unselected):
+    """All foreground of the first image, or of both, is +inf; many residuals are odd."""
+    logits, residuals, labels = random_inputs("cpu", torch.float64, steps=3)
+    generator = torch.Generator().manual_seed(1)
+    odd = torch.tensor([INF, -INF, math.nan, 0.5])[
+        torch.randint(4, (3, 2, 3000), generator=generator)
+    ]
+    is_odd = torch.rand(3, 2, 3000, generator=generator) < 0.3
+    residuals = torch.where(is_odd, odd.double(), residuals.detach())
+    weights = torch.arange(1.0, 5.0, dtype=torch.float64)
+    for images in (1, 2):
+        infinite = (labels > 0) & (torch.arange(2) < images)[:, None]
+        tensors = logits.detach().masked_fill(infinite, INF), residuals, labels
+        options = ("none", scope, unselected, anchors_per_level_for(scope, 3000))
+        expected = reference.residual_objectness_bce(*tensors, *options)
+        minima = expected[2]
+        expected += reference.residual_objectness_bce_backward(weights, *tensors, minima, *options)
+        tensors = tuple(x.to(native_device) for x in tensors)
+        output = torch.ops.resobj_d2.residual_objectness_bce(*tensors, *options)
+        output += torch.ops.resobj_d2._residual_objectness_bce_backward(
+            weights.to(native_device), *tensors, output[2], *options
+        )
+        for actual, wanted in zip(output, expected, strict=True):
+            torch.testing.assert_close(actual.cpu(), wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("unselected", UNSELECTED)
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("detach", DETACH)
 def test_backward_formula_is_the_gradient_of_the_reference(detach, scope, unselected):
     logits, residuals, labels = random_inputs("cpu", torch.float64, steps=3, anchors=200)

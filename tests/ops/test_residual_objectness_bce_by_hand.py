@@ -149,6 +149,35 @@ def test_the_loss_of_infinite_logits_is_the_limit(impl):
     assert [output.losses.item() for output in losses] == [0.0, INF, INF]
 
 
+# Step 1 takes the foreground anchor of the first image to +inf, which selects nothing at step 2:
+# with "keep" it stays, with "update" it becomes inf - inf. In the second image all are selected.
+# step 0: .313262 + .693147 + .313262 + 2.126928                               = 3.446599
+# step 1: 0 + .126928 + 3.048587; step 2: .048587 + 4.018150; step 3: .018150 + 1.313262
+INFINITE = [("keep", 1.331412, 2, INF), ("update", NAN, 4, NAN)]
+
+
+@pytest.mark.parametrize("unselected, loss, count, threshold", INFINITE)
+def test_foreground_at_infinity_is_not_selected(impl, unselected, loss, count, threshold):
+    device = impl.device
+    logits = torch.tensor([[1.0, 0.0], [1.0, 2.0]], device=device)
+    residuals = torch.tensor(
+        [[[INF, 5], [1, 1]], [[-INF, 5], [1, 1]], [[2, 2], [1, -3]]], device=device
+    ).requires_grad_()
+    labels = torch.tensor([[1, 0], [1, 0]], dtype=torch.int8, device=device)
+    output = impl.residual_objectness_bce(
+        logits, residuals, labels, unselected=unselected, detach="none"
+    )
+    expected = torch.tensor([[1, 1], [INF, 2], [threshold, 3]])
+    torch.testing.assert_close(output.thresholds.cpu(), expected, equal_nan=True)
+    losses = torch.tensor([3.446599, 3.175515, 4.066737, loss])
+    torch.testing.assert_close(output.losses.detach().cpu(), losses, equal_nan=True)
+    assert output.counts.tolist() == [4, 3, 2, count]
+    if unselected == "keep":
+        close(output.score_sums[1:, 1], [1.880797, 1.952574, 1.982014])
+        output.losses.sum().backward()
+        assert not residuals.grad[:, 0].any()
+
+
 def test_nan_foreground_selects_its_group_and_shows_in_every_loss(impl):
     logits, residuals, labels = hand_inputs(impl.device)
     with torch.no_grad():

@@ -74,10 +74,19 @@ RESOBJ_HD T nan_min(T a, T b) {
 }
 
 // Whether an anchor that is not ignored is selected. Written as "not below", so that NaN is
-// selected and shows up in the loss; a threshold of +inf means no foreground and selects nothing.
+// selected and shows up in the loss; a threshold of +inf (no foreground, or all of it at +inf)
+// selects nothing.
 template <typename T>
 RESOBJ_HD bool passes(T logit, T threshold, T infinity) {
   return !(logit < threshold) & (threshold != infinity);
+}
+
+// The threshold of a step, from that of the step before (-inf for the first) and `minimum`, the
+// smallest sum of a foreground logit and its residuals so far. It is `minimum`, except that with
+// `keep` it stays at +inf: nothing is selected, so no residual is added to that foreground.
+template <typename T>
+RESOBJ_HD T next_threshold(T before, T minimum, bool keep, T infinity) {
+  return (keep & (before == infinity)) ? infinity : minimum;
 }
 
 }  // namespace resobj
