@@ -62,7 +62,7 @@ struct Labels {
   int64_t filled;
   int32_t background = 0;
   int32_t num_foreground = 0;
-  int32_t foreground[kBlock + 1];  // where they are; one more is written, not counted
+  int32_t foreground[kBlock];  // where they are
 
   Labels(const int8_t* labels, int64_t size) : filled(ceil_div(size, kLanes) * kLanes) {
     int32_t positive = 0;
