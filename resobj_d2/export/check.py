@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from .detector import ExportableDetector
 from .formats import ExportedDetector
 
-__all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Parity", "as_batch", "compare"]
+__all__ = [
+    "BOX_RELATIVE_TOLERANCE",
+    "BOX_TOLERANCE",
+    "SCORE_TOLERANCE",
+    "Parity",
+    "as_batch",
+    "compare",
+]
 
 BOX_TOLERANCE = 1e-3
-"""In pixels."""
+"""In pixels, of boxes with sides up to 100."""
+BOX_RELATIVE_TOLERANCE = 1e-5
+"""Of the longer side of larger boxes: a side multiplies what is predicted, rounding included."""
 SCORE_TOLERANCE = 1e-4
 """Of a score between 0 and 1."""
 
@@ -28,18 +37,20 @@ class Parity:
         found: number of the model's detections, or anchors where there is no selection.
         unmatched: detections that only one of them has.
         box: largest difference of a coordinate in pixels.
+        box_share: largest difference of a coordinate, as a share of what its box may differ by.
         score: largest difference of a score.
     """
 
     found: int
     unmatched: int
     box: float
+    box_share: float
     score: float
 
     @property
     def holds(self) -> bool:
         """Whether they agree within the tolerances; not where a number is NaN."""
-        return not self.unmatched and self.box <= BOX_TOLERANCE and self.score <= SCORE_TOLERANCE
+        return not self.unmatched and self.box_share <= 1 and self.score <= SCORE_TOLERANCE
 
 
 def as_batch(inputs: Sequence[Mapping], size_divisibility: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,8 +116,9 @@ def _parity(
     same = found.pred_classes[:, None] == classes[None]
     # Equal boxes of one class do not survive the suppression, unless that is off: then by score.
     cost = torch.where(same, distance + gap, torch.inf)
+    limits = _box_limits(expected)
     taken = torch.zeros(len(boxes), dtype=torch.bool)
-    box = score = 0.0
+    box = share = score = 0.0
     alone: list[float] = []
     for i in range(len(expected)):
         open_cost = torch.where(taken, torch.inf, cost[i])
@@ -116,16 +128,27 @@ def _parity(
             continue
         taken[j] = True
         box, score = max(box, float(distance[i, j])), max(score, float(gap[i, j]))
+        share = max(share, float(distance[i, j] / limits[i]))
     alone += scores[~taken].tolist()
     # Whether a score at the very limit passes is decided by rounding.
     cuts = [lowest]
     cuts += [float(x.min()) for x in (found.scores, scores) if len(x) >= most]
     unmatched = sum(all(abs(x - cut) > SCORE_TOLERANCE for cut in cuts) for x in alone)
-    return Parity(found=len(found), unmatched=unmatched, box=box, score=score)
+    return Parity(len(found), unmatched, box=box, box_share=share, score=score)
+
+
+def _box_limits(boxes: Tensor) -> Tensor:
+    """(..., 4) to (...): what a coordinate of each may differ by."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1)
+    return (BOX_RELATIVE_TOLERANCE * sides).clamp(min=BOX_TOLERANCE)
 
 
 def _raw_parity(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> Parity:
+    found, given = len(reference[0]), len(outputs[0])
     if outputs[0].shape != reference[0].shape:
-        return Parity(len(reference[0]), abs(len(reference[0]) - len(outputs[0])) or 1, 0.0, 0.0)
-    score, box = (float((a - b).abs().max()) for a, b in zip(outputs, reference, strict=True))
-    return Parity(found=len(reference[0]), unmatched=0, box=box, score=score)
+        return Parity(found, abs(found - given) or 1, box=0.0, box_share=0.0, score=0.0)
+    score, box = ((a - b).abs() for a, b in zip(outputs, reference, strict=True))
+    share = box.amax(dim=-1) / _box_limits(reference[1])
+    return Parity(
+        found, 0, box=float(box.max()), box_share=float(share.max()), score=float(score.max())
+    )

@@ -32,7 +32,14 @@ from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
 from resobj_d2.inference.predictor import load_prediction_config
 
-from .check import BOX_TOLERANCE, SCORE_TOLERANCE, Parity, as_batch, compare
+from .check import (
+    BOX_RELATIVE_TOLERANCE,
+    BOX_TOLERANCE,
+    SCORE_TOLERANCE,
+    Parity,
+    as_batch,
+    compare,
+)
 from .detector import ExportableDetector, exportable
 from .formats import FORMATS, check_path, load_exported, require, write_exported
 from .metadata import describe
@@ -211,13 +218,13 @@ def _check(
         failed |= not parity.holds
         print(
             f"{'same' if parity.holds else 'DIFFERS'}  {name}: {parity.found} {what}, "
-            f"{parity.unmatched} without counterpart, boxes {parity.box:.2g} px, "
-            f"scores {parity.score:.2g}"
+            f"{parity.unmatched} without counterpart, boxes {parity.box:.2g} px "
+            f"({parity.box_share:.2g} of the limit), scores {parity.score:.2g}"
         )
     if failed:
         print(
-            f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px or "
-            f"{SCORE_TOLERANCE:g} in a score",
+            f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px, or "
+            f"{BOX_RELATIVE_TOLERANCE:g} of a box's longer side, or {SCORE_TOLERANCE:g} in a score",
             file=sys.stderr,
         )
     return _DIFFERS if failed else 0
