@@ -1,0 +1,24 @@
+"""The table of docs/training.md: graphs and compilations of every detector."""
+
+from docs.generators.compilations import NAME, with_rows
+from docs.generators.export_parity import DETECTORS
+
+
+def rows_of(page):
+    lines = page.partition(f"<!-- begin: {NAME} -->")[2].partition("<!-- end")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells if row[0] in DETECTORS}
+
+
+def test_every_detector_has_a_row_and_one_graph(repository):
+    rows = rows_of((repository / "docs/training.md").read_text())
+    assert list(rows) == list(DETECTORS)
+    for graphs, _, losses, _ in rows.values():
+        assert graphs == "1" and losses in ("1", "-")
+
+
+def test_rows_of_other_detectors_stay(repository):
+    page = (repository / "docs/training.md").read_text()
+    before = rows_of(page)
+    after = rows_of(with_rows(page, ["| SSD | 2 | 3 | 4 | 5 |"]))
+    assert after == {**before, "SSD": ["2", "3", "4", "5"]} and list(after) == list(before)
