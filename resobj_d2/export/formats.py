@@ -113,7 +113,9 @@ def _write_onnx(detector: ExportableDetector, path: str, metadata: str) -> None:
 def _load_onnx(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # --time compares like with like
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> list[Tensor]:
         arrays = {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)}
