@@ -79,7 +79,7 @@ def _claim(claim: str, paper: str, against: str, seen: Sequence[Mapping], folder
 
 def _seen(source: Mapping, promised: float, folder: Path) -> str:
     row, _ = _row(source, folder)
-    where = source["data"].replace("_", " ")
+    where = _where(source)
     if row is None or row.comparison is None or not row.comparison.difference.count:
         return f"{where}: not run yet"
     compared, difference = row.comparison, row.comparison.difference
@@ -93,6 +93,10 @@ def _seen(source: Mapping, promised: float, folder: Path) -> str:
     else:
         verdict = "not shown"
     return f"{where}: {_difference(difference)}, {verdict}"
+
+
+def _where(source: Mapping) -> str:
+    return source.get("name") or source["data"].replace("_", " ")
 
 
 def _difference(difference: Interval) -> str:
@@ -124,7 +128,7 @@ def _two_figures(paper: str, against: str | None) -> tuple[Figure, Figure | None
 def _study(source: Mapping, folder: Path) -> str:
     """What the runs say: the mean, and the difference to the baseline with its interval."""
     row, baseline = _row(source, folder)
-    where = source["data"].replace("_", " ")
+    where = _where(source)
     return f"{where}: {'not run yet' if row is None else _words(row, baseline)}"
 
 
