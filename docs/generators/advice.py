@@ -1,4 +1,4 @@
-"""What the README and docs/methods.md advise, each line with the figure that it rests on.
+"""What the pages advise, and which claims appeared; each line has the figure that it rests on.
 
 ::
 
@@ -25,7 +25,7 @@ from docs.generators.studies import STUDIES, study_rows
 from resobj_d2.config.zoo import Figure, zoo_entries
 from resobj_d2.study.plan import read_plan
 from resobj_d2.study.results import read_results
-from resobj_d2.study.statistics import Interval
+from resobj_d2.study.statistics import Comparison, Interval
 from resobj_d2.study.tables import Row
 
 __all__ = ["main", "page", "table"]
@@ -69,30 +69,44 @@ def _evidence(sources: Sequence[Mapping], folder: Path) -> str:
     return "; ".join(_paper(**one) if "paper" in one else _study(one, folder) for one in sources)
 
 
-def _claim(claim: str, paper: str, against: str, seen: Sequence[Mapping], folder: Path) -> list:
+def _claim(
+    claim: str, paper: str, against: str, seen: Sequence[Mapping], folder: Path
+) -> list[str]:
     """What a paper says of two configurations, and the runs of the two that are like them."""
     one, base = _two_figures(paper, against)
     promised = float(one.ap) - float(base.ap)
     here = "; ".join(_seen(source, promised, folder) for source in seen)
-    return [claim, f"{promised:+.1f}: {one} against {base} ({one.source})", here]
+    return [claim, f"{promised:+.1f}: {one} against {base} on {one.split} ({one.source})", here]
 
 
 def _seen(source: Mapping, promised: float, folder: Path) -> str:
     row, _ = _row(source, folder)
-    where = _where(source)
     if row is None or row.comparison is None or not row.comparison.difference.count:
-        return f"{where}: not run yet"
-    compared, difference = row.comparison, row.comparison.difference
-    of_seeds = compared.better if promised > 0 else difference.count - compared.better
-    if difference.count < 2:
-        verdict = "one seed shows nothing"
-    elif compared.verdict != "undecided":
-        verdict = "**appeared**" if (compared.verdict == "better") == (promised > 0) else "opposite"
-    elif of_seeds == difference.count:
-        verdict = "on every seed, may be chance"
-    else:
-        verdict = "not shown"
-    return f"{where}: {_difference(difference)}, {verdict}"
+        return f"{_where(source)}: not run yet"
+    difference = _difference(row.comparison.difference)
+    return f"{_where(source)}: {difference}, {_verdict(row.comparison, promised)}"
+
+
+def _verdict(compared: Comparison, promised: float) -> str:
+    """Whether a difference on the promised side, and of that size, was seen.
+
+    Raises:
+        ValueError: nothing is promised.
+    """
+    if not promised:
+        raise ValueError("a claim needs two configurations with different figures")
+    interval = compared.difference
+    if interval.count < 2:
+        return "one seed shows nothing"
+    reached = interval.high if promised > 0 else -interval.low
+    less = ", less than promised" if reached < abs(promised) else ""
+    if compared.verdict != "undecided":
+        as_promised = (compared.verdict == "better") == (promised > 0)
+        return f"**appeared**{less}" if as_promised else "opposite"
+    other_seeds = interval.count - compared.better if promised > 0 else compared.better
+    if not other_seeds:
+        return f"on every seed, may be chance{less}"
+    return f"not shown{less}"
 
 
 def _where(source: Mapping) -> str:
@@ -136,6 +150,8 @@ def _row(source: Mapping, folder: Path) -> tuple[Row | None, str]:
     """The row of a method, None without a run, and its baseline: the study's or another."""
     plan = read_plan(folder / f"{source['study']}.yaml")
     plan = replace(plan, baseline=source.get("against", plan.baseline))
+    if source["method"] == plan.baseline:
+        raise ValueError(f"{plan.file.name}: {plan.baseline} is compared with itself")
     for method in (source["method"], plan.baseline):
         if method not in {one.name for one in plan.methods}:
             raise ValueError(f"{plan.file.name} has no method {method}")
@@ -151,12 +167,8 @@ def _words(row: Row, baseline: str) -> str:
     difference = row.comparison.difference
     if difference.count < 2:
         return f"{ap}, {difference.mean:+.1f} against `{baseline}`, one seed"
-    interval = f"{difference.low:+.1f} to {difference.high:+.1f}"
     unsure = "" if row.comparison.verdict != "undecided" else ", may be chance"
-    return (
-        f"{ap}, {difference.mean:+.1f} ({interval}) against `{baseline}`, "
-        f"{difference.count} seeds{unsure}"
-    )
+    return f"{ap}, {_difference(difference)} against `{baseline}`{unsure}"
 
 
 def page(text: str, kind: str) -> str:

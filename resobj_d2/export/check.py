@@ -22,9 +22,9 @@ __all__ = [
 ]
 
 BOX_TOLERANCE = 1e-3
-"""In pixels, of boxes with sides up to 100."""
+"""In pixels, of a coordinate of a box up to 100 px wide (x) or high (y)."""
 BOX_RELATIVE_TOLERANCE = 1e-5
-"""Of the longer side of larger boxes: a side multiplies what is predicted, rounding included."""
+"""Of the width or height of a larger box: it multiplies what is predicted, rounding included."""
 SCORE_TOLERANCE = 1e-4
 """Of a score between 0 and 1."""
 
@@ -111,7 +111,8 @@ def _parity(
 ) -> Parity:
     """Pairs detections of one class by their boxes, the best first."""
     expected = found.pred_boxes.tensor
-    distance = (expected[:, None] - boxes[None]).abs().amax(dim=2)
+    differences = (expected[:, None] - boxes[None]).abs()
+    distance = differences.amax(dim=2)
     gap = (found.scores[:, None] - scores[None]).abs()
     same = found.pred_classes[:, None] == classes[None]
     # Equal boxes of one class do not survive the suppression, unless that is off: then by score.
@@ -128,7 +129,7 @@ def _parity(
             continue
         taken[j] = True
         box, score = max(box, float(distance[i, j])), max(score, float(gap[i, j]))
-        share = max(share, float(distance[i, j] / limits[i]))
+        share = max(share, float((differences[i, j] / limits[i]).max()))
     alone += scores[~taken].tolist()
     # Whether a score at the very limit passes is decided by rounding.
     cuts = [lowest]
@@ -138,9 +139,9 @@ def _parity(
 
 
 def _box_limits(boxes: Tensor) -> Tensor:
-    """(..., 4) to (...): what a coordinate of each may differ by."""
-    sides = (boxes[..., 2:] - boxes[..., :2]).amax(dim=-1)
-    return (BOX_RELATIVE_TOLERANCE * sides).clamp(min=BOX_TOLERANCE)
+    """(..., 4) to (..., 4): what each coordinate may differ by."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (BOX_RELATIVE_TOLERANCE * torch.cat((sides, sides), dim=-1)).clamp(min=BOX_TOLERANCE)
 
 
 def _raw_parity(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> Parity:
@@ -148,7 +149,7 @@ def _raw_parity(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> Parit
     if outputs[0].shape != reference[0].shape:
         return Parity(found, abs(found - given) or 1, box=0.0, box_share=0.0, score=0.0)
     score, box = ((a - b).abs() for a, b in zip(outputs, reference, strict=True))
-    share = box.amax(dim=-1) / _box_limits(reference[1])
+    share = box / _box_limits(reference[1])
     return Parity(
         found, 0, box=float(box.max()), box_share=float(share.max()), score=float(score.max())
     )

@@ -114,7 +114,7 @@ def _load_onnx(path: str) -> tuple[Callable[..., Sequence[Tensor]], str]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # --time compares like with like
+    options.intra_op_num_threads = torch.get_num_threads()  # as all other formats
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -225,6 +225,8 @@ def write_exported(
 
 def load_exported(path: str | os.PathLike, *, format: str) -> ExportedDetector:
     """A detector from a file that :func:`write_exported` wrote.
+
+    On a CPU it has as many threads as torch has (``onnx``: when it is loaded).
 
     Args:
         path: of the file, which must be your own: some formats hold code.

@@ -108,17 +108,15 @@ def balanced_l1_loss(
     """
     op = "balanced_l1_loss"
     is_plain = is_plain_sum(reduction, weight)
-    # On a few hundred boxes the checks take as long as the kernel: none twice.
-    is_usual = is_plain and is_usual_pair(pred, target) and not target.requires_grad
-    if not is_usual:
+    # On a few hundred boxes the checks take as long as the kernel: the usual case needs few.
+    if is_plain and is_usual_pair(pred, target) and not target.requires_grad:
+        dtype = torch.float32
+    else:
         require_constant_target(op, pred, target)
         if not is_plain:
             check_reduction(op, reduction, weight, pred.shape, pred)
-    dtype = torch.float32 if is_usual else compute_dtype(weight, pred, target)
-    least, greatest = LIMITS[dtype]
-    are_normal = least <= alpha <= greatest and least <= beta <= greatest
-    if not (are_normal and least <= gamma <= greatest and alpha / 1000 <= gamma <= 80 * alpha):
-        _refuse(op, dtype, alpha, gamma, beta)
+        dtype = compute_dtype(weight, pred, target)
+    _check_options(op, dtype, alpha, gamma, beta)
     arguments = as_dtype(pred, dtype), as_dtype(target, dtype), alpha, gamma, beta
     if is_plain:
         return _one_pass(*arguments)
@@ -132,8 +130,15 @@ def balanced_l1_loss(
     )
 
 
-def _refuse(op: str, dtype: torch.dtype, alpha: float, gamma: float, beta: float) -> None:
-    require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
+def _check_options(
+    op: str, dtype: torch.dtype, alpha: float, gamma: float, beta: float
+) -> None:
+    least, greatest = LIMITS[dtype]
+    if not (least <= alpha <= greatest and least <= beta <= greatest and least <= gamma <= greatest):
+        require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")
-    raise ValueError(f"{op}: gamma must be at least alpha / 1000, got {gamma} and alpha {alpha}")
+    if gamma < alpha / 1000:
+        raise ValueError(
+            f"{op}: gamma must be at least alpha / 1000, got {gamma} and alpha {alpha}"
+        )

@@ -140,9 +140,9 @@ def residual_objectness_bce(
     With o_0 = ``logits`` and r_t = ``residuals[t-1]``, step 0 sums BCE(o_0, label) over all anchors
     that are not ignored. Step t takes the smallest o_{t-1} of the foreground anchors as threshold,
     selects the non-ignored anchors with o_{t-1} >= threshold, computes o_t = o_{t-1} + r_t and sums
-    BCE(o_t, label) over the selected ones. Without a foreground anchor the threshold is +inf, which
-    selects nothing (not even an anchor at +inf), and the sum is exactly 0. Selection and thresholds
-    carry no gradient.
+    BCE(o_t, label) over the selected ones. Without a foreground anchor, or with all of them at
+    +inf, the threshold is +inf, which selects nothing, and the sum is exactly 0. Selection and
+    thresholds carry no gradient.
 
     N images, R anchors per image, T steps (0 to 8), G groups, L pyramid levels (at most 32).
 

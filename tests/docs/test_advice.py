@@ -40,11 +40,11 @@ def advice(folder, **source):
 def test_a_line_has_mean_difference_and_interval(folder):
     # Differences 2 and 2.2, mean 2.1; t of one degree of freedom is 12.706, so +- 12.706 * .1.
     line = advice(folder, study="s", data="cells", method="sure")
-    assert line == "| here | this | cells: AP 43.1, +2.1 (+0.8 to +3.4) against `fl`, 2 seeds |"
+    assert line == "| here | this | cells: AP 43.1, +2.1 (+0.8 to +3.4, 2 seeds) against `fl` |"
 
 
 def test_a_difference_that_may_be_chance_says_so(folder):
-    assert "2 seeds, may be chance" in advice(folder, study="s", data="cells", method="unsure")
+    assert "2 seeds) against `fl`, may be chance" in advice(folder, study="s", data="cells", method="unsure")
 
 
 def test_a_method_without_records_and_one_that_is_not_there(folder):
@@ -73,7 +73,7 @@ def claim(folder, seen, paper=RESOBJ, against=FOCAL):
 
 def test_a_claim_says_what_the_paper_prints_and_whether_it_appeared(folder):
     line = claim(folder, {"study": "s", "data": "cells", "method": "sure"})
-    promised = "+1.2: 35.4 against 34.2 (ResObj)"
+    promised = "+1.2: 35.4 against 34.2 on val (ResObj)"
     assert line == f"| this | {promised} | cells: +2.1 (+0.8 to +3.4, 2 seeds), **appeared** |"
 
 
@@ -86,6 +86,29 @@ def test_a_loss_that_is_promised_appears_as_one(folder):
     seen = {"study": "s", "data": "cells", "method": "fl", "against": "sure"}
     line = claim(folder, seen, paper=FOCAL, against=RESOBJ)
     assert "-1.2: 34.2 against 35.4" in line and line.endswith("2 seeds), **appeared** |")
+
+
+CE = COCO + "ce_R_50_FPN_600_1x.yaml"  # 30.2, so that ResObj promises 5.2
+
+
+def test_an_interval_below_what_the_paper_prints_says_so(folder):
+    line = claim(folder, {"study": "s", "data": "cells", "method": "sure"}, against=CE)
+    assert line.endswith("**appeared**, less than promised |")
+    seen = {"study": "s", "data": "cells", "method": "fl", "against": "sure"}
+    line = claim(folder, seen, paper=CE, against=RESOBJ)
+    assert line.endswith("(-3.4 to -0.8, 2 seeds), **appeared**, less than promised |")
+
+
+def test_a_claim_of_nothing_and_a_method_against_itself_are_refused(folder):
+    with pytest.raises(ValueError, match="different figures"):
+        claim(folder, {"study": "s", "data": "cells", "method": "sure"}, against=RESOBJ)
+    with pytest.raises(ValueError, match="s.yaml: fl is compared with itself"):
+        claim(folder, {"study": "s", "data": "cells", "method": "fl"})
+
+
+def test_a_source_may_have_a_name(folder):
+    line = claim(folder, {"study": "s", "data": "cells", "method": "sure", "name": "elsewhere"})
+    assert "| elsewhere: +2.1 (" in line
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,17 @@ def parity_of(boxes, scores=SCORES, *, raw=False):
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_large_boxes_may_differ_in_proportion(raw):
-    def moved(by, index):
+def test_large_boxes_may_differ_in_proportion_to_the_side_of_the_coordinate(raw):
+    def moved(by, index, coordinate=0):
         boxes = BOXES.clone()
-        boxes[index, 0] += by
+        boxes[index, coordinate] += by
         return parity_of(boxes, raw=raw)
 
     assert moved(0.0008, 0).holds and not moved(0.0012, 0).holds
-    assert moved(0.0035, 1).holds and not moved(0.0045, 1).holds
-    parity = moved(0.003, 1)
+    # The second is 200 px wide and 400 px high.
+    assert moved(0.0015, 1, 0).holds and not moved(0.0025, 1, 2).holds
+    assert moved(0.0035, 1, 1).holds and not moved(0.0045, 1, 3).holds
+    parity = moved(0.003, 1, 1)
     assert parity.box == pytest.approx(0.003, rel=0.01)
     assert parity.box_share == pytest.approx(0.003 / 0.004, rel=0.01)
 

@@ -47,10 +47,10 @@ def training(method_cfg, make_batch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_and_losses_are_one_graph_that_serves_batches_of_all_sizes(family, training):
     model, *_ = training(family)
-    # Compiled again for one cell of FSAF's objectness, as docs/training.md says: one batch.
-    number = 1 if family == "everything" else 5
-    counted = count(training_losses(model), batches(model, number))
-    assert counted == Count(graphs=1, compilations=1)
+    counted = count(training_losses(model), batches(model, 5))
+    # With FSAF's objectness, of one channel, up to three more, as docs/training.md says.
+    most = 4 if family == "everything" else 1
+    assert counted.graphs == 1 and 1 <= counted.compilations <= most
 
 
 def test_the_maps_are_one_graph_that_serves_batches_of_all_sizes(training):
