@@ -224,7 +224,8 @@ def _check(
     if failed:
         print(
             f"error: {path} and the model differ by more than {BOX_TOLERANCE:g} px, or "
-            f"{BOX_RELATIVE_TOLERANCE:g} of a box's width or height, or {SCORE_TOLERANCE:g} in a score",
+            f"{BOX_RELATIVE_TOLERANCE:g} of a box's width or height, or {SCORE_TOLERANCE:g} in "
+            "a score",
             file=sys.stderr,
         )
     return _DIFFERS if failed else 0

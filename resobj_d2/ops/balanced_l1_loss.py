@@ -130,11 +130,10 @@ def balanced_l1_loss(
     )
 
 
-def _check_options(
-    op: str, dtype: torch.dtype, alpha: float, gamma: float, beta: float
-) -> None:
+def _check_options(op: str, dtype: torch.dtype, alpha: float, gamma: float, beta: float) -> None:
     least, greatest = LIMITS[dtype]
-    if not (least <= alpha <= greatest and least <= beta <= greatest and least <= gamma <= greatest):
+    are_usual = least <= alpha <= greatest and least <= beta <= greatest
+    if not (are_usual and least <= gamma <= greatest):
         require_positive(op, dtype, alpha=alpha, gamma=gamma, beta=beta)
     if gamma > 80 * alpha:
         raise ValueError(f"{op}: gamma must be at most 80 alpha, got {gamma} and alpha {alpha}")

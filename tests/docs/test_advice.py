@@ -44,7 +44,9 @@ def test_a_line_has_mean_difference_and_interval(folder):
 
 
 def test_a_difference_that_may_be_chance_says_so(folder):
-    assert "2 seeds) against `fl`, may be chance" in advice(folder, study="s", data="cells", method="unsure")
+    assert "2 seeds) against `fl`, may be chance" in advice(
+        folder, study="s", data="cells", method="unsure"
+    )
 
 
 def test_a_method_without_records_and_one_that_is_not_there(folder):
