@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import ExplainWithBackend
 from torch.fx.experimental import _config as symbolic_shapes
 
-from benchmarks.table import replace_between_marks
 from docs.generators.export_parity import DETECTORS
+from docs.generators.rows import with_rows
 from resobj_d2.config import load_config
 
 __all__ = [
@@ -40,14 +39,16 @@ __all__ = [
     "count",
     "main",
     "raw_maps",
-    "table",
     "training_losses",
-    "with_rows",
 ]
 
 NAME = "python -m docs.generators.compilations"
 SETTINGS = {"backed_size_oblivious": True, "use_duck_shape": False}
 """Those of ``torch.fx.experimental._config`` with which one compilation serves all batches."""
+HEAD = (
+    "| detector | graphs of the maps | compilations | graphs of the losses | compilations |\n"
+    "|---|---|---|---|---|"
+)
 UNBOUNDED = 1000  # compilations, after which torch would stop compiling
 
 
@@ -159,22 +160,6 @@ def row(title: str, number: int, *, settings: bool = True) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(lines: Sequence[str]) -> str:
-    """The table, in Markdown."""
-    return (
-        "| detector | graphs of the maps | compilations | graphs of the losses | compilations |\n"
-        "|---|---|---|---|---|\n" + "\n".join(lines)
-    )
-
-
-def with_rows(page: str, lines: Sequence[str]) -> str:
-    """The page with these rows, and with its own of other detectors."""
-    key = re.compile(r"\| ([^|]+) \|")
-    old = page.partition(f"<!-- begin: {NAME} -->")[2].partition("<!-- end")[0].splitlines()
-    found = {match[1]: line for line in [*old, *lines] if (match := key.match(line))}
-    return replace_between_marks(page, table([found[x] for x in DETECTORS if x in found]), NAME)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or write it into a page between its marks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -192,10 +177,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.append(row(title, options.batches, settings=not options.torch_defaults))
         print(lines[-1], file=sys.stderr, flush=True)
     if not options.write:
-        print(table(lines))
+        print(HEAD, *lines, sep="\n")
         return 0
     page = Path(options.write)
-    page.write_text(with_rows(page.read_text(), lines))
+    order = [(title,) for title in DETECTORS]
+    text = with_rows(page.read_text(), lines, head=HEAD, order=order, command=NAME)
+    page.write_text(text)
     return 0
 
 

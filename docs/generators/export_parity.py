@@ -26,7 +26,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.table import replace_between_marks
+from docs.generators.rows import with_rows
 from resobj_d2.config import load_config
 from resobj_d2.export import FORMATS, ExportableDetector, ExportableRCNN, exportable, write_exported
 from resobj_d2.export.check import Parity, as_batch
@@ -34,7 +34,7 @@ from resobj_d2.export.command import check_file
 from resobj_d2.inference import Predictor
 from resobj_d2.inference.predict import find_images
 
-__all__ = ["DETECTORS", "main", "table"]
+__all__ = ["DETECTORS", "main"]
 
 DETECTORS = {
     "RetinaNet": "small/cells_retinanet_fl.yaml",
@@ -50,6 +50,10 @@ DETECTORS = {
     "Faster R-CNN, ResObj": "small/cells_faster_rcnn_resobj.yaml",
 }
 NAME = "python -m docs.generators.export_parity"
+HEAD = (
+    "| detector | format | detections per picture | without counterpart | boxes, px | scores "
+    "| same |\n|---|---|---|---|---|---|---|"
+)
 
 
 # The layers whose outputs are logits of classes or of objectness.
@@ -186,24 +190,6 @@ def row(title: str, format: str, parities: Sequence[Parity]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(lines: Sequence[str]) -> str:
-    """The table, in Markdown."""
-    return (
-        "| detector | format | detections per picture | without counterpart | boxes, px | scores "
-        "| same |\n|---|---|---|---|---|---|---|\n" + "\n".join(lines)
-    )
-
-
-def with_rows(page: str, lines: Sequence[str]) -> str:
-    """The page with these rows, and with its own of other detectors and formats."""
-    key = re.compile(r"\| ([^|]+) \| (\w+) \|")
-    order = [(title, format) for title in DETECTORS for format in FORMATS]
-    old = page.partition(f"<!-- begin: {NAME} -->")[2].partition("<!-- end")[0].splitlines()
-    found = {match.groups(): line for line in [*old, *lines] if (match := key.match(line))}
-    text = table([found[x] for x in order if x in found])
-    return replace_between_marks(page, text, NAME)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or write it into a page between its marks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -221,10 +207,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr, flush=True)
         lines.append(line)
     if not options.write:
-        print(table(lines))
+        print(HEAD, *lines, sep="\n")
         return 0
     page = Path(options.write)
-    page.write_text(with_rows(page.read_text(), lines))
+    order = [(title, format) for title in DETECTORS for format in FORMATS]
+    text = with_rows(page.read_text(), lines, head=HEAD, order=order, command=NAME)
+    page.write_text(text)
     return 0
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("onnxruntime", reason="ONNX needs the extra 'export'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra 'export'")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
@@ -112,3 +112,17 @@ def test_what_an_exported_file_does_not_hold_is_refused(exported, key, value):
     with pytest.raises(ValueError, match=f"^{key}: not part of an exported file"):
         main([*arguments, "MODEL.WEIGHTS", str(path.parent / "model.pth")])
     assert not (path.parent / "other.onnx").exists()
+
+
+def test_a_file_has_as_many_threads_as_torch(exported, monkeypatch):
+    *_, path = exported
+    made = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *args, **kwargs: made.append(session(*args, **kwargs)) or made[-1],
+    )
+    load_exported(path, format="onnx")
+    (only,) = made
+    assert only.get_session_options().intra_op_num_threads == torch.get_num_threads()
