@@ -13,6 +13,7 @@
 
 #include "loss_sum.h"
 #include "resobj/bce_math.h"
+#include "resobj/bits.h"
 #include "resobj/residual_objectness_bce_math.h"
 
 namespace resobj {
@@ -52,6 +53,13 @@ using Label = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 template <typename T>
 bool is_in(Label<T> label, T before, T threshold) {
   return (label >= 0) & passes(before, threshold, kInfinity<T>);
+}
+
+// `value` where all bits of `mask` are set, 0 where none is. As conditional expressions, several of
+// one condition would become a branch.
+template <typename T>
+T masked(T value, Label<T> mask) {
+  return bit_cast<T>(bit_cast<Label<T>>(value) & mask);
 }
 
 // The labels of one block, filled up with ignored anchors to whole groups of lanes, so that the
@@ -132,36 +140,35 @@ void update_logits(const T* before, const T* residuals, const Labels<T>& labels,
 // Adds the terms of one step over one block to `totals`, and fills the gradient of its loss with
 // respect to o_t, as far as they are among the results. `logits` is o_t, negated for foreground
 // anchors, so that background's formulas serve them too but for the sign of the gradient.
+//
+// Of BCE(o) = max(o, 0) + log(1 + e), e = exp(-|o|), only a sum is needed, so one logarithm serves
+// all of a lane: log((1 + e_1) (1 + e_2) ...). The product is at most 2^8, and as its excess over 1
+// it keeps the digits of small e.
 template <Results results, typename T>
 void add_terms(const Labels<T>& labels, T threshold, const T* before, const T* logits,
                const T* exponentials, T scale, StepTotals<T>& totals, T* __restrict__ gradient) {
-  alignas(64) T log1p[kBlock];
   Label<T> selected[kLanes] = {};
+  static_assert(kBlock / kLanes <= 100, "2^100 is a float");
+  alignas(64) T excess[kLanes] = {};
   for (int64_t first = 0; first < labels.filled; first += kLanes) {
     for (int k = 0; k < kLanes; ++k) {
       const int64_t j = first + k;
-      const T score = background_score(logits[j], exponentials[j]);
+      const Label<T> in = -Label<T>(is_in(labels.of[j], before[j], threshold));
+      const T score = sigmoid_from(logits[j], exponentials[j]);
       if (results != Results::kGradient) {
-        log1p[j] = begin_log1p_unit(exponentials[j]);
-        totals.background[k] += labels.of[j] == 0 ? score : T(0);
+        totals.background[k] += masked(score, -Label<T>(labels.of[j] == 0));
+        totals.loss[k] += masked(logits[j] > T(0) ? logits[j] : T(0), in);
+        excess[k] += masked(exponentials[j], in) * (T(1) + excess[k]);
+        selected[k] -= in;
       }
-      if (results != Results::kLoss) {
-        const T own = scale * score;
-        gradient[j] = is_in(labels.of[j], before[j], threshold) ? own : T(0);
-      }
+      if (results != Results::kLoss) gradient[j] = masked(scale * score, in);
     }
   }
   if (results == Results::kGradient) return;
-  for (int64_t first = 0; first < labels.filled; first += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
-      const int64_t j = first + k;
-      const bool in = is_in(labels.of[j], before[j], threshold);
-      const T bce = background_bce(logits[j], end_log1p_unit(exponentials[j], log1p[j]));
-      totals.loss[k] += in ? bce : T(0);
-      selected[k] += in;
-    }
+  for (int k = 0; k < kLanes; ++k) {
+    totals.loss[k] += excess[k] != excess[k] ? excess[k] : log1p_positive(excess[k]);
+    totals.selected += selected[k];
   }
-  for (int k = 0; k < kLanes; ++k) totals.selected += selected[k];
 }
 
 // One step over one block, from o_{t-1} and o_t.
@@ -171,7 +178,7 @@ void step_block(const Labels<T>& labels, T threshold, const T* before, T* after,
   for (int32_t f = 0; f < labels.num_foreground; ++f) {
     T& logit = after[labels.foreground[f]];
     if (results != Results::kGradient) {
-      totals.foreground += background_score(logit, exponentials[labels.foreground[f]]);
+      totals.foreground += sigmoid_from(logit, exponentials[labels.foreground[f]]);
     }
     logit = -logit;
   }

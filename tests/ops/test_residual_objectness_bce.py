@@ -172,6 +172,17 @@ def test_accuracy_in_float32_over_the_whole_range(impl, label):
         assert gradient == pytest.approx(expected, rel=5e-7, abs=1e-7), value
 
 
+@pytest.mark.parametrize("logit", [-80.0, -30.0, -16.0, -4.0, 0.0, 3.0])
+def test_accuracy_of_sums_in_float32(impl, logit):
+    generator = torch.Generator().manual_seed(0)
+    logits = (logit + torch.rand(1, 5000, generator=generator)).to(impl.device)
+    none = torch.empty(0, 1, 5000, device=impl.device)
+    labels = torch.zeros(1, 5000, dtype=torch.int8, device=impl.device)
+    loss = impl.residual_objectness_bce(logits, none, labels).losses[0]
+    exact = F.softplus(logits.double()).sum().item()
+    assert loss.item() == pytest.approx(exact, rel=5e-7)
+
+
 def test_no_foreground_gives_exactly_zero_and_a_zero_gradient(impl):
     logits, residuals, _ = random_inputs(impl.device, torch.float32)
     for value in (0, -1):

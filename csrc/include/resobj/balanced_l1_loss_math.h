@@ -5,10 +5,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
 
 #include "resobj/bce_math.h"
-#include "resobj/bits.h"
 
 namespace resobj {
 
@@ -37,19 +35,6 @@ struct BalancedInputs {
   const T* target;
   BalancedL1<T> loss;
 };
-
-// log(1 + y) for y >= 0, relative error below 4e-7; undefined for infinity and NaN.
-RESOBJ_HD float log1p_positive(float y) {
-  const float v = 1.0f + y;
-  const int32_t bits = bit_cast<int32_t>(v);
-  const int32_t exponent = (bits >> 23) - 127;
-  const float mantissa = bit_cast<float>((bits & 0x007fffff) | 0x3f800000);
-  // Below 2 nothing is subtracted, since y is more exact than 1 + y - 1.
-  const float rest = exponent == 0 ? y : mantissa - 1.0f;
-  return static_cast<float>(exponent) * 0.69314718f + log1p_unit(rest);
-}
-
-RESOBJ_HD double log1p_positive(double y) { return log1p(y); }
 
 // (1 + y) log(1 + y) - y for y >= 0, where `log1p_y` is log(1 + y).
 RESOBJ_HD float entropy_excess(float y, float log1p_y) {

@@ -58,16 +58,13 @@ RESOBJ_HD T exp_nonpositive(T x) {
   return join_exponential(split_exponential(x));
 }
 
-// log(1 + u) for u in [0, 1], relative error below 3e-7, in two halves for the same reason.
-RESOBJ_HD float begin_log1p_unit(float u) {
+// log(1 + u) for u in [0, 1], relative error below 3e-7.
+RESOBJ_HD float log1p_unit(float u) {
   float p = 0.005232690027f;
   p = p * u - 0.02950521992f;
   p = p * u + 0.07822591751f;
   p = p * u - 0.136632425f;
-  return p * u + 0.1910600499f;
-}
-
-RESOBJ_HD float end_log1p_unit(float u, float p) {
+  p = p * u + 0.1910600499f;
   p = p * u - 0.2484298169f;
   p = p * u + 0.3331909673f;
   p = p * u - 0.4999949314f;
@@ -75,14 +72,20 @@ RESOBJ_HD float end_log1p_unit(float u, float p) {
   return p * u;
 }
 
-RESOBJ_HD double begin_log1p_unit(double u) { return log1p(u); }
+RESOBJ_HD double log1p_unit(double u) { return log1p(u); }
 
-RESOBJ_HD double end_log1p_unit(double, double whole) { return whole; }
-
-template <typename T>
-RESOBJ_HD T log1p_unit(T u) {
-  return end_log1p_unit(u, begin_log1p_unit(u));
+// log(1 + y) for y >= 0, relative error below 4e-7; undefined for infinity and NaN.
+RESOBJ_HD float log1p_positive(float y) {
+  const float v = 1.0f + y;
+  const int32_t bits = bit_cast<int32_t>(v);
+  const int32_t exponent = (bits >> 23) - 127;
+  const float mantissa = bit_cast<float>((bits & 0x007fffff) | 0x3f800000);
+  // Below 2 nothing is subtracted, since y is more exact than 1 + y - 1.
+  const float rest = exponent == 0 ? y : mantissa - 1.0f;
+  return static_cast<float>(exponent) * 0.69314718f + log1p_unit(rest);
 }
+
+RESOBJ_HD double log1p_positive(double y) { return log1p(y); }
 
 template <typename T>
 RESOBJ_HD T magnitude(T x) {
@@ -114,14 +117,9 @@ RESOBJ_HD BceAndScore<T> bce_and_score(T logit, T sign) {
   return BceAndScore<T>{(z < T(0) ? -z : T(0)) + log1p_unit(e), logit < T(0) ? e * r : r};
 }
 
-// Its parts for a background anchor, where `e` is exp(-|logit|) and `log1p_e` its log1p_unit.
+// sigmoid(o), where `e` is exp(-|o|).
 template <typename T>
-RESOBJ_HD T background_bce(T logit, T log1p_e) {
-  return (logit > T(0) ? logit : T(0)) + log1p_e;
-}
-
-template <typename T>
-RESOBJ_HD T background_score(T logit, T e) {
+RESOBJ_HD T sigmoid_from(T logit, T e) {
   const T r = T(1) / (T(1) + e);
   return logit < T(0) ? e * r : r;
 }
