@@ -50,23 +50,39 @@ RESOBJ_HD float entropy_excess(float y, float log1p_y) {
 
 RESOBJ_HD double entropy_excess(double y, double log1p_y) { return (1.0 + y) * log1p_y - y; }
 
+// u
 template <typename T>
-RESOBJ_HD T balanced_l1(T difference, const BalancedL1<T>& loss) {
-  const T u = magnitude(difference) * loss.inverse_beta;
-  const T y = loss.b * u;
-  const T curved = loss.alpha_over_b * entropy_excess(y, log1p_positive(y));
+RESOBJ_HD T distance(T difference, const BalancedL1<T>& loss) {
+  return magnitude(difference) * loss.inverse_beta;
+}
+
+// Both from u and `log1p_bu`, the log1p_positive of b u.
+template <typename T>
+RESOBJ_HD T balanced_l1(T u, T log1p_bu, const BalancedL1<T>& loss) {
+  const T curved = loss.alpha_over_b * entropy_excess(loss.b * u, log1p_bu);
   const T straight = loss.gamma * u + loss.offset;
   return loss.beta * (u < T(1) ? curved : straight);
 }
 
 template <typename T>
-RESOBJ_HD T balanced_l1_slope(T difference, const BalancedL1<T>& loss) {
-  const T u = magnitude(difference) * loss.inverse_beta;
-  const T curved = loss.alpha * log1p_positive(loss.b * u);
+RESOBJ_HD T balanced_l1_slope(T difference, T u, T log1p_bu, const BalancedL1<T>& loss) {
+  const T curved = loss.alpha * log1p_bu;
   const T slope = u < T(1) ? curved : loss.gamma;
   // Zero or NaN, which stay as they are.
   const T neither = difference * slope;
   return difference > T(0) ? slope : (difference < T(0) ? -slope : neither);
+}
+
+template <typename T>
+RESOBJ_HD T balanced_l1(T difference, const BalancedL1<T>& loss) {
+  const T u = distance(difference, loss);
+  return balanced_l1(u, log1p_positive(loss.b * u), loss);
+}
+
+template <typename T>
+RESOBJ_HD T balanced_l1_slope(T difference, const BalancedL1<T>& loss) {
+  const T u = distance(difference, loss);
+  return balanced_l1_slope(difference, u, log1p_positive(loss.b * u), loss);
 }
 
 }  // namespace resobj

@@ -55,13 +55,30 @@ RESOBJ_HD GiouPair<T> giou_pair(const Box<T>& pred, const Box<T>& target) {
                      huge ? epsilon : T(1e-7)};
 }
 
+// What the loss and its gradient have in common: IoU, the part of the hull outside the union, and
+// the inverse areas.
+template <typename T>
+struct GiouParts {
+  T inverse_union, inverse_hull;
+  T iou, outside;
+};
+
+template <typename T>
+RESOBJ_HD GiouParts<T> giou_parts(const PairGeometry<T>& pair, T epsilon) {
+  const T inverse_hull = T(1) / (pair.hull + epsilon);
+  return GiouParts<T>{T(1) / (pair.union_area + epsilon), inverse_hull,
+                      // Divided once more, so that identical boxes have a loss of exactly 0.
+                      pair.intersection / (pair.union_area + epsilon),
+                      (pair.hull - pair.union_area) * inverse_hull};
+}
+
 // 1 - GIoU.
 template <typename T>
 RESOBJ_HD T giou_loss(const Box<T>& pred, const Box<T>& target) {
   const GiouPair<T> boxes = giou_pair(pred, target);
   const PairGeometry<T> pair = pair_geometry(boxes.pred, boxes.target);
-  const T iou = pair.intersection / (pair.union_area + boxes.epsilon);
-  return T(1) - (iou - (pair.hull - pair.union_area) / (pair.hull + boxes.epsilon));
+  const GiouParts<T> parts = giou_parts(pair, boxes.epsilon);
+  return T(1) - (parts.iou - parts.outside);
 }
 
 // Gradient of giou_loss with respect to the predicted box.
@@ -69,12 +86,10 @@ template <typename T>
 RESOBJ_HD Box<T> giou_loss_gradient(const Box<T>& pred, const Box<T>& target, T scale) {
   const GiouPair<T> boxes = giou_pair(pred, target);
   const PairGeometry<T> pair = pair_geometry(boxes.pred, boxes.target);
-  const T inverse_union = T(1) / (pair.union_area + boxes.epsilon);
-  const T inverse_hull = T(1) / (pair.hull + boxes.epsilon);
-  const T by_union = pair.intersection * inverse_union * inverse_union - inverse_hull;
-  const T outside = (pair.hull - pair.union_area) * inverse_hull;
-  const PairSlopes<T> slopes{-inverse_union - by_union, by_union,
-                             inverse_hull - outside * inverse_hull};
+  const GiouParts<T> parts = giou_parts(pair, boxes.epsilon);
+  const T by_union = parts.iou * parts.inverse_union - parts.inverse_hull;
+  const PairSlopes<T> slopes{-parts.inverse_union - by_union, by_union,
+                             parts.inverse_hull - parts.outside * parts.inverse_hull};
   const Box<T> g = gradient_of_first(boxes.pred, boxes.target, pair, slopes);
   const T factor = scale * boxes.scale;
   const Box<T> own = in_order_of(pred, g);
