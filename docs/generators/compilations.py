@@ -145,6 +145,7 @@ def training_losses(model: nn.Module) -> Callable[..., dict[str, Tensor]]:
 def row(title: str, number: int, *, settings: bool = True) -> str:
     """One row of the table."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", "False"]
+    options += ["MODEL.TIMM.WEIGHTS", ""]
     options += ["DATASETS.REGISTER", "[]", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
     torch.manual_seed(0)
     model = build_model(load_config(DETECTORS[title], options))

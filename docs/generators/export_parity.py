@@ -39,6 +39,7 @@ __all__ = ["DETECTORS", "main"]
 DETECTORS = {
     "RetinaNet": "small/cells_retinanet_fl.yaml",
     "Residual Objectness, T = 2": "small/cells_retinanet_resobj_t2.yaml",
+    "Residual Objectness on EfficientNet-Lite0": "small/cells_retinanet_resobj_t2_lite0.yaml",
     "RetinaNet-Conf": "small/cells_retinanet_conf.yaml",
     "consistent optimisation": "small/cells_retinanet_consistent.yaml",
     "Libra RetinaNet": "small/cells_retinanet_libra.yaml",
@@ -65,6 +66,7 @@ REACH = 6.0  # from the median of the logits to the highest
 def random_detector(name: str) -> tuple[CfgNode, nn.Module]:
     """Config and model with weights whose maps neither vanish nor explode."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", "False"]
+    options += ["MODEL.TIMM.WEIGHTS", ""]
     options += ["DATASETS.REGISTER", "[]", "DATASETS.TEST", "()"]
     cfg = load_config(name, options, training=False)
     cfg.defrost()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ def exported_program(
         detector: the detector.
         strict: as for ``torch.export.export``: by analysis of the Python code, not by running it.
     """
+    detector = _with_contiguous_weights(detector)
     unit = detector.size_divisibility
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("batch", "height", "width"))
     shapes = ({0: batch, 2: unit * height, 3: unit * width}, {0: batch}, {0: batch})
@@ -41,6 +43,15 @@ def exported_program(
         return torch.export.export(
             detector, example_inputs(detector), dynamic_shapes=shapes, strict=strict
         )
+
+
+def _with_contiguous_weights(detector: ExportableDetector) -> ExportableDetector:
+    """The detector, or a copy if its weights have their channels side by side: maps of that layout
+    would fix in the graph whether there is one picture, and which maps have one row or column.
+    """
+    if all(x.is_contiguous() for x in detector.parameters()):
+        return detector
+    return copy.deepcopy(detector).to(memory_format=torch.contiguous_format)
 
 
 def traced_module(detector: ExportableDetector) -> torch.jit.ScriptModule:

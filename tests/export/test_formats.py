@@ -37,8 +37,10 @@ def test_torchscript(family, method_cfg, spread_out, pictures, tmp_path):
     assert agree(model, path, "torchscript", pictures, sizes).metadata == {"a": [1]}
 
 
-def test_pt2(method_cfg, spread_out, pictures, tmp_path):
-    model = spread_out(method_cfg("retinanet_resobj", opts=(*FLAT, *TWO_LEVELS)))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pt2(channels_last, method_cfg, spread_out, pictures, tmp_path):
+    options = (*FLAT, *TWO_LEVELS, "MODEL.CHANNELS_LAST", channels_last)
+    model = spread_out(method_cfg("retinanet_resobj", opts=options))
     path = tmp_path / "model.pt2"
     write_exported(ExportableDetector(model), path, format="pt2", metadata={"a": [1]})
     assert agree(model, path, "pt2", pictures).metadata == {"a": [1]}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resobj_d2.options import Option, arguments_from
 
+from .same_padding import replace_same_convolutions
 from .timm_weights import find_weights, load_timm_weights
 
 __all__ = ["TimmBackbone", "build_timm_backbone", "without_imagenet_weights"]
@@ -101,6 +102,7 @@ class TimmBackbone(Backbone):
             drop_path_rate=drop_path_rate,
             pretrained=pretrained,
         )
+        replace_same_convolutions(self.model)
         if weights:
             load_timm_weights(self.model, name, find_weights(weights))
         _set_momentum(self.model, bn_momentum)
