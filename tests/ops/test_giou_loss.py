@@ -245,3 +245,9 @@ def test_kernels_reject_what_the_wrapper_rejects(native_device, pred, target, ma
     mask = None if mask is None else mask.to(native_device)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.resobj_d2.giou_loss(pred.to(native_device), target.to(native_device), mask)
+
+
+def test_identical_boxes_have_a_loss_of_exactly_zero(impl):
+    corners = torch.rand(5000, 2, generator=torch.Generator().manual_seed(0)) * 800
+    boxes = torch.cat((corners, 2 * corners + 1), dim=1).to(impl.device)
+    assert impl.giou_loss(boxes, boxes).item() == 0

@@ -13,8 +13,9 @@ class SameConv2d(nn.Conv2d):
     odd one of the padding at the bottom and at the right.
 
     It is timm's ``Conv2dSame``, except that the padding is a constant where the stride divides the
-    size, as in a detector, whose images are padded to a multiple of the strides. Formulas of
-    formulas of symbolic sizes would keep torch.export and torch.compile busy for hours.
+    size, as in a detector, whose images are padded to a multiple of the strides. Symbolic sizes
+    would else be formulas of formulas, which keep torch.export busy for a quarter of an hour and
+    more.
     """
 
     def forward(self, input: Tensor) -> Tensor:
