@@ -109,7 +109,7 @@ def batches(model: nn.Module, number: int) -> list[tuple[ImageList, Any]]:
     for (height, width), counts in zip(sizes[:number], boxes, strict=False):
         inputs = [_image(height * unit, width * unit, count) for count in counts]
         if isinstance(model, GeneralizedRCNN):
-            result.append((model.preprocess_image(inputs), None))
+            result.append((model.preprocess_image(inputs), [x["instances"] for x in inputs]))
         else:
             result.append((model._preprocess(inputs), model._ground_truth(inputs)))
     return result
@@ -138,8 +138,22 @@ def raw_maps(model: nn.Module) -> Callable[..., Any]:
 
 
 def training_losses(model: nn.Module) -> Callable[..., dict[str, Tensor]]:
-    """The losses of normalised images: backbone, heads and all that follows."""
-    return lambda images, ground_truth: model._losses(model.predict(images), ground_truth)
+    """The losses of normalised images: backbone, heads and all that follows; of a two-stage
+    detector those of its RPN.
+    """
+    if not isinstance(model, GeneralizedRCNN):
+        return lambda images, ground_truth: model._losses(model.predict(images), ground_truth)
+    rpn = model.proposal_generator
+
+    def losses(images: ImageList, instances: list[Instances]) -> dict[str, Tensor]:
+        features = model.backbone(images.tensor)
+        maps = [features[name] for name in rpn.in_features]
+        anchors = rpn.anchor_generator(maps)
+        prediction, deltas = rpn.rpn_head.predict(maps)
+        per_level = list(deltas.flatten().split([len(x) for x in anchors], dim=1))
+        return rpn.losses_of(anchors, maps, prediction, per_level, instances)
+
+    return losses
 
 
 def row(title: str, number: int, *, settings: bool = True) -> str:
@@ -150,14 +164,10 @@ def row(title: str, number: int, *, settings: bool = True) -> str:
     torch.manual_seed(0)
     model = build_model(load_config(DETECTORS[title], options))
     calls = batches(model, number)
-    functions = [raw_maps(model)]
-    if not isinstance(model, GeneralizedRCNN):
-        functions.append(training_losses(model))
     cells = [title]
-    for function in functions:
+    for function in (raw_maps(model), training_losses(model)):
         found = count(function, calls, settings=settings)
         cells += [str(found.graphs), str(found.compilations)]
-    cells += ["-"] * (5 - len(cells))
     return f"| {' | '.join(cells)} |"
 
 

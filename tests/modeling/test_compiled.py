@@ -53,6 +53,22 @@ def test_predictions_and_losses_are_one_graph_that_serves_batches_of_all_sizes(f
     assert counted.graphs == 1 and 1 <= counted.compilations <= most
 
 
+@pytest.mark.slow
+def test_losses_of_an_rpn_with_residual_objectness_are_one_graph(tiny_rcnn):
+    torch.manual_seed(0)
+    model = build_model(
+        tiny_rcnn(
+            "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED",
+            "True",
+            "MODEL.RESOBJ_RPN.SAMPLER.NAME",
+            "KeepAll",
+        )  # fmt: skip
+    )
+    counted = count(training_losses(model), batches(model, 5))
+    # Detectron2's anchors ask of every map whether it has one row, or one column.
+    assert counted.graphs == 1 and 1 <= counted.compilations <= 5
+
+
 def test_the_maps_are_one_graph_that_serves_batches_of_all_sizes(training):
     model, *_ = training("retinanet")
     assert count(raw_maps(model), batches(model, 5)) == Count(graphs=1, compilations=1)

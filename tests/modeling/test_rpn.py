@@ -10,6 +10,11 @@ from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
 
 from resobj_d2 import ops
 from resobj_d2.checkpoint.checkpointer import CheckpointError, ResObjCheckpointer
@@ -185,6 +190,61 @@ def test_residual_objectness_by_hand(tiny_rcnn, make_batch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(losses["loss_rpn_loc"], 2.0 * box_sum / (256 * 3), rtol=1e-4, atol=0)
     assert rpn.statistics["objectness/step0/selected"] > rpn.statistics["objectness/step2/selected"]
+
+
+BOX_LOSSES = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", *BOX_LOSSES])
+def test_box_loss_and_counts_beside_an_objectness_branch_are_detectron2s(
+    tiny_rcnn, make_batch, kind
+):
+    cfg = tiny_rcnn(
+        *RESOBJ,
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE", kind,
+        "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 2.0, 3.0, 4.0)",
+        "MODEL.RPN.SMOOTH_L1_BETA", 0.5,
+        "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 0.7,
+    )  # fmt: skip
+    model = spread(build_model(cfg))
+    rpn, batch = model.proposal_generator, make_batch(SHAPES)
+    features = model.backbone(model.preprocess_image(batch).tensor)
+    maps = [features[name] for name in rpn.in_features]
+    anchors = rpn.anchor_generator(maps)
+    prediction, deltas = rpn.rpn_head.predict(maps)
+    deltas = list(deltas.flatten().split([len(x) for x in anchors], dim=1))
+    instances = [x["instances"] for x in batch]
+    found = rpn.losses_of(anchors, maps, prediction, deltas, instances)["loss_rpn_loc"]
+
+    targets = rpn.assign(anchors, maps, instances)
+    if kind == "smooth_l1":
+        logits = list(prediction.logits.split([len(x) for x in anchors], dim=1))
+        with EventStorage() as storage:
+            theirs = rpn.losses(
+                anchors, logits, list(targets.binary_labels), deltas, targets.matched_gt_boxes
+            )
+        for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
+            assert float(rpn.statistics[name]) == pytest.approx(storage.latest()[name][0])
+        expected = theirs["loss_rpn_loc"]
+    else:  # all of Detectron2's, which not every version has
+        foreground, boxes = targets.foreground, Boxes.cat(anchors).tensor
+        decode = rpn.box2box_transform.apply_deltas
+        decoded = torch.stack([decode(x, boxes) for x in torch.cat(deltas, dim=1)])
+        total = BOX_LOSSES[kind](
+            decoded[foreground], targets.matched_gt_boxes[foreground], reduction="sum"
+        )
+        expected = 0.7 * total / (256 * len(batch))
+    assert found > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_unknown_box_loss_is_refused(tiny_rcnn):
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE must be smooth_l1, giou, .*'huber'"):
+        build_model(tiny_rcnn(*RESOBJ, "MODEL.RPN.BBOX_REG_LOSS_TYPE", "huber"))
 
 
 def test_proposals_are_ranked_by_the_last_step(tiny_rcnn, make_batch):

@@ -11,8 +11,17 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from resobj_d2.losses import NORMALIZER_REGISTRY, Normalizer, objectness_difficulty
-from resobj_d2.matching import MaxIoUAssigner, Sampler, build_two_stage_sampler
+from resobj_d2.losses import (
+    NORMALIZER_REGISTRY,
+    BoxLoss,
+    CIoULoss,
+    DIoULoss,
+    GIoULoss,
+    Normalizer,
+    SmoothL1Loss,
+    objectness_difficulty,
+)
+from resobj_d2.matching import DeltaCoder, MaxIoUAssigner, Sampler, build_two_stage_sampler
 from resobj_d2.modeling.branches.objectness import ObjectnessPrediction
 from resobj_d2.ops import expected_gradient
 from resobj_d2.options import build
@@ -70,6 +79,13 @@ class ResObjRPN(RPN):
         self.assigner = assigner
         self.sampler = sampler
         self.normalizer = normalizer
+        # Beside an objectness branch: Detectron2's, but as a sum over a mask. The data decide no
+        # shape, and nothing waits for the device.
+        self.box_loss = None
+        if self.rpn_head.objectness is not None:
+            self.box_loss = _box_loss(self.box_reg_loss_type, self.smooth_l1_beta)
+        transform = self.box2box_transform
+        self.coder = DeltaCoder(weights=transform.weights, scale_clamp=transform.scale_clamp)
         self.statistics: dict[str, Tensor] = {}
 
     @classmethod
@@ -226,34 +242,63 @@ class ResObjRPN(RPN):
     ) -> dict[str, Tensor]:
         anchors_per_level = [len(x) for x in anchors]
         branch = self.rpn_head.objectness
-        logits = prediction.logits.float() if branch is None else prediction.logits.detach()
-        # Detectron2's losses and logging; an objectness branch replaces the objectness loss.
-        losses = self.losses(
-            anchors,
-            list(logits.split(anchors_per_level, dim=1)),
-            list(targets.binary_labels),
-            deltas,
-            list(targets.matched_gt_boxes),
-        )
-        if branch is None:
-            return losses
-        del losses["loss_rpn_cls"]
-        normalizer = self.normalizer(
-            targets.foreground.sum(), targets.valid.sum(), len(targets.labels)
-        )
+        if branch is None:  # Detectron2's losses and logging
+            return self.losses(
+                anchors,
+                list(prediction.logits.float().split(anchors_per_level, dim=1)),
+                list(targets.binary_labels),
+                deltas,
+                list(targets.matched_gt_boxes),
+            )
+        all_anchors = Boxes.cat(anchors).tensor
+        box_loss = self._box_loss_of(all_anchors, torch.cat(deltas, dim=1), targets)
+        losses = {"loss_rpn_loc": box_loss * self.loss_weight.get("loss_rpn_loc", 1.0)}
+        num_foreground, num_trained = targets.foreground.sum(), targets.valid.sum()
+        num_images = len(targets.labels)
+        normalizer = self.normalizer(num_foreground, num_trained, num_images)
         weight = self.loss_weight.get("loss_rpn_cls", 1.0)
         with expected_gradient(weight):
             branch_losses, self.statistics = branch.loss(
                 prediction,
                 targets=targets,
-                anchors=Boxes.cat(anchors).tensor,
+                anchors=all_anchors,
                 boxes=None,
                 anchors_per_level=anchors_per_level,
                 normalizer=normalizer,
             )
         for name, loss in branch_losses.items():
             losses[name.replace("loss_", "loss_rpn_", 1)] = loss * weight
+        # Under Detectron2's names, which its RPN logs after waiting for the device.
+        self.statistics["rpn/num_pos_anchors"] = num_foreground / num_images
+        self.statistics["rpn/num_neg_anchors"] = (num_trained - num_foreground) / num_images
         return losses
+
+    def _box_loss_of(self, anchors: Tensor, deltas: Tensor, targets: Targets) -> Tensor:
+        """With Detectron2's divisor.
+
+        Args:
+            anchors: (R, 4).
+            deltas: (N, R, 4).
+        """
+        pred, target = deltas, targets.matched_gt_boxes
+        if self.box_loss.compares == "boxes":
+            pred = self.coder.decode(anchors, pred)
+        else:
+            target = self.coder.encode(anchors, target)
+        total = self.box_loss(pred, target, targets.foreground)
+        return total / (self.batch_size_per_image * len(targets.labels))
+
+
+def _box_loss(kind: str, beta: float) -> BoxLoss:
+    """The loss that ``MODEL.RPN.BBOX_REG_LOSS_TYPE`` names."""
+    if kind == "smooth_l1":
+        return SmoothL1Loss(beta=beta)
+    overlaps: dict[str, type[BoxLoss]] = {"giou": GIoULoss, "diou": DIoULoss, "ciou": CIoULoss}
+    if kind not in overlaps:
+        raise ValueError(
+            f"MODEL.RPN.BBOX_REG_LOSS_TYPE must be smooth_l1, {', '.join(overlaps)}, got {kind!r}"
+        )
+    return overlaps[kind]()
 
 
 def _per_level(deltas: LevelMaps) -> list[Tensor]:
