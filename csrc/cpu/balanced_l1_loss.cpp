@@ -1,5 +1,5 @@
-// balanced_l1_loss on the CPU. The arithmetic of a difference is one long chain: it is cut into two
-// loops over a block, to have more vectors in flight.
+// balanced_l1_loss on the CPU. The arithmetic of a difference is one long chain: it is cut into
+// three loops over a block, to have more vectors in flight.
 
 #include <algorithm>
 
@@ -20,12 +20,17 @@ void fill_chunk(const BalancedInputs<T>& in, int64_t begin, int64_t end, T scale
   const T* pred = in.pred + begin;
   const T* target = in.target + begin;
   alignas(64) T distances[kBlock];
-  alignas(64) T logarithms[kBlock];
+  alignas(64) T powers[kBlock], rests[kBlock], logarithms[kBlock];
   for (int64_t first = 0; first < end - begin; first += kBlock) {
     const int64_t size = std::min(kBlock, end - begin - first);
     for (int64_t j = 0; j < size; ++j) {
       distances[j] = distance(pred[first + j] - target[first + j], loss);
-      logarithms[j] = log1p_positive(loss.b * distances[j]);
+      const SplitLogarithm<T> split = split_log1p(loss.b * distances[j]);
+      powers[j] = split.power;
+      rests[j] = split.rest;
+    }
+    for (int64_t j = 0; j < size; ++j) {
+      logarithms[j] = join_log1p(SplitLogarithm<T>{powers[j], rests[j]});
     }
     for (int64_t j = 0; j < size; ++j) {
       const T u = distances[j];

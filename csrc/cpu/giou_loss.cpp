@@ -1,8 +1,9 @@
-// giou_loss on the CPU. A chunk is computed as if every pair counted, in one branch-free loop; then
-// pairs outside the mask are set to zero.
+// giou_loss on the CPU. A chunk is computed as if every pair counted, a block at a time in one
+// branch-free loop; then pairs outside the mask are set to zero.
 
 #include <algorithm>
 
+#include "box_lanes.h"
 #include "loss_sum.h"
 #include "resobj/giou_loss_host.h"
 
@@ -26,11 +27,16 @@ void fill_chunk(const GiouInputs<T>& in, int64_t begin, int64_t end, T scale, T*
     if (slope) std::fill(gradient, gradient + 4 * count, T(0));
     return;
   }
-  for (int64_t j = 0; j < count; ++j) {
-    const Box<T> pred = get_box(in.pred, begin + j);
-    const Box<T> target = get_box(in.target, begin + j);
-    if (loss) terms[j] = giou_loss(pred, target);
-    if (slope) set_box(gradient, j, giou_loss_gradient(pred, target, scale));
+  BoxBlock<T> pred, target, slopes;
+  for (int64_t first = 0; first < count; first += BoxBlock<T>::kSize) {
+    const int64_t size = std::min<int64_t>(BoxBlock<T>::kSize, count - first);
+    pred.load(in.pred + 4 * (begin + first), size);
+    target.load(in.target + 4 * (begin + first), size);
+    for (int64_t j = 0; j < size; ++j) {
+      if (loss) terms[first + j] = giou_loss(pred.get(j), target.get(j));
+      if (slope) slopes.set(j, giou_loss_gradient(pred.get(j), target.get(j), scale));
+    }
+    if (slope) slopes.store(gradient + 4 * first, size);
   }
   if (in.mask == nullptr) return;
   for (int64_t j = 0; j < count; ++j) {

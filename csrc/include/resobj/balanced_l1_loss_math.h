@@ -68,9 +68,8 @@ template <typename T>
 RESOBJ_HD T balanced_l1_slope(T difference, T u, T log1p_bu, const BalancedL1<T>& loss) {
   const T curved = loss.alpha * log1p_bu;
   const T slope = u < T(1) ? curved : loss.gamma;
-  // Zero or NaN, which stay as they are.
-  const T neither = difference * slope;
-  return difference > T(0) ? slope : (difference < T(0) ? -slope : neither);
+  // At 0 the slope is 0; NaN stays as it is.
+  return difference == difference ? with_sign_of(difference, slope) : difference;
 }
 
 template <typename T>

@@ -74,23 +74,45 @@ RESOBJ_HD float log1p_unit(float u) {
 
 RESOBJ_HD double log1p_unit(double u) { return log1p(u); }
 
-// log(1 + y) for y >= 0, relative error below 4e-7; undefined for infinity and NaN.
-RESOBJ_HD float log1p_positive(float y) {
+// log(1 + y) for y >= 0 in two halves, so that loops can be cut between them: the part that a power
+// of two has in it, and the rest, whose log1p_unit is to be added.
+template <typename T>
+struct SplitLogarithm {
+  T power;
+  T rest;
+};
+
+RESOBJ_HD SplitLogarithm<float> split_log1p(float y) {
   const float v = 1.0f + y;
   const int32_t bits = bit_cast<int32_t>(v);
   const int32_t exponent = (bits >> 23) - 127;
   const float mantissa = bit_cast<float>((bits & 0x007fffff) | 0x3f800000);
   // Below 2 nothing is subtracted, since y is more exact than 1 + y - 1.
   const float rest = exponent == 0 ? y : mantissa - 1.0f;
-  return static_cast<float>(exponent) * 0.69314718f + log1p_unit(rest);
+  return SplitLogarithm<float>{static_cast<float>(exponent) * 0.69314718f, rest};
 }
 
-RESOBJ_HD double log1p_positive(double y) { return log1p(y); }
+RESOBJ_HD float join_log1p(SplitLogarithm<float> split) {
+  return split.power + log1p_unit(split.rest);
+}
 
+// In float64 the second half is all of it.
+RESOBJ_HD SplitLogarithm<double> split_log1p(double y) { return {0.0, y}; }
+
+RESOBJ_HD double join_log1p(SplitLogarithm<double> split) { return log1p(split.rest); }
+
+// log(1 + y) for y >= 0, relative error below 4e-7; undefined for infinity and NaN.
 template <typename T>
-RESOBJ_HD T magnitude(T x) {
-  return x < T(0) ? -x : x;
+RESOBJ_HD T log1p_positive(T y) {
+  return join_log1p(split_log1p(y));
 }
+
+// One instruction, which a choice by sign would not be.
+RESOBJ_HD float magnitude(float x) { return fabsf(x); }
+RESOBJ_HD double magnitude(double x) { return fabs(x); }
+
+RESOBJ_HD float with_sign_of(float sign, float magnitude) { return copysignf(magnitude, sign); }
+RESOBJ_HD double with_sign_of(double sign, double magnitude) { return copysign(magnitude, sign); }
 
 // Which logits there can be. The results are the same; where none is positive, they take less to
 // compute.

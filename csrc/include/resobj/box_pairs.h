@@ -38,12 +38,6 @@ struct PairSlopes {
   T intersection, area, hull;
 };
 
-// The fraction of the gradient of larger(a, b) that goes to a.
-template <typename T>
-RESOBJ_HD T share_of_larger(T a, T b) {
-  return a > b ? T(1) : (a == b ? T(0.5) : T(0));
-}
-
 // `sorted` has one value for each of the sorted coordinates of `box`; this has them in its own
 // order.
 template <typename T>
@@ -54,26 +48,34 @@ RESOBJ_HD Box<T> in_order_of(const Box<T>& box, const Box<T>& sorted) {
                 swap_x ? sorted.x1 : sorted.x2, swap_y ? sorted.y1 : sorted.y2};
 }
 
+// The gradient of a coordinate, which bounds either the intersection or the hull; of both boxes'
+// coordinates if they are the same.
+template <typename T>
+RESOBJ_HD T of_bounded(bool intersection, bool same, T by_intersection, T by_hull, T by_half) {
+  return intersection ? by_intersection : (same ? by_half : by_hull);
+}
+
 // Gradient with respect to `a`.
 template <typename T>
 RESOBJ_HD Box<T> gradient_of_first(const Box<T>& a, const Box<T>& b, const PairGeometry<T>& pair,
                                    const PairSlopes<T>& slopes) {
   const bool intersect = pair.intersection > T(0);
-  const T by_width = intersect ? slopes.intersection * pair.height : T(0);
-  const T by_height = intersect ? slopes.intersection * pair.width : T(0);
-  const T by_area_width = slopes.area * (a.y2 - a.y1);
-  const T by_area_height = slopes.area * (a.x2 - a.x1);
   const T by_hull_width = slopes.hull * pair.hull_height;
   const T by_hull_height = slopes.hull * pair.hull_width;
-  // Of the two boxes' coordinates one bounds the intersection and the other the hull.
-  const T x1 = share_of_larger(a.x1, b.x1);
-  const T y1 = share_of_larger(a.y1, b.y1);
-  const T x2 = share_of_larger(b.x2, a.x2);
-  const T y2 = share_of_larger(b.y2, a.y2);
-  return Box<T>{-(by_width * x1 + by_area_width + by_hull_width * (T(1) - x1)),
-                -(by_height * y1 + by_area_height + by_hull_height * (T(1) - y1)),
-                by_width * x2 + by_area_width + by_hull_width * (T(1) - x2),
-                by_height * y2 + by_area_height + by_hull_height * (T(1) - y2)};
+  // Of a pair that is not finite, no coordinate has a finite gradient: x - x is 0 or NaN.
+  const T area_width = slopes.area * (a.y2 - a.y1) + (by_hull_width - by_hull_width);
+  const T area_height = slopes.area * (a.x2 - a.x1) + (by_hull_height - by_hull_height);
+  // By the width and the height of the intersection or of the hull, and by those of `a`.
+  const T width = (intersect ? slopes.intersection * pair.height : T(0)) + area_width;
+  const T height = (intersect ? slopes.intersection * pair.width : T(0)) + area_height;
+  const T hull_width = by_hull_width + area_width;
+  const T hull_height = by_hull_height + area_height;
+  const T half_width = T(0.5) * (width + hull_width);
+  const T half_height = T(0.5) * (height + hull_height);
+  return Box<T>{-of_bounded(a.x1 > b.x1, a.x1 == b.x1, width, hull_width, half_width),
+                -of_bounded(a.y1 > b.y1, a.y1 == b.y1, height, hull_height, half_height),
+                of_bounded(a.x2 < b.x2, a.x2 == b.x2, width, hull_width, half_width),
+                of_bounded(a.y2 < b.y2, a.y2 == b.y2, height, hull_height, half_height)};
 }
 
 }  // namespace resobj
