@@ -227,7 +227,9 @@ def add_comparison(row: Row, comparison: Comparison, case: Case, device: str) ->
     row.ours_ms, row.peer_ms = comparison.ours_ms, comparison.peer_ms
     if row.peer in case.targets:
         target = case.targets[row.peer]
-        row.target = target.at(device, row.threads, machine.used_instructions())
+        # With default malloc page faults take most of the time, and as long on any processor.
+        instructions = "avx2" if row.malloc == "default" else machine.used_instructions()
+        row.target = target.at(device, row.threads, instructions)
     row.verdict = verdict(
         ratio=comparison.ratio, p90=comparison.p90, noisy=comparison.noisy, target=row.target
     )

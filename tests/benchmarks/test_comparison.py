@@ -1,7 +1,10 @@
 """Ratios, noise, verdicts and what --check counts as a failure, by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from benchmarks import worker
 from benchmarks.case import Target
 from benchmarks.comparison import Sample, compare, failures, verdict
 
@@ -77,6 +80,20 @@ def test_target_of_an_instruction_set():
     assert target.at("cpu", 2, "avx2") == 6
     assert target.at("cuda", 1, "avx2") == 7
     assert Target(cpu=12).at("cpu", 1, "avx2") == 12
+
+
+@pytest.mark.parametrize(
+    ("used", "malloc", "expected"),
+    [("avx512", "warm", 12), ("avx2", "warm", 8), ("avx512", "default", 8), ("avx2", "default", 8)],
+)
+def test_target_of_a_row(monkeypatch, used, malloc, expected):
+    monkeypatch.setattr(worker.machine, "used_instructions", lambda: used)
+    case = SimpleNamespace(targets={"them": Target(cpu=12, avx2=8)})
+    row = worker.Row(id="X", size="3", peer="them", threads=1, malloc=malloc)
+    comparison = compare(samples(1, 1), samples(10, 10), threads=1)
+    worker.add_comparison(row, comparison, case, "cpu")
+    assert row.target == expected
+    assert row.verdict == ("pass" if expected == 8 else "fail")
 
 
 ROW = {
