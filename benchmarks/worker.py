@@ -228,7 +228,8 @@ def add_comparison(row: Row, comparison: Comparison, case: Case, device: str) ->
     if row.peer in case.targets:
         target = case.targets[row.peer]
         # With default malloc page faults take most of the time, and as long on any processor.
-        instructions = "avx2" if row.malloc == "default" else machine.used_instructions()
+        faults = row.malloc == "default" and "default" in case.malloc
+        instructions = "avx2" if faults else machine.used_instructions()
         row.target = target.at(device, row.threads, instructions)
     row.verdict = verdict(
         ratio=comparison.ratio, p90=comparison.p90, noisy=comparison.noisy, target=row.target

@@ -317,6 +317,8 @@ def _why_not(module: nn.Module, override: type) -> str:
             _same_rule(FusedMatcher, module.anchor_matcher)
         except ValueError as error:
             return str(error)
+    elif override is RPNLosses and getattr(module.rpn_head, "objectness", None) is not None:
+        return "beside an objectness branch its losses are its own"
     elif override is RetinaNetLosses and not module.focal_loss_alpha <= 1:
         return f"focal_loss_alpha must be at most 1, but is {module.focal_loss_alpha}"
     return ""

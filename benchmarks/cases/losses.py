@@ -214,7 +214,7 @@ CASES = [
     giou_case(20_000, Target(cpu=14)),
     giou_case(ANCHORS, Target(cpu=14)),
     # Most of it is torch's autograd and its calls of two operators, whatever the kernels do.
-    balanced_case(500, Target(cpu=3, avx2=2, cuda=8)),
+    balanced_case(500, Target(cpu=2, cuda=8)),
     balanced_case(20_000, Target(cpu=6)),
     balanced_case(ANCHORS, Target(cpu=8)),
 ]

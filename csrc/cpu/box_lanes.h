@@ -1,9 +1,9 @@
 // Four boxes at a time, with one vector per coordinate, and blocks of them.
 //
 // Compilers turn an array of boxes into arrays of coordinates, and back, with many more shuffles
-// than these. The vectors are GCC's vector types, which clang has too. They have 16 bytes, which
-// every processor has: wider ones would be split before they are inlined into code for wider
-// vectors.
+// than these. The vectors are GCC's vector types, which clang has too. In float32 they have 16
+// bytes, which every processor has: wider ones would be split before they are inlined into code for
+// wider vectors.
 #pragma once
 
 #include <cstdint>

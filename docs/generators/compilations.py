@@ -35,6 +35,7 @@ from resobj_d2.config import load_config
 __all__ = [
     "SETTINGS",
     "Count",
+    "random_batch",
     "batches",
     "count",
     "main",
@@ -105,14 +106,24 @@ def batches(model: nn.Module, number: int) -> list[tuple[ImageList, Any]]:
     while len(sizes) < number:
         sizes.append((draw.randint(1, 5), draw.randint(1, 5)))
         boxes.append((draw.randint(0, 6), draw.randint(0, 6)))
-    result = []
-    for (height, width), counts in zip(sizes[:number], boxes, strict=False):
-        inputs = [_image(height * unit, width * unit, count) for count in counts]
-        if isinstance(model, GeneralizedRCNN):
-            result.append((model.preprocess_image(inputs), [x["instances"] for x in inputs]))
-        else:
-            result.append((model._preprocess(inputs), model._ground_truth(inputs)))
-    return result
+    scaled = [(height * unit, width * unit) for height, width in sizes[:number]]
+    return [random_batch(model, size, counts) for size, counts in zip(scaled, boxes, strict=False)]
+
+
+def random_batch(
+    model: nn.Module, size: tuple[int, int], counts: Sequence[int]
+) -> tuple[ImageList, Any]:
+    """Normalised random images of one size, and their objects as the detector needs them.
+
+    Args:
+        model: the detector.
+        size: height and width.
+        counts: numbers of objects.
+    """
+    inputs = [_image(*size, number) for number in counts]
+    if isinstance(model, GeneralizedRCNN):
+        return model.preprocess_image(inputs), [x["instances"] for x in inputs]
+    return model._preprocess(inputs), model._ground_truth(inputs)
 
 
 def _image(height: int, width: int, number_of_boxes: int) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _add_objectness(model: nn.Module, images: int, sums: dict[str, list[float]])
                 continue
             weight = float(images)
             if match[1] == "positive":  # images have different numbers of them
-                weight *= float(statistics.get(f"num_foreground{match[2]}", 1.0))
+                of_rpn = statistics.get("rpn/num_pos_anchors", 1.0)
+                weight *= float(statistics.get(f"num_foreground{match[2]}", of_rpn))
             pair = sums.setdefault(name, [0.0, 0.0])
             pair[0] += mean * weight
             pair[1] += weight

@@ -88,7 +88,7 @@ def test_target_of_an_instruction_set():
 )
 def test_target_of_a_row(monkeypatch, used, malloc, expected):
     monkeypatch.setattr(worker.machine, "used_instructions", lambda: used)
-    case = SimpleNamespace(targets={"them": Target(cpu=12, avx2=8)})
+    case = SimpleNamespace(targets={"them": Target(cpu=12, avx2=8)}, malloc=("warm", "default"))
     row = worker.Row(id="X", size="3", peer="them", threads=1, malloc=malloc)
     comparison = compare(samples(1, 1), samples(10, 10), threads=1)
     worker.add_comparison(row, comparison, case, "cpu")

@@ -16,7 +16,7 @@ from resobj_d2.data.catalog import dataset_record
 from resobj_d2.data.mapper import PictureMapper
 from resobj_d2.data.register import register_datasets, training_records
 from resobj_d2.engine import Trainer
-from resobj_d2.engine.validation import validation_losses, validation_records
+from resobj_d2.engine.validation import _add_objectness, validation_losses, validation_records
 
 
 def test_it_is_the_mean_over_images_of_the_training_losses(scenes_trainer):
@@ -70,6 +70,20 @@ def test_objectness_is_the_mean_over_all_anchors(scenes_trainer):
             expected = torch.cat(scores[t, label]).mean().item()
             assert found[f"objectness/step{t}/{name}"] == pytest.approx(expected, rel=1e-4)
     assert "objectness/step0/selected" not in found
+
+
+def test_objectness_of_an_rpn_is_weighed_by_its_positives():
+    rpn, sums = nn.Module(), {}
+    for per_image, mean in ((1.0, 0.2), (3.0, 0.6)):
+        rpn.statistics = {
+            "objectness/step1/positive": torch.tensor(mean),
+            "objectness/step1/negative": torch.tensor(mean),
+            "rpn/num_pos_anchors": torch.tensor(per_image),
+        }
+        _add_objectness(nn.Sequential(rpn), 2, sums)
+    means = {name.rpartition("/")[2]: value / weight for name, (value, weight) in sums.items()}
+    assert means["positive"] == pytest.approx((0.2 + 3 * 0.6) / 4)
+    assert means["negative"] == pytest.approx((0.2 + 0.6) / 2)
 
 
 def test_layers_evaluate(scenes_trainer):

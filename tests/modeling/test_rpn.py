@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances
@@ -199,12 +200,28 @@ BOX_LOSSES = {
 }
 
 
+def box_loss_of(rpn, kind, anchors, deltas, targets):
+    """Detectron2's, or for what not every version of it has, from torchvision."""
+    if kind in ("smooth_l1", "giou"):
+        per_level = [len(x) for x in anchors]
+        logits = list(torch.zeros(targets.labels.shape).split(per_level, dim=1))
+        labels, boxes = list(targets.binary_labels), list(targets.matched_gt_boxes)
+        return rpn.losses(anchors, logits, labels, deltas, boxes)["loss_rpn_loc"]
+    decode = rpn.box2box_transform.apply_deltas
+    boxes = Boxes.cat(anchors).tensor
+    decoded = torch.stack([decode(x, boxes) for x in torch.cat(deltas, dim=1)])
+    mask = targets.foreground
+    total = BOX_LOSSES[kind](decoded[mask], targets.matched_gt_boxes[mask], reduction="sum")
+    return rpn.loss_weight["loss_rpn_loc"] * total / (16 * len(decoded))
+
+
+@pytest.mark.parametrize("sampler", ["KeepAll", "RandomSampler"])
 @pytest.mark.parametrize("kind", ["smooth_l1", *BOX_LOSSES])
-def test_box_loss_and_counts_beside_an_objectness_branch_are_detectron2s(
-    tiny_rcnn, make_batch, kind
-):
+def test_box_loss_beside_an_objectness_branch_is_detectron2s(tiny_rcnn, make_batch, kind, sampler):
     cfg = tiny_rcnn(
         *RESOBJ,
+        "MODEL.RESOBJ_RPN.SAMPLER.NAME", sampler,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16,
         "MODEL.RPN.BBOX_REG_LOSS_TYPE", kind,
         "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 2.0, 3.0, 4.0)",
         "MODEL.RPN.SMOOTH_L1_BETA", 0.5,
@@ -218,33 +235,60 @@ def test_box_loss_and_counts_beside_an_objectness_branch_are_detectron2s(
     prediction, deltas = rpn.rpn_head.predict(maps)
     deltas = list(deltas.flatten().split([len(x) for x in anchors], dim=1))
     instances = [x["instances"] for x in batch]
+    torch.manual_seed(5)
     found = rpn.losses_of(anchors, maps, prediction, deltas, instances)["loss_rpn_loc"]
-
-    targets = rpn.assign(anchors, maps, instances)
-    if kind == "smooth_l1":
-        logits = list(prediction.logits.split([len(x) for x in anchors], dim=1))
-        with EventStorage() as storage:
-            theirs = rpn.losses(
-                anchors, logits, list(targets.binary_labels), deltas, targets.matched_gt_boxes
-            )
-        for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
-            assert float(rpn.statistics[name]) == pytest.approx(storage.latest()[name][0])
-        expected = theirs["loss_rpn_loc"]
-    else:  # all of Detectron2's, which not every version has
-        foreground, boxes = targets.foreground, Boxes.cat(anchors).tensor
-        decode = rpn.box2box_transform.apply_deltas
-        decoded = torch.stack([decode(x, boxes) for x in torch.cat(deltas, dim=1)])
-        total = BOX_LOSSES[kind](
-            decoded[foreground], targets.matched_gt_boxes[foreground], reduction="sum"
-        )
-        expected = 0.7 * total / (256 * len(batch))
-    assert found > 0
+    torch.manual_seed(5)  # the same sample
+    targets = rpn._targets(anchors, maps, prediction, instances)
+    with EventStorage():
+        expected = box_loss_of(rpn, kind, anchors, deltas, targets)
+    assert expected > 0
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(x, deltas, retain_graph=True) for x in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
 
 
-def test_unknown_box_loss_is_refused(tiny_rcnn):
-    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE must be smooth_l1, giou, .*'huber'"):
-        build_model(tiny_rcnn(*RESOBJ, "MODEL.RPN.BBOX_REG_LOSS_TYPE", "huber"))
+@pytest.mark.parametrize("sampler", ["KeepAll", "RandomSampler"])
+def test_counts_of_trained_anchors_are_those_that_detectron2_logs(tiny_rcnn, make_batch, sampler):
+    options = ["MODEL.RESOBJ_RPN.SAMPLER.NAME", sampler, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16]
+    counts = []
+    for objectness in (True, False):
+        model = build_model(tiny_rcnn(*options, "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED", objectness))
+        with EventStorage() as storage:
+            model(make_batch(SHAPES))
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+        counts.append(model.proposal_generator.statistics if objectness else logged)
+    ours, theirs = counts
+    for name in ("rpn/num_pos_anchors", "rpn/num_neg_anchors"):
+        assert float(ours[name]) == pytest.approx(theirs[name]) and theirs[name] > 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["BBOX_REG_LOSS_TYPE", "huber"], "LOSS_TYPE must be one of smooth_l1, .*, got 'huber'"),
+        (["BBOX_REG_WEIGHTS", "(1.0, 1.0, 0.0, 1.0)"], "BBOX_REG_WEIGHTS must be positive"),
+    ],
+)
+def test_box_loss_that_is_not_possible_is_refused(tiny_rcnn, options, message):
+    with pytest.raises(ValueError, match=f"MODEL.RPN.(BBOX_REG_)?{message}"):
+        build_model(tiny_rcnn(*RESOBJ, f"MODEL.RPN.{options[0]}", options[1]))
+
+
+class OwnTransform(Box2BoxTransform):
+    """Deltas of another kind."""
+
+
+def test_a_transform_of_ones_own_is_refused_beside_an_objectness_branch_only(tiny_rcnn):
+    for options, refused in ((RESOBJ, True), ([], False)):
+        cfg = tiny_rcnn(*options)
+        shapes = build_model(cfg).backbone.output_shape()
+        arguments = ResObjRPN.from_config(cfg, shapes)
+        arguments["box2box_transform"] = OwnTransform(weights=(1.0, 1.0, 1.0, 1.0))
+        if not refused:
+            assert ResObjRPN(**arguments).coder is None
+            continue
+        with pytest.raises(ValueError, match="needs Detectron2's Box2BoxTransform, got a OwnTrans"):
+            ResObjRPN(**arguments)
 
 
 def test_proposals_are_ranked_by_the_last_step(tiny_rcnn, make_batch):

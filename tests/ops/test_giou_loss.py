@@ -168,15 +168,17 @@ def test_pairs_outside_the_mask_contribute_nothing_even_if_not_finite(impl):
     assert nothing.item() == 0 and not gradient(nothing, pred).any()
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("coordinate", range(4))
-def test_nan_inside_the_mask_shows_in_the_loss(native_device, coordinate):
+def test_what_is_not_finite_shows_in_the_loss(native_device, coordinate, value):
     for which in (0, 1):
         pair = [torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]]) for _ in range(2)]
-        pair[which][0, coordinate] = NAN
+        pair[which][0, coordinate] = value
         pred, target = pair[0].to(native_device).requires_grad_(), pair[1].to(native_device)
         loss = ops.giou_loss(pred, target)
         assert loss.isnan()
-        assert gradient(loss, pred).isnan().any(dim=1).tolist() == [True, False]
+        assert gradient(loss, pred).isnan().all(dim=1).tolist() == [True, False]
+        assert gradient(ops.giou_loss(pred, target), pred)[1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])

@@ -74,8 +74,8 @@ RESOBJ_HD float log1p_unit(float u) {
 
 RESOBJ_HD double log1p_unit(double u) { return log1p(u); }
 
-// log(1 + y) for y >= 0 in two halves, so that loops can be cut between them: the part that a power
-// of two has in it, and the rest, whose log1p_unit is to be added.
+// log(1 + y) for y >= 0 in two halves, so that loops can be cut between them: the logarithm of the
+// power of two in 1 + y, and what remains, whose log1p_unit is to be added.
 template <typename T>
 struct SplitLogarithm {
   T power;
@@ -111,8 +111,8 @@ RESOBJ_HD T log1p_positive(T y) {
 RESOBJ_HD float magnitude(float x) { return fabsf(x); }
 RESOBJ_HD double magnitude(double x) { return fabs(x); }
 
-RESOBJ_HD float with_sign_of(float sign, float magnitude) { return copysignf(magnitude, sign); }
-RESOBJ_HD double with_sign_of(double sign, double magnitude) { return copysign(magnitude, sign); }
+RESOBJ_HD float with_sign_of(float sign, float value) { return copysignf(value, sign); }
+RESOBJ_HD double with_sign_of(double sign, double value) { return copysign(value, sign); }
 
 // Which logits there can be. The results are the same; where none is positive, they take less to
 // compute.

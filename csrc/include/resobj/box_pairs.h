@@ -62,7 +62,8 @@ RESOBJ_HD Box<T> gradient_of_first(const Box<T>& a, const Box<T>& b, const PairG
   const bool intersect = pair.intersection > T(0);
   const T by_hull_width = slopes.hull * pair.hull_height;
   const T by_hull_height = slopes.hull * pair.hull_width;
-  // Of a pair that is not finite, no coordinate has a finite gradient: x - x is 0 or NaN.
+  // x - x is 0 or NaN: of a pair that is not finite, a coordinate that bounds the intersection has
+  // no finite gradient either.
   const T area_width = slopes.area * (a.y2 - a.y1) + (by_hull_width - by_hull_width);
   const T area_height = slopes.area * (a.x2 - a.x1) + (by_hull_height - by_hull_height);
   // By the width and the height of the intersection or of the hull, and by those of `a`.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
@@ -79,13 +80,11 @@ class ResObjRPN(RPN):
         self.assigner = assigner
         self.sampler = sampler
         self.normalizer = normalizer
-        # Beside an objectness branch: Detectron2's, but as a sum over a mask. The data decide no
-        # shape, and nothing waits for the device.
-        self.box_loss = None
+        self.box_loss: BoxLoss | None = None
+        self.coder: DeltaCoder | None = None
         if self.rpn_head.objectness is not None:
             self.box_loss = _box_loss(self.box_reg_loss_type, self.smooth_l1_beta)
-        transform = self.box2box_transform
-        self.coder = DeltaCoder(weights=transform.weights, scale_clamp=transform.scale_clamp)
+            self.coder = _coder(self.box2box_transform)
         self.statistics: dict[str, Tensor] = {}
 
     @classmethod
@@ -251,8 +250,7 @@ class ResObjRPN(RPN):
                 list(targets.matched_gt_boxes),
             )
         all_anchors = Boxes.cat(anchors).tensor
-        box_loss = self._box_loss_of(all_anchors, torch.cat(deltas, dim=1), targets)
-        losses = {"loss_rpn_loc": box_loss * self.loss_weight.get("loss_rpn_loc", 1.0)}
+        losses = {"loss_rpn_loc": self._box_loss_of(all_anchors, torch.cat(deltas, dim=1), targets)}
         num_foreground, num_trained = targets.foreground.sum(), targets.valid.sum()
         num_images = len(targets.labels)
         normalizer = self.normalizer(num_foreground, num_trained, num_images)
@@ -268,13 +266,15 @@ class ResObjRPN(RPN):
             )
         for name, loss in branch_losses.items():
             losses[name.replace("loss_", "loss_rpn_", 1)] = loss * weight
-        # Under Detectron2's names, which its RPN logs after waiting for the device.
+        # Under the names that Detectron2's RPN logs.
         self.statistics["rpn/num_pos_anchors"] = num_foreground / num_images
         self.statistics["rpn/num_neg_anchors"] = (num_trained - num_foreground) / num_images
         return losses
 
     def _box_loss_of(self, anchors: Tensor, deltas: Tensor, targets: Targets) -> Tensor:
-        """With Detectron2's divisor.
+        """The box loss that Detectron2's ``losses`` gives, with its divisor and weight.
+
+        It is a sum over a mask, so that the data decide no shape and nothing waits for the device.
 
         Args:
             anchors: (R, 4).
@@ -285,20 +285,38 @@ class ResObjRPN(RPN):
             pred = self.coder.decode(anchors, pred)
         else:
             target = self.coder.encode(anchors, target)
-        total = self.box_loss(pred, target, targets.foreground)
-        return total / (self.batch_size_per_image * len(targets.labels))
+        weight = self.loss_weight.get("loss_rpn_loc", 1.0)
+        factor = weight / (self.batch_size_per_image * len(targets.labels))
+        with expected_gradient(factor):
+            total = self.box_loss(pred, target, targets.foreground)
+        return total * factor
 
 
 def _box_loss(kind: str, beta: float) -> BoxLoss:
     """The loss that ``MODEL.RPN.BBOX_REG_LOSS_TYPE`` names."""
     if kind == "smooth_l1":
-        return SmoothL1Loss(beta=beta)
+        return SmoothL1Loss(beta=max(beta, 0.0))  # Detectron2's is L1 below 0 too
     overlaps: dict[str, type[BoxLoss]] = {"giou": GIoULoss, "diou": DIoULoss, "ciou": CIoULoss}
     if kind not in overlaps:
         raise ValueError(
-            f"MODEL.RPN.BBOX_REG_LOSS_TYPE must be smooth_l1, {', '.join(overlaps)}, got {kind!r}"
+            "MODEL.RPN.BBOX_REG_LOSS_TYPE must be one of smooth_l1, giou, diou and ciou, "
+            f"got {kind!r}"
         )
     return overlaps[kind]()
+
+
+def _coder(transform: Box2BoxTransform) -> DeltaCoder:
+    """The same deltas as Detectron2's, whose ``get_deltas`` waits for the device."""
+    if type(transform) is not Box2BoxTransform:
+        raise ValueError(
+            "an RPN with MODEL.RESOBJ_RPN.OBJECTNESS needs Detectron2's Box2BoxTransform, got a "
+            f"{type(transform).__name__}"
+        )
+    if min(transform.weights) <= 0:
+        raise ValueError(
+            f"MODEL.RPN.BBOX_REG_WEIGHTS must be positive, got {tuple(transform.weights)}"
+        )
+    return DeltaCoder(weights=transform.weights, scale_clamp=transform.scale_clamp)
 
 
 def _per_level(deltas: LevelMaps) -> list[Tensor]:
