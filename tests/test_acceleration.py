@@ -303,7 +303,7 @@ def test_an_rpn_with_residual_objectness_keeps_its_losses(tiny_rcnn, caplog):
             "KeepAll",
         )  # fmt: skip
     )
-    accelerate(model, losses=True)
+    resobj_d2.accelerate(model, losses=True)
     assert "losses" not in sum(accelerated_parts(model).values(), [])
     assert "beside an objectness branch its losses are its own" in caplog.text
 
