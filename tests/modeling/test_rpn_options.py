@@ -108,15 +108,17 @@ def test_key_reaches_its_object(tiny_rcnn, key, value, path, expected):
     assert found[0] != expected  # the default differs
 
 
-@pytest.mark.parametrize("objectness", [[], RESOBJ], ids=["off", "resobj"])
-def test_accelerate_applies_only_to_detectron2s_parts(tiny_rcnn, make_batch, objectness):
-    """Off, labels and losses are Detectron2's; otherwise labels are already ours."""
+@pytest.mark.parametrize(
+    "options, parts",
+    [([], ["labels", "losses"]), (RESOBJ[2:], ["losses"]), (RESOBJ, [])],
+    ids=["off", "sampler", "resobj"],
+)
+def test_accelerate_applies_only_to_detectron2s_parts(tiny_rcnn, make_batch, options, parts):
+    """With a sampler labels are already ours, with a branch losses too."""
     batch = make_batch([(128, 160, 6), (160, 128, 0), (140, 150, 3)])
-    cfg = tiny_rcnn(*objectness)
-    plain = build_model(cfg)
+    plain = build_model(tiny_rcnn(*options))
     model = resobj_d2.accelerate(copy.deepcopy(plain), losses=True)
-    expected = ["losses"] if objectness else ["labels", "losses"]
-    assert accelerated_parts(model) == {"proposal_generator": expected}
+    assert accelerated_parts(model) == ({"proposal_generator": parts} if parts else {})
     with EventStorage():
         torch.manual_seed(0)
         a = model(batch)
