@@ -21,9 +21,9 @@ class Target:
     """The smallest acceptable ratio of the peer's time to ours; None for no target.
 
     ``cpu`` is for one thread; ``avx2`` replaces it on a processor without AVX-512, and with default
-    malloc in a case that is measured with both. With two threads
-    three quarters of it suffice, as long as that is more than 1: the peers' eager code gains more
-    from threads than a millisecond call does.
+    malloc in a case that is measured with both. With two threads three quarters of it suffice, as
+    long as that is more than 1: the peers' eager code gains more from threads than a millisecond
+    call does.
     """
 
     cpu: float | None = None

@@ -294,20 +294,6 @@ def test_subclasses_keep_what_they_override(build, batch, caplog):
     assert_identical(step(pickle.loads(pickle.dumps(model)), batch)[0], expected)
 
 
-def test_an_rpn_with_residual_objectness_keeps_its_losses(tiny_rcnn, caplog):
-    model = build_model(
-        tiny_rcnn(
-            "MODEL.RESOBJ_RPN.OBJECTNESS.ENABLED",
-            "True",
-            "MODEL.RESOBJ_RPN.SAMPLER.NAME",
-            "KeepAll",
-        )  # fmt: skip
-    )
-    resobj_d2.accelerate(model, losses=True)
-    assert "losses" not in sum(accelerated_parts(model).values(), [])
-    assert "beside an objectness branch its losses are its own" in caplog.text
-
-
 def test_unknown_models_are_left_alone_with_a_warning(caplog):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     assert resobj_d2.accelerate(model) is model

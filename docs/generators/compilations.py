@@ -35,10 +35,10 @@ from resobj_d2.config import load_config
 __all__ = [
     "SETTINGS",
     "Count",
-    "random_batch",
     "batches",
     "count",
     "main",
+    "random_batch",
     "raw_maps",
     "training_losses",
 ]

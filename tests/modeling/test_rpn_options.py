@@ -113,12 +113,16 @@ def test_key_reaches_its_object(tiny_rcnn, key, value, path, expected):
     [([], ["labels", "losses"]), (RESOBJ[2:], ["losses"]), (RESOBJ, [])],
     ids=["off", "sampler", "resobj"],
 )
-def test_accelerate_applies_only_to_detectron2s_parts(tiny_rcnn, make_batch, options, parts):
+def test_accelerate_applies_only_to_detectron2s_parts(
+    tiny_rcnn, make_batch, caplog, options, parts
+):
     """With a sampler labels are already ours, with a branch losses too."""
     batch = make_batch([(128, 160, 6), (160, 128, 0), (140, 150, 3)])
     plain = build_model(tiny_rcnn(*options))
     model = resobj_d2.accelerate(copy.deepcopy(plain), losses=True)
     assert accelerated_parts(model) == ({"proposal_generator": parts} if parts else {})
+    kept = "losses of proposal_generator (ResObjRPN) not accelerated: beside an objectness branch"
+    assert (kept in caplog.text) == (not parts)
     with EventStorage():
         torch.manual_seed(0)
         a = model(batch)
