@@ -24,8 +24,8 @@ INSTRUCTION_SETS = {
 def describe(device: str) -> dict:
     """Processor, GPU, versions, kernels and the state of the repository, for the JSON.
 
-    ``instructions`` are those that the kernels use; ``title`` says so if the processor has better
-    ones, since ``ATEN_CPU_CAPABILITY`` can limit them.
+    ``instructions`` are those that the kernels use; ``title`` names them unless they are the best
+    of all, since processors of one name differ and ``ATEN_CPU_CAPABILITY`` can limit them.
     """
     from resobj_d2 import ops
 
@@ -36,7 +36,7 @@ def describe(device: str) -> dict:
         "device": device,
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "title": cpu if used == best else f"{cpu}, {used} only",
+        "title": title(cpu, best, used),
         "instructions": used,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -52,6 +52,12 @@ def describe(device: str) -> dict:
         result["gpu_capability"] = f"{properties.major}.{properties.minor}"
         result["cuda"] = torch.version.cuda
     return result
+
+
+def title(cpu: str, best: str, used: str) -> str:
+    if used != best:
+        return f"{cpu}, {used} only"
+    return cpu if best == next(iter(INSTRUCTION_SETS)) else f"{cpu}, {best}"
 
 
 def slug(machine: dict) -> str:

@@ -91,13 +91,19 @@ def test_results_in_a_folder_are_named_after_the_processor(one_row, tmp_path):
     assert {"cpu", "torch", "git", "instructions", "kernels"} <= set(results["machine"])
 
 
-def test_results_of_limited_instructions_have_a_name_of_their_own(monkeypatch):
-    monkeypatch.setattr(command.machine, "processor", lambda: ("X 1", {"avx2", "avx512f"}))
-    names = []
-    for used in ("avx2", "baseline", None):
+def test_results_of_each_instruction_set_have_a_name_of_their_own(monkeypatch):
+    best = {"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    names = {}
+    for flags, used in ((best, "avx512"), (best, "avx2"), ({"avx2"}, "avx2"), ({"avx2"}, None)):
+        monkeypatch.setattr(command.machine, "processor", lambda flags=flags: ("X 1", flags))
         monkeypatch.setattr(command.machine, "used_instructions", lambda used=used: used)
-        names.append(command.machine.slug(command.machine.describe("cpu")))
-    assert names == ["x-1", "x-1-baseline-only", "x-1"]
+        names[len(flags), used] = command.machine.slug(command.machine.describe("cpu"))
+    assert names == {
+        (5, "avx512"): "x-1",
+        (5, "avx2"): "x-1-avx2-only",
+        (1, "avx2"): "x-1-avx2",
+        (1, None): "x-1-avx2",
+    }
 
 
 def test_cases_of_one_process_are_grouped(toy_case):
