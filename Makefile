@@ -17,7 +17,7 @@ help:
 	@echo "make demo       train, evaluate and draw Residual Objectness on generated scenes"
 	@echo "make test       run every test, including the slow ones"
 	@echo "make docs       build the site in build/site; broken links and undocumented names fail"
-	@echo "make bench      measure the operators against their peers (about 10 minutes)"
+	@echo "make bench      measure the operators against their peers (half an hour or more)"
 	@echo "make gpu-check  build, test and measure on an NVIDIA GPU, in nine minutes"
 	@echo "make setup      create .venv: pinned dependencies, Detectron2, native operators"
 	@echo "make lint       check style and formatting of Python, C++ and CUDA sources"

@@ -74,13 +74,13 @@ def excerpt(results: list[dict]) -> str:
         ratio = f"{row['comparison']['ratio']:.3g}x"
         memory = peak({**row, "peak_limit_mb": None})
         lines.append([f"{TITLES[row['id']]}, {size(row)}", row["peer"], times, ratio, memory])
-    return f"{on_cpu[0]['machine']['cpu']}, one thread:\n\n{grid(header, lines)}"
+    return f"{title_of(on_cpu[0]['machine'])}, one thread:\n\n{grid(header, lines)}"
 
 
 def of_processors(results: list[dict]) -> list[dict]:
-    """Those on CPUs; a processor's best instructions come before others."""
+    """Those on CPUs by title, so that a processor's best instructions come before others."""
     on_cpu = [r for r in results if r["machine"]["device"] == "cpu"]
-    return sorted(on_cpu, key=lambda r: title_of(r["machine"]) != r["machine"]["cpu"])
+    return sorted(on_cpu, key=lambda r: title_of(r["machine"]))
 
 
 def title_of(about: dict) -> str:

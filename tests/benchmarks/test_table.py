@@ -53,6 +53,18 @@ def test_limited_instructions_have_a_table_of_their_own_after_the_processors():
     assert "40.4x" in table.excerpt([limited, results(row(size="201600 x 50"))])
 
 
+def test_a_processor_without_the_best_instructions_is_titled_so_and_before_limited_ones():
+    native = results(row(size="201600 x 50"), title="A Processor, avx2")
+    limited = results(row(), title="A Processor, avx2 only")
+    text = table.render([limited, native])
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### A Processor, avx2",
+        "### A Processor, avx2 only",
+    ]
+    excerpt = table.excerpt([limited, native])
+    assert excerpt.startswith("A Processor, avx2, one thread:") and "40.4x" in excerpt
+
+
 def test_gpu_results_fill_a_column_and_have_their_own_table():
     on_gpu = row(
         comparison={**FOUND, "ratio": 15.0}, ours_ms=0.01, peer_ms=0.15,
